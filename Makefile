@@ -1,0 +1,37 @@
+# Everything happens in .venv, made from pyproject.toml and constraints.txt. Needs Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test serve check install train clean
+
+demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
+	$(BIN)/emender demo --out out/demo
+
+test: install  ## all tests, against a real Postgres
+	$(BIN)/pytest
+
+serve: install  ## the embedded stack, until Ctrl-C
+	$(BIN)/emender serve --embedded
+
+check: install  ## style, types, layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/typos
+
+train: install  ## train the emoji model again (about 90 minutes on two cores)
+	$(BIN)/pip install -q -c constraints.txt -e '.[train]'
+	$(BIN)/python -m demo.train
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out var

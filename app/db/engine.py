@@ -1,0 +1,22 @@
+"""The database engine and its sessions: sync SQLAlchemy over psycopg 3, the same for API and worker."""
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+Sessions = sessionmaker[Session]
+
+
+def database_url(url: str) -> URL:
+    """`postgresql://…` and `postgres://…` as given by operators, with psycopg 3 as the driver."""
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def connect(url: str, *, pool_size: int = 10) -> Engine:
+    """An engine whose connections are tested before use, so that a restarted Postgres costs one reconnect."""
+    return create_engine(database_url(url), pool_pre_ping=True, pool_size=pool_size, max_overflow=10)
+
+
+def sessions(engine: Engine) -> Sessions:
+    """The session factory; objects stay readable after the commit at the edge."""
+    return sessionmaker(engine, expire_on_commit=False)

@@ -1,0 +1,121 @@
+"""Who works on what: the one place with SKIP LOCKED, leases and fences.
+
+Leases use the database's clock only. A result is written through `finish`, which checks that the attempt still holds
+the job: a worker that was stopped past its lease cannot write over the one that took its place.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import CursorResult, Select, func, select, update
+from sqlalchemy.orm import Session
+
+from app.db.models import Job, JsonObject
+
+
+class LeaseLost(Exception):
+    """The attempt no longer holds its job: its lease ran out and the job was requeued, or it has ended."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a worker holds: the job and the attempt that may write its result."""
+
+    job_id: UUID
+    kind: str
+    target_id: UUID
+    attempt: int
+    payload_version: int
+
+
+def claim(
+    session: Session, *, worker: str, lease_seconds: float, candidates: Select[tuple[UUID]], limit: int = 1
+) -> list[Lease]:
+    """Take up to `limit` queued jobs among `candidates` (a select of job ids), oldest first, skipping locked ones."""
+    chosen = (
+        select(Job.id)
+        .where(Job.state == "queued", Job.id.in_(candidates))
+        .order_by(Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = session.scalars(chosen).all()
+    if not ids:
+        return []
+    claimed = session.scalars(
+        update(Job)
+        .where(Job.id.in_(ids))
+        .values(
+            state="running",
+            attempt=Job.attempt + 1,
+            worker=worker,
+            started_at=func.now(),
+            lease_expires_at=func.now() + timedelta(seconds=lease_seconds),
+            progress=None,
+        )
+        .returning(Job),
+        execution_options={"populate_existing": True},
+    ).all()
+    return [
+        Lease(job.id, job.kind, job.target_id, job.attempt, job.payload_version)
+        for job in sorted(claimed, key=lambda job: job.id)
+    ]
+
+
+def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) -> dict[UUID, bool]:
+    """Extend the leases that are still ours; the result maps their job ids to whether a cancel was asked for."""
+    held = {}
+    for lease in leases:
+        cancel = session.scalar(
+            _held(lease)
+            .values(lease_expires_at=func.now() + timedelta(seconds=lease_seconds))
+            .returning(Job.cancel_requested)
+        )
+        if cancel is not None:
+            held[lease.job_id] = cancel
+    return held
+
+
+def report(session: Session, *, lease: Lease, progress: JsonObject) -> None:
+    """Write progress; silent where the lease was lost, since the result will be refused anyway."""
+    session.execute(_held(lease).values(progress=progress))
+
+
+def finish(session: Session, *, lease: Lease, state: str, problem: JsonObject | None = None) -> None:
+    """The fence: end the job as this attempt, in the transaction that writes its result, or raise `LeaseLost`."""
+    statement = _held(lease).values(state=state, problem=problem, finished_at=func.now(), lease_expires_at=None)
+    result = cast(CursorResult[Any], session.execute(statement))
+    if result.rowcount != 1:
+        raise LeaseLost(f"job {lease.job_id}, attempt {lease.attempt}")
+
+
+def release(session: Session, *, lease: Lease) -> None:
+    """Give a job back unfinished, as a worker does that is told to stop; it does not count as an attempt."""
+    session.execute(
+        _held(lease).values(state="queued", attempt=Job.attempt - 1, worker=None, lease_expires_at=None, progress=None)
+    )
+
+
+def expired(session: Session, *, limit: int = 100) -> list[Job]:
+    """Running jobs whose lease ran out, locked for the caller, who requeues or fails them."""
+    return list(
+        session.scalars(
+            select(Job)
+            .where(Job.state == "running", Job.lease_expires_at < func.now())
+            .order_by(Job.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+    )
+
+
+def waiting(session: Session, *, kinds: Collection[str]) -> int:
+    """How many jobs of these kinds are queued."""
+    return session.scalar(select(func.count()).where(Job.state == "queued", Job.kind.in_(kinds))) or 0
+
+
+def _held(lease: Lease) -> Any:
+    return update(Job).where(Job.id == lease.job_id, Job.attempt == lease.attempt, Job.state == "running")

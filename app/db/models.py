@@ -1,0 +1,298 @@
+"""The whole schema on one page.
+
+`jobs` is the only ledger of work: whatever a worker does has a row there, with its attempt and its lease. Domain rows
+(models, edits, checkpoints) carry the state that clients see and change it in the same transaction as their job.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, String, func
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from uuid_utils.compat import uuid7
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+JsonObject = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {
+        datetime: DateTime(timezone=True),
+        JsonObject: JSONB,
+        list[JsonObject]: JSONB,
+        list[int]: ARRAY(BigInteger),
+        list[str]: ARRAY(String),
+    }
+
+
+def one_of(column: str, *values: str) -> CheckConstraint:
+    """An enumeration as text with a CHECK."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+class Identified:
+    """A UUIDv7 key: sorts by time of creation, so that a keyset page needs the key alone."""
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Identified, Base):
+    __tablename__ = "api_keys"
+
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)  # the public half: em_<prefix>_<secret>
+    secret_sha256: Mapped[bytes]
+    scopes: Mapped[list[str]]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class Model(Identified, Base):
+    """A base model: a diffusers pipeline whose text encoder is edited."""
+
+    __tablename__ = "base_models"
+    __table_args__ = (one_of("state", "registering", "ready", "failed"),)
+
+    name: Mapped[str] = mapped_column(unique=True)
+    namespace: Mapped[str]
+    source: Mapped[str]
+    revision: Mapped[str | None]
+    state: Mapped[str] = mapped_column(default="registering")
+    family: Mapped[str | None]
+    encoders: Mapped[list[JsonObject]] = mapped_column(default=list)  # name, layers, width, mlp_width
+    digest: Mapped[str | None]  # sha256 over the sorted (path, sha256) of the files
+    problem: Mapped[JsonObject | None]
+    created_by: Mapped[str]
+
+    files: Mapped[list["ModelFile"]] = relationship(order_by="ModelFile.path")
+
+
+class ModelFile(Base):
+    __tablename__ = "model_files"
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+
+
+class Statistics(Identified, Base):
+    """Second moments C0 of a model's keys; the tensors are a blob in the store."""
+
+    __tablename__ = "statistics"
+    __table_args__ = (one_of("state", "queued", "estimating", "ready", "failed"),)
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"), index=True)
+    state: Mapped[str] = mapped_column(default="queued")
+    captions_name: Mapped[str]
+    captions_sha256: Mapped[str | None]  # the caption list as a blob
+    captions: Mapped[int | None] = mapped_column(BigInteger)
+    tokens: Mapped[int | None] = mapped_column(BigInteger)
+    digest: Mapped[str | None]  # sha256 of the blob
+    problem: Mapped[JsonObject | None]
+    created_by: Mapped[str]
+
+
+class Image(Base):
+    """A reference image as we keep it: re-encoded, without metadata."""
+
+    __tablename__ = "images"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    width: Mapped[int]
+    height: Mapped[int]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_by: Mapped[str]
+
+
+class Edit(Identified, Base):
+    """One correction, as it was asked for. Immutable but for its state."""
+
+    __tablename__ = "edits"
+    __table_args__ = (
+        one_of("state", "queued", "optimizing", "ready", "failed", "cancelling", "cancelled"),
+        Index(None, "model_id", "state", "id"),
+    )
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"))
+    source: Mapped[str] = mapped_column(index=True)
+    destination: Mapped[JsonObject]  # exactly one of prompt, images, erase, balance
+    templates: Mapped[list[str]]
+    settings: Mapped[JsonObject]
+    reason: Mapped[str | None]
+    labels: Mapped[JsonObject] = mapped_column(default=dict)
+    state: Mapped[str] = mapped_column(default="queued")
+    problem: Mapped[JsonObject | None]
+    created_by: Mapped[str]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    model: Mapped[Model] = relationship()
+    values: Mapped[list["EditValue"]] = relationship(order_by="EditValue.encoder")
+
+
+class EditValue(Base):
+    """Stage I's result for one encoder: float32 little endian vectors, and how they were found."""
+
+    __tablename__ = "edit_values"
+
+    edit_id: Mapped[UUID] = mapped_column(ForeignKey("edits.id"), primary_key=True)
+    encoder: Mapped[str] = mapped_column(primary_key=True)
+    layer: Mapped[int]
+    delta: Mapped[bytes]
+    hidden: Mapped[bytes]
+    sha256: Mapped[str]  # of delta followed by hidden
+    losses: Mapped[JsonObject]
+    attempt: Mapped[int]
+    engine: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Checkpoint(Identified, Base):
+    """A published version: a function of the base model, the values, alpha, the layers and the statistics."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        one_of("state", "building", "published", "failed", "retracted"),
+        Index("uq_checkpoints_model_id_number", "model_id", "number", unique=True),
+    )
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"))
+    number: Mapped[int]  # version v<number>
+    state: Mapped[str] = mapped_column(default="building")
+    commit: Mapped[str | None] = mapped_column(index=True)  # 40 lowercase hex, derived from the content
+    statistics_id: Mapped[UUID] = mapped_column(ForeignKey("statistics.id"))
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
+    alpha: Mapped[float]
+    layers: Mapped[list[int]]
+    options: Mapped[JsonObject]  # residual mode, mass, preserved prompts
+    notes: Mapped[str | None]
+    alias: Mapped[str | None]  # to be moved here once published
+    report: Mapped[JsonObject | None]  # residual left per edit, norms, condition numbers, conflicts
+    problem: Mapped[JsonObject | None]
+    created_by: Mapped[str]
+    published_at: Mapped[datetime | None]
+    retracted_at: Mapped[datetime | None]
+
+    model: Mapped[Model] = relationship()
+    edits: Mapped[list["CheckpointEdit"]] = relationship(order_by="CheckpointEdit.position")
+    files: Mapped[list["CheckpointFile"]] = relationship(order_by="CheckpointFile.path")
+
+
+class CheckpointEdit(Base):
+    __tablename__ = "checkpoint_edits"
+
+    checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    edit_id: Mapped[UUID] = mapped_column(ForeignKey("edits.id"), index=True)
+
+    edit: Mapped[Edit] = relationship()
+
+
+class CheckpointFile(Base):
+    __tablename__ = "checkpoint_files"
+
+    checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+
+
+class Alias(Base):
+    """A name that is moved from version to version by compare-and-swap."""
+
+    __tablename__ = "aliases"
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"))
+    moves: Mapped[int] = mapped_column(default=1)  # its ETag: counts the moves, also across a delete
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    checkpoint: Mapped[Checkpoint] = relationship()
+
+
+class AliasMove(Base):
+    __tablename__ = "alias_moves"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"), index=True)
+    name: Mapped[str]
+    from_checkpoint_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
+    to_checkpoint_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
+    moved_by: Mapped[str]
+    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Job(Identified, Base):
+    """A piece of work. At most one attempt holds it, and only that attempt may write its result."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        one_of("kind", "register_model", "estimate_statistics", "optimize_edit", "build_checkpoint"),
+        one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
+        Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
+    )
+
+    kind: Mapped[str]
+    target_id: Mapped[UUID] = mapped_column(index=True)  # the model, statistics, edit or checkpoint
+    state: Mapped[str] = mapped_column(default="queued")
+    attempt: Mapped[int] = mapped_column(default=0)  # counts the claims
+    payload_version: Mapped[int] = mapped_column(default=1)
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    progress: Mapped[JsonObject | None]
+    problem: Mapped[JsonObject | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Outbox(Base):
+    """A bell to be rung: written with the state change, delivered after its commit."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """The first answer to a POST, replayed to its repetitions for 24 hours."""
+
+    __tablename__ = "idempotency_keys"
+
+    principal: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[bytes]  # of method, path, query and body
+    status: Mapped[int | None]  # none while in flight
+    headers: Mapped[JsonObject | None]
+    body: Mapped[bytes | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class AuditEvent(Base):
+    """Who changed what, when and why. Each row carries the hash of the one before."""
+
+    __tablename__ = "audit_events"
+
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(index=True)
+    action: Mapped[str] = mapped_column(index=True)
+    target: Mapped[str] = mapped_column(index=True)
+    details: Mapped[JsonObject]
+    previous_hash: Mapped[bytes]
+    hash: Mapped[bytes]

@@ -1,0 +1,91 @@
+"""What routes ask for: a session, the settings, the store, a page. Authentication is in `app.auth.dependencies`."""
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypeVar
+from uuid import UUID
+
+from fastapi import Depends, Query, Request, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
+from app.problems import Unprocessable
+from app.settings import Settings
+from app.storage.local import LocalStore
+
+Item = TypeVar("Item")
+
+
+def get_session(request: Request) -> Iterator[Session]:
+    """One transaction a request: committed here, at its edge, before the answer is sent; rolled back on any error."""
+    with request.app.state.sessions() as session:
+        yield session
+        session.commit()
+
+
+def get_settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def get_store(request: Request) -> LocalStore:
+    store: LocalStore = request.app.state.store
+    return store
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+StoreDep = Annotated[LocalStore, Depends(get_store)]
+
+
+class Page(BaseModel, Generic[Item]):
+    """A keyset page, newest first."""
+
+    items: list[Item]
+    next: str | None = Field(description="cursor of the next page; null on the last")
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """`?limit=&cursor=`: the cursor is the last id of the page before, opaque to clients."""
+
+    request: Request
+    response: Response
+    limit: int
+    after: UUID | None
+
+    def select(self, query: Select[tuple[Item]], key: object) -> Select[tuple[Item]]:
+        """This page's rows by descending `key` (a UUIDv7 column), and one more to know whether it is the last."""
+        if self.after is not None:
+            query = query.where(key < self.after)  # type: ignore[operator]
+        return query.order_by(key.desc()).limit(self.limit + 1)  # type: ignore[attr-defined]
+
+    def page(self, rows: Sequence[Item], items: Sequence[BaseModel], ids: Sequence[UUID]) -> "Page[BaseModel]":
+        """`items` of the rows that `select` chose, with the cursor and the `Link` header of the next page."""
+        if len(rows) <= self.limit:
+            return Page(items=list(items), next=None)
+        cursor = base64.urlsafe_b64encode(ids[self.limit - 1].bytes).decode().rstrip("=")
+        url = self.request.url.include_query_params(cursor=cursor)
+        self.response.headers["Link"] = f'<{url}>; rel="next"'
+        return Page(items=list(items[: self.limit]), next=cursor)
+
+
+def get_page(
+    request: Request,
+    response: Response,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> PageRequest:
+    after = None
+    if cursor is not None:
+        try:
+            after = UUID(bytes=base64.urlsafe_b64decode(cursor + "=="))
+        except (binascii.Error, ValueError):
+            raise Unprocessable.at("cursor", "Not a cursor of ours; start again without one.") from None
+    return PageRequest(request=request, response=response, limit=limit, after=after)
+
+
+PageDep = Annotated[PageRequest, Depends(get_page)]

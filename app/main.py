@@ -1,0 +1,65 @@
+"""The HTTP application. `uvicorn app.main:application --factory` serves it; nothing here imports torch."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from sqlalchemy import text
+
+import editing
+from app import problems
+from app.audit.routes import router as audit
+from app.auth.routes import router as keys
+from app.checkpoints.routes import router as checkpoints
+from app.db.engine import connect, sessions
+from app.dependencies import SessionDep
+from app.edits.routes import router as edits
+from app.hub.routes import router as hub
+from app.images.routes import router as images
+from app.models.routes import router as models
+from app.settings import Settings, get_settings
+from app.storage.local import LocalStore
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application on the given settings; `database_url` must be set."""
+    if settings.database_url is None:
+        raise ValueError("EMENDER_DATABASE_URL is not set; set it, or use `emender serve --embedded`")
+    engine = connect(settings.database_url.get_secret_value())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="Emender",
+        version=editing.__version__,
+        summary="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.sessions = sessions(engine)
+    app.state.store = LocalStore(settings.store_folder)
+    problems.install(app)
+
+    @app.get("/healthz", tags=["health"])
+    def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"])
+    def readyz(session: SessionDep) -> dict[str, str]:
+        """The database answers and has the schema."""
+        session.execute(text("SELECT version_num FROM alembic_version"))
+        return {"status": "ready"}
+
+    for router in (keys, models, images, edits, checkpoints, audit):
+        app.include_router(router, prefix="/v1")
+    app.include_router(hub)
+    return app
+
+
+def application() -> FastAPI:
+    """The factory that uvicorn calls."""
+    return create_app(get_settings())

@@ -1,0 +1,60 @@
+"""One real Postgres for the whole run, one database a test session, one outer transaction rolled back per test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from app.db.embedded import EmbeddedPostgres
+from app.db.engine import connect
+from app.db.migrate import upgrade
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database: of EMENDER_TEST_DATABASE_URL, else of an embedded Postgres."""
+    given = os.environ.get("EMENDER_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    folder: Path = tmp_path_factory.mktemp("postgres")
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o711)  # pytest's folders are 0700, and under root the server runs as nobody
+    with EmbeddedPostgres(folder) as postgres:
+        yield postgres.url
+
+
+@pytest.fixture(scope="session")
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url)
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session whose commits are savepoints of a transaction that is rolled back in the end."""
+    with engine.connect() as connection, connection.begin() as transaction:
+        with Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
+            yield session
+        transaction.rollback()
+
+
+@pytest.fixture
+def clean_database(engine: Engine) -> Iterator[Engine]:
+    """The engine of a database whose tables are emptied afterwards: for tests with several connections or processes."""
+    from app.db.models import Base
+
+    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+
+    def empty() -> None:
+        with engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+
+    empty()
+    yield engine
+    empty()
