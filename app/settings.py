@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+SECRETS = Path("/run/secrets")  # where container engines mount them
+
 
 class Settings(BaseSettings):
     """Read from variables named `EMENDER_<FIELD>`, for example `EMENDER_DATABASE_URL`."""
@@ -47,5 +49,5 @@ class Settings(BaseSettings):
 
 @lru_cache
 def get_settings() -> Settings:
-    """The process's settings, read once."""
-    return Settings()
+    """The process's settings, read once: the environment, else files such as `/run/secrets/emender_database_url`."""
+    return Settings(_secrets_dir=SECRETS if SECRETS.is_dir() else None)
