@@ -178,7 +178,8 @@ class Checkpoint(Identified, Base):
     layers: Mapped[list[int]]
     options: Mapped[JsonObject]  # residual mode, mass, preserved prompts
     notes: Mapped[str | None]
-    alias: Mapped[str | None]  # to be moved here once published
+    alias: Mapped[str | None]  # to be moved here once published, if its moves still count `alias_moves`
+    alias_moves: Mapped[int | None]
     report: Mapped[JsonObject | None]  # residual left per edit, norms, condition numbers, conflicts
     problem: Mapped[JsonObject | None]
     created_by: Mapped[str]

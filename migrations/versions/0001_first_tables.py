@@ -178,6 +178,7 @@ def upgrade() -> None:
         sa.Column("options", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("notes", sa.String(), nullable=True),
         sa.Column("alias", sa.String(), nullable=True),
+        sa.Column("alias_moves", sa.Integer(), nullable=True),
         sa.Column("report", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("problem", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("created_by", sa.String(), nullable=False),

@@ -1,0 +1,224 @@
+"""What the checkpoint calls take and give."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from app.text import Text
+
+MOST_EDITS = 20_000
+VERSION = r"^v[1-9][0-9]{0,8}$"
+REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+RESERVED_ALIASES = frozenset({"main", "base"})
+
+CheckpointState = Literal["building", "published", "failed", "retracted"]
+ResidualMode = Literal["spread", "even", "published"]
+
+
+def _alias_name(name: str) -> str:
+    taken = name in RESERVED_ALIASES or re.fullmatch(VERSION, name) or re.fullmatch(r"[0-9a-f]{40}", name)
+    if taken or ".." in name or "--" in name or name.endswith((".", ".git", ".lock")):
+        raise ValueError(
+            f"{name!r} cannot name an alias: versions (v3), commits, 'main' and 'base' have a meaning of their own, "
+            "and the Hub's clients refuse '--', '..' and '.git'"
+        )
+    return name
+
+
+def _selection(value: object) -> object:
+    """One clear message for what is neither; the ids themselves are checked where each can be named."""
+    if value == "ready" or (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
+        return value
+    raise ValueError('must be "ready" or a list of at least one edit id')
+
+
+AliasName = Annotated[str, Field(pattern=REVISION), AfterValidator(_alias_name)]
+Selection = Annotated[
+    Any,
+    BeforeValidator(_selection),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "ready", "type": "string"},
+                {"type": "array", "items": {"type": "string", "format": "uuid"}, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+class ApplyCreate(BaseModel):
+    """Which edits, and how. Exactly one of `edits` and `from`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"edits": "ready", "alpha": 0.5, "alias": "staging", "notes": "weekly corrections"},
+                {"from": "v3", "remove": ["019376f0-6f3c-7a10-8e25-3d2f6a1b9c04"]},
+            ]
+        },
+    )
+
+    edits: Selection = Field(
+        None, description='edit ids, or "ready": of each source the newest edit that is ready'
+    )
+    base: str | None = Field(None, alias="from", pattern=REVISION, description="a version or alias to start from")
+    add: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; replaces its edit of the same source")
+    remove: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; edit ids")
+    alpha: float = Field(0.5, gt=0, lt=1, description="the edits' weight against what the encoder knows (Eq. 14)")
+    layers: list[int] | None = Field(
+        None, min_length=1, description="the layers to edit, ending at the one the values were optimised for; default: 0 … it"
+    )
+    residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
+    mass: float = Field(4000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
+    preserve: list[Text] = Field([], max_length=5_000, description="prompts whose last token is to keep its value")
+    notes: Text | None = Field(None, max_length=4_000)
+    dry_run: bool = Field(False, description="answer what would be applied, and create nothing")
+    alias: AliasName | None = Field(
+        None, description="moved to the new version once it is published, unless someone else moved it meanwhile"
+    )
+
+
+
+class EditInCheckpoint(BaseModel):
+    id: UUID
+    source: str
+    destination: dict[str, Any]
+    residual: float | None = Field(
+        None, description="what the update left undone, ‖z - h‖ / ‖δ‖: 0 is an edit met exactly, 1 one not begun"
+    )
+
+
+class FileOut(BaseModel):
+    path: str
+    sha256: str
+    size: int
+
+
+class ConflictOut(BaseModel):
+    """Two edits that pull at one memory."""
+
+    kind: Literal["same source", "source is a destination", "same key"]
+    edits: tuple[UUID, UUID]
+    cosine: float | None = None
+
+
+class LayerOut(BaseModel):
+    encoder: str
+    layer: int
+    relative_norm: float = Field(description="‖ΔW‖ / ‖W‖")
+    condition: float = Field(description="condition number of the system that was solved")
+
+
+class AliasOutcome(BaseModel):
+    """What became of the alias that apply was asked to move."""
+
+    name: str
+    moved: bool
+    detail: str
+
+
+class CheckpointSummary(BaseModel):
+    version: str = Field(examples=["v3"])
+    model: str
+    state: CheckpointState
+    commit: str | None = Field(description="40 hex digits derived from all files that the revision serves")
+    edit_count: int
+    alpha: float
+    layers: list[int]
+    aliases: list[str]
+    notes: str | None
+    parent: str | None = Field(description="the version that `from` named")
+    created_by: str
+    created_at: datetime
+    published_at: datetime | None
+    retracted_at: datetime | None
+
+
+class CheckpointOut(CheckpointSummary):
+    edits: list[EditInCheckpoint]
+    residual: ResidualMode
+    mass: float
+    preserve: list[str]
+    statistics: str = Field(description="digest of the second moments")
+    files: list[FileOut]
+    conflicts: list[ConflictOut]
+    changed_layers: list[LayerOut]
+    alias: AliasOutcome | None
+    progress: dict[str, Any] | None
+    problem: dict[str, Any] | None = Field(description="why it failed or was retracted")
+
+
+class ApplyPlan(BaseModel):
+    """The answer to a dry run."""
+
+    model: str
+    edits: list[EditInCheckpoint]
+    superseded: list[UUID] = Field(description="left out, since a newer edit has the same source")
+    conflicts: list[ConflictOut]
+    alpha: float
+    layers: list[int]
+    statistics: str
+
+
+class AliasOut(BaseModel):
+    name: str
+    version: str
+    commit: str | None
+    updated_at: datetime
+
+
+class AliasPut(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "v3"}]})
+
+    version: str = Field(pattern=VERSION)
+
+
+class Retraction(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "draws the wrong flag"}]})
+
+    reason: Text = Field(min_length=1, max_length=4_000)
+
+
+class LayerDifference(BaseModel):
+    path: str
+    tensor: str
+    layer: int | None
+    relative_norm: float = Field(description="‖W - W_against‖ / ‖W_against‖")
+
+
+class FileDifference(BaseModel):
+    path: str
+    change: Literal["added", "removed", "changed"]
+    sha256: str | None
+    against_sha256: str | None
+
+
+class DifferenceOut(BaseModel):
+    version: str
+    against: str
+    added: list[EditInCheckpoint]
+    removed: list[EditInCheckpoint]
+    layers: list[LayerDifference] = Field(description="every tensor of the text encoders that differs")
+    files: list[FileDifference]
+
+
+class FileOrigin(BaseModel):
+    """One place that a file comes from."""
+
+    model: str
+    version: str | None = Field(description="null: a file of the base model")
+    state: str
+    path: str
+    commit: str | None
+    edits: list[EditInCheckpoint]
+
+
+class FileProvenance(BaseModel):
+    sha256: str
+    size: int
+    origins: list[FileOrigin]
