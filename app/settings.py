@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, description="a job that lost its lease so often has failed")
     poll_seconds: float = Field(1.0, gt=0, description="how often an idle worker and the sweeper look at Postgres")
     batch_size: int = Field(16, ge=1, description="edits that a worker optimises at once")
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads of a worker's torch; none: torch decides")
     device: str = Field("auto", description="torch device of the worker: auto, cpu, cuda, cuda:1, …")
 
     max_body_bytes: int = Field(32 * 2**20, description="largest JSON or NDJSON body")

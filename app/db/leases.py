@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Select, func, select, update
+from sqlalchemy import CursorResult, Select, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db.models import Job, JsonObject
@@ -67,16 +67,30 @@ def claim(
 
 def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) -> dict[UUID, bool]:
     """Extend the leases that are still ours; the result maps their job ids to whether a cancel was asked for."""
-    held = {}
-    for lease in leases:
-        cancel = session.scalar(
-            _held(lease)
-            .values(lease_expires_at=func.now() + timedelta(seconds=lease_seconds))
-            .returning(Job.cancel_requested)
-        )
-        if cancel is not None:
-            held[lease.job_id] = cancel
-    return held
+    held = tuple_(Job.id, Job.attempt).in_([(lease.job_id, lease.attempt) for lease in leases])
+    extended = (
+        update(Job)
+        .where(held, Job.state == "running")
+        .values(lease_expires_at=func.now() + timedelta(seconds=lease_seconds))
+        .returning(Job.id, Job.cancel_requested)
+    )
+    return {job_id: cancel for job_id, cancel in session.execute(extended)}
+
+
+def hold(session: Session, *, lease: Lease) -> bool:
+    """Lock the job to the end of the transaction; returns whether a cancel was asked for.
+
+    Raises `LeaseLost` where the attempt no longer holds it. Between this and `finish` no cancel can come in, and the
+    job is locked before its domain row, as everyone does who takes both.
+    """
+    cancel = session.scalar(
+        select(Job.cancel_requested)
+        .where(Job.id == lease.job_id, Job.attempt == lease.attempt, Job.state == "running")
+        .with_for_update()
+    )
+    if cancel is None:
+        raise LeaseLost(f"job {lease.job_id}, attempt {lease.attempt}")
+    return cancel
 
 
 def report(session: Session, *, lease: Lease, progress: JsonObject) -> None:

@@ -1,0 +1,60 @@
+"""The one pipeline that a worker keeps in memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.db.models import Model, ModelFile
+from app.models.snapshot import snapshot
+from app.storage.local import LocalStore
+from editing.errors import UnsupportedPipeline
+
+if TYPE_CHECKING:
+    from editing.pipelines import EditablePipeline
+
+log = structlog.get_logger()
+
+
+class WarmPipeline:
+    """Loads a model's pipeline from the store on first use and keeps it until another model is asked for."""
+
+    def __init__(self, store: LocalStore, *, folder: Path, device: str, threads: int | None) -> None:
+        self.store = store
+        self.folder = folder
+        self.device = device
+        self.threads = threads
+        self._digest: str | None = None
+        self._pipeline: EditablePipeline | None = None
+
+    def get(self, session: Session, *, model_id: UUID) -> "EditablePipeline":
+        """The pipeline of a ready model, on the worker's device."""
+        model = session.get_one(Model, model_id)
+        if model.digest is None:
+            raise UnsupportedPipeline(f"the model {model.name} is {model.state}, not ready")
+        if self._pipeline is None or self._digest != model.digest:
+            self._pipeline = None  # before the next is loaded: two may not fit
+            self._pipeline = self._load(self.files(session, model_id=model_id))
+            self._digest = model.digest
+            log.info("pipeline loaded", model=model.name, digest=model.digest)
+        return self._pipeline
+
+    def files(self, session: Session, *, model_id: UUID) -> list[tuple[str, str]]:
+        """(path, sha256) of the model's files, by path."""
+        query = select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id)
+        return [(path, sha256) for path, sha256 in session.execute(query.order_by(ModelFile.path))]
+
+    def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
+        import torch
+
+        import editing
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return editing.load_pipeline(snapshot(self.store, files, folder=self.folder), device=device)

@@ -1,0 +1,186 @@
+"""One piece of work from claim to fenced write, whatever its kind and whatever bell announced it."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Select, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.db import leases as ledger
+from app.db.engine import Sessions
+from app.db.leases import Lease, LeaseLost
+from app.db.models import Edit, Job, JsonObject
+from app.queueing import states
+from app.settings import Settings
+from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
+from app.worker.heartbeat import Heartbeat
+from app.worker.pipelines import WarmPipeline
+from app.worker.problems import CANCELLED, INTERNAL, problem_of
+from editing.errors import Cancelled, EditingError
+
+if TYPE_CHECKING:
+    from editing.pipelines import EditablePipeline
+
+log = structlog.get_logger()
+
+PAYLOAD_VERSION = 1
+"""Jobs of another version stay queued for the workers that know it."""
+
+MODULES = {
+    "register_model": "app.worker.register_model",
+    "estimate_statistics": "app.worker.estimate_statistics",
+    "optimize_edit": "app.worker.optimize_edits",
+    "build_checkpoint": "app.worker.build_checkpoint",
+}
+
+
+class JobModule(Protocol):
+    """What a module of one kind of work offers. Importing it loads no torch: `editing.<name>` does on first use."""
+
+    def run(self, context: "JobContext", leases: Sequence[Lease]) -> None:
+        """Do the work of these leases, all of one kind.
+
+        Each lease's result is written in one transaction with `leases.finish(session, lease=lease,
+        state="succeeded")`. A lease that is left unfinished is settled by the runner: failed with the problem of the
+        exception raised, cancelled where that was asked for, given back where the worker is stopping.
+        """
+
+    def fail(self, session: Session, *, lease: Lease, problem: JsonObject) -> None:
+        """Put the domain row into its failed state, or its cancelled one where `problem` is `CANCELLED`; with audit.
+
+        Called in the transaction that ends the job, by the runner and by the sweeper.
+        """
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What the work of a job may use."""
+
+    settings: Settings
+    sessions: Sessions
+    store: LocalStore
+    heartbeat: Heartbeat
+    stopping: threading.Event
+    pipelines: WarmPipeline
+
+    def progress(self, lease: Lease, progress: JsonObject) -> None:
+        """Say how far the job is, as often as you like: the heartbeat writes the latest."""
+        self.heartbeat.report(lease, progress)
+
+    def cancelled(self, lease: Lease) -> bool:
+        """Whether to stop this job's work now: a cancel was asked for, the lease was lost, or the worker is stopping.
+
+        Ask at each step, costs nothing. Then return, or raise `editing.errors.Cancelled`; the runner finds out which
+        of the three it was.
+        """
+        return self.stopping.is_set() or self.heartbeat.cancelled(lease) or self.heartbeat.lost(lease)
+
+    def pipeline(self, model_id: UUID) -> "EditablePipeline":
+        """The model's pipeline, kept warm until another model is asked for. Leave its weights as they are."""
+        with self.sessions() as session:
+            return self.pipelines.get(session, model_id=model_id)
+
+
+def job_module(kind: str) -> JobModule:
+    """The module that does the work of this kind."""
+    return cast(JobModule, import_module(MODULES[kind]))
+
+
+def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
+    """End a job and its domain row as failed, or as cancelled where `problem` is `CANCELLED`."""
+    state = "cancelled" if problem == CANCELLED else "failed"
+    ledger.finish(session, lease=lease, state=state, problem=problem)
+    job_module(lease.kind).fail(session, lease=lease, problem=problem)
+
+
+class Runner:
+    """Claims work and sees it through: results, failures, cancels and stops all pass the fence.
+
+    `stopping` asks the work under way to end at its next step; what is unfinished goes back to the queue.
+    """
+
+    def __init__(
+        self, *, settings: Settings, sessions: Sessions, store: LocalStore, worker: str, stopping: threading.Event
+    ) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        self.worker = worker
+        self.heartbeat = Heartbeat(sessions, lease_seconds=settings.lease_seconds, interval=settings.poll_seconds)
+        pipelines = WarmPipeline(store, folder=settings.folder, device=settings.device, threads=settings.torch_threads)
+        self.context = JobContext(settings, sessions, store, self.heartbeat, stopping, pipelines)
+
+    def work(self, job_id: UUID | None = None) -> bool:
+        """Claim a job (this one, or the oldest) with its brothers, and do it. False where there was none to claim."""
+        leases = self._claim(job_id)
+        if not leases:
+            return False
+        log.info("claimed", kind=leases[0].kind, jobs=len(leases), first=str(leases[0].job_id))
+        problem = INTERNAL
+        with self.heartbeat.holding(leases):
+            try:
+                job_module(leases[0].kind).run(self.context, leases)
+            except (Cancelled, LeaseLost) as reason:
+                log.info("work interrupted", reason=str(reason))
+            except EditingError as error:
+                problem = problem_of(error)
+            except (BlobCorrupt, BlobMissing) as error:
+                problem = {"title": "Damaged file", "detail": f"{type(error).__name__}: {error}", "errors": []}
+            except DBAPIError as error:
+                # The result could not be written. The lease runs out, and another attempt is made.
+                log.warning("the database does not answer", error=type(error).__name__)
+                return True
+            except Exception:
+                log.exception("work failed unexpectedly", kind=leases[0].kind)
+            for lease in leases:
+                self._settle(lease, problem)
+        return True
+
+    def _claim(self, job_id: UUID | None) -> list[Lease]:
+        known = Job.kind.in_(MODULES), Job.payload_version == PAYLOAD_VERSION
+        candidates = select(Job.id).where(*known)
+        if job_id is not None:
+            candidates = candidates.where(Job.id == job_id)
+        with self.sessions() as session:
+            leases = self._take(session, candidates, limit=1)
+            if leases and leases[0].kind == "optimize_edit" and self.settings.batch_size > 1:
+                model = select(Edit.model_id).where(Edit.id == leases[0].target_id).scalar_subquery()
+                brothers = select(Job.id).join(Edit, Edit.id == Job.target_id)
+                brothers = brothers.where(*known, Job.kind == "optimize_edit", Edit.model_id == model)
+                leases += self._take(session, brothers, limit=self.settings.batch_size - 1)
+            if leases:
+                states.show(session, kind=leases[0].kind, target_ids=[lease.target_id for lease in leases], running=True)
+            session.commit()
+        return leases
+
+    def _take(self, session: Session, candidates: Select[tuple[UUID]], *, limit: int) -> list[Lease]:
+        return ledger.claim(
+            session,
+            worker=self.worker,
+            lease_seconds=self.settings.lease_seconds,
+            candidates=candidates,
+            limit=limit,
+        )
+
+    def _settle(self, lease: Lease, problem: JsonObject) -> None:
+        """End what the work left unfinished; does nothing for a job that has ended or that is no longer ours."""
+        try:
+            with self.sessions() as session:
+                if ledger.hold(session, lease=lease):
+                    fail(session, lease=lease, problem=CANCELLED)
+                elif self.context.stopping.is_set() and problem == INTERNAL:
+                    ledger.release(session, lease=lease)
+                    states.show(session, kind=lease.kind, target_ids=[lease.target_id], running=False)
+                else:
+                    log.warning("job failed", job=str(lease.job_id), kind=lease.kind, problem=problem["detail"])
+                    fail(session, lease=lease, problem=problem)
+                session.commit()
+        except LeaseLost:
+            pass
+        except DBAPIError as error:
+            log.warning("job left to its lease: the database does not answer", error=type(error).__name__)
