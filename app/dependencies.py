@@ -63,7 +63,7 @@ class PageRequest:
             query = query.where(key < self.after)  # type: ignore[operator]
         return query.order_by(key.desc()).limit(self.limit + 1)  # type: ignore[attr-defined]
 
-    def page(self, rows: Sequence[Item], items: Sequence[BaseModel], ids: Sequence[UUID]) -> "Page[BaseModel]":
+    def page(self, rows: Sequence[object], items: Sequence[Item], ids: Sequence[UUID]) -> "Page[Item]":
         """`items` of the rows that `select` chose, with the cursor and the `Link` header of the next page."""
         if len(rows) <= self.limit:
             return Page(items=list(items), next=None)

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.auth import service
+from app.auth.schemas import Scope
 from app.dependencies import SessionDep
 from app.problems import Forbidden, Unauthorized
-
-Scope = Literal["read", "edit", "apply", "admin"]
 
 bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer em_<id>_<secret>`")
 
@@ -33,6 +32,7 @@ def authenticate(
     if credentials is None:
         raise Unauthorized("This call needs an API key: Authorization: Bearer em_…", headers=challenge)
     key = service.authenticate(session, token=credentials.credentials)
+    session.commit()  # that the key was used stays, whatever becomes of the request; and no lock on its row is held
     if key is None:
         raise Unauthorized("This API key is unknown or was revoked.", headers=challenge)
     return Principal(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))

@@ -1,0 +1,5 @@
+"""Read and verify the audit log."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,31 @@
+"""Create, list and revoke API keys."""
+
+from uuid import UUID
+
+from fastapi import APIRouter
+
+from app.auth import service
+from app.auth.dependencies import AdminPrincipal
+from app.auth.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut
+from app.dependencies import Page, PageDep, SessionDep
+
+router = APIRouter(prefix="/keys", tags=["keys"])
+
+
+@router.post("", status_code=201)
+def create_key(session: SessionDep, principal: AdminPrincipal, key: ApiKeyCreate) -> ApiKeyCreated:
+    """Create a key. Its token is in this answer and nowhere else."""
+    created, token = service.create_key(session, name=key.name, scopes=key.scopes, actor=principal.actor)
+    return ApiKeyCreated(**created.model_dump(), token=token)
+
+
+@router.get("")
+def list_keys(session: SessionDep, _: AdminPrincipal, page: PageDep) -> Page[ApiKeyOut]:
+    """List keys, newest first, the revoked ones too."""
+    return service.list_keys(session, page=page)
+
+
+@router.delete("/{key_id}", status_code=204)
+def revoke_key(session: SessionDep, principal: AdminPrincipal, key_id: UUID) -> None:
+    """Revoke a key. It stays listed, since the audit log names it."""
+    service.revoke_key(session, key_id=key_id, actor=principal.actor)

@@ -1,0 +1,82 @@
+"""API keys. A token is `em_<prefix>_<secret>`; the database holds the prefix and the secret's sha256.
+
+A plain sha256 is enough because the secret is 256 random bits: there is nothing to guess that a slow hash would protect.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import get_args
+from uuid import UUID
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.audit.service import record
+from app.auth.schemas import ApiKeyOut, Scope
+from app.db.models import ApiKey
+from app.dependencies import PageRequest, Page
+from app.problems import NotFound, Unprocessable
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+MARK = "em_"
+
+
+class ApiKeyNotFound(NotFound):
+    title = "API key not found"
+
+    def __init__(self, key_id: UUID) -> None:
+        super().__init__(f"There is no API key {key_id}.")
+
+
+def create_key(session: Session, *, name: str, scopes: Sequence[str], actor: str) -> tuple[ApiKeyOut, str]:
+    """A new key and its token, which is never to be had again. Raises `Unprocessable` for a scope that does not exist."""
+    for index, scope in enumerate(scopes):
+        if scope not in SCOPES:
+            raise Unprocessable.at(f"/scopes/{index}", f"There is no scope {scope!r}; there are {', '.join(SCOPES)}.")
+    if not scopes:
+        raise Unprocessable.at("/scopes", "A key needs at least one scope.")
+    prefix, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    ordered = [scope for scope in SCOPES if scope in scopes]
+    key = ApiKey(name=name, prefix=prefix, secret_sha256=_digest(secret), scopes=ordered)
+    session.add(key)
+    session.flush()
+    record(
+        session, actor=actor, action="key.create", target=f"key:{prefix}", details={"name": name, "scopes": ordered}
+    )
+    return ApiKeyOut.model_validate(key), f"{MARK}{prefix}_{secret}"
+
+
+def authenticate(session: Session, *, token: str) -> ApiKeyOut | None:
+    """The key of this token; None if it is malformed, unknown or revoked. Notes its use at most once a minute."""
+    prefix, _, secret = token.removeprefix(MARK).partition("_")
+    if not token.startswith(MARK) or not token.isascii() or "\0" in token:
+        return None
+    key = session.scalars(select(ApiKey).where(ApiKey.prefix == prefix)).one_or_none()
+    expected = key.secret_sha256 if key else bytes(32)
+    if not hmac.compare_digest(_digest(secret), expected) or key is None or key.revoked_at is not None:
+        return None
+    due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
+    session.execute(update(ApiKey).where(ApiKey.id == key.id, due).values(last_used_at=func.now()))
+    return ApiKeyOut.model_validate(key)
+
+
+def list_keys(session: Session, *, page: PageRequest) -> Page[ApiKeyOut]:
+    rows = session.scalars(page.select(select(ApiKey), ApiKey.id)).all()
+    return page.page(rows, [ApiKeyOut.model_validate(row) for row in rows], [row.id for row in rows])
+
+
+def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
+    """From now on the key is refused; its row stays, since the audit log refers to it. Revoking twice changes nothing."""
+    key = session.get(ApiKey, key_id, with_for_update=True)
+    if key is None:
+        raise ApiKeyNotFound(key_id)
+    if key.revoked_at is None:
+        key.revoked_at = session.scalar(select(func.now()))
+        record(session, actor=actor, action="key.revoke", target=f"key:{key.prefix}", details={"name": key.name})
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

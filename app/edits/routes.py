@@ -1,0 +1,5 @@
+"""Ask for edits, follow them, read their values."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

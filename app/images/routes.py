@@ -1,0 +1,5 @@
+"""Upload reference images."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,17 @@
+"""Text as a client may send it: neither Postgres nor a tokenizer takes NUL or half of a surrogate pair."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+
+def storable(text: str) -> str:
+    """The text itself; raises `ValueError` saying what cannot be kept."""
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must not hold half of a surrogate pair")
+    return text
+
+
+Text = Annotated[str, AfterValidator(storable)]

@@ -1,0 +1,51 @@
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, update
+
+from app.auth.service import authenticate, create_key
+from app.db.models import ApiKey
+from app.problems import Unprocessable
+
+
+class TestAuthenticate:
+    @pytest.mark.parametrize(
+        "token",
+        ["", "em_", "em__", "em_unknown_secret", "Bearer", "em_\0_a", "em_ü_a", "hf_abc"],
+    )
+    def test_malformed_or_unknown(self, session, token):
+        assert authenticate(session, token=token) is None
+
+    def test_other_secret(self, session):
+        _, token = create_key(session, name="a", scopes=["read"], actor="test")
+        flipped = token[:-1] + ("A" if token[-1] != "A" else "B")
+        assert authenticate(session, token=token) is not None
+        assert authenticate(session, token=flipped) is None
+
+    def test_use_is_noted_at_most_once_a_minute(self, session):
+        key, token = create_key(session, name="a", scopes=["read"], actor="test")
+
+        def last_used():
+            return session.scalar(select(ApiKey.last_used_at).where(ApiKey.id == key.id))
+
+        def set_back(seconds):
+            earlier = session.scalar(select(func.now() - timedelta(seconds=seconds)))
+            session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=earlier))
+            return earlier
+
+        authenticate(session, token=token)
+        assert last_used() is not None
+        recent = set_back(30)
+        authenticate(session, token=token)
+        assert last_used() == recent
+        old = set_back(90)
+        authenticate(session, token=token)
+        assert last_used() > old
+
+
+class TestCreateKey:
+    def test_scopes(self, session):
+        with pytest.raises(Unprocessable, match="at least one scope"):
+            create_key(session, name="a", scopes=[], actor="test")
+        with pytest.raises(Unprocessable, match="no scope 'root'"):
+            create_key(session, name="a", scopes=["root"], actor="test")
