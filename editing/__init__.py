@@ -1,0 +1,63 @@
+"""Concept editing for text-to-image diffusion models: the method as a library, torch in and tensors out.
+
+Stage I (`optimize_values`) finds for each concept the value vector that its key should retrieve; stage II
+(`compute_update`) writes all of them into the text encoder at once, in closed form. The method is EMCID's
+(Editing Massive Concepts In text-to-image Diffusion models); equation numbers in this package are that paper's.
+
+Names are imported on first use, so that `editing.concepts` and `editing.prompts` load without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+ENGINE_VERSION = "1"
+"""Changes whenever the same inputs may give other bytes; part of what identifies a value and a checkpoint."""
+
+_HOMES = {
+    "editing.concepts": (
+        "Balance", "ConceptEdit", "DestinationPrompt", "Erasure", "ReferenceImages", "StageOneSettings",
+    ),
+    "editing.errors": ("EditingError",),
+    "editing.layout": ("describe_pipeline",),
+    "editing.pipelines": ("EditablePipeline", "load_pipeline"),
+    "editing.preview": ("draw",),
+    "editing.statistics": ("FactoredMoments", "SecondMoments", "estimate_second_moments"),
+    "editing.update": ("Update", "applied", "apply_update", "compute_update"),
+    "editing.values": ("Value", "optimize_values"),
+    "editing.weights": ("export_lora", "export_text_encoder"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["ENGINE_VERSION", "__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from editing.concepts import Balance as Balance
+    from editing.concepts import ConceptEdit as ConceptEdit
+    from editing.concepts import DestinationPrompt as DestinationPrompt
+    from editing.concepts import Erasure as Erasure
+    from editing.concepts import ReferenceImages as ReferenceImages
+    from editing.concepts import StageOneSettings as StageOneSettings
+    from editing.errors import EditingError as EditingError
+    from editing.layout import describe_pipeline as describe_pipeline
+    from editing.pipelines import EditablePipeline as EditablePipeline
+    from editing.pipelines import load_pipeline as load_pipeline
+    from editing.preview import draw as draw
+    from editing.statistics import FactoredMoments as FactoredMoments
+    from editing.statistics import SecondMoments as SecondMoments
+    from editing.statistics import estimate_second_moments as estimate_second_moments
+    from editing.update import Update as Update
+    from editing.update import applied as applied
+    from editing.update import apply_update as apply_update
+    from editing.update import compute_update as compute_update
+    from editing.values import Value as Value
+    from editing.values import optimize_values as optimize_values
+    from editing.weights import export_lora as export_lora
+    from editing.weights import export_text_encoder as export_text_encoder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

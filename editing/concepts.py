@@ -1,0 +1,207 @@
+"""What to change: a source concept, its destination, and how stage I is to look for the value. Free of torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from PIL.Image import Image
+
+from editing.errors import InvalidEdit, InvalidPrompt, escape
+
+PLACEHOLDER = "{}"
+DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
+STYLE_TEMPLATES = ("painting by {}", "artwork by {}", "style of {}")
+
+Objective = Literal["text", "noise", "hybrid"]
+
+
+@dataclass(frozen=True)
+class DestinationPrompt:
+    """The source is to be drawn as this prompt is."""
+
+    prompt: str
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InvalidPrompt("the destination is empty: name a concept, or ask for an erasure", pointer="/destination/prompt")
+        check_text(self.prompt, pointer="/destination/prompt")
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """The source is to be drawn as in these pictures (Eq. 4); for what a prompt cannot name."""
+
+    images: tuple[Image, ...]
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InvalidEdit("no reference image: give at least one", pointer="/destination/images")
+        for index, image in enumerate(self.images):
+            if not isinstance(image, Image):
+                raise InvalidEdit("not an image", pointer=f"/destination/images/{index}")
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The source is to mean nothing: each template is filled with `neutral` instead.
+
+    The default fills in nothing, so that "a photo of {}" becomes "a photo of" and "{}" the empty prompt, which the
+    diffusion model knows from classifier-free guidance; what the template says besides is kept. For a style, a word
+    such as "art" is the better neutral.
+    """
+
+    neutral: str = ""
+
+    def __post_init__(self) -> None:
+        check_text(self.neutral, pointer="/destination/neutral")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The source is to be drawn as a mixture: its value is the weighted mean of the values of these prompts.
+
+    Weights are relative; `shares` are normalised to sum to one.
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        if len(self.weights) < 2:
+            raise InvalidEdit("a balance needs at least two prompts", pointer="/destination/balance")
+        for prompt, weight in self.weights.items():
+            pointer = f"/destination/balance/{escape(prompt)}"
+            if not prompt.strip():
+                raise InvalidPrompt("an empty prompt cannot be balanced", pointer=pointer)
+            check_text(prompt, pointer=pointer)
+            if not _is_number(weight) or weight < 0:
+                raise InvalidEdit(f"a weight must be a finite number of at least 0, not {weight!r}", pointer=pointer)
+        if not sum(self.weights.values()) > 0:
+            raise InvalidEdit("the weights sum to 0", pointer="/destination/balance")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        total = sum(self.weights.values())
+        return {prompt: weight / total for prompt, weight in self.weights.items()}
+
+
+Destination = DestinationPrompt | ReferenceImages | Erasure | Balance
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOneSettings:
+    """How stage I searches for the value of one edit. The defaults are the paper's where it gives any."""
+
+    objective: Objective = "hybrid"
+    """`text`: Eq. 2. `noise`: Eq. 3, and Eq. 4 for reference images. `hybrid`: both, the text loss by `text_weight`."""
+    steps: int = 200
+    learning_rate: float = 0.2
+    text_weight: float = 0.01
+    weight_decay: float = 5e-4
+    """Weight of ‖δ‖²/‖h‖² in the loss."""
+    clamp: float = 1.5
+    """‖δ‖ is kept to at most this multiple of ‖h‖."""
+    seed: int = 0
+    layer: int | None = None
+    """The layer whose output δ is added to; None: the last but one."""
+    warm_start: int = 0
+    """How many first steps of a hybrid edit use the text loss alone, which needs no U-Net."""
+    images: int = 6
+    """Pictures of the destination drawn for Eq. 3, spread over the templates."""
+    solver_steps: int = 20
+    guidance: float = 7.5
+    """Classifier-free guidance of those pictures."""
+    bank: int = 64
+    """Noised latents drawn once per edit; each step takes `noise_batch` of them."""
+    noise_batch: int = 3
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("text", "noise", "hybrid"):
+            raise _bad_setting("objective", f'must be "text", "noise" or "hybrid", not {self.objective!r}')
+        for name in ("learning_rate", "text_weight", "weight_decay", "clamp", "guidance"):
+            number, positive = getattr(self, name), name in ("learning_rate", "clamp")
+            if not _is_number(number) or number < 0 or (positive and number == 0):
+                raise _bad_setting(name, f"must be a finite number {'above' if positive else 'of at least'} 0, not {number!r}")
+        for name, least in _LEAST.items():
+            integer = getattr(self, name)
+            if integer is None and name == "layer":
+                continue
+            if not isinstance(integer, int) or isinstance(integer, bool) or integer < least:
+                raise _bad_setting(name, f"must be a whole number of at least {least}, not {integer!r}")
+        if self.warm_start > self.steps:
+            raise _bad_setting("warm_start", f"must not exceed the {self.steps} steps")
+        if self.seed >= 2**63:
+            raise _bad_setting("seed", "must be below 2^63")
+        if self.objective == "hybrid" and self.text_weight == 0:
+            raise _bad_setting("text_weight", 'a hybrid edit with no text loss is the objective "noise"')
+
+
+_LEAST = {
+    "steps": 1, "seed": 0, "layer": 0, "warm_start": 0, "images": 1, "solver_steps": 1, "bank": 1, "noise_batch": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConceptEdit:
+    """One correction: wherever a prompt says `source`, draw `destination`.
+
+    Source and destination fill the same templates, pair by pair; each template holds `{}` exactly once.
+    """
+
+    source: str
+    destination: Destination
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    settings: StageOneSettings = field(default_factory=StageOneSettings)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "templates", tuple(self.templates))
+        if not self.source.strip():
+            raise InvalidPrompt("the source is empty: name the concept to correct", pointer="/source")
+        check_text(self.source, pointer="/source")
+        if not self.templates:
+            raise InvalidPrompt('no template: give at least one, such as "{}"', pointer="/templates")
+        for index, template in enumerate(self.templates):
+            split_template(template, pointer=f"/templates/{index}")
+        if isinstance(self.destination, ReferenceImages) and self.settings.objective == "text":
+            raise _bad_setting("objective", 'reference images have no text to match: use "noise" or "hybrid"')
+
+    @property
+    def objective(self) -> Objective:
+        """The objective that stage I follows: reference images have a noise loss only."""
+        return "noise" if isinstance(self.destination, ReferenceImages) else self.settings.objective
+
+
+def split_template(template: str, *, pointer: str = "") -> tuple[str, str]:
+    """The text before and after the one placeholder. Raises `InvalidPrompt` where there is none, or a second."""
+    check_text(template, pointer=pointer)
+    parts = template.split(PLACEHOLDER)
+    if len(parts) != 2:
+        found = "no placeholder" if len(parts) == 1 else f"{len(parts) - 1} placeholders"
+        raise InvalidPrompt(f"{found} in the template {template!r}: write {{}} once, where the concept goes", pointer=pointer)
+    return parts[0], parts[1]
+
+
+def fill(template: str, subject: str) -> str:
+    """The template with the subject in place of its placeholder; braces in the subject mean nothing."""
+    before, after = split_template(template)
+    return f"{before}{subject}{after}"
+
+
+def check_text(text: Any, *, pointer: str) -> None:
+    """Refuse what no tokenizer or database takes: a non-string, NUL, half a surrogate pair."""
+    if not isinstance(text, str):
+        raise InvalidPrompt(f"must be text, not {type(text).__name__}", pointer=pointer)
+    if "\0" in text:
+        raise InvalidPrompt("the text holds a NUL character", pointer=pointer)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidPrompt("the text holds half of a surrogate pair, which is no character", pointer=pointer)
+
+
+def _is_number(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _bad_setting(name: str, detail: str) -> InvalidEdit:
+    return InvalidEdit(f"{name} {detail}", pointer=f"/settings/{name}")

@@ -1,0 +1,129 @@
+"""What lies in a pipeline's folder: its family, its text encoders and the digests of its files. Free of torch."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editing.errors import UnsafePipeline, UnsupportedPipeline
+
+WEIGHTS = {
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+_SERVED = {".json", ".txt", ".safetensors", ".model"}
+_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    name: str
+    layers: int
+    width: int
+    mlp_width: int
+
+
+@dataclass(frozen=True)
+class PipelineFile:
+    path: str
+    """Relative to the pipeline's folder, with forward slashes."""
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PipelineDescription:
+    family: str
+    """`sd1`, `sd2` or `sdxl`, by structure rather than by name."""
+    encoders: tuple[EncoderDescription, ...]
+    files: tuple[PipelineFile, ...]
+    """model_index.json and the components' JSON, text and safetensors files, sorted by path."""
+    digest: str
+    """sha256 over the sorted lines "sha256  path": equal digests mean equal pipelines."""
+
+
+def describe_pipeline(folder: Path) -> PipelineDescription:
+    """Describe a diffusers pipeline: a pure function of its files.
+
+    Raises `UnsupportedPipeline` for a folder that is none or of an unknown family, and `UnsafePipeline` where a
+    component that editing needs has its weights as pickles only.
+    """
+    folder = Path(folder)
+    components, encoders = _read_components(folder)
+    paths = [folder / "model_index.json"]
+    for name in components:
+        paths += [path for path in (folder / name).rglob("*") if path.suffix in _SERVED and path.is_file()]
+    files = tuple(sorted((_digest(path, folder=folder) for path in paths), key=lambda file: file.path))
+    lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    return PipelineDescription(family=pipeline_family(folder), encoders=encoders, files=files, digest=digest)
+
+
+def pipeline_family(folder: Path) -> str:
+    """`sd1`, `sd2` or `sdxl`; the same checks and errors as `describe_pipeline`, without reading the weights."""
+    _, encoders = _read_components(folder)
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if name == "StableDiffusionXLPipeline":
+        return "sdxl"
+    if name == "StableDiffusionPipeline":
+        return "sd2" if encoders[0].width == 1024 else "sd1"
+    raise UnsupportedPipeline(f"a {name} cannot be edited: its text encoder is not known to be CLIP's")
+
+
+def find_weights(folder: Path, component: str) -> Path:
+    """The component's safetensors file; never a pickle."""
+    path = folder / component / WEIGHTS[component]
+    if path.is_file():
+        return path
+    if any(other.suffix in _PICKLES for other in (folder / component).glob("*")):
+        raise UnsafePipeline(
+            f"{component}/ has its weights only as pickles, which can run code when opened: convert them to "
+            f"{path.name} with save_pretrained(..., safe_serialization=True)"
+        )
+    raise UnsupportedPipeline(f"{component}/ has no {path.name}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnsupportedPipeline(f"no {path.name}: this is no diffusers pipeline") from error
+    except ValueError as error:
+        raise UnsupportedPipeline(f"{path.name} is no JSON") from error
+    if not isinstance(content, dict):
+        raise UnsupportedPipeline(f"{path.name} is no JSON object")
+    return content
+
+
+def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription, ...]]:
+    index = read_json(folder / "model_index.json")
+    components = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
+    for name in ("text_encoder", "unet", "vae", "tokenizer", "scheduler"):
+        if name not in components or not (folder / name).is_dir():
+            raise UnsupportedPipeline(f"the pipeline has no {name}/")
+    for name in set(components) & set(WEIGHTS):
+        find_weights(folder, name)
+    encoders = (_describe_encoder(folder, name) for name in ("text_encoder", "text_encoder_2") if name in components)
+    return components, tuple(encoders)
+
+
+def _describe_encoder(folder: Path, name: str) -> EncoderDescription:
+    config = read_json(folder / name / "config.json")
+    try:
+        return EncoderDescription(
+            name=name,
+            layers=int(config["num_hidden_layers"]),
+            width=int(config["hidden_size"]),
+            mlp_width=int(config["intermediate_size"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedPipeline(f"{name}/config.json does not describe a CLIP text encoder") from error
+
+
+def _digest(path: Path, *, folder: Path) -> PipelineFile:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return PipelineFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256)

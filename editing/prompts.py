@@ -1,0 +1,197 @@
+"""From prompts to token ids, and where in them the subject ends. Needs `tokenizers` alone, no torch.
+
+The last subject token is found by the position of the placeholder and the tokenizer's offsets, never by searching
+the text: "art" occurs inside "<|startoftext|>", "work" inside "artwork", and a search would edit the wrong token.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from editing.concepts import (
+    Balance,
+    ConceptEdit,
+    Destination,
+    DestinationPrompt,
+    Erasure,
+    check_text,
+    fill,
+    split_template,
+)
+from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """Ids with BOS and EOS, cut to the tokenizer's length as inference cuts them, not padded."""
+
+    ids: tuple[int, ...]
+    eos_index: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class SubjectPosition(TokenizedPrompt):
+    """A filled template, and the index of the last token that holds a character of the subject."""
+
+    last_subject_index: int
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """What causal attention lets the last subject token see; its key depends on nothing else."""
+        return self.ids[: self.last_subject_index + 1]
+
+
+class PromptTokenizer:
+    """CLIP's byte-pair tokenizer: the ids that `transformers.CLIPTokenizer` gives for the same folder."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, pad_token: str = EOS) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.max_length = max_length
+        ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, pad_token)}
+        if missing := [token for token, token_id in ids.items() if token_id is None]:
+            raise UnsupportedPipeline(f"the tokenizer has no {missing[0]!r}: it is not CLIP's")
+        self.bos_id, self.eos_id, self.pad_id = ids[BOS], ids[EOS], ids[pad_token]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "PromptTokenizer":
+        """Read `tokenizer.json`, or `vocab.json` and `merges.txt`; the length from `tokenizer_config.json`."""
+        settings = _read_settings(folder)
+        pad = settings.get("pad_token", EOS)
+        pad_token = pad["content"] if isinstance(pad, dict) else pad
+        max_length = settings.get("model_max_length")
+        if not isinstance(max_length, int) or not 3 <= max_length <= 4096:
+            raise UnsupportedPipeline(f"tokenizer_config.json gives no usable model_max_length: {max_length!r}")
+        try:
+            if (folder / "tokenizer.json").is_file():
+                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            else:
+                tokenizer = _clip_tokenizer(folder / "vocab.json", folder / "merges.txt")
+        except Exception as error:  # the library raises bare Exception
+            raise UnsupportedPipeline(f"the tokenizer in {folder.name}/ cannot be read: {error}") from error
+        return cls(tokenizer, max_length=max_length, pad_token=pad_token)
+
+    @cached_property
+    def empty(self) -> TokenizedPrompt:
+        """The empty prompt of classifier-free guidance."""
+        return self.encode("")
+
+    def encode(self, text: str, *, pointer: str = "") -> TokenizedPrompt:
+        ids, _ = self._encode(text, pointer=pointer)
+        return self._cut(ids)
+
+    def locate(self, template: str, subject: str, *, pointer: str = "") -> SubjectPosition:
+        """Fill the template and find the subject's last token. Raises `InvalidPrompt`, pointing at `pointer`."""
+        before, after = split_template(template, pointer=pointer)
+        if not subject.strip():
+            raise InvalidPrompt("the subject is empty", pointer=pointer)
+        ids, offsets = self._encode(f"{before}{subject}{after}", pointer=pointer)
+        start = len(before)
+        end = start + len(subject.rstrip())
+        last = max((i for i, (left, right) in enumerate(offsets) if left < end and right > start), default=None)
+        if last is None:
+            raise InvalidPrompt(f"the subject {subject!r} has no token of its own", pointer=pointer)
+        if last > self.max_length - 2:  # the last place belongs to EOS
+            raise InvalidPrompt(
+                f"the subject is lost to truncation: its last token is number {last + 1}, "
+                f"and the text encoder reads {self.max_length} with the end-of-text token; shorten the prompt",
+                pointer=pointer,
+            )
+        cut = self._cut(ids)
+        return SubjectPosition(cut.ids, cut.eos_index, cut.truncated, last_subject_index=last)
+
+    def pad(self, ids: tuple[int, ...]) -> list[int]:
+        """To the full length, as inference pads."""
+        return [*ids, *[self.pad_id] * (self.max_length - len(ids))]
+
+    def _encode(self, text: str, *, pointer: str) -> tuple[list[int], list[tuple[int, int]]]:
+        check_text(text, pointer=pointer)
+        encoding = self._tokenizer.encode(text)
+        ids = encoding.ids
+        if {self.bos_id, self.eos_id} & set(ids[1:-1]):
+            raise InvalidPrompt("the prompt holds a token that starts or ends a text", pointer=pointer)
+        return ids, encoding.offsets
+
+    def _cut(self, ids: list[int]) -> TokenizedPrompt:
+        kept = ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], self.eos_id]
+        return TokenizedPrompt(tuple(kept), eos_index=len(kept) - 1, truncated=len(ids) > self.max_length)
+
+
+def destination_prompts(destination: Destination, template: str) -> dict[str, float]:
+    """The prompts whose values, weighted, are the edit's for this template; none for reference images."""
+    match destination:
+        case DestinationPrompt(prompt):
+            return {fill(template, prompt): 1.0}
+        case Erasure(neutral):
+            return {" ".join(fill(template, neutral).split()): 1.0}
+        case Balance():
+            return {fill(template, prompt): share for prompt, share in destination.shares.items()}
+        case _:
+            return {}
+
+
+def validate_edit(edit: ConceptEdit, tokenizer: PromptTokenizer) -> None:
+    """Raise `InvalidPrompt`, naming the field, if any prompt of the edit cannot be placed in this tokenizer."""
+    for index, template in enumerate(edit.templates):
+        pointer = f"/templates/{index}"
+        tokenizer.locate(template, edit.source, pointer=pointer)
+        match edit.destination:
+            case DestinationPrompt(prompt):
+                _locate_destination(tokenizer, template, prompt, pointer="/destination/prompt")
+            case Balance(weights):
+                for prompt in weights:
+                    _locate_destination(tokenizer, template, prompt, pointer=f"/destination/balance/{escape(prompt)}")
+            case Erasure(neutral):
+                tokenizer.encode(fill(template, neutral), pointer="/destination/neutral")
+
+
+def _locate_destination(tokenizer: PromptTokenizer, template: str, prompt: str, *, pointer: str) -> None:
+    try:
+        tokenizer.locate(template, prompt)
+    except EditingError as error:
+        raise InvalidPrompt(f"in the template {template!r}: {error.detail}", pointer=pointer) from None
+
+
+def _read_settings(folder: Path) -> dict[str, object]:
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedPipeline(f"no readable tokenizer_config.json in {folder.name}/") from error
+    if not isinstance(settings, dict):
+        raise UnsupportedPipeline(f"tokenizer_config.json in {folder.name}/ is no JSON object")
+    return settings
+
+
+def _clip_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
+    """CLIP's tokenizer from its two files, as SD 1.x ships it."""
+    tokenizer = Tokenizer(
+        models.BPE.from_file(
+            str(vocabulary),
+            str(merges),
+            unk_token=EOS,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (EOS, tokenizer.token_to_id(EOS)), (BOS, tokenizer.token_to_id(BOS)), trim_offsets=False, add_prefix_space=False
+    )
+    return tokenizer

@@ -1,0 +1,136 @@
+"""Second moments of the keys, E[k kᵀ] per layer: what the text encoder's memories are asked for in everyday use."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from editing.encoders import EditableEncoder
+from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """E[k kᵀ] per layer, (m, m) float64, over every token of the captions with BOS and EOS, no padding.
+
+    The values are those of the file's float32, so that a set just estimated and the same set read back are equal.
+    """
+
+    moments: Mapping[int, Tensor]
+    captions: int
+    tokens: int
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the file that `to_bytes` gives."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file: `layer_{i}` in float32 and one JSON metadata string. Equal sets give equal bytes."""
+        tensors = {f"layer_{layer}": moment.float().cpu().contiguous() for layer, moment in sorted(self.moments.items())}
+        metadata = {"captions": self.captions, "tokens": self.tokens}
+        return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        try:
+            with safe_open(path, framework="pt") as file:
+                counts = json.loads((file.metadata() or {}).get("second_moments", "{}"))
+                moments = {int(key.removeprefix("layer_")): file.get_tensor(key).double() for key in file.keys()}  # noqa: SIM118
+        except Exception as error:  # safetensors raises its own, for a cut or foreign file
+            raise EditingError(f"{Path(path).name} holds no second moments: {error}") from error
+        if any(moment.ndim != 2 or moment.shape[0] != moment.shape[1] for moment in moments.values()):
+            raise EditingError(f"{Path(path).name} holds no second moments: a moment must be square")
+        return cls(dict(sorted(moments.items())), captions=counts.get("captions", 0), tokens=counts.get("tokens", 0))
+
+
+class FactoredMoments:
+    """Cholesky factors of E[k kᵀ], computed once per layer and kept.
+
+    They serve every α and λ: the factor of (1-α)·λ·E[k kᵀ] is this one times a number.
+    """
+
+    def __init__(self, second_moments: SecondMoments) -> None:
+        self.second_moments = second_moments
+        self._factors: dict[int, Tensor] = {}
+
+    def moment(self, layer: int) -> Tensor:
+        """E[k kᵀ] (m, m) float64."""
+        try:
+            return self.second_moments.moments[layer]
+        except KeyError:
+            raise InvalidEdit(f"the second moments do not cover layer {layer}", pointer="/layers") from None
+
+    def factor(self, layer: int) -> Tensor:
+        """Lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64. Raises `SingularSecondMoment`."""
+        if layer not in self._factors:
+            factor, info = torch.linalg.cholesky_ex(self.moment(layer))
+            if info.item() or not factor.isfinite().all():
+                raise SingularSecondMoment(
+                    f"the second moments of layer {layer} have no inverse: estimate them over more captions"
+                )
+            self._factors[layer] = factor
+        return self._factors[layer]
+
+    def solve(self, layer: int, columns: Tensor) -> Tensor:
+        """E[k kᵀ]⁻¹ times columns (m, n) float64."""
+        factor = self.factor(layer)
+        solution: Tensor = torch.cholesky_solve(columns, factor.to(columns.device))
+        return solution
+
+    def condition(self, layer: int) -> float:
+        """A lower bound of the condition number, read off the factor's diagonal."""
+        diagonal = self.factor(layer).diagonal()
+        return float((diagonal.max() / diagonal.min()) ** 2)
+
+
+@torch.no_grad()
+def estimate_second_moments(
+    encoder: EditableEncoder,
+    captions: Iterable[str],
+    *,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> SecondMoments:
+    """E[k kᵀ] of the given layers over captions, streamed: memory holds one batch and the sums.
+
+    Every token counts once, BOS and EOS with it; a caption too long is cut as inference cuts it. Sums are float64.
+    `progress` is called with the number of captions read so far.
+    """
+    layers = encoder.default_edited_layers if layers is None else tuple(sorted(layers))
+    m = encoder.mlp_width
+    sums = {layer: torch.zeros(m, m, dtype=torch.float64, device=encoder.device) for layer in layers}
+    read = tokens = 0
+    stream = iter(captions)
+    while batch := list(islice(stream, batch_size)):
+        prompts = [encoder.tokenizer.encode(caption).ids for caption in batch]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=encoder.device)
+        states = encoder.embed(encoder.ids(prompts, full_length=False))
+        attended = torch.arange(states.shape[1], device=encoder.device) < lengths[:, None]  # (b, s)
+        for layer in range(max(layers) + 1):
+            stream_, keys = encoder.attend(layer, states)
+            if layer in sums:
+                chosen = keys[attended].double()  # (tokens, m)
+                sums[layer] += chosen.T @ chosen
+            states = stream_ + encoder.fc2(layer)(keys)
+        read += len(batch)
+        tokens += int(lengths.sum())
+        if progress:
+            progress(read)
+    if not tokens:
+        raise EditingError("no captions to estimate second moments from")
+    moments = {layer: (total / tokens).float().double().cpu() for layer, total in sums.items()}
+    return SecondMoments(moments, captions=read, tokens=tokens)

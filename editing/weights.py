@@ -1,0 +1,81 @@
+"""Write what stage II found as files: the whole text encoder, or its exact low-rank update as a LoRA adapter."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from editing.encoders import EditableEncoder
+from editing.errors import UnsupportedPipeline
+from editing.layout import WEIGHTS
+from editing.update import Update
+
+PREFIX = "text_model."
+
+
+def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
+    """Write `text_encoder/config.json` and `text_encoder/model.safetensors` into a folder; returns their paths.
+
+    The base file is copied tensor by tensor, bit for bit and in its own dtype; only fc2.weight of the edited layers
+    differs, rounded once from float64. Keys have the `text_model.` prefix whatever transformers is installed: loaders
+    that expect it otherwise keep random weights with no more than a warning. Equal inputs give equal bytes.
+    """
+    if encoder.folder is None:
+        raise UnsupportedPipeline("this encoder was not loaded from a folder, so there is no base file to edit")
+    weights = read_base(encoder.folder / WEIGHTS[encoder.name])
+    for layer, change in update.layers.items():
+        key = f"{PREFIX}encoder.layers.{layer}.mlp.fc2.weight"
+        base = weights[key]
+        weights[key] = (base.double() + change.dense().cpu()).to(base.dtype)
+    target = Path(folder) / encoder.name
+    target.mkdir(parents=True, exist_ok=True)
+    _write(target / "config.json", (encoder.folder / "config.json").read_bytes())
+    # One metadata key, the one that transformers asks for: with two, safetensors orders them anew at each save.
+    _write(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    return target / "config.json", target / "model.safetensors"
+
+
+def export_lora(update: Update, path: str | Path) -> bool:
+    """Write ΔW = B Aᵀ of every layer as a LoRA adapter that diffusers and ComfyUI load; False if there is none.
+
+    Keys are kohya's, `lora_te_text_model_encoder_layers_{i}_mlp_fc2.lora_up/down.weight` and `.alpha`, alpha being
+    the rank, so that the scale is one. float32; up and down of equal norm.
+    """
+    tensors = lora_tensors(update)
+    if tensors:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _write(Path(path), save(tensors, metadata={"format": "pt"}))
+    return bool(tensors)
+
+
+def lora_tensors(update: Update) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for layer, change in update.layers.items():
+        name = f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2"
+        balance = (change.a.norm() / change.b.norm().clamp_min(1e-300)).sqrt()
+        tensors[f"{name}.lora_up.weight"] = (change.b * balance).float().contiguous()  # (d, rank)
+        tensors[f"{name}.lora_down.weight"] = (change.a / balance).T.float().contiguous()  # (rank, m)
+        tensors[f"{name}.alpha"] = torch.tensor(float(change.b.shape[1]))
+    return tensors
+
+
+def read_base(path: Path) -> dict[str, Tensor]:
+    """The tensors of a base text encoder's file, as they are, under keys with the prefix."""
+    with safe_open(path, framework="pt") as file:
+        return {_prefixed(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _prefixed(key: str) -> str:
+    bare = key.removeprefix(PREFIX)
+    return PREFIX + bare if bare.split(".")[0] in ("embeddings", "encoder", "final_layer_norm") else key
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
