@@ -8,13 +8,18 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psycopg
+
+from app.children import ends_with_parent
 
 
 class EmbeddedError(Exception):
@@ -25,7 +30,7 @@ class EmbeddedPostgres:
     """A Postgres of our own on a unix socket.
 
     `folder` keeps the data. Started as root, the server runs as `nobody`, which then owns the data and the socket's
-    folder and nothing else.
+    folder and nothing else. It stops when our process does, however that ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,19 +47,35 @@ class EmbeddedPostgres:
             raise EmbeddedError("The embedded Postgres is not running.")
         return f"postgresql+psycopg://emender@/emender?host={self._socket}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self, *, timeout: float = 30.0) -> None:
-        """Initialise the data where there is none, start the server, wait until it answers, create the database."""
+        """Initialise the data where there is none, start the server, wait until it answers, create the database.
+
+        A server that died is started again under the same URL.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A socket's path stays under 107 bytes, so it does not live below the data folder.
-        self._socket = Path(tempfile.mkdtemp(prefix="emender-"))
-        self._own(self._socket)
+        self._check_access()
+        if self._socket is None:
+            # A socket's path stays under 107 bytes, so it does not live below the data folder.
+            self._socket = Path(tempfile.mkdtemp(prefix="emender-"))
+            self._own(self._socket)
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
+        self._end_leftover(timeout)
         arguments = ["-D", str(self.data), "-k", str(self._socket), "-c", "listen_addresses="]
         arguments += ["-c", "max_connections=200", "-c", "unix_socket_permissions=0700"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [_binary("postgres"), *arguments], stdout=log, stderr=log, start_new_session=True, **self._as_owner()
+                [_binary("postgres"), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=ends_with_parent(signal.SIGINT),
+                **self._as_owner(),
             )
         self._wait(timeout)
 
@@ -107,7 +128,32 @@ class EmbeddedPostgres:
                     raise EmbeddedError(f"Postgres did not start; see {self.log}. {error}") from error
                 time.sleep(0.05)
 
-    def _as_owner(self) -> dict[str, object]:
+    def _end_leftover(self, timeout: float) -> None:
+        """End a server of this data whose starter was killed: it may still be stopping."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split("\n")[0])
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except (OSError, ValueError):
+            return  # none, or no /proc to tell whose the number is: then Postgres itself refuses a second server
+        deadline = time.monotonic() + timeout
+        while name == "postgres" and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+            time.sleep(0.1)
+
+    def _check_access(self) -> None:
+        """Started as root, the server must be able to reach its files as nobody; we do not open folders for it."""
+        if os.geteuid() != 0:
+            return
+        for path in (self.data, Path(_binary("postgres"))):
+            for parent in path.parents:
+                if not parent.stat().st_mode & stat.S_IXOTH:
+                    raise EmbeddedError(
+                        f"Under root the embedded Postgres runs as the user nobody, who may not enter {parent} "
+                        f"and so not reach {path}. Run as an ordinary user, or from a folder open to others."
+                    )
+
+    def _as_owner(self) -> dict[str, Any]:
         """Popen's arguments: Postgres refuses to run as root, so root hands it to nobody."""
         environment = {"PATH": os.defpath, "LC_ALL": "C"}
         if os.geteuid() != 0:

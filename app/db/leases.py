@@ -30,9 +30,14 @@ class Lease:
     attempt: int
     payload_version: int
 
+    @classmethod
+    def of(cls, job: Job) -> "Lease":
+        """The lease of the job's latest attempt."""
+        return cls(job.id, job.kind, job.target_id, job.attempt, job.payload_version)
+
 
 def claim(
-    session: Session, *, worker: str, lease_seconds: float, candidates: Select[tuple[UUID]], limit: int = 1
+    session: Session, *, worker: str, lease_seconds: float, candidates: Select[UUID], limit: int = 1
 ) -> list[Lease]:
     """Take up to `limit` queued jobs among `candidates` (a select of job ids), oldest first, skipping locked ones."""
     chosen = (
@@ -59,10 +64,7 @@ def claim(
         .returning(Job),
         execution_options={"populate_existing": True},
     ).all()
-    return [
-        Lease(job.id, job.kind, job.target_id, job.attempt, job.payload_version)
-        for job in sorted(claimed, key=lambda job: job.id)
-    ]
+    return [Lease.of(job) for job in sorted(claimed, key=lambda job: job.id)]
 
 
 def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) -> dict[UUID, bool]:
@@ -74,7 +76,7 @@ def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) ->
         .values(lease_expires_at=func.now() + timedelta(seconds=lease_seconds))
         .returning(Job.id, Job.cancel_requested)
     )
-    return {job_id: cancel for job_id, cancel in session.execute(extended)}
+    return {row.id: row.cancel_requested for row in session.execute(extended)}
 
 
 def hold(session: Session, *, lease: Lease) -> bool:
@@ -108,9 +110,12 @@ def finish(session: Session, *, lease: Lease, state: str, problem: JsonObject | 
 
 def release(session: Session, *, lease: Lease) -> None:
     """Give a job back unfinished, as a worker does that is told to stop; it does not count as an attempt."""
-    session.execute(
-        _held(lease).values(state="queued", attempt=Job.attempt - 1, worker=None, lease_expires_at=None, progress=None)
-    )
+    session.execute(_held(lease).values(**_QUEUED, attempt=Job.attempt - 1))
+
+
+def requeue(session: Session, *, lease: Lease) -> None:
+    """Give back a job whose worker is gone; the attempt counts."""
+    session.execute(_held(lease).values(**_QUEUED))
 
 
 def expired(session: Session, *, limit: int = 100) -> list[Job]:
@@ -129,6 +134,9 @@ def expired(session: Session, *, limit: int = 100) -> list[Job]:
 def waiting(session: Session, *, kinds: Collection[str]) -> int:
     """How many jobs of these kinds are queued."""
     return session.scalar(select(func.count()).where(Job.state == "queued", Job.kind.in_(kinds))) or 0
+
+
+_QUEUED: dict[str, Any] = {"state": "queued", "worker": None, "lease_expires_at": None, "progress": None}
 
 
 def _held(lease: Lease) -> Any:

@@ -17,7 +17,11 @@ def enqueue(session: Session, *, kind: str, target_id: UUID) -> UUID:
 
 def enqueue_many(session: Session, *, kind: str, target_ids: Sequence[UUID]) -> list[UUID]:
     """The same for many targets, in two statements."""
-    jobs = [{"id": uuid7(), "kind": kind, "target_id": target_id} for target_id in target_ids]
+    job_ids = [uuid7() for _ in target_ids]
+    jobs = [
+        {"id": job_id, "kind": kind, "target_id": target_id}
+        for job_id, target_id in zip(job_ids, target_ids, strict=True)
+    ]
     session.execute(insert(Job), jobs)
-    session.execute(insert(Outbox), [{"job_id": job["id"]} for job in jobs])
-    return [job["id"] for job in jobs]
+    session.execute(insert(Outbox), [{"job_id": job_id} for job_id in job_ids])
+    return job_ids

@@ -6,7 +6,10 @@ from uuid import UUID
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app.db.models import Edit, Statistics
+from app.db.models import Edit, JsonObject, Statistics
+
+CANCELLED: JsonObject = {"title": "Cancelled", "detail": "It was cancelled on request.", "errors": []}
+"""The problem of a job, and of its domain row, that ended because someone asked for it."""
 
 
 def show(session: Session, *, kind: str, target_ids: Sequence[UUID], running: bool) -> None:

@@ -5,8 +5,6 @@ import re
 from app.db.models import JsonObject
 from editing.errors import EditingError
 
-CANCELLED: JsonObject = {"title": "Cancelled", "detail": "It was cancelled on request.", "errors": []}
-
 INTERNAL: JsonObject = {
     "title": "Internal error",
     "detail": "Something went wrong in the worker; its log has the details. Retry, or report it.",
@@ -15,7 +13,7 @@ INTERNAL: JsonObject = {
 
 
 def problem_of(error: EditingError) -> JsonObject:
-    """The error's class as a title (`InvalidPrompt`: "Invalid prompt"), its detail, and the field where it names one."""
+    """The error's class as a title (`InvalidPrompt`: "Invalid prompt"), its detail, and the field it names, if any."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__)
     errors = [{"pointer": error.pointer, "detail": error.detail}] if error.pointer else []
     return {"title": words.capitalize(), "detail": error.detail, "errors": errors}

@@ -17,11 +17,12 @@ from app.db.engine import Sessions
 from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, Job, JsonObject
 from app.queueing import states
+from app.queueing.states import CANCELLED
 from app.settings import Settings
 from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
 from app.worker.heartbeat import Heartbeat
 from app.worker.pipelines import WarmPipeline
-from app.worker.problems import CANCELLED, INTERNAL, problem_of
+from app.worker.problems import INTERNAL, problem_of
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ class Runner:
 
     def work(self, job_id: UUID | None = None) -> bool:
         """Claim a job (this one, or the oldest) with its brothers, and do it. False where there was none to claim."""
-        leases = self._claim(job_id)
+        try:
+            leases = self._claim(job_id)
+        except DBAPIError as error:
+            log.warning("nothing claimed: the database does not answer", error=type(error).__name__)
+            return False
         if not leases:
             return False
         log.info("claimed", kind=leases[0].kind, jobs=len(leases), first=str(leases[0].job_id))
@@ -154,11 +159,13 @@ class Runner:
                 brothers = brothers.where(*known, Job.kind == "optimize_edit", Edit.model_id == model)
                 leases += self._take(session, brothers, limit=self.settings.batch_size - 1)
             if leases:
-                states.show(session, kind=leases[0].kind, target_ids=[lease.target_id for lease in leases], running=True)
+                states.show(
+                    session, kind=leases[0].kind, target_ids=[lease.target_id for lease in leases], running=True
+                )
             session.commit()
         return leases
 
-    def _take(self, session: Session, candidates: Select[tuple[UUID]], *, limit: int) -> list[Lease]:
+    def _take(self, session: Session, candidates: Select[UUID], *, limit: int) -> list[Lease]:
         return ledger.claim(
             session,
             worker=self.worker,
