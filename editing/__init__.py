@@ -30,7 +30,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["ENGINE_VERSION", "__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["ENGINE_VERSION", "__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from editing.concepts import Balance as Balance

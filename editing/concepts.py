@@ -25,7 +25,9 @@ class DestinationPrompt:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise InvalidPrompt("the destination is empty: name a concept, or ask for an erasure", pointer="/destination/prompt")
+            raise InvalidPrompt(
+                "the destination is empty: name a concept, or ask for an erasure", pointer="/destination/prompt"
+            )
         check_text(self.prompt, pointer="/destination/prompt")
 
 
@@ -123,7 +125,9 @@ class StageOneSettings:
         for name in ("learning_rate", "text_weight", "weight_decay", "clamp", "guidance"):
             number, positive = getattr(self, name), name in ("learning_rate", "clamp")
             if not _is_number(number) or number < 0 or (positive and number == 0):
-                raise _bad_setting(name, f"must be a finite number {'above' if positive else 'of at least'} 0, not {number!r}")
+                raise _bad_setting(
+                    name, f"must be a finite number {'above' if positive else 'of at least'} 0, not {number!r}"
+                )
         for name, least in _LEAST.items():
             integer = getattr(self, name)
             if integer is None and name == "layer":
@@ -179,7 +183,9 @@ def split_template(template: str, *, pointer: str = "") -> tuple[str, str]:
     parts = template.split(PLACEHOLDER)
     if len(parts) != 2:
         found = "no placeholder" if len(parts) == 1 else f"{len(parts) - 1} placeholders"
-        raise InvalidPrompt(f"{found} in the template {template!r}: write {{}} once, where the concept goes", pointer=pointer)
+        raise InvalidPrompt(
+            f"{found} in the template {template!r}: write {{}} once, where the concept goes", pointer=pointer
+        )
     return parts[0], parts[1]
 
 

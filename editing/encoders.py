@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +26,15 @@ class EditableEncoder:
     def __init__(
         self, model: nn.Module, tokenizer: PromptTokenizer, *, name: str = "text_encoder", folder: Path | None = None
     ) -> None:
-        body = getattr(model, "text_model", model)
+        body: Any = getattr(model, "text_model", model)
         try:
             self.embeddings: nn.Module = body.embeddings
             self.layers: nn.ModuleList = body.encoder.layers
             self.final_norm: nn.Module = body.final_layer_norm
-            first = self.layers[0]
+            first = self._block(0)
             _ = first.self_attn, first.layer_norm1, first.layer_norm2, first.mlp.fc1, first.mlp.activation_fn
-            self.width, self.mlp_width = first.mlp.fc2.out_features, first.mlp.fc2.in_features
+            self.width: int = first.mlp.fc2.out_features
+            self.mlp_width: int = first.mlp.fc2.in_features
         except (AttributeError, IndexError) as error:
             raise UnsupportedPipeline(f"a {type(model).__name__} is no CLIP text encoder") from error
         self.model = model
@@ -66,8 +68,11 @@ class EditableEncoder:
         return self.fc2(0).weight.dtype
 
     def fc2(self, layer: int) -> nn.Linear:
-        linear: nn.Linear = self.layers[layer].mlp.fc2
+        linear: nn.Linear = self._block(layer).mlp.fc2
         return linear
+
+    def _block(self, layer: int) -> Any:
+        return self.layers[layer]
 
     def double(self) -> "EditableEncoder":
         """The same encoder with its layers copied to float64; the original and its embeddings are left alone."""
@@ -89,7 +94,7 @@ class EditableEncoder:
 
     def attend(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream after attention (p, s, d), and the keys (p, s, m)."""
-        block = self.layers[layer]
+        block = self._block(layer)
         s = states.shape[1]
         mask = torch.full((s, s), torch.finfo(states.dtype).min, dtype=states.dtype, device=states.device).triu(1)
         mask = mask.expand(len(states), 1, s, s)

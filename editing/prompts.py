@@ -55,17 +55,14 @@ class PromptTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.max_length = max_length
-        ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, pad_token)}
-        if missing := [token for token, token_id in ids.items() if token_id is None]:
-            raise UnsupportedPipeline(f"the tokenizer has no {missing[0]!r}: it is not CLIP's")
-        self.bos_id, self.eos_id, self.pad_id = ids[BOS], ids[EOS], ids[pad_token]
+        self.bos_id, self.eos_id, self.pad_id = (_id_of(tokenizer, token) for token in (BOS, EOS, pad_token))
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
         """Read `tokenizer.json`, or `vocab.json` and `merges.txt`; the length from `tokenizer_config.json`."""
         settings = _read_settings(folder)
         pad = settings.get("pad_token", EOS)
-        pad_token = pad["content"] if isinstance(pad, dict) else pad
+        pad_token = str(pad["content"] if isinstance(pad, dict) else pad)
         max_length = settings.get("model_max_length")
         if not isinstance(max_length, int) or not 3 <= max_length <= 4096:
             raise UnsupportedPipeline(f"tokenizer_config.json gives no usable model_max_length: {max_length!r}")
@@ -192,6 +189,13 @@ def _clip_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
     tokenizer.post_processor = processors.RobertaProcessing(
-        (EOS, tokenizer.token_to_id(EOS)), (BOS, tokenizer.token_to_id(BOS)), trim_offsets=False, add_prefix_space=False
+        (EOS, _id_of(tokenizer, EOS)), (BOS, _id_of(tokenizer, BOS)), trim_offsets=False, add_prefix_space=False
     )
     return tokenizer
+
+
+def _id_of(tokenizer: Tokenizer, token: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise UnsupportedPipeline(f"the tokenizer has no {token!r}: it is not CLIP's")
+    return token_id

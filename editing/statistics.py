@@ -36,7 +36,9 @@ class SecondMoments:
 
     def to_bytes(self) -> bytes:
         """The safetensors file: `layer_{i}` in float32 and one JSON metadata string. Equal sets give equal bytes."""
-        tensors = {f"layer_{layer}": moment.float().cpu().contiguous() for layer, moment in sorted(self.moments.items())}
+        tensors = {
+            f"layer_{layer}": moment.float().cpu().contiguous() for layer, moment in sorted(self.moments.items())
+        }
         metadata = {"captions": self.captions, "tokens": self.tokens}
         return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
 
@@ -48,7 +50,7 @@ class SecondMoments:
         try:
             with safe_open(path, framework="pt") as file:
                 counts = json.loads((file.metadata() or {}).get("second_moments", "{}"))
-                moments = {int(key.removeprefix("layer_")): file.get_tensor(key).double() for key in file.keys()}  # noqa: SIM118
+                moments = {int(key.removeprefix("layer_")): file.get_tensor(key).double() for key in file.keys()}
         except Exception as error:  # safetensors raises its own, for a cut or foreign file
             raise EditingError(f"{Path(path).name} holds no second moments: {error}") from error
         if any(moment.ndim != 2 or moment.shape[0] != moment.shape[1] for moment in moments.values()):

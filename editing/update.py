@@ -269,9 +269,7 @@ def _declared_conflicts(edits: Sequence[ConceptEdit]) -> tuple[Conflict, ...]:
     by_source: dict[str, list[int]] = {}
     for index, edit in enumerate(edits):
         by_source.setdefault(edit.source.strip().casefold(), []).append(index)
-    conflicts = [
-        Conflict("same source", (first, other)) for first, *others in by_source.values() for other in others
-    ]
+    conflicts = [Conflict("same source", (first, other)) for first, *others in by_source.values() for other in others]
     for index, edit in enumerate(edits):
         for prompt in _destination_names(edit):
             for other in by_source.get(prompt.strip().casefold(), ()):

@@ -156,8 +156,8 @@ class _Search:
         return {"text": 1.0, "noise": 0.0, "hybrid": self.edit.settings.text_weight}[self.edit.objective]
 
     def uses_noise(self, step: int) -> bool:
-        warm = self.edit.settings.warm_start if self.edit.objective == "hybrid" else 0
-        return self.edit.objective != "text" and step >= warm
+        cold = self.edit.settings.warm_start if self.edit.objective == "hybrid" else 0
+        return self.edit.objective != "text" and step >= cold
 
     def runs(self, step: int) -> bool:
         return self.error is None and step < self.edit.settings.steps
@@ -253,9 +253,8 @@ class _Prompts:
         self.text_weights = torch.tensor([search.text_weight for search in searches], device=device)  # (e,)
         self._decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
         self._targets = torch.zeros(len(positions), encoder.width, device=device)  # (p, d)
-        texts = [i for i, search in enumerate(searches) for _ in search.destinations if search.uses_text]
-        if texts:
-            destinations = [destination for search in searches if search.uses_text for destination in search.destinations]
+        destinations = [destination for search in searches if search.uses_text for destination in search.destinations]
+        if destinations:
             with torch.no_grad():
                 said = encoder.encode([destination.ids for destination in destinations], full_length=False)
             ends = torch.tensor([destination.eos_index for destination in destinations], device=device)
@@ -320,7 +319,7 @@ def _optimize(
             noise, pull = _noise_losses(pipeline, running, prompts, context, step=step)
             losses = text * prompts.text_weights + prompts.regulariser(deltas)
             healthy = (losses + noise).isfinite()
-            (losses[healthy].sum() + (context.float() * pull).sum()).backward()  # type: ignore[no-untyped-call]
+            (losses[healthy].sum() + (context.float() * pull).sum()).backward()
         _record(running, text.tolist(), noise.tolist(), healthy.tolist(), step=step)
         optimizer.step()
         with torch.no_grad():
@@ -340,7 +339,9 @@ def _noise_losses(
     in memory; the gradient goes on into the encoder in one piece.
     """
     losses = torch.zeros(len(running), device=context.device)
-    drawn = [(row, search.noise.draw()) for row, search in enumerate(running) if search.noise and search.uses_noise(step)]
+    drawn = [
+        (row, search.noise.draw()) for row, search in enumerate(running) if search.noise and search.uses_noise(step)
+    ]
     if not drawn:
         return losses, torch.zeros_like(context)
     leaf = context.detach().requires_grad_()
@@ -349,11 +350,11 @@ def _noise_losses(
     target = torch.cat([batch.target for _, batch in drawn])
     prompt = torch.cat([prompts.first[row] + batch.templates for row, batch in drawn])
     owner = torch.tensor([row for row, batch in drawn for _ in batch.timesteps], device=losses.device)
-    share = torch.tensor([1 / len(batch.timesteps) for _, batch in drawn for _ in batch.timesteps], device=losses.device)
+    share = torch.tensor([1 / len(batch.timesteps) for _, batch in drawn for _ in batch.timesteps]).to(losses.device)
     for part in torch.arange(len(noisy), device=losses.device).split(UNET_BATCH):
         prediction = pipeline.predict(noisy[part], timesteps[part], leaf[prompt[part]])
         errors = (prediction - target[part]).square().mean((1, 2, 3)) * share[part]
-        errors.sum().backward()  # type: ignore[no-untyped-call]
+        errors.sum().backward()
         losses.index_add_(0, owner[part], errors.detach())
     assert leaf.grad is not None
     return losses, leaf.grad.float()
@@ -370,7 +371,9 @@ def _record(
     for group in _by_edit(search for search, fine in zip(running, healthy, strict=True) if not fine):
         _stop(
             [search for search in running if search.index == group[0].index],
-            OptimisationDiverged(f"the loss is not finite at step {step + 1}: lower learning_rate, or check the weights"),
+            OptimisationDiverged(
+                f"the loss is not finite at step {step + 1}: lower learning_rate, or check the weights"
+            ),
         )
 
 
@@ -386,7 +389,9 @@ def _by_edit(searches: Iterable[_Search]) -> list[list[_Search]]:
 
 def _mean_losses(group: Sequence[_Search], name: Literal["text_losses", "noise_losses"]) -> tuple[float, ...]:
     """Per step, the weighted mean over the prompts of a balance."""
-    return tuple(sum(map(mul, losses, [s.share for s in group])) for losses in zip(*(getattr(s, name) for s in group), strict=True))
+    shares = [search.share for search in group]
+    steps = zip(*(getattr(search, name) for search in group), strict=True)
+    return tuple(sum(map(mul, losses, shares)) for losses in steps)
 
 
 def _progress(group: Sequence[_Search], *, step: int) -> StageOneProgress:

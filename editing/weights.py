@@ -1,7 +1,6 @@
 """Write what stage II found as files: the whole text encoder, or its exact low-rank update as a LoRA adapter."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -66,7 +65,7 @@ def lora_tensors(update: Update) -> dict[str, Tensor]:
 def read_base(path: Path) -> dict[str, Tensor]:
     """The tensors of a base text encoder's file, as they are, under keys with the prefix."""
     with safe_open(path, framework="pt") as file:
-        return {_prefixed(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {_prefixed(key): file.get_tensor(key) for key in file.keys()}
 
 
 def _prefixed(key: str) -> str:
