@@ -1,5 +1,215 @@
-"""Apply edits, list and read checkpoints, move aliases."""
+"""Apply edits, list and read checkpoints, move aliases, trace files."""
 
-from fastapi import APIRouter
+from typing import Annotated
 
-router = APIRouter()
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
+from app.checkpoints import aliases, service
+from app.checkpoints.aliases import Expectation
+from app.checkpoints.delivery import deliver
+from app.checkpoints.difference import difference
+from app.checkpoints.errors import (
+    AliasMoved,
+    AliasNotFound,
+    CheckpointNotFound,
+    CheckpointNotPublished,
+    CheckpointRetracted,
+    FileNotFound,
+    FileUnreadable,
+    ModelNotFound,
+    ModelNotReady,
+    PreconditionRequired,
+    RangeNotSatisfiable,
+    StatisticsMissing,
+)
+from app.checkpoints.schemas import (
+    REVISION,
+    VERSION,
+    AliasName,
+    AliasOut,
+    AliasPut,
+    ApplyCreate,
+    ApplyPlan,
+    CheckpointOut,
+    CheckpointSummary,
+    DifferenceOut,
+    FileProvenance,
+    Retraction,
+)
+from app.dependencies import Page, PageDep, SessionDep, StoreDep
+from app.problems import Forbidden, Unauthorized, Unprocessable, documented
+from app.routing import Route
+
+router = APIRouter(route_class=Route, tags=["checkpoints"])
+
+ModelName = Annotated[str, Path(pattern=REVISION, examples=["emoji"])]
+Version = Annotated[str, Path(pattern=VERSION, examples=["v3"])]
+Revision = Annotated[str, Path(pattern=REVISION, description="a version or an alias", examples=["v3", "production"])]
+Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+IfMatch = Annotated[str | None, Header(description="the alias's ETag; needed to move or delete one that exists")]
+IfNoneMatch = Annotated[str | None, Header(description="`*`: only if there is no such alias yet")]
+
+DENIED = (Unauthorized, Forbidden, ModelNotFound, Unprocessable)
+UNSERVED = (CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
+
+
+@router.post(
+    "/models/{model}/apply",
+    status_code=202,
+    responses={
+        200: {"model": ApplyPlan, "description": "A dry run: what would be applied"},
+        202: {"headers": {"Location": {"description": "the checkpoint", "schema": {"type": "string"}}}},
+        **documented(*DENIED, ModelNotReady, StatisticsMissing),
+    },
+)
+def apply(
+    session: SessionDep, principal: ApplyPrincipal, model: ModelName, request: ApplyCreate, response: Response
+) -> CheckpointOut | ApplyPlan:
+    """Write a set of edits into the base model's text encoder and publish it as the next version.
+
+    The set is named whole (`edits`), as "ready" (of each source the newest edit that is ready), or as a version `from`
+    which some are removed and to which others are added. Equal sets with equal settings give equal files.
+    """
+    if request.dry_run:
+        response.status_code = 200
+        return service.plan(session, model_name=model, request=request)
+    checkpoint = service.apply(session, model_name=model, request=request, actor=principal.actor)
+    response.headers["Location"] = f"/v1/models/{model}/checkpoints/{checkpoint.version}"
+    return checkpoint
+
+
+@router.get("/models/{model}/checkpoints", responses=documented(*DENIED))
+def list_checkpoints(session: SessionDep, _: ReadPrincipal, model: ModelName, page: PageDep) -> Page[CheckpointSummary]:
+    """List a model's versions, newest first."""
+    return service.list_checkpoints(session, model_name=model, page=page)
+
+
+@router.get("/models/{model}/checkpoints/{revision}", responses=documented(*DENIED, CheckpointNotFound))
+def read_checkpoint(session: SessionDep, _: ReadPrincipal, model: ModelName, revision: Revision) -> CheckpointOut:
+    """Read a version: its state, edits with the residual that each has left, files, aliases."""
+    return service.read_checkpoint(session, model_name=model, revision=revision)
+
+
+FILE = "/models/{model}/checkpoints/{revision}/files/{path:path}"
+
+
+@router.head(FILE, include_in_schema=False)
+@router.get(
+    FILE,
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"},
+        206: {"description": "The range that was asked for"},
+        304: {"description": "The file has the ETag in If-None-Match"},
+        **documented(*DENIED, *UNSERVED, FileNotFound, RangeNotSatisfiable, FileUnreadable),
+    },
+)
+def read_file(
+    session: SessionDep,
+    store: StoreDep,
+    _: ReadPrincipal,
+    request: Request,
+    model: ModelName,
+    revision: Revision,
+    path: str,
+) -> Response:
+    """Download a file of a published version, whole or one range of it, checked against its sha256 first."""
+    file = service.find_file(session, model_name=model, revision=revision, path=path)
+    return deliver(request, file, store=store, headers={"X-Repo-Commit": file.commit})
+
+
+@router.get(
+    "/models/{model}/checkpoints/{revision}/difference", responses=documented(*DENIED, *UNSERVED, FileUnreadable)
+)
+def read_difference(
+    session: SessionDep,
+    store: StoreDep,
+    _: ReadPrincipal,
+    model: ModelName,
+    revision: Revision,
+    against: Annotated[str, Query(pattern=REVISION, description="a version, an alias, or `base`")] = "base",
+) -> DifferenceOut:
+    """Compare two versions: edits added and removed, every tensor that differs and by how much, files changed."""
+    return difference(session, store=store, model_name=model, revision=revision, against=against)
+
+
+@router.post("/models/{model}/checkpoints/{version}/retract", status_code=200, responses=documented(*DENIED, *UNSERVED))
+def retract(
+    session: SessionDep, principal: AdminPrincipal, model: ModelName, version: Version, retraction: Retraction
+) -> CheckpointOut:
+    """Stop serving a version: its files answer 410, also through an alias that points at it. The record stays."""
+    return service.retract(session, model_name=model, version=version, reason=retraction.reason, actor=principal.actor)
+
+
+@router.get("/models/{model}/aliases", tags=["aliases"], responses=documented(*DENIED))
+def list_aliases(session: SessionDep, _: ReadPrincipal, model: ModelName) -> list[AliasOut]:
+    """List a model's aliases by name."""
+    return aliases.list_aliases(session, model=service.find_model(session, name=model))
+
+
+@router.get("/models/{model}/aliases/{alias}", tags=["aliases"], responses=documented(*DENIED, AliasNotFound))
+def read_alias(
+    session: SessionDep, _: ReadPrincipal, model: ModelName, alias: Revision, response: Response
+) -> AliasOut:
+    """Read where an alias points; its ETag is what a move needs."""
+    found, response.headers["ETag"] = aliases.read_alias(
+        session, model=service.find_model(session, name=model), name=alias
+    )
+    return found
+
+
+@router.put(
+    "/models/{model}/aliases/{alias}",
+    tags=["aliases"],
+    responses={
+        201: {"model": AliasOut, "description": "Created"},
+        **documented(*DENIED, CheckpointNotPublished, CheckpointRetracted, AliasMoved, PreconditionRequired),
+    },
+)
+def move_alias(
+    session: SessionDep,
+    principal: ApplyPrincipal,
+    model: ModelName,
+    alias: AliasName,
+    move: AliasPut,
+    response: Response,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
+) -> AliasOut:
+    """Point an alias at a version by compare-and-swap; a rollback is this call with an older version."""
+    moved, response.headers["ETag"], created = aliases.move_alias(
+        session,
+        model=service.find_model(session, name=model),
+        name=alias,
+        version=move.version,
+        expected=Expectation(if_match, if_none_match),
+        actor=principal.actor,
+    )
+    response.status_code = 201 if created else 200
+    return moved
+
+
+@router.delete(
+    "/models/{model}/aliases/{alias}",
+    tags=["aliases"],
+    status_code=204,
+    responses=documented(*DENIED, AliasNotFound, AliasMoved, PreconditionRequired),
+)
+def delete_alias(
+    session: SessionDep, principal: ApplyPrincipal, model: ModelName, alias: Revision, if_match: IfMatch = None
+) -> None:
+    """Delete an alias; the versions stay."""
+    aliases.delete_alias(
+        session,
+        model=service.find_model(session, name=model),
+        name=alias,
+        expected=Expectation(if_match),
+        actor=principal.actor,
+    )
+
+
+@router.get("/files/{sha256}", responses=documented(Unauthorized, Forbidden, FileNotFound, Unprocessable))
+def trace_file(session: SessionDep, _: ReadPrincipal, sha256: Sha256) -> FileProvenance:
+    """Find which checkpoints, and so which edits, a file in the wild came from."""
+    return service.trace_file(session, sha256=sha256)

@@ -63,15 +63,15 @@ class ApplyCreate(BaseModel):
         },
     )
 
-    edits: Selection = Field(
-        None, description='edit ids, or "ready": of each source the newest edit that is ready'
-    )
+    edits: Selection = Field(None, description='edit ids, or "ready": of each source the newest edit that is ready')
     base: str | None = Field(None, alias="from", pattern=REVISION, description="a version or alias to start from")
     add: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; replaces its edit of the same source")
     remove: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; edit ids")
     alpha: float = Field(0.5, gt=0, lt=1, description="the edits' weight against what the encoder knows (Eq. 14)")
     layers: list[int] | None = Field(
-        None, min_length=1, description="the layers to edit, ending at the one the values were optimised for; default: 0 … it"
+        None,
+        min_length=1,
+        description="the layers to edit, ending at the one the values were optimised for; default: 0 … it",
     )
     residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
     mass: float = Field(4000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
@@ -81,7 +81,6 @@ class ApplyCreate(BaseModel):
     alias: AliasName | None = Field(
         None, description="moved to the new version once it is published, unless someone else moved it meanwhile"
     )
-
 
 
 class EditInCheckpoint(BaseModel):

@@ -1,0 +1,71 @@
+"""Send a blob of the store over HTTP: strong ETag, conditional requests, ranges; checked against its sha256 first."""
+
+import re
+from collections.abc import Mapping
+
+from fastapi import Request, Response
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse
+from starlette.types import Receive, Scope, Send
+
+from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
+from app.checkpoints.service import ServedFile
+from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
+
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8", ".txt": "text/plain; charset=utf-8"}
+RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
+
+
+def deliver(request: Request, file: ServedFile, *, store: LocalStore, headers: Mapping[str, str]) -> Response:
+    """The answer to GET or HEAD: 200, 206 for one range, 304, 416.
+
+    A GET reads the blob once to verify it: a flipped bit in a safetensors file would load silently. Raises
+    `FileUnreadable` rather than send a byte of it, and `RangeNotSatisfiable`. What is no single well-formed range is
+    answered whole, as RFC 9110 (14.2) permits.
+    """
+    tag = f'"{file.sha256}"'
+    headers = {**headers, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
+    if _holds(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    found = RANGE.fullmatch(request.headers.get("range", "").strip())
+    if found and found[2] and int(found[2]) < int(found[1]):
+        found = None
+    if found and not _satisfiable(found, file.size) and request.headers.get("if-range", tag) == tag:
+        detail = f"The file has {file.size} bytes; the range {found[0]!r} lies outside."
+        raise RangeNotSatisfiable(detail, headers={**headers, "Content-Range": f"bytes */{file.size}"})
+    try:
+        path = store.path(file.sha256) if request.method == "HEAD" else store.verified(file.sha256)
+        damaged = store.size(file.sha256) != file.size
+    except (BlobMissing, BlobCorrupt):
+        damaged = True
+    if damaged:
+        raise FileUnreadable(
+            f"{file.path} is damaged or missing in the store, and is not sent. Restore the blob {file.sha256}, "
+            "or apply the same edits again."
+        )
+    suffix = "." + file.path.rpartition(".")[2]
+    media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
+    return _BlobResponse(path, headers=headers, media_type=media_type, whole=found is None)
+
+
+class _BlobResponse(FileResponse):
+    """Starlette's file response, which leaves aside a range that we do not honour instead of refusing it."""
+
+    def __init__(self, *arguments: object, whole: bool, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.whole = whole
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.whole:
+            scope = {**scope, "headers": [pair for pair in Headers(scope=scope).raw if pair[0] != b"range"]}
+        await super().__call__(scope, receive, send)
+
+
+def _holds(header: str | None, tag: str) -> bool:
+    tags = [item.strip().removeprefix("W/") for item in (header or "").split(",")]
+    return "*" in tags or tag in tags
+
+
+def _satisfiable(found: re.Match[str], size: int) -> bool:
+    first, _, suffix = found.groups()
+    return int(first) < size if first is not None else int(suffix) > 0 and size > 0

@@ -1,0 +1,166 @@
+"""What the checkpoint calls read from the database."""
+
+from collections.abc import Collection, Iterable, Sequence
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session, selectinload
+
+from app.db.models import (
+    Alias,
+    AliasMove,
+    Checkpoint,
+    CheckpointEdit,
+    CheckpointFile,
+    Edit,
+    EditValue,
+    Job,
+    Model,
+    ModelFile,
+    Statistics,
+)
+
+
+def model_by_name(session: Session, *, name: str, lock: bool = False) -> Model | None:
+    """The model of that name; with `lock`, nobody else numbers a checkpoint of it until the transaction ends."""
+    query = select(Model).where(Model.name == name)
+    if lock:
+        query = query.with_for_update(key_share=True)
+    return session.scalars(query).one_or_none()
+
+
+def checkpoint_by_number(session: Session, *, model_id: UUID, number: int) -> Checkpoint | None:
+    return session.scalars(
+        select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number)
+    ).one_or_none()
+
+
+def checkpoint_by_commit(session: Session, *, model_id: UUID, commit: str) -> Checkpoint | None:
+    """Equal inputs give equal commits: of several, one that is served, the newest."""
+    return session.scalars(
+        select(Checkpoint)
+        .where(Checkpoint.model_id == model_id, Checkpoint.commit == commit)
+        .order_by(Checkpoint.state, Checkpoint.number.desc())  # "published" sorts before "retracted"
+        .limit(1)
+    ).one_or_none()
+
+
+def newest_published(session: Session, *, model_id: UUID) -> Checkpoint | None:
+    return session.scalars(
+        select(Checkpoint)
+        .where(Checkpoint.model_id == model_id, Checkpoint.state == "published")
+        .order_by(Checkpoint.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def checkpoints_of(model_id: UUID) -> Select[tuple[Checkpoint]]:
+    return select(Checkpoint).where(Checkpoint.model_id == model_id)
+
+
+def last_number(session: Session, *, model_id: UUID) -> int:
+    return session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.model_id == model_id)) or 0
+
+
+def numbers(session: Session, *, ids: Collection[UUID]) -> dict[UUID, int]:
+    query = select(Checkpoint.id, Checkpoint.number).where(Checkpoint.id.in_(ids))
+    return {checkpoint_id: number for checkpoint_id, number in session.execute(query)}
+
+
+def alias(session: Session, *, model_id: UUID, name: str, lock: bool = False) -> Alias | None:
+    return session.get(Alias, (model_id, name), with_for_update=lock, populate_existing=lock)
+
+
+def alias_moves(session: Session, *, model_id: UUID, name: str) -> int:
+    """How often the alias was ever moved, its deletions counted."""
+    query = select(func.count()).where(AliasMove.model_id == model_id, AliasMove.name == name)
+    return session.scalar(query) or 0
+
+
+def aliases_of(session: Session, *, model_id: UUID) -> Sequence[Alias]:
+    query = select(Alias).where(Alias.model_id == model_id).options(selectinload(Alias.checkpoint)).order_by(Alias.name)
+    return session.scalars(query).all()
+
+
+def alias_names(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[UUID, list[str]]:
+    names: dict[UUID, list[str]] = {checkpoint_id: [] for checkpoint_id in checkpoint_ids}
+    query = select(Alias.checkpoint_id, Alias.name).where(Alias.checkpoint_id.in_(checkpoint_ids)).order_by(Alias.name)
+    for checkpoint_id, name in session.execute(query):
+        names[checkpoint_id].append(name)
+    return names
+
+
+def edit_counts(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[UUID, int]:
+    query = (
+        select(CheckpointEdit.checkpoint_id, func.count())
+        .where(CheckpointEdit.checkpoint_id.in_(checkpoint_ids))
+        .group_by(CheckpointEdit.checkpoint_id)
+    )
+    return {checkpoint_id: count for checkpoint_id, count in session.execute(query)}
+
+
+def edits_in(session: Session, *, checkpoint_id: UUID) -> Sequence[Edit]:
+    """The edits of a checkpoint, in their order, with their values."""
+    query = (
+        select(Edit)
+        .join(CheckpointEdit, CheckpointEdit.edit_id == Edit.id)
+        .where(CheckpointEdit.checkpoint_id == checkpoint_id)
+        .order_by(CheckpointEdit.position)
+        .options(selectinload(Edit.values))
+    )
+    return session.scalars(query).all()
+
+
+def edits_by_id(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, Edit]:
+    return {edit.id: edit for edit in session.scalars(select(Edit).where(Edit.id.in_(set(ids))))}
+
+
+def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, int]:
+    """The layer that each edit's value was optimised for."""
+    query = select(EditValue.edit_id, EditValue.layer).where(EditValue.edit_id.in_(set(ids)))
+    return {edit_id: layer for edit_id, layer in session.execute(query)}
+
+
+def ready_edits(session: Session, *, model_id: UUID) -> Sequence[Edit]:
+    """Oldest first."""
+    query = select(Edit).where(Edit.model_id == model_id, Edit.state == "ready").order_by(Edit.id)
+    return session.scalars(query).all()
+
+
+def newest_statistics(session: Session, *, model_id: UUID, state: str | None = "ready") -> Statistics | None:
+    query = select(Statistics).where(Statistics.model_id == model_id)
+    if state is not None:
+        query = query.where(Statistics.state == state)
+    return session.scalars(query.order_by(Statistics.id.desc()).limit(1)).one_or_none()
+
+
+def model_files(session: Session, *, model_id: UUID) -> Sequence[ModelFile]:
+    return session.scalars(select(ModelFile).where(ModelFile.model_id == model_id).order_by(ModelFile.path)).all()
+
+
+def progress(session: Session, *, checkpoint_id: UUID) -> dict[str, object] | None:
+    """What the worker last said of a checkpoint that is being built."""
+    query = select(Job.progress).where(Job.target_id == checkpoint_id, Job.state == "running")
+    return session.scalars(query.limit(1)).one_or_none()
+
+
+def checkpoint_files_like(session: Session, *, sha256: str) -> Sequence[tuple[Checkpoint, CheckpointFile]]:
+    """The checkpoint files with these bytes, of the newest checkpoint first."""
+    query = (
+        select(Checkpoint, CheckpointFile)
+        .join(CheckpointFile, CheckpointFile.checkpoint_id == Checkpoint.id)
+        .where(CheckpointFile.sha256 == sha256)
+        .order_by(Checkpoint.id.desc(), CheckpointFile.path)
+        .options(selectinload(Checkpoint.model))
+    )
+    return [(checkpoint, file) for checkpoint, file in session.execute(query)]
+
+
+def model_files_like(session: Session, *, sha256: str) -> Sequence[tuple[Model, ModelFile]]:
+    query = (
+        select(Model, ModelFile)
+        .join(ModelFile, ModelFile.model_id == Model.id)
+        .where(ModelFile.sha256 == sha256)
+        .order_by(Model.id, ModelFile.path)
+    )
+    return [(model, file) for model, file in session.execute(query)]

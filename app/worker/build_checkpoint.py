@@ -1,0 +1,179 @@
+"""Stage II as a job: one closed form over all chosen edits, written as files, published as one version."""
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+import editing
+from app.audit.service import record
+from app.checkpoints import queries
+from app.checkpoints.card import card
+from app.checkpoints.manifest import Inputs, ManifestEdit, manifest
+from app.checkpoints.publish import StoredFile, publish, store_content, store_folder
+from app.db.leases import Lease, finish
+from app.db.models import Checkpoint, Edit, EditValue, JsonObject, Statistics
+from app.worker.runner import JobContext
+from editing.concepts import ConceptEdit, DestinationPrompt, Erasure
+from editing.errors import Cancelled, EditingError
+
+if TYPE_CHECKING:
+    from editing.update import Update
+    from editing.values import Value
+
+LORA = "adapters/lora.safetensors"
+
+
+def run(context: JobContext, leases: Sequence[Lease]) -> None:
+    """Build and publish the checkpoint of each lease."""
+    for lease in leases:
+        if context.cancelled(lease):
+            raise Cancelled("stopped before the checkpoint was begun")
+        _build(context, lease)
+
+
+def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
+    """The version stays on record as failed, with the reason; its number is not used again."""
+    checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
+    if checkpoint.state != "building":
+        return
+    checkpoint.state = "failed"
+    checkpoint.problem = problem
+    record(
+        session,
+        actor=checkpoint.created_by,
+        action="checkpoint.fail",
+        target=f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}",
+        details={"title": problem["title"], "detail": problem["detail"]},
+    )
+
+
+def _build(context: JobContext, lease: Lease) -> None:
+    with context.sessions() as session:
+        work = _read(session, checkpoint_id=lease.target_id)
+    context.progress(lease, {"stage": "loading"})
+    pipeline = context.pipeline(work.model_id)
+    encoder = pipeline.encoder
+    moments = editing.SecondMoments.load(context.store.verified(work.inputs.statistics))
+
+    def progress(done: int, layers: int) -> None:
+        context.progress(lease, {"stage": "solving", "done": done, "total": layers})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {layers} layers")
+
+    update = editing.compute_update(
+        encoder,
+        work.edits,
+        [_value(row) for row in work.values],
+        moments,
+        alpha=work.inputs.alpha,
+        mass=work.inputs.options["mass"],
+        layers=work.inputs.layers,
+        residual=work.inputs.options["residual"],
+        preserve=work.inputs.options["preserve"],
+        progress=progress,
+    )
+    context.progress(lease, {"stage": "publishing"})
+    with tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary:
+        folder = Path(temporary)
+        editing.export_text_encoder(encoder, update, folder)
+        editing.export_lora(update, folder / LORA)
+        files = store_folder(context.store, folder)
+    digests = {file.path: file.sha256 for file in files}
+    files += [
+        store_content(context.store, "manifest.json", manifest(work.inputs, files=digests)),
+        store_content(context.store, "README.md", card(work.inputs)),
+    ]
+    _publish(context, lease, files=files, report=_report(work, update))
+
+
+def _publish(context: JobContext, lease: Lease, *, files: Sequence[StoredFile], report: JsonObject) -> None:
+    with context.sessions() as session:
+        finish(session, lease=lease, state="succeeded")
+        checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
+        publish(session, checkpoint=checkpoint, files=files, report=report)
+        session.commit()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the job needs, out of the database: `edits` and `values` are in the checkpoint's order."""
+
+    model_id: UUID
+    inputs: Inputs
+    edits: tuple[ConceptEdit, ...]
+    values: tuple[EditValue, ...]
+
+
+def _read(session: Session, *, checkpoint_id: UUID) -> _Work:
+    checkpoint = session.get_one(Checkpoint, checkpoint_id)
+    model = checkpoint.model
+    statistics = session.get_one(Statistics, checkpoint.statistics_id)
+    edits = queries.edits_in(session, checkpoint_id=checkpoint_id)
+    inputs = Inputs(
+        model=model.name,
+        model_source=model.source,
+        model_revision=model.revision,
+        model_digest=model.digest or "",
+        statistics=statistics.digest or "",
+        engine=editing.ENGINE_VERSION,
+        edits=[
+            ManifestEdit(
+                id=edit.id,
+                source=edit.source,
+                destination=edit.destination,
+                templates=edit.templates,
+                values={value.encoder: value.sha256 for value in edit.values},
+            )
+            for edit in edits
+        ],
+        alpha=checkpoint.alpha,
+        layers=tuple(checkpoint.layers),
+        options=checkpoint.options,
+    )
+    return _Work(
+        model_id=model.id,
+        inputs=inputs,
+        edits=tuple(_concept(edit) for edit in edits),
+        values=tuple(edit.values[0] for edit in edits),
+    )
+
+
+def _concept(edit: Edit) -> ConceptEdit:
+    """The edit as stage II reads it: its source, its templates, and the names that its destination has in words."""
+    name = edit.destination.get("prompt")
+    destination = DestinationPrompt(name) if name else Erasure(edit.destination.get("neutral") or "")
+    return ConceptEdit(edit.source, destination, templates=tuple(edit.templates))
+
+
+def _value(row: EditValue) -> "Value":
+    """The value vectors, checked against the digest that was stored with them."""
+    content = row.delta + row.hidden
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        raise EditingError(f"the value of the edit {row.edit_id} is not what was stored: retry that edit")
+    return editing.Value.from_bytes(content, encoder=row.encoder, layer=row.layer)
+
+
+def _report(work: _Work, update: "Update") -> JsonObject:
+    ids = [str(edit.id) for edit in work.inputs.edits]
+    return {
+        "residuals": dict(zip(ids, update.residuals, strict=True)),
+        "layers": [
+            {
+                "encoder": update.encoder,
+                "layer": layer,
+                "relative_norm": change.relative_norm,
+                "condition": change.condition,
+            }
+            for layer, change in update.layers.items()
+        ],
+        "conflicts": [
+            {"kind": conflict.kind, "edits": [ids[i] for i in conflict.edits], "cosine": conflict.cosine}
+            for conflict in update.conflicts
+        ],
+    }
