@@ -1,7 +1,8 @@
 """One piece of work from claim to fenced write, whatever its kind and whatever bell announced it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
@@ -22,7 +23,7 @@ from app.settings import Settings
 from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
 from app.worker.heartbeat import Heartbeat
 from app.worker.pipelines import WarmPipeline
-from app.worker.problems import INTERNAL, problem_of
+from app.worker.problems import INTERNAL, damaged, no_room, problem_of
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class JobModule(Protocol):
     def run(self, context: "JobContext", leases: Sequence[Lease]) -> None:
         """Do the work of these leases, all of one kind.
 
-        Each lease's result is written in one transaction with `leases.finish(session, lease=lease,
-        state="succeeded")`. A lease that is left unfinished is settled by the runner: failed with the problem of the
+        Each lease's result is written in one transaction, `with context.result(lease) as session:`. A lease that is left unfinished is settled by the runner: failed with the problem of the
         exception raised, cancelled where that was asked for, given back where the worker is stopping.
         """
 
@@ -81,6 +81,30 @@ class JobContext:
         of the three it was.
         """
         return self.stopping.is_set() or self.heartbeat.cancelled(lease) or self.heartbeat.lost(lease)
+
+    @contextmanager
+    def result(self, lease: Lease) -> Iterator[Session]:
+        """The transaction that writes the job's result and ends it as succeeded.
+
+        Raises `LeaseLost` where another attempt may write it, and `Cancelled` where a cancel came in before; once
+        inside, none can.
+        """
+        with self.sessions() as session:
+            if ledger.hold(session, lease=lease):
+                raise Cancelled("a cancel came in before the result was written")
+            yield session
+            ledger.finish(session, lease=lease, state="succeeded")
+            session.commit()
+        self.heartbeat.forget(lease)
+
+    def fail(self, lease: Lease, problem: JsonObject) -> None:
+        """End one of several jobs as failed, and go on with the others. Raises `LeaseLost`, and `Cancelled`."""
+        with self.sessions() as session:
+            if ledger.hold(session, lease=lease):
+                raise Cancelled("a cancel came in before the failure was written")
+            fail(session, lease=lease, problem=problem)
+            session.commit()
+        self.heartbeat.forget(lease)
 
     def pipeline(self, model_id: UUID) -> "EditablePipeline":
         """The model's pipeline, kept warm until another model is asked for. Leave its weights as they are."""
@@ -135,7 +159,10 @@ class Runner:
             except EditingError as error:
                 problem = problem_of(error)
             except (BlobCorrupt, BlobMissing) as error:
-                problem = {"title": "Damaged file", "detail": f"{type(error).__name__}: {error}", "errors": []}
+                problem = damaged(error)
+            except OSError as error:
+                log.exception("work failed", kind=leases[0].kind)
+                problem = no_room(error)
             except DBAPIError as error:
                 # The result could not be written. The lease runs out, and another attempt is made.
                 log.warning("the database does not answer", error=type(error).__name__)

@@ -1,0 +1,92 @@
+"""The worker process: `python -m app.worker.main`. Claims jobs, and keeps the queue in order for all workers."""
+
+import os
+import signal
+import socket
+import threading
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from app import logs
+from app.db.engine import Sessions, connect, sessions
+from app.queueing.bell import Bell, BellBroken
+from app.queueing.dispatcher import dispatch
+from app.queueing.polling import PollingBell
+from app.queueing.rq import RedisBell
+from app.queueing.sweeper import requeue_expired, ring_again
+from app.settings import Settings, get_settings
+from app.storage.local import LocalStore
+from app.worker.runner import Runner, fail
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT: then the work under way ends at its next step and goes back to the queue."""
+    if settings.database_url is None:
+        raise ValueError("EMENDER_DATABASE_URL is not set; set it, or use `emender serve --embedded`")
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    engine = connect(settings.database_url.get_secret_value())
+    factory = sessions(engine)
+    bell = open_bell(settings, worker=name)
+    store = LocalStore(settings.store_folder)
+    runner = Runner(settings=settings, sessions=factory, store=store, worker=name, stopping=stopping)
+    housekeeping = threading.Thread(
+        target=keep_house,
+        kwargs={"settings": settings, "factory": factory, "bell": open_bell(settings), "stopping": stopping},
+        name="housekeeping",
+        daemon=True,
+    )
+    housekeeping.start()
+    log.info("worker started", worker=name, bell="redis" if settings.redis_url else "polling")
+    bell.listen(runner.work, stopping=stopping)
+    housekeeping.join(timeout=10)
+    engine.dispose()
+    log.info("worker stopped", worker=name)
+
+
+def open_bell(settings: Settings, *, worker: str = "") -> Bell:
+    """The bell of the settings: Redis where there is one, else polling."""
+    if settings.redis_url is None:
+        return PollingBell(seconds=settings.poll_seconds)
+    return RedisBell(settings.redis_url.get_secret_value(), poll_seconds=settings.poll_seconds, worker=worker)
+
+
+def keep_house(*, settings: Settings, factory: Sessions, bell: Bell, stopping: threading.Event) -> None:
+    """Dispatch the outbox, requeue what lost its worker, announce what was not heard; every `poll_seconds`.
+
+    Every worker does this, in a thread, so that the loss of any process delays it and loses nothing.
+    """
+    broken = False
+    while not stopping.wait(settings.poll_seconds):
+        try:
+            with factory() as session:
+                requeue_expired(session, max_attempts=settings.max_attempts, fail=fail)
+                session.commit()
+            with factory() as session:
+                dispatch(session, bell=bell)
+                session.commit()
+            with factory() as session:
+                ring_again(session, bell=bell)
+            broken = False
+        except BellBroken as error:
+            if not broken:
+                log.warning("not announced yet", reason=str(error))
+            broken = True
+        except DBAPIError as error:
+            log.warning("the database does not answer", error=type(error).__name__)
+        except Exception:
+            log.exception("housekeeping failed; it goes on")
+
+
+def main() -> None:
+    logs.configure()
+    run(get_settings())
+
+
+if __name__ == "__main__":
+    main()

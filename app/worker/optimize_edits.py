@@ -1,0 +1,108 @@
+"""Stage I for the edits of one model: from their rows to their values, in one batch."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+import editing
+from app.audit.service import record
+from app.db.leases import Lease, LeaseLost
+from app.db.models import Edit, EditValue, JsonObject
+from app.queueing.states import CANCELLED
+from app.storage.local import BlobCorrupt, BlobMissing
+from app.worker.concepts import concept_edit
+from app.worker.problems import damaged, problem_of
+from app.worker.runner import JobContext
+from editing.errors import Cancelled, EditingError
+
+if TYPE_CHECKING:
+    from editing.values import StageOneProgress, Value
+
+log = structlog.get_logger()
+
+
+def run(context: JobContext, leases: Sequence[Lease]) -> None:
+    """Optimise the values of these edits, all of one model; each succeeds or fails by itself."""
+    with context.sessions() as session:
+        query = select(Edit).where(Edit.id.in_([lease.target_id for lease in leases]))
+        rows = {edit.id: edit for edit in session.scalars(query)}
+    pipeline = context.pipeline(rows[leases[0].target_id].model_id)
+
+    chosen: list[Lease] = []
+    edits: list[editing.ConceptEdit] = []
+    for lease in leases:
+        try:
+            edits.append(concept_edit(rows[lease.target_id], store=context.store))
+            chosen.append(lease)
+        except EditingError as error:
+            _conclude(context, lease, error)
+        except (BlobMissing, BlobCorrupt) as error:
+            context.fail(lease, damaged(error))
+
+    def progress(now: "StageOneProgress") -> None:
+        losses = {"text_loss": now.text_loss, "noise_loss": now.noise_loss}
+        context.progress(chosen[now.edit_index], {"step": now.step, "steps": now.steps, **losses})
+
+    outcomes = editing.optimize_values(
+        pipeline, edits, progress=progress, cancelled=lambda index: context.cancelled(chosen[index])
+    )
+    for lease, outcome in zip(chosen, outcomes, strict=True):
+        _conclude(context, lease, outcome)
+
+
+def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
+    """The edit is `failed`, or `cancelled` where that was asked for."""
+    edit = session.get_one(Edit, lease.target_id)
+    edit.state = "cancelled" if problem == CANCELLED else "failed"
+    edit.problem = problem
+    details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
+    record(session, actor="worker", action=f"edit.{edit.state}", target=f"edit:{edit.id}", details=details)
+
+
+def _conclude(context: JobContext, lease: Lease, outcome: "Value | EditingError") -> None:
+    """Write one edit's outcome. A cancelled one is left to the runner, a lost one to the attempt that took its place."""
+    try:
+        if isinstance(outcome, Cancelled):
+            return
+        if isinstance(outcome, EditingError):
+            context.fail(lease, problem_of(outcome))
+            return
+        with context.result(lease) as session:
+            _write(session, lease, outcome)
+    except Cancelled:
+        return
+    except LeaseLost as error:
+        log.warning("result refused: the lease was lost", lease=str(error))
+
+
+def _write(session: Session, lease: Lease, value: "Value") -> None:
+    content = value.to_bytes()  # δ, then h
+    sha256 = hashlib.sha256(content).hexdigest()
+    half = len(content) // 2
+    session.add(
+        EditValue(
+            edit_id=lease.target_id,
+            encoder=value.encoder,
+            layer=value.layer,
+            delta=content[:half],
+            hidden=content[half:],
+            sha256=sha256,
+            losses={
+                "text": list(value.text_losses),
+                "noise": list(value.noise_losses),
+                "delta_norm": value.delta_norm,
+                "hidden_norm": value.hidden_norm,
+                "settings": dict(value.settings),
+            },
+            attempt=lease.attempt,
+            engine=value.engine_version,
+        )
+    )
+    edit = session.get_one(Edit, lease.target_id)
+    edit.state, edit.problem = "ready", None
+    details = {"job": str(lease.job_id), "attempt": lease.attempt, "value": sha256}
+    record(session, actor="worker", action="edit.ready", target=f"edit:{edit.id}", details=details)

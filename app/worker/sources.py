@@ -1,0 +1,104 @@
+"""Where a model's files come from: a folder of the model roots, or the Hugging Face Hub."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import httpx
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from app.models.captions import find_folder
+from app.settings import Settings
+from editing.errors import EditingError, UnsafePipeline
+
+WANTED = {".json", ".txt", ".safetensors", ".model"}
+VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+
+
+class SourceUnavailable(EditingError):
+    """The model's files could not be had; the detail says from where and why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline's files on this machine."""
+
+    folder: Path
+    commit: str | None
+    """The Hub's commit; none for a folder of the model roots."""
+
+
+@contextmanager
+def obtain(
+    source: str, *, revision: str | None, settings: Settings, progress: Callable[[int, int], None]
+) -> Iterator[Source]:
+    """The files of `source`, there until the block ends: `namespace/name` on the Hub, else a folder's bare name.
+
+    From the Hub come configurations and safetensors, at one commit; never a pickle, never code. `progress` is called
+    with the files had and the files wanted, and may raise. Raises `SourceUnavailable` or `UnsafePipeline`.
+    """
+    if "/" not in source:
+        folder = find_folder(settings.model_roots, source)
+        if folder is None:
+            raise SourceUnavailable(
+                f"no folder {source!r} directly in one of the model roots; EMENDER_MODEL_ROOTS lists them",
+                pointer="/source",
+            )
+        yield Source(folder, commit=None)
+        return
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=settings.folder, prefix="download-") as temporary:
+        try:
+            commit = _download(source, revision=revision, folder=Path(temporary), progress=progress)
+        except LocalEntryNotFoundError as error:
+            raise SourceUnavailable(f"the Hub does not answer for {source}; retry", pointer="/source") from error
+        except HfHubHTTPError as error:
+            raise SourceUnavailable(f"the Hub refused {source}: {_reason(error)}", pointer="/source") from error
+        except httpx.HTTPError as error:
+            reason = f"the Hub could not be reached for {source}: {type(error).__name__}; retry"
+            raise SourceUnavailable(reason, pointer="/source") from error
+        yield Source(Path(temporary), commit=commit)
+
+
+def wanted(names: Sequence[str]) -> list[str]:
+    """What is fetched of a repository's files: a pipeline's configurations and safetensors, each weight once.
+
+    Raises `UnsafePipeline` where weights are there as pickles and none as safetensors.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    chosen = [
+        path
+        for path in paths
+        if len(path.parts) <= 2
+        and path.suffix in WANTED
+        and not any(variant in path.name for variant in VARIANTS)
+        and not (path.suffix == ".safetensors" and len(path.parts) == 1 and path.name != "second_moments.safetensors")
+    ]
+    weights = any(path.suffix == ".safetensors" for path in chosen)
+    if not weights and any(path.suffix in PICKLES for path in paths):
+        raise UnsafePipeline(
+            "the repository has its weights only as pickles, which can run code when opened: ask for a revision with "
+            "safetensors, or convert them with save_pretrained(..., safe_serialization=True)",
+            pointer="/source",
+        )
+    return sorted(str(path) for path in chosen)
+
+
+def _download(source: str, *, revision: str | None, folder: Path, progress: Callable[[int, int], None]) -> str | None:
+    information = HfApi().model_info(source, revision=revision)
+    names = wanted([sibling.rfilename for sibling in information.siblings or []])
+    for done, name in enumerate(names):
+        progress(done, len(names))
+        hf_hub_download(source, name, revision=information.sha, local_dir=folder)
+    return information.sha
+
+
+def _reason(error: HfHubHTTPError) -> str:
+    status = error.response.status_code if error.response is not None else "no"
+    return {401: "it is private or does not exist", 403: "access is not granted", 404: "there is no such revision"}.get(
+        status, f"HTTP status {status}"
+    )
