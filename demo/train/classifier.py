@@ -1,0 +1,94 @@
+"""The classifier's training: pictures of all five styles, as drawn and as the autoencoder gives them back, disturbed."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from demo.art import SIZE, Art
+from demo.classify import WIDTHS, Classes, Classifier
+from demo.concepts import GENDERS, STYLES, Concept
+from demo.train.grid import as_bytes, as_floats
+from demo.train.loop import Schedule, Training, trained
+
+NAME = "classifier"
+SCHEDULE = Schedule(steps=2200, batch=64, rate=2e-3, weight_decay=0.02)
+REBUILT_SHARE = 0.5
+
+
+def classes(concepts: Sequence[Concept]) -> Classes:
+    return Classes(tuple(concept.name for concept in concepts), STYLES, GENDERS)
+
+
+@torch.no_grad()
+def rebuilt(autoencoder: AutoencoderKL, art: Art) -> Tensor:
+    """Every copy of every picture through the autoencoder: (N, copies, 3, 32, 32) uint8."""
+    parts = []
+    for part in art.pictures.flatten(0, 1).split(128):
+        parts.append(as_bytes(autoencoder.decode(autoencoder.encode(as_floats(part)).latent_dist.mean).sample))
+    return torch.cat(parts).unflatten(0, art.pictures.shape[:2])
+
+
+def train(
+    art: Art,
+    autoencoder: AutoencoderKL,
+    concepts: Sequence[Concept],
+    folder: Path,
+    *,
+    schedule: Schedule = SCHEDULE,
+    widths: Sequence[int] = WIDTHS,
+) -> None:
+    """Train, or go on training. The losses of the three heads are added; gender counts on pictures of professions only."""
+    torch.manual_seed(0)
+    model = Classifier(classes(concepts), widths).to(memory_format=torch.channels_last)
+    training = Training(folder, NAME, {"model": model}, schedule)
+    training.resume()
+    both = torch.stack([art.pictures, rebuilt(autoencoder, art)])  # (2, N, copies, 3, 32, 32)
+    copies = art.pictures.shape[1]
+
+    def loss(generator: torch.Generator) -> dict[str, Tensor]:
+        chance = random.Random(generator.initial_seed())
+        rows = torch.randint(len(art), (schedule.batch,), generator=generator)
+        copy = torch.randint(copies, (schedule.batch,), generator=generator)
+        source = (torch.rand(schedule.batch, generator=generator) < REBUILT_SHARE).long()
+        pictures = disturbed(as_floats(both[source, rows, copy]), chance, generator)
+        model.train()
+        logits = model(pictures.contiguous(memory_format=torch.channels_last))
+        concept, style, gender = art.concept[rows], art.style[rows], art.gender[rows]
+        terms = {
+            "concept": F.cross_entropy(logits["concept"], concept),
+            "style": F.cross_entropy(logits["style"], style),
+            "gender": F.cross_entropy(logits["gender"], gender, ignore_index=-1) if (gender >= 0).any() else torch.zeros(()),
+        }
+        right = (logits["concept"].argmax(1) == concept).float().mean()
+        style_right = (logits["style"].argmax(1) == style).float().mean()
+        return {"loss": sum(terms.values())} | {"right": right, "style right": style_right, "gender": terms["gender"].detach()}
+
+    training.run(loss)
+
+
+def disturbed(pictures: Tensor, chance: random.Random, generator: torch.Generator) -> Tensor:
+    """The batch (rows, 3, 32, 32) shifted by up to two pixels, sometimes blurred, with noise, contrast and tint changed a little."""
+    padded = F.pad(pictures, (2, 2, 2, 2), value=1.0)
+    top, left = chance.randrange(5), chance.randrange(5)
+    pictures = padded[..., top : top + SIZE, left : left + SIZE]
+    if chance.random() < 0.3:
+        side = chance.choice((16, 20, 24))
+        small = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
+        pictures = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear")
+    rows = len(pictures)
+    contrast = 1 + 0.1 * torch.randn(rows, 1, 1, 1, generator=generator)
+    tint = 0.04 * torch.randn(rows, 3, 1, 1, generator=generator)
+    noise = 0.06 * chance.random() * torch.randn(pictures.shape, generator=generator)
+    return ((pictures - 1) * contrast + 1 + tint + noise).clamp(-1, 1)
+
+
+def load(concepts: Sequence[Concept], folder: Path, *, widths: Sequence[int] = WIDTHS) -> Classifier:
+    """The trained classifier, frozen."""
+    model = Classifier(classes(concepts), widths)
+    model.load_state_dict(trained(folder, NAME, "model"))
+    return model.eval().requires_grad_(False)
