@@ -10,6 +10,7 @@ import editing
 from app import problems
 from app.audit.routes import router as audit
 from app.auth.routes import router as keys
+from app.body_limit import BodyLimit
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
 from app.dependencies import SessionDep
@@ -17,8 +18,14 @@ from app.edits.routes import router as edits
 from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.models.routes import router as models
+from app.observability import logging
+from app.observability.requests import RequestLog
+from app.openapi import describe
+from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.settings import Settings, get_settings
 from app.storage.local import LocalStore
+
+EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, Unavailable)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,24 +49,28 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.sessions = sessions(engine)
     app.state.store = LocalStore(settings.store_folder)
     problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestLog)
 
     @app.get("/healthz", tags=["health"])
     def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"])
+    @app.get("/readyz", tags=["health"], responses=documented(Unavailable))
     def readyz(session: SessionDep) -> dict[str, str]:
         """The database answers and has the schema."""
         session.execute(text("SELECT version_num FROM alembic_version"))
         return {"status": "ready"}
 
     for router in (keys, models, images, edits, checkpoints, audit):
-        app.include_router(router, prefix="/v1")
+        app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
     app.include_router(hub)
+    describe(app)
     return app
 
 
 def application() -> FastAPI:
     """The factory that uvicorn calls."""
+    logging.configure()
     return create_app(get_settings())

@@ -1,16 +1,19 @@
 """Errors that a client sees, and the handlers that turn every error into `application/problem+json` (RFC 9457)."""
 
+import errno
+import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+
+from app.storage.local import BlobCorrupt, BlobMissing
 
 MEDIA_TYPE = "application/problem+json"
 TYPES = "https://emender.dev/problems/"
@@ -75,6 +78,11 @@ class Gone(Problem):
     title = "Gone"
 
 
+class MalformedBody(Problem):
+    status = HTTPStatus.BAD_REQUEST
+    title = "Malformed body"
+
+
 class Unprocessable(Problem):
     """A body that is well-formed and wrong; `errors` say where."""
 
@@ -116,13 +124,25 @@ class Unavailable(Problem):
     title = "Service unavailable"
 
 
-def respond(request: Request, problem: Problem) -> JSONResponse:
-    return JSONResponse(
-        problem.document(instance=request.url.path),
-        status_code=problem.status,
-        headers=problem.headers,
-        media_type=MEDIA_TYPE,
-    )
+class InsufficientStorage(Problem):
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    title = "Insufficient storage"
+
+
+def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses=`: the problems that it answers with, by status."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for problem in problems:
+        known = by_status.setdefault(int(problem.status), {"model": ProblemDocument, "description": ""})
+        known["description"] = f"{known['description']}, {problem.title}".removeprefix(", ")
+    return by_status
+
+
+def respond(request: Request, problem: Problem) -> Response:
+    document = json.dumps(problem.document(instance=request.url.path), ensure_ascii=False)
+    # What a client sent may hold half a surrogate pair, which is no UTF-8: its escape is JSON.
+    content = document.encode("utf-8", "backslashreplace")
+    return Response(content, status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def pointer(location: Sequence[str | int]) -> str:
@@ -133,44 +153,75 @@ def pointer(location: Sequence[str | int]) -> str:
     return parts[-1] if parts else ""
 
 
+FRAMEWORK_TITLES = {problem.status: problem.title for problem in (NotFound, ContentTooLarge, MalformedBody)}
+FRAMEWORK_DETAILS = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this path; /docs lists what there is.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not take this method; the Allow header lists those that it takes.",
+}
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers, also for what the framework itself raises."""
 
-    def problem(request: Request, error: Exception) -> JSONResponse:
+    def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
         return respond(request, error)
 
-    def validation(request: Request, error: Exception) -> JSONResponse:
+    def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        errors = [FieldError(pointer=pointer(e["loc"]), detail=e["msg"]) for e in error.errors()]
-        if any(e["type"] == "json_invalid" for e in error.errors()):
-            malformed = Problem(f"The body is not JSON: {errors[0].detail}.", errors=errors)
-            malformed.status, malformed.title = HTTPStatus.BAD_REQUEST, "Malformed body"
-            return respond(request, malformed)
+        for e in error.errors():
+            if e["type"] == "json_invalid":
+                return respond(request, MalformedBody(f"The body is not JSON: {e['ctx']['error']}."))
+        errors = [
+            FieldError(pointer=pointer(e["loc"]), detail=e["msg"].removeprefix("Value error, ")) for e in error.errors()
+        ]
         what = "; ".join(f"{e.pointer or 'body'}: {e.detail}" for e in errors[:3])
         return respond(request, Unprocessable(f"The request was rejected: {what}.", errors=errors))
 
-    def framework(request: Request, error: Exception) -> JSONResponse:
+    def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        wrapped = Problem(str(error.detail), headers=error.headers)
-        wrapped.status = HTTPStatus(error.status_code)
-        wrapped.title = wrapped.status.phrase
+        status = HTTPStatus(error.status_code)
+        detail = str(error.detail)
+        if detail == status.phrase:
+            detail = FRAMEWORK_DETAILS.get(status, detail + ".")
+        wrapped = Problem(detail, headers=error.headers)
+        wrapped.status = status
+        wrapped.title = FRAMEWORK_TITLES.get(status, status.phrase.capitalize())
         return respond(request, wrapped)
 
-    def database(request: Request, error: Exception) -> JSONResponse:
+    def unstorable(request: Request, error: Exception) -> Response:
+        structlog.get_logger().info("value refused by the database", path=request.url.path, error=type(error).__name__)
+        return respond(request, Unprocessable("A value of the request cannot be stored, such as a NUL character."))
+
+    def damaged(request: Request, error: Exception) -> Response:
+        structlog.get_logger().error("blob refused", error=type(error).__name__, sha256=str(error))
+        return respond(request, Problem("The stored content is missing or damaged, and is not served."))
+
+    def storage(request: Request, error: Exception) -> Response:
+        assert isinstance(error, OSError)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return unexpected(request, error)
+        structlog.get_logger().error("store full", error=str(error))
+        return respond(request, InsufficientStorage("The store is full. Nothing was changed."))
+
+    def database(request: Request, error: Exception) -> Response:
         structlog.get_logger().warning("database unavailable", error=type(error).__name__)
         unavailable = Unavailable(
             "The database does not answer. Nothing was changed; retry.", headers={"Retry-After": "2"}
         )
         return respond(request, unavailable)
 
-    def unexpected(request: Request, error: Exception) -> JSONResponse:
-        structlog.get_logger().exception("unexpected error", path=request.url.path, error=type(error).__name__)
+    def unexpected(request: Request, error: Exception) -> Response:
+        structlog.get_logger().error("unexpected error", path=request.url.path, exc_info=error)
         return respond(request, Problem("Something went wrong on our side; the log has the details."))
 
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(OSError, storage)
+    app.add_exception_handler(BlobCorrupt, damaged)
+    app.add_exception_handler(BlobMissing, damaged)
+    app.add_exception_handler(DataError, unstorable)
     app.add_exception_handler(OperationalError, database)
     app.add_exception_handler(InterfaceError, database)
     app.add_exception_handler(Exception, unexpected)

@@ -2,20 +2,27 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
 from app.auth import service
 from app.auth.dependencies import AdminPrincipal
 from app.auth.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut
 from app.dependencies import Page, PageDep, SessionDep
+from app.idempotency import keep_instead
+from app.problems import documented
+from app.routing import Route
 
-router = APIRouter(prefix="/keys", tags=["keys"])
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 
 
 @router.post("", status_code=201)
-def create_key(session: SessionDep, principal: AdminPrincipal, key: ApiKeyCreate) -> ApiKeyCreated:
+def create_key(
+    session: SessionDep, principal: AdminPrincipal, key: ApiKeyCreate, request: Request, response: Response
+) -> ApiKeyCreated:
     """Create a key. Its token is in this answer and nowhere else."""
     created, token = service.create_key(session, name=key.name, scopes=key.scopes, actor=principal.actor)
+    response.headers["Cache-Control"] = "no-store"
+    keep_instead(request, ApiKeyCreated(**created.model_dump(), token=None))
     return ApiKeyCreated(**created.model_dump(), token=token)
 
 
@@ -25,7 +32,7 @@ def list_keys(session: SessionDep, _: AdminPrincipal, page: PageDep) -> Page[Api
     return service.list_keys(session, page=page)
 
 
-@router.delete("/{key_id}", status_code=204)
+@router.delete("/{key_id}", status_code=204, responses=documented(service.ApiKeyNotFound))
 def revoke_key(session: SessionDep, principal: AdminPrincipal, key_id: UUID) -> None:
     """Revoke a key. It stays listed, since the audit log names it."""
     service.revoke_key(session, key_id=key_id, actor=principal.actor)

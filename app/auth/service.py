@@ -1,6 +1,6 @@
 """API keys. A token is `em_<prefix>_<secret>`; the database holds the prefix and the secret's sha256.
 
-A plain sha256 is enough because the secret is 256 random bits: there is nothing to guess that a slow hash would protect.
+A plain sha256 is enough, since the secret is 256 random bits: there is nothing to guess that a slow hash would protect.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.auth.schemas import ApiKeyOut, Scope
 from app.db.models import ApiKey
-from app.dependencies import PageRequest, Page
+from app.dependencies import Page, PageRequest
 from app.problems import NotFound, Unprocessable
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -32,7 +32,7 @@ class ApiKeyNotFound(NotFound):
 
 
 def create_key(session: Session, *, name: str, scopes: Sequence[str], actor: str) -> tuple[ApiKeyOut, str]:
-    """A new key and its token, which is never to be had again. Raises `Unprocessable` for a scope that does not exist."""
+    """A new key and its token, which is never to be had again. Raises `Unprocessable` for an unknown scope."""
     for index, scope in enumerate(scopes):
         if scope not in SCOPES:
             raise Unprocessable.at(f"/scopes/{index}", f"There is no scope {scope!r}; there are {', '.join(SCOPES)}.")
@@ -43,9 +43,7 @@ def create_key(session: Session, *, name: str, scopes: Sequence[str], actor: str
     key = ApiKey(name=name, prefix=prefix, secret_sha256=_digest(secret), scopes=ordered)
     session.add(key)
     session.flush()
-    record(
-        session, actor=actor, action="key.create", target=f"key:{prefix}", details={"name": name, "scopes": ordered}
-    )
+    record(session, actor=actor, action="key.create", target=f"key:{prefix}", details={"name": name, "scopes": ordered})
     return ApiKeyOut.model_validate(key), f"{MARK}{prefix}_{secret}"
 
 
@@ -69,7 +67,7 @@ def list_keys(session: Session, *, page: PageRequest) -> Page[ApiKeyOut]:
 
 
 def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
-    """From now on the key is refused; its row stays, since the audit log refers to it. Revoking twice changes nothing."""
+    """From now on the key is refused. Its row stays, since the audit log names it; revoking twice changes nothing."""
     key = session.get(ApiKey, key_id, with_for_update=True)
     if key is None:
         raise ApiKeyNotFound(key_id)

@@ -12,7 +12,9 @@ class TestCreateKey:
 
     def test_other_scopes(self, client, keys):
         for scope in ("read", "edit", "apply"):
-            assert client.post("/v1/keys", headers=keys[scope], json={"name": "a", "scopes": ["read"]}).status_code == 403
+            assert (
+                client.post("/v1/keys", headers=keys[scope], json={"name": "a", "scopes": ["read"]}).status_code == 403
+            )
 
     def test_token_works_and_is_not_kept(self, client, keys, session):
         answer = client.post("/v1/keys", headers=keys["admin"], json={"name": "deploy", "scopes": ["apply", "read"]})

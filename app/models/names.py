@@ -1,0 +1,30 @@
+"""Names of models and namespaces: what the Hub's protocol can carry in a URL."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+RESERVED = frozenset({"v1", "api", "admin", "docs", "metrics", "healthz", "readyz", "datasets", "spaces"})
+
+
+def is_part(name: str) -> bool:
+    """Whether `name` may be a namespace or a repository on the Hub."""
+    return (
+        bool(PART.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith((".git", ".ipynb"))
+    )
+
+
+def _servable(name: str) -> str:
+    if not is_part(name):
+        raise ValueError(
+            "must be 1 to 96 of A-Z a-z 0-9 . _ -, neither start nor end with . or -, hold no -- or .., "
+            "and not end with .git or .ipynb"
+        )
+    if name.lower() in RESERVED:
+        raise ValueError(f"{name!r} is reserved for the service's own paths")
+    return name
+
+
+Name = Annotated[str, Field(max_length=96), AfterValidator(_servable)]

@@ -1,0 +1,55 @@
+"""Files of the store laid out as a folder, for what reads folders: pipelines and tokenizers."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from app.storage.local import LocalStore
+
+
+def snapshot(store: LocalStore, files: Sequence[tuple[str, str]], *, folder: Path) -> Path:
+    """A folder under `folder`/snapshots in which each (path, sha256) of `files` is a link to its blob.
+
+    It is made once, whole, and found again by the digest of `files`. Every blob is verified when the folder is made:
+    raises `BlobMissing` or `BlobCorrupt`, and `ValueError` for a path that leads out of the folder.
+    """
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files))
+    home = folder.absolute() / "snapshots"
+    target = home / hashlib.sha256(lines.encode()).hexdigest()
+    if target.is_dir() and all((target / path).is_file() for path, _ in files):
+        return target
+    home.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=home, prefix="building-"))
+    try:
+        building.chmod(0o755)
+        for path, sha256 in files:
+            link = building / _inside(path)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(store.verified(sha256))
+        _put_in_place(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _put_in_place(building: Path, target: Path) -> None:
+    """Rename, unless another process was faster; one whose links have broken since is replaced."""
+    try:
+        os.rename(building, target)
+    except OSError:
+        if all(link.exists() for link in target.rglob("*")):
+            return
+        broken = Path(tempfile.mkdtemp(dir=target.parent, prefix="broken-"))
+        os.rename(target, broken)
+        os.rename(building, target)
+        shutil.rmtree(broken)
+
+
+def _inside(path: str) -> PurePosixPath:
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or not relative.parts or ".." in relative.parts or "\\" in path or "\0" in path:
+        raise ValueError(f"{path!r} is no path inside a model")
+    return relative

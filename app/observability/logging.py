@@ -1,0 +1,42 @@
+"""Logs on standard error, one JSON object a line (readable on a terminal), for API and worker alike.
+
+They name what happened and to which id. They never hold a key, a body, a query string or the variables of a traceback.
+"""
+
+import logging
+import sys
+
+import structlog
+
+QUIET = ("uvicorn.access", "httpx", "httpcore", "huggingface_hub", "alembic.runtime.plugins")
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Set up structlog, and the standard library's loggers to write the same lines. Entry points call it, no import."""
+    terminal = sys.stderr.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,  # plain: the rich ones show variables, and so secrets
+    ]
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: structlog.typing.Processor = plain if terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers.clear()  # its own, where uvicorn configured itself first
+        logging.getLogger(name).propagate = True
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,46 @@
+"""What all our routes have in common: `APIRouter(route_class=Route)`."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from app import idempotency, strict_json
+
+
+class StrictRequest(Request):
+    """A request whose JSON is taken as the standard has it."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = strict_json.loads(await self.body())
+        return self._json
+
+
+class Route(APIRoute):
+    """Strict JSON, and `Idempotency-Key` on every POST."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if "POST" in (options.get("methods") or ()):
+            options["dependencies"] = [*(options.get("dependencies") or ()), Depends(idempotency.claim)]
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def idempotent(request: Request) -> Response:
+            request = StrictRequest(request.scope, request.receive, request._send)
+            try:
+                response = await handle(request)
+            except idempotency.Replayed as replayed:
+                return replayed.response
+            claimed: idempotency.Claim | None = getattr(request.state, "idempotency", None)
+            if claimed is not None and response.status_code < 300:
+                # The session's transaction is still open: it is committed once this function has returned.
+                instead = getattr(request.state, "idempotent_answer", None)
+                await run_in_threadpool(idempotency.keep, claimed, response=response, instead=instead)
+            return response
+
+        return idempotent
