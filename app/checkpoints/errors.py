@@ -6,20 +6,6 @@ from app.db.models import Checkpoint, JsonObject
 from app.problems import Conflict, Gone, NotFound, PreconditionFailed, Problem
 
 
-class ModelNotFound(NotFound):
-    title = "Model not found"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"There is no model {name!r}; GET /v1/models lists them.")
-
-
-class ModelNotReady(Conflict):
-    title = "Model not ready"
-
-    def __init__(self, name: str, state: str) -> None:
-        super().__init__(f"The model {name!r} is {state}, not ready; GET /v1/models/{name} says more.")
-
-
 class StatisticsMissing(Conflict):
     title = "Statistics missing"
 

@@ -35,7 +35,7 @@ class StoredFile:
 
 
 def store_folder(store: LocalStore, folder: Path) -> list[StoredFile]:
-    """Put every file below the folder into the store. Raises `InsufficientStorage`; what was put before stays, unseen."""
+    """Put every file below the folder into the store. Raises `InsufficientStorage`; what was put by then is unseen."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with _room_on_disk():
         return [

@@ -54,7 +54,7 @@ def newest_published(session: Session, *, model_id: UUID) -> Checkpoint | None:
     ).one_or_none()
 
 
-def checkpoints_of(model_id: UUID) -> Select[tuple[Checkpoint]]:
+def checkpoints_of(model_id: UUID) -> Select[Checkpoint]:
     return select(Checkpoint).where(Checkpoint.model_id == model_id)
 
 
@@ -64,7 +64,7 @@ def last_number(session: Session, *, model_id: UUID) -> int:
 
 def numbers(session: Session, *, ids: Collection[UUID]) -> dict[UUID, int]:
     query = select(Checkpoint.id, Checkpoint.number).where(Checkpoint.id.in_(ids))
-    return {checkpoint_id: number for checkpoint_id, number in session.execute(query)}
+    return dict(session.execute(query).all())
 
 
 def alias(session: Session, *, model_id: UUID, name: str, lock: bool = False) -> Alias | None:
@@ -96,7 +96,7 @@ def edit_counts(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[U
         .where(CheckpointEdit.checkpoint_id.in_(checkpoint_ids))
         .group_by(CheckpointEdit.checkpoint_id)
     )
-    return {checkpoint_id: count for checkpoint_id, count in session.execute(query)}
+    return dict(session.execute(query).all())
 
 
 def edits_in(session: Session, *, checkpoint_id: UUID) -> Sequence[Edit]:
@@ -118,7 +118,7 @@ def edits_by_id(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, Edit]:
 def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, int]:
     """The layer that each edit's value was optimised for."""
     query = select(EditValue.edit_id, EditValue.layer).where(EditValue.edit_id.in_(set(ids)))
-    return {edit_id: layer for edit_id, layer in session.execute(query)}
+    return dict(session.execute(query).all())
 
 
 def ready_edits(session: Session, *, model_id: UUID) -> Sequence[Edit]:

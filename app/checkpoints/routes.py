@@ -17,8 +17,6 @@ from app.checkpoints.errors import (
     CheckpointRetracted,
     FileNotFound,
     FileUnreadable,
-    ModelNotFound,
-    ModelNotReady,
     PreconditionRequired,
     RangeNotSatisfiable,
     StatisticsMissing,
@@ -38,12 +36,14 @@ from app.checkpoints.schemas import (
     Retraction,
 )
 from app.dependencies import Page, PageDep, SessionDep, StoreDep
+from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import Forbidden, Unauthorized, Unprocessable, documented
 from app.routing import Route
+from app.text import Text
 
 router = APIRouter(route_class=Route, tags=["checkpoints"])
 
-ModelName = Annotated[str, Path(pattern=REVISION, examples=["emoji"])]
+ModelName = Annotated[Text, Path(max_length=96, examples=["emoji"])]
 Version = Annotated[str, Path(pattern=VERSION, examples=["v3"])]
 Revision = Annotated[str, Path(pattern=REVISION, description="a version or an alias", examples=["v3", "production"])]
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -15,8 +14,6 @@ from app.checkpoints.errors import (
     CheckpointNotPublished,
     CheckpointRetracted,
     FileNotFound,
-    ModelNotFound,
-    ModelNotReady,
     StatisticsMissing,
 )
 from app.checkpoints.schemas import (
@@ -36,6 +33,7 @@ from app.checkpoints.schemas import (
 from app.checkpoints.selection import Selection, conflicts, select_edits
 from app.db.models import Checkpoint, CheckpointEdit, Edit, JsonObject, Model, Statistics
 from app.dependencies import Page, PageRequest
+from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import FieldError, Unprocessable
 from app.queueing.outbox import enqueue
 
@@ -253,7 +251,7 @@ def _summaries(session: Session, *, rows: Sequence[Checkpoint]) -> list[Checkpoi
         CheckpointSummary(
             version=f"v{row.number}",
             model=row.model.name,
-            state=row.state,  # type: ignore[arg-type]  # held by the table's CHECK
+            state=row.state,
             commit=row.commit,
             edit_count=counts.get(row.id, 0),
             alpha=row.alpha,

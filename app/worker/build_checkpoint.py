@@ -17,9 +17,11 @@ from app.checkpoints.card import card
 from app.checkpoints.manifest import Inputs, ManifestEdit, manifest
 from app.checkpoints.publish import StoredFile, publish, store_content, store_folder
 from app.db.leases import Lease, finish
-from app.db.models import Checkpoint, Edit, EditValue, JsonObject, Statistics
+from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
+from app.storage.local import LocalStore
+from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
-from editing.concepts import ConceptEdit, DestinationPrompt, Erasure
+from editing.concepts import ConceptEdit
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
 
 def _build(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
-        work = _read(session, checkpoint_id=lease.target_id)
+        work = _read(session, store=context.store, checkpoint_id=lease.target_id)
     context.progress(lease, {"stage": "loading"})
     pipeline = context.pipeline(work.model_id)
     encoder = pipeline.encoder
@@ -110,7 +112,7 @@ class _Work:
     values: tuple[EditValue, ...]
 
 
-def _read(session: Session, *, checkpoint_id: UUID) -> _Work:
+def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
     statistics = session.get_one(Statistics, checkpoint.statistics_id)
@@ -139,16 +141,9 @@ def _read(session: Session, *, checkpoint_id: UUID) -> _Work:
     return _Work(
         model_id=model.id,
         inputs=inputs,
-        edits=tuple(_concept(edit) for edit in edits),
+        edits=tuple(concept_edit(edit, store=store) for edit in edits),
         values=tuple(edit.values[0] for edit in edits),
     )
-
-
-def _concept(edit: Edit) -> ConceptEdit:
-    """The edit as stage II reads it: its source, its templates, and the names that its destination has in words."""
-    name = edit.destination.get("prompt")
-    destination = DestinationPrompt(name) if name else Erasure(edit.destination.get("neutral") or "")
-    return ConceptEdit(edit.source, destination, templates=tuple(edit.templates))
 
 
 def _value(row: EditValue) -> "Value":
