@@ -17,10 +17,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout
 from rq.job import Job as Message
 from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
-from rq.utils import DequeueTimeout
 
 from app.queueing.bell import BellBroken, Work
 from app.queueing.polling import PollingBell

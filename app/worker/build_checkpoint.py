@@ -15,8 +15,8 @@ from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.card import card
 from app.checkpoints.manifest import Inputs, ManifestEdit, manifest
-from app.checkpoints.publish import StoredFile, publish, store_content, store_folder
-from app.db.leases import Lease, finish
+from app.checkpoints.publish import publish, store_content, store_folder
+from app.db.leases import Lease
 from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
 from app.storage.local import LocalStore
 from app.worker.concepts import concept_edit
@@ -48,8 +48,8 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     checkpoint.problem = problem
     record(
         session,
-        actor=checkpoint.created_by,
-        action="checkpoint.fail",
+        actor="worker",
+        action="checkpoint.failed",
         target=f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}",
         details={"title": problem["title"], "detail": problem["detail"]},
     )
@@ -91,15 +91,9 @@ def _build(context: JobContext, lease: Lease) -> None:
         store_content(context.store, "manifest.json", manifest(work.inputs, files=digests)),
         store_content(context.store, "README.md", card(work.inputs)),
     ]
-    _publish(context, lease, files=files, report=_report(work, update))
-
-
-def _publish(context: JobContext, lease: Lease, *, files: Sequence[StoredFile], report: JsonObject) -> None:
-    with context.sessions() as session:
-        finish(session, lease=lease, state="succeeded")
+    with context.result(lease) as session:
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
-        publish(session, checkpoint=checkpoint, files=files, report=report)
-        session.commit()
+        publish(session, checkpoint=checkpoint, files=files, report=_report(work, update))
 
 
 @dataclass(frozen=True)

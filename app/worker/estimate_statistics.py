@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.audit.service import record
 from app.db.leases import Lease
-from app.db.models import JsonObject, Statistics
+from app.db.models import JsonObject, Model, Statistics
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError
 
@@ -22,8 +22,12 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The statistics are `failed`."""
     statistics = session.get_one(Statistics, lease.target_id)
     statistics.state, statistics.problem = "failed", problem
-    details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    record(session, actor="worker", action="statistics.failed", target=f"statistics:{statistics.id}", details=details)
+    details = {"statistics": str(statistics.id), "attempt": lease.attempt, "problem": problem["title"]}
+    record(session, actor="worker", action="statistics.failed", target=_model(session, statistics), details=details)
+
+
+def _model(session: Session, statistics: Statistics) -> str:
+    return f"model:{session.get_one(Model, statistics.model_id).name}"
 
 
 def _estimate(context: JobContext, lease: Lease) -> None:
@@ -50,7 +54,5 @@ def _estimate(context: JobContext, lease: Lease) -> None:
         statistics = session.get_one(Statistics, lease.target_id)
         statistics.state, statistics.problem = "ready", None
         statistics.captions, statistics.tokens, statistics.digest = moments.captions, moments.tokens, digest
-        details = {"job": str(lease.job_id), "digest": digest, "captions": moments.captions, "tokens": moments.tokens}
-        record(
-            session, actor="worker", action="statistics.ready", target=f"statistics:{statistics.id}", details=details
-        )
+        details = {"statistics": str(statistics.id), "digest": digest, "tokens": moments.tokens}
+        record(session, actor="worker", action="statistics.ready", target=_model(session, statistics), details=details)

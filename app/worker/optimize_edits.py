@@ -64,7 +64,7 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
 
 
 def _conclude(context: JobContext, lease: Lease, outcome: "Value | EditingError") -> None:
-    """Write one edit's outcome. A cancelled one is left to the runner, a lost one to the attempt that took its place."""
+    """Write one edit's outcome; a cancelled one is left to the runner, a lost one to the attempt that took over."""
     try:
         if isinstance(outcome, Cancelled):
             return

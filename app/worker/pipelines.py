@@ -48,10 +48,14 @@ class WarmPipeline:
         return [(path, sha256) for path, sha256 in session.execute(query.order_by(ModelFile.path))]
 
     def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
+        import diffusers.utils.logging
         import torch
+        import transformers.utils.logging
 
         import editing
 
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.device

@@ -48,8 +48,9 @@ class JobModule(Protocol):
     def run(self, context: "JobContext", leases: Sequence[Lease]) -> None:
         """Do the work of these leases, all of one kind.
 
-        Each lease's result is written in one transaction, `with context.result(lease) as session:`. A lease that is left unfinished is settled by the runner: failed with the problem of the
-        exception raised, cancelled where that was asked for, given back where the worker is stopping.
+        Each result is written in one transaction, `with context.result(lease) as session:`. A lease that is left
+        unfinished is settled by the runner: failed with the problem of the exception raised, cancelled where that was
+        asked for, given back where the worker is stopping.
         """
 
     def fail(self, session: Session, *, lease: Lease, problem: JsonObject) -> None:

@@ -10,7 +10,7 @@ import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from app.models.captions import find_folder
+from app.models.roots import find_folder
 from app.settings import Settings
 from editing.errors import EditingError, UnsafePipeline
 
