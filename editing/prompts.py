@@ -187,10 +187,10 @@ def _clip_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
     tokenizer.post_processor = processors.RobertaProcessing(
         (EOS, _id_of(tokenizer, EOS)), (BOS, _id_of(tokenizer, BOS)), trim_offsets=False, add_prefix_space=False
     )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
     return tokenizer
 
 

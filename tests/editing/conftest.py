@@ -1,0 +1,92 @@
+"""Small pipelines for the tests of `editing`: a random one, made anew, and the emoji model where its weights are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.pipelines import EditablePipeline, load_pipeline
+from editing.prompts import PromptTokenizer
+from editing.statistics import SecondMoments, estimate_second_moments
+from editing.update import Update, compute_update
+from editing.values import Value, optimize_values
+from tests.pipelines import write_pipeline
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("cat", "dog", "fish", "bird", "red hat", "old tree", "a big house", "the sea", "small boat", "my cup of tea")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are too small for more, and the bits of a sum depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("pipeline") / "random")
+
+
+@pytest.fixture(scope="session")
+def pipeline(folder: Path) -> EditablePipeline:
+    return load_pipeline(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(folder: Path) -> PromptTokenizer:
+    return PromptTokenizer.from_folder(folder / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def second_moments(pipeline: EditablePipeline) -> SecondMoments:
+    captions = [template.format(word) for word in WORDS for template in ("{}", "a photo of {}", "{} in the sun")]
+    return estimate_second_moments(pipeline.encoder, captions)
+
+
+@pytest.fixture(scope="session")
+def edits() -> list[ConceptEdit]:
+    settings = StageOneSettings(objective="text", steps=30)
+    pairs = [("cat", "dog"), ("old tree", "the sea"), ("small boat", "red hat")]
+    return [ConceptEdit(source, DestinationPrompt(target), settings=settings) for source, target in pairs]
+
+
+@pytest.fixture(scope="session")
+def values(pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[Value]:
+    return expect_values(optimize_values(pipeline, edits))
+
+
+@pytest.fixture(scope="session")
+def update(
+    pipeline: EditablePipeline, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+) -> Update:
+    return compute_update(pipeline.encoder, edits, values, second_moments)
+
+
+@pytest.fixture(scope="session")
+def emoji_folder() -> Path:
+    """The emoji model's weights; its second moments lie beside it."""
+    weights = ROOT / "demo" / "weights"
+    if not (weights / "pipeline" / "model_index.json").is_file():
+        pytest.skip("the emoji model is not in demo/weights")
+    return weights
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Outputs of the published stage II, where the project's shared data is mounted."""
+    folder = ROOT.parent / "shared" / "data" / "golden"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data/golden here")
+    return folder
+
+
+def expect_values(outcomes: list[Value | Exception]) -> list[Value]:
+    for outcome in outcomes:
+        if not isinstance(outcome, Value):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, Value)]

@@ -1,0 +1,184 @@
+"""Where the subject ends in a prompt: by position, whatever the words are."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.errors import InvalidPrompt, UnsupportedPipeline
+from editing.prompts import PromptTokenizer, destination_prompts, validate_edit
+
+STRINGS = [
+    "", "a cat", "  A  Cat\t\n", "Canada’s café", "cafe\u0301", "日本語 cat", "a 🐈‍⬛ cat", "ｆｕｌｌ &amp; x", "naïve—dash",
+    "שלום dog", "don't WE'LL", "x1 23 ٣", "\u200b", "a\u00a0b", "…", "ﬁne", "İstanbul ẞ", "word " * 60,
+]  # fmt: skip
+
+
+def text_of(tokenizer: PromptTokenizer, ids: tuple[int, ...]) -> str:
+    """The tokens as text; this tokenizer has a token for each letter."""
+    tokens = [tokenizer._tokenizer.id_to_token(i) for i in ids]
+    return "".join(token.replace("</w>", " ") for token in tokens[1:]).strip()
+
+
+class TestEncode:
+    @pytest.mark.parametrize("text", STRINGS)
+    def test_gives_the_ids_of_transformers(self, tokenizer: PromptTokenizer, folder: Path, text: str) -> None:
+        reference = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        expected = reference(text, padding="max_length", truncation=True, max_length=tokenizer.max_length).input_ids
+        assert tokenizer.pad(tokenizer.encode(text).ids) == expected
+
+    @pytest.mark.parametrize("text", STRINGS)
+    def test_reads_a_tokenizer_json_alike(
+        self, tokenizer: PromptTokenizer, folder: Path, text: str, tmp_path: Path
+    ) -> None:
+        CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(tmp_path)
+        assert (tmp_path / "tokenizer.json").is_file()
+        assert PromptTokenizer.from_folder(tmp_path).encode(text) == tokenizer.encode(text)
+
+    def test_eos_is_where_the_encoder_pools(self, tokenizer: PromptTokenizer) -> None:
+        prompt = tokenizer.encode("a cat")
+        assert prompt.ids[prompt.eos_index] == tokenizer.eos_id
+        assert prompt.ids.index(tokenizer.eos_id) == prompt.eos_index
+
+    def test_reports_truncation(self, tokenizer: PromptTokenizer) -> None:
+        assert not tokenizer.encode("x " * (tokenizer.max_length - 2)).truncated
+        cut = tokenizer.encode("x " * (tokenizer.max_length - 1))
+        assert cut.truncated
+        assert len(cut.ids) == tokenizer.max_length
+        assert cut.ids[-1] == tokenizer.eos_id
+
+    @pytest.mark.parametrize("text", ["a\0b", "\ud83d", "x <|endoftext|> y", "<|startoftext|>"])
+    def test_refuses(self, tokenizer: PromptTokenizer, text: str) -> None:
+        with pytest.raises(InvalidPrompt) as refusal:
+            tokenizer.encode(text, pointer="/source")
+        assert refusal.value.pointer == "/source"
+
+
+class TestLocate:
+    @pytest.mark.parametrize(
+        ("template", "subject", "prefix"),
+        [
+            ("painting by {}", "art", "painting by art"),  # "art" is in "<|startoftext|>" …
+            ("{}", "star", "star"),  # … and so is "star"
+            ("artwork by {}", "work", "artwork by work"),
+            ("A photo of {}", "hot", "a photo of hot"),
+            ("a {} is not a cat", "cat", "a cat"),
+            ("{} in the sea", "red hat", "red hat"),
+            ("the {}", "old tree", "the old tree"),
+            ("{{}}", "cat", "{ cat"),
+            ("a {}.", "café", "a cafÃ©"),
+            ("a {}.", "cafe\u0301", "a cafÃ©"),  # the same in NFD
+            ("{}'s face", "Joe Biden", "joe biden"),
+            ("{}s", "dog", "dog"),
+            ("  {}  !", "  cat ", "cat"),
+            ("{}", "a {} b", "a {} b"),
+        ],
+    )
+    def test_ends_at_the_subject(self, tokenizer: PromptTokenizer, template: str, subject: str, prefix: str) -> None:
+        position = tokenizer.locate(template, subject)
+        assert text_of(tokenizer, position.prefix) == prefix
+        assert position.ids[position.eos_index] == tokenizer.eos_id
+
+    @pytest.mark.parametrize("subject", ["日本", "猫", "🐈‍⬛", "👩🏽‍🚒", "שלום", "naïve", "Å", "ﷺ"])
+    @pytest.mark.parametrize("template", ["{}", "a {}", "{} b", "a {} b"])
+    def test_counts_bytes_not_characters(self, tokenizer: PromptTokenizer, template: str, subject: str) -> None:
+        position = tokenizer.locate(template, subject)
+        assert position.prefix == tokenizer.encode(template.split("{}")[0] + subject).ids[:-1]
+
+    def test_a_token_shared_with_the_template_counts(self, tmp_path: Path, folder: Path) -> None:
+        vocabulary = (folder / "tokenizer" / "vocab.json").read_text()
+        (tmp_path / "vocab.json").write_text(vocabulary[:-1] + ', "s</w>x": 514, "gs</w>": 515}')
+        (tmp_path / "merges.txt").write_text("#version: 0.2\ng s</w>\n")
+        (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 40}')
+        tokenizer = PromptTokenizer.from_folder(tmp_path)
+        position = tokenizer.locate("two {}s", "dog")
+        assert text_of(tokenizer, position.prefix) == "two dogs"
+
+    def test_what_follows_the_subject_may_be_cut(self, tokenizer: PromptTokenizer) -> None:
+        position = tokenizer.locate("a {} " + "y " * 60, "cat")
+        assert position.truncated
+        assert text_of(tokenizer, position.prefix) == "a cat"
+
+    def test_the_subject_may_end_at_the_last_place(self, tokenizer: PromptTokenizer) -> None:
+        last = tokenizer.max_length - 2
+        position = tokenizer.locate("y " * (last - 1) + "{}", "x")
+        assert position.last_subject_index == last
+        with pytest.raises(InvalidPrompt, match="lost to truncation"):
+            tokenizer.locate("y " * last + "{}", "x", pointer="/templates/0")
+
+    @pytest.mark.parametrize("subject", ["", " ", "\t\n", "\u3000"])
+    def test_refuses_an_empty_subject(self, tokenizer: PromptTokenizer, subject: str) -> None:
+        with pytest.raises(InvalidPrompt, match="empty"):
+            tokenizer.locate("a {}", subject)
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        before=st.text(alphabet="ab é猫🐈'", max_size=6),
+        subject=st.text(alphabet="ab é\u0301猫🐈'", min_size=1, max_size=5).filter(lambda text: text.strip()),
+        after=st.text(alphabet="ab é猫🐈'", max_size=6),
+    )
+    def test_agrees_with_tokenising_the_prefix(
+        self, tokenizer: PromptTokenizer, before: str, subject: str, after: str
+    ) -> None:
+        """With spaces around it, the subject ends where the text before and the subject alone would end."""
+        position = tokenizer.locate(f"{before} {{}} {after}", subject)
+        assert position.prefix == tokenizer.encode(f"{before} {subject}").ids[:-1]
+
+
+class TestFromFolder:
+    def test_names_what_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedPipeline, match="tokenizer_config"):
+            PromptTokenizer.from_folder(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+        with pytest.raises(UnsupportedPipeline, match="cannot be read"):
+            PromptTokenizer.from_folder(tmp_path)
+
+    def test_refuses_a_tokenizer_that_is_not_clips(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+        (tmp_path / "vocab.json").write_text('{"a": 0}')
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        with pytest.raises(UnsupportedPipeline):
+            PromptTokenizer.from_folder(tmp_path)
+
+    @pytest.mark.parametrize("length", ["1e30", "null", '"77"', "2"])
+    def test_refuses_an_unusable_length(self, tmp_path: Path, length: str) -> None:
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
+        with pytest.raises(UnsupportedPipeline, match="model_max_length"):
+            PromptTokenizer.from_folder(tmp_path)
+
+
+class TestDestinationPrompts:
+    def test_fill_the_same_template(self) -> None:
+        assert destination_prompts(DestinationPrompt("dog"), "a {} here") == {"a dog here": 1.0}
+        assert destination_prompts(Balance({"dog": 1, "fish": 3}), "a {}") == {"a dog": 0.25, "a fish": 0.75}
+
+    @pytest.mark.parametrize(
+        ("template", "neutral", "prompt"),
+        [("a dog in {} style", "", "a dog in style"), ("{}", "", ""), ("painting by {}", "art", "painting by art")],
+    )
+    def test_an_erasure_keeps_the_rest_of_the_template(self, template: str, neutral: str, prompt: str) -> None:
+        assert destination_prompts(Erasure(neutral), template) == {prompt: 1.0}
+
+
+class TestValidateEdit:
+    def test_accepts(self, tokenizer: PromptTokenizer) -> None:
+        for destination in (DestinationPrompt("dog"), Erasure(), Erasure("art"), Balance({"dog": 1, "fish": 1})):
+            validate_edit(ConceptEdit("cat", destination), tokenizer)
+
+    @pytest.mark.parametrize(
+        ("edit", "pointer"),
+        [
+            (ConceptEdit("c" * 80, DestinationPrompt("dog")), "/templates/0"),
+            (ConceptEdit("cat", DestinationPrompt("dog"), templates=("{}", "x " * 50 + "{}")), "/templates/1"),
+            (ConceptEdit("cat", DestinationPrompt("d" * 80)), "/destination/prompt"),
+            (ConceptEdit("cat", Balance({"dog": 1, "f" * 80: 1})), f"/destination/balance/{'f' * 80}"),
+            (ConceptEdit("cat", Erasure("<|endoftext|>")), "/destination/neutral"),
+        ],
+    )
+    def test_names_the_field(self, tokenizer: PromptTokenizer, edit: ConceptEdit, pointer: str) -> None:
+        with pytest.raises(InvalidPrompt) as refusal:
+            validate_edit(edit, tokenizer)
+        assert refusal.value.pointer == pointer
