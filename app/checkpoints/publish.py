@@ -1,9 +1,7 @@
 """How a checkpoint appears: blobs first, each whole and under its sha256; then every row, in one transaction."""
 
-import errno
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +14,8 @@ from app.checkpoints.aliases import move_if_unmoved
 from app.checkpoints.manifest import commit_of
 from app.db.models import Checkpoint, CheckpointFile, JsonObject
 from app.storage.local import LocalStore
-from editing.errors import EditingError
 
 WEIGHTS = re.compile(r".*\.(safetensors|safetensors\.index\.json)")
-
-
-class InsufficientStorage(EditingError):
-    """The disk of the store is full; nothing was published."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +28,15 @@ class StoredFile:
 
 
 def store_folder(store: LocalStore, folder: Path) -> list[StoredFile]:
-    """Put every file below the folder into the store. Raises `InsufficientStorage`; what was put by then is unseen."""
+    """Put every file below the folder into the store."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with _room_on_disk():
-        return [
-            StoredFile(path.relative_to(folder).as_posix(), store.put_file(path), path.stat().st_size) for path in paths
-        ]
+    return [
+        StoredFile(path.relative_to(folder).as_posix(), store.put_file(path), path.stat().st_size) for path in paths
+    ]
 
 
 def store_content(store: LocalStore, path: str, content: bytes) -> StoredFile:
-    with _room_on_disk():
-        return StoredFile(path, store.put(content), len(content))
+    return StoredFile(path, store.put(content), len(content))
 
 
 def served_files(base: Iterable[StoredFile], own: Iterable[StoredFile]) -> dict[str, StoredFile]:
@@ -88,20 +79,8 @@ def publish(session: Session, *, checkpoint: Checkpoint, files: Sequence[StoredF
     checkpoint.report = {**report, "alias": outcome}
     record(
         session,
-        actor=checkpoint.created_by,
-        action="checkpoint.publish",
+        actor="worker",
+        action="checkpoint.published",
         target=f"checkpoint:{model.name}/v{checkpoint.number}",
         details={"commit": checkpoint.commit, "files": {file.path: file.sha256 for file in files}},
     )
-
-
-@contextmanager
-def _room_on_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InsufficientStorage(
-                "The store's disk is full; nothing was published. Free some, then apply again."
-            ) from error
-        raise

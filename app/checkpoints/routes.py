@@ -37,7 +37,7 @@ from app.checkpoints.schemas import (
 )
 from app.dependencies import Page, PageDep, SessionDep, StoreDep
 from app.models.errors import ModelNotFound, ModelNotReady
-from app.problems import Forbidden, Unauthorized, Unprocessable, documented
+from app.problems import documented
 from app.routing import Route
 from app.text import Text
 
@@ -50,7 +50,6 @@ Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 IfMatch = Annotated[str | None, Header(description="the alias's ETag; needed to move or delete one that exists")]
 IfNoneMatch = Annotated[str | None, Header(description="`*`: only if there is no such alias yet")]
 
-DENIED = (Unauthorized, Forbidden, ModelNotFound, Unprocessable)
 UNSERVED = (CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
 
 
@@ -60,7 +59,7 @@ UNSERVED = (CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
     responses={
         200: {"model": ApplyPlan, "description": "A dry run: what would be applied"},
         202: {"headers": {"Location": {"description": "the checkpoint", "schema": {"type": "string"}}}},
-        **documented(*DENIED, ModelNotReady, StatisticsMissing),
+        **documented(ModelNotFound, ModelNotReady, StatisticsMissing),
     },
 )
 def apply(
@@ -79,13 +78,13 @@ def apply(
     return checkpoint
 
 
-@router.get("/models/{model}/checkpoints", responses=documented(*DENIED))
+@router.get("/models/{model}/checkpoints", responses=documented(ModelNotFound))
 def list_checkpoints(session: SessionDep, _: ReadPrincipal, model: ModelName, page: PageDep) -> Page[CheckpointSummary]:
     """List a model's versions, newest first."""
     return service.list_checkpoints(session, model_name=model, page=page)
 
 
-@router.get("/models/{model}/checkpoints/{revision}", responses=documented(*DENIED, CheckpointNotFound))
+@router.get("/models/{model}/checkpoints/{revision}", responses=documented(ModelNotFound, CheckpointNotFound))
 def read_checkpoint(session: SessionDep, _: ReadPrincipal, model: ModelName, revision: Revision) -> CheckpointOut:
     """Read a version: its state, edits with the residual that each has left, files, aliases."""
     return service.read_checkpoint(session, model_name=model, revision=revision)
@@ -102,7 +101,7 @@ FILE = "/models/{model}/checkpoints/{revision}/files/{path:path}"
         200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"},
         206: {"description": "The range that was asked for"},
         304: {"description": "The file has the ETag in If-None-Match"},
-        **documented(*DENIED, *UNSERVED, FileNotFound, RangeNotSatisfiable, FileUnreadable),
+        **documented(ModelNotFound, *UNSERVED, FileNotFound, RangeNotSatisfiable, FileUnreadable),
     },
 )
 def read_file(
@@ -120,7 +119,7 @@ def read_file(
 
 
 @router.get(
-    "/models/{model}/checkpoints/{revision}/difference", responses=documented(*DENIED, *UNSERVED, FileUnreadable)
+    "/models/{model}/checkpoints/{revision}/difference", responses=documented(ModelNotFound, *UNSERVED, FileUnreadable)
 )
 def read_difference(
     session: SessionDep,
@@ -134,7 +133,9 @@ def read_difference(
     return difference(session, store=store, model_name=model, revision=revision, against=against)
 
 
-@router.post("/models/{model}/checkpoints/{version}/retract", status_code=200, responses=documented(*DENIED, *UNSERVED))
+@router.post(
+    "/models/{model}/checkpoints/{version}/retract", status_code=200, responses=documented(ModelNotFound, *UNSERVED)
+)
 def retract(
     session: SessionDep, principal: AdminPrincipal, model: ModelName, version: Version, retraction: Retraction
 ) -> CheckpointOut:
@@ -142,13 +143,13 @@ def retract(
     return service.retract(session, model_name=model, version=version, reason=retraction.reason, actor=principal.actor)
 
 
-@router.get("/models/{model}/aliases", tags=["aliases"], responses=documented(*DENIED))
+@router.get("/models/{model}/aliases", tags=["aliases"], responses=documented(ModelNotFound))
 def list_aliases(session: SessionDep, _: ReadPrincipal, model: ModelName) -> list[AliasOut]:
     """List a model's aliases by name."""
     return aliases.list_aliases(session, model=service.find_model(session, name=model))
 
 
-@router.get("/models/{model}/aliases/{alias}", tags=["aliases"], responses=documented(*DENIED, AliasNotFound))
+@router.get("/models/{model}/aliases/{alias}", tags=["aliases"], responses=documented(ModelNotFound, AliasNotFound))
 def read_alias(
     session: SessionDep, _: ReadPrincipal, model: ModelName, alias: Revision, response: Response
 ) -> AliasOut:
@@ -164,7 +165,7 @@ def read_alias(
     tags=["aliases"],
     responses={
         201: {"model": AliasOut, "description": "Created"},
-        **documented(*DENIED, CheckpointNotPublished, CheckpointRetracted, AliasMoved, PreconditionRequired),
+        **documented(ModelNotFound, CheckpointNotPublished, CheckpointRetracted, AliasMoved, PreconditionRequired),
     },
 )
 def move_alias(
@@ -194,7 +195,7 @@ def move_alias(
     "/models/{model}/aliases/{alias}",
     tags=["aliases"],
     status_code=204,
-    responses=documented(*DENIED, AliasNotFound, AliasMoved, PreconditionRequired),
+    responses=documented(ModelNotFound, AliasNotFound, AliasMoved, PreconditionRequired),
 )
 def delete_alias(
     session: SessionDep, principal: ApplyPrincipal, model: ModelName, alias: Revision, if_match: IfMatch = None
@@ -209,7 +210,7 @@ def delete_alias(
     )
 
 
-@router.get("/files/{sha256}", responses=documented(Unauthorized, Forbidden, FileNotFound, Unprocessable))
+@router.get("/files/{sha256}", responses=documented(FileNotFound))
 def trace_file(session: SessionDep, _: ReadPrincipal, sha256: Sha256) -> FileProvenance:
     """Find which checkpoints, and so which edits, a file in the wild came from."""
     return service.trace_file(session, sha256=sha256)

@@ -1,0 +1,151 @@
+"""Edits that are ready with values of their own, and a whole service on a small real pipeline that builds checkpoints."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+import editing
+from app.db.engine import Sessions, sessions
+from app.db.models import Edit, EditValue, Model, ModelFile, Statistics
+from app.main import create_app
+from app.settings import Settings
+from app.storage.local import LocalStore
+from app.worker.runner import Runner
+from tests.app.conftest import Headers, issue_keys
+from tests.pipelines import LAYERS, write_pipeline
+
+CAPTIONS = [f"a {color} {thing}" for color in ("red", "blue", "pale", "dark") for thing in ("fox", "oak", "jug", "wasp")]
+
+
+def ready_edit(
+    session: Session, model: Model, source: str, *, width: int, layer: int, state: str = "ready", **columns: Any
+) -> Edit:
+    """An edit and, if it is ready, the value that stage I would have found: drawn from the source's name."""
+    given = {"destination": {"prompt": f"not {source}"}, "templates": ["a photo of {}", "{}"], "settings": {}}
+    edit = Edit(model_id=model.id, source=source, state=state, created_by="test", **(given | columns))
+    if state == "ready":
+        seed = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "big")
+        delta, hidden = np.random.default_rng(seed).standard_normal((2, width)).astype("<f4")
+        edit.values = [
+            EditValue(
+                encoder="text_encoder",
+                layer=layer,
+                delta=delta.tobytes(),
+                hidden=hidden.tobytes(),
+                sha256=hashlib.sha256(delta.tobytes() + hidden.tobytes()).hexdigest(),
+                losses={},
+                attempt=1,
+                engine=editing.ENGINE_VERSION,
+            )
+        ]
+    session.add(edit)
+    session.commit()
+    return edit
+
+
+@pytest.fixture
+def add_edit(session: Session, model: Model) -> Callable[..., Edit]:
+    """Add an edit of `model`, ready unless said otherwise."""
+
+    def add(source: str, **columns: Any) -> Edit:
+        return ready_edit(session, columns.pop("model", model), source, width=64, layer=columns.pop("layer", 2), **columns)
+
+    return add
+
+
+@pytest.fixture
+def statistics(session: Session, model: Model) -> Statistics:
+    row = Statistics(model_id=model.id, state="ready", captions_name="test", digest="c" * 64, created_by="test")
+    session.add(row)
+    session.commit()
+    return row
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real pipeline, and the second moments of its keys."""
+    folder = write_pipeline(tmp_path_factory.mktemp("pipeline") / "tiny")
+    encoder = editing.load_pipeline(folder).encoder
+    editing.estimate_second_moments(encoder, CAPTIONS).save(folder / "second_moments.safetensors")
+    return folder
+
+
+@dataclass
+class Service:
+    """The application and a worker on a database that commits."""
+
+    client: TestClient
+    keys: Mapping[str, Headers]
+    sessions: Sessions
+    store: LocalStore
+    settings: Settings
+    runner: Runner
+    model: Model
+
+    def edit(self, source: str, **columns: Any) -> UUID:
+        with self.sessions() as session:
+            edit = ready_edit(session, self.model, source, width=32, layer=LAYERS - 2, **columns)
+            return edit.id
+
+    def apply(self, **body: Any) -> dict[str, Any]:
+        """Ask for a checkpoint, let the worker build it, and read it."""
+        asked = self.client.post(f"/v1/models/{self.model.name}/apply", json=body, headers=self.keys["apply"])
+        assert asked.status_code == 202, asked.text
+        while self.runner.work():
+            pass
+        return self.get(asked.headers["Location"])
+
+    def get(self, path: str) -> Any:
+        answer = self.client.get(path, headers=self.keys["read"])
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+def service(settings: Settings, clean_database: Engine, base_folder: Path) -> Iterator[Service]:
+    store = LocalStore(settings.store_folder)
+    factory = sessions(clean_database)
+    with factory() as session:
+        keys = issue_keys(session)
+        model = register_folder(session, store, base_folder)
+    stopping = threading.Event()
+    settings = settings.model_copy(update={"torch_threads": 1, "device": "cpu"})
+    runner = Runner(settings=settings, sessions=factory, store=store, worker="test", stopping=stopping)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield Service(client, keys, factory, store, settings, runner, model)
+
+
+def register_folder(session: Session, store: LocalStore, folder: Path, *, name: str = "tiny") -> Model:
+    """What the worker leaves of a registration."""
+    description = editing.describe_pipeline(folder)
+    model = Model(
+        name=name,
+        namespace="emender",
+        source=name,
+        state="ready",
+        family=description.family,
+        digest=description.digest,
+        encoders=[
+            {"name": encoder.name, "layers": encoder.layers, "width": encoder.width, "mlp_width": encoder.mlp_width}
+            for encoder in description.encoders
+        ],
+        created_by="test",
+    )
+    for file in description.files:
+        model.files.append(ModelFile(path=file.path, sha256=store.put_file(folder / file.path), size=file.size))
+    session.add(model)
+    session.flush()
+    digest = store.put_file(folder / "second_moments.safetensors")
+    session.add(Statistics(model_id=model.id, state="ready", captions_name="test", digest=digest, created_by="test"))
+    session.commit()
+    return model
