@@ -10,8 +10,9 @@ from uuid import UUID
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.db.engine import Sessions
 from app.problems import Unprocessable
 from app.settings import Settings
 from app.storage.local import LocalStore
@@ -26,6 +27,12 @@ def get_session(request: Request) -> Iterator[Session]:
         session.commit()
 
 
+def get_sessions(request: Request) -> Sessions:
+    """For what outlives a transaction: waiting and streaming routes, which read in many short ones."""
+    factory: Sessions = request.app.state.sessions
+    return factory
+
+
 def get_settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
@@ -37,6 +44,7 @@ def get_store(request: Request) -> LocalStore:
 
 
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+SessionsDep = Annotated[Sessions, Depends(get_sessions)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 StoreDep = Annotated[LocalStore, Depends(get_store)]
 
@@ -57,11 +65,11 @@ class PageRequest:
     limit: int
     after: UUID | None
 
-    def select(self, query: Select[tuple[Item]], key: object) -> Select[tuple[Item]]:
+    def select(self, query: Select[Item], key: InstrumentedAttribute[UUID]) -> Select[Item]:
         """This page's rows by descending `key` (a UUIDv7 column), and one more to know whether it is the last."""
         if self.after is not None:
-            query = query.where(key < self.after)  # type: ignore[operator]
-        return query.order_by(key.desc()).limit(self.limit + 1)  # type: ignore[attr-defined]
+            query = query.where(key < self.after)
+        return query.order_by(key.desc()).limit(self.limit + 1)
 
     def page(self, rows: Sequence[object], items: Sequence[Item], ids: Sequence[UUID]) -> "Page[Item]":
         """`items` of the rows that `select` chose, with the cursor and the `Link` header of the next page."""

@@ -1,5 +1,174 @@
 """Ask for edits, follow them, read their values."""
 
-from fastapi import APIRouter
+import hashlib
+import re
+from typing import Annotated
+from uuid import UUID
 
-router = APIRouter()
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.auth.dependencies import EditPrincipal, ReadPrincipal
+from app.dependencies import Page, PageDep, SessionDep, SessionsDep, SettingsDep, StoreDep
+from app.edits import batch, events, service
+from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
+from app.edits.schemas import EditBatchOut, EditCreate, EditEvent, EditOut, EditState
+from app.models.errors import ModelNotFound, ModelNotReady
+from app.problems import ContentTooLarge, MalformedBody, UnsupportedMedia, documented
+from app.routing import Route
+from app.text import Text
+
+router = APIRouter(tags=["edits"], route_class=Route)
+
+LONGEST_WAIT = 60
+WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
+EVENT = EditEvent.model_json_schema(ref_template="#/components/schemas/{model}")
+EVENT.pop("$defs")
+
+
+async def read_body(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.post("/models/{model}/edits", status_code=202, responses=documented(ModelNotFound, ModelNotReady))
+def create_edit(
+    session: SessionDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    principal: EditPrincipal,
+    model: str,
+    edit: EditCreate,
+    response: Response,
+) -> EditOut:
+    """Ask for one edit. A worker finds its value; it changes nothing until it is applied."""
+    created = service.create_edit(
+        session, model=model, edit=edit, store=store, folder=settings.folder, actor=principal.actor
+    )
+    response.headers["Location"] = f"/v1/edits/{created.id}"
+    return created
+
+
+@router.post(
+    "/models/{model}/edits/batch",
+    status_code=202,
+    responses=documented(ModelNotFound, ModelNotReady, UnsupportedMedia, MalformedBody, ContentTooLarge),
+    openapi_extra={"requestBody": batch.BODY},
+)
+def create_edits(
+    session: SessionDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    principal: EditPrincipal,
+    model: str,
+    body: Annotated[bytes, Depends(read_body)],
+    content_type: Annotated[str, Header(include_in_schema=False)] = "",
+) -> EditBatchOut:
+    """Ask for many edits, all or none. Errors point into the batch: `/17/templates/0`.
+
+    Two edits of one source are taken: an apply chooses which it writes, and reports the conflict.
+    """
+    return service.create_edits(
+        session,
+        model=model,
+        edits=batch.parse(body, media_type=content_type),
+        store=store,
+        folder=settings.folder,
+        actor=principal.actor,
+    )
+
+
+@router.get("/edits")
+def list_edits(
+    session: SessionDep,
+    _: ReadPrincipal,
+    page: PageDep,
+    model: Annotated[Text | None, Query(description="a model's name")] = None,
+    state: Annotated[EditState | None, Query()] = None,
+    source: Annotated[Text | None, Query(max_length=500, description="exactly this source")] = None,
+    created_by: Annotated[Text | None, Query(examples=["key:1f2e3d4c5b6a"])] = None,
+) -> Page[EditOut]:
+    """List edits, newest first."""
+    return service.list_edits(session, page=page, model=model, state=state, source=source, created_by=created_by)
+
+
+@router.get("/edits/{edit_id}", responses=documented(EditNotFound))
+async def get_edit(
+    sessions: SessionsDep,
+    _: ReadPrincipal,
+    edit_id: UUID,
+    response: Response,
+    prefer: Annotated[
+        str | None,
+        Header(
+            description=f"`wait=30` answers once the edit has ended, at most so many seconds (up to {LONGEST_WAIT}) "
+            "later: RFC 7240",
+            examples=["wait=30"],
+        ),
+    ] = None,
+) -> EditOut:
+    """An edit: its state, progress and values."""
+    wait = WAIT.search(prefer or "")
+    seconds = min(int(wait[1]), LONGEST_WAIT) if wait else 0
+    if wait:
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+    return await events.settled(sessions, edit_id=edit_id, seconds=seconds)
+
+
+@router.get(
+    "/edits/{edit_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Server-sent events `state` and `progress`, until the edit has ended",
+            "content": {"text/event-stream": {"schema": EVENT}},
+        },
+        204: {"description": "the edit has ended, and `Last-Event-ID` was its last event: do not reconnect"},
+        **documented(EditNotFound),
+    },
+)
+async def follow_edit(
+    sessions: SessionsDep,
+    _: ReadPrincipal,
+    edit_id: UUID,
+    last_event_id: Annotated[str | None, Header(description="what the client knows already", max_length=64)] = None,
+) -> Response:
+    """Follow an edit. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    edit = await events.settled(sessions, edit_id=edit_id, seconds=0)
+    if edit.state in events.ENDED and last_event_id == events.event_id(edit):
+        return Response(status_code=204)
+    stream = events.changes(sessions, edit_id=edit_id, known=last_event_id)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.get(
+    "/edits/{edit_id}/value",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "safetensors: `<encoder>.delta` and `<encoder>.hidden`, float32",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **documented(EditNotFound, EditNotReady),
+    },
+)
+def get_value(session: SessionDep, _: ReadPrincipal, edit_id: UUID) -> Response:
+    """The value vectors of a ready edit."""
+    content = service.value_file(session, edit_id=edit_id)
+    headers = {
+        "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+        "Content-Disposition": f'attachment; filename="{edit_id}.safetensors"',
+    }
+    return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+@router.post("/edits/{edit_id}/cancel", status_code=202, responses=documented(EditNotFound, EditHasEnded))
+def cancel_edit(session: SessionDep, principal: EditPrincipal, edit_id: UUID) -> EditOut:
+    """Cancel an edit: at once while it is queued, at its next step while it is optimised."""
+    return service.cancel_edit(session, edit_id=edit_id, actor=principal.actor)
+
+
+@router.post("/edits/{edit_id}/retry", status_code=202, responses=documented(EditNotFound, EditNotRetryable))
+def retry_edit(session: SessionDep, principal: EditPrincipal, edit_id: UUID) -> EditOut:
+    """Queue a failed or cancelled edit again, as it was asked for."""
+    return service.retry_edit(session, edit_id=edit_id, actor=principal.actor)

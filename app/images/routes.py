@@ -1,5 +1,65 @@
-"""Upload reference images."""
+"""Upload and read reference images."""
 
-from fastapi import APIRouter
+from typing import Annotated
 
-router = APIRouter()
+from fastapi import APIRouter, File, Path, Response, UploadFile
+
+from app.auth.dependencies import EditPrincipal, ReadPrincipal
+from app.dependencies import SessionDep, SettingsDep, StoreDep
+from app.images import service
+from app.images.errors import ImageNotFound
+from app.images.schemas import ImageOut
+from app.problems import ContentTooLarge, InsufficientStorage, UnsupportedMedia, documented
+from app.routing import Route
+
+router = APIRouter(prefix="/images", tags=["images"], route_class=Route)
+
+ImageId = Annotated[str, Path(pattern="^sha256:[0-9a-f]{64}$", examples=["sha256:" + "0" * 64])]
+
+
+@router.post("", status_code=201, responses=documented(ContentTooLarge, UnsupportedMedia, InsufficientStorage))
+def add_image(
+    session: SessionDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    principal: EditPrincipal,
+    file: Annotated[UploadFile, File(description="PNG, JPEG or WebP, told by its content; one frame")],
+    response: Response,
+) -> ImageOut:
+    """Upload a reference image. It is kept as a PNG without metadata; the same image gives the same id."""
+    content = file.file.read(settings.max_image_bytes + 1)
+    if len(content) > settings.max_image_bytes:
+        raise ContentTooLarge(f"An image may have at most {settings.max_image_bytes} bytes.")
+    image = service.add_image(
+        session, content=content, max_pixels=settings.max_image_pixels, store=store, actor=principal.actor
+    )
+    response.headers["Location"] = f"/v1/images/{image.id}"
+    return image
+
+
+@router.get("/{image_id}", responses=documented(ImageNotFound))
+def get_image(session: SessionDep, _: ReadPrincipal, image_id: ImageId) -> ImageOut:
+    """What is known of an image."""
+    return service.get_image(session, image_id=image_id)
+
+
+@router.get(
+    "/{image_id}/content",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "the PNG",
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **documented(ImageNotFound),
+    },
+)
+def get_image_content(session: SessionDep, store: StoreDep, _: ReadPrincipal, image_id: ImageId) -> Response:
+    """The image as it is kept."""
+    content = service.image_content(session, image_id=image_id, store=store)
+    headers = {
+        "ETag": f'"{image_id.removeprefix("sha256:")}"',
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(content, media_type="image/png", headers=headers)

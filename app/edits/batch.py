@@ -1,0 +1,83 @@
+"""A batch of edits in the three forms in which clients have them: a JSON list, NDJSON, or CSV."""
+
+import csv
+import io
+import json
+from typing import Annotated, Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+
+from app import strict_json
+from app.edits.schemas import EXAMPLE, MAX_BATCH, EditCreate
+from app.problems import MalformedBody, Unprocessable, UnsupportedMedia
+
+HEADER = ["source", "destination"]
+NDJSON = ("application/x-ndjson", "application/jsonl")
+EDITS: TypeAdapter[list[EditCreate]] = TypeAdapter(
+    Annotated[list[EditCreate], Field(min_length=1, max_length=MAX_BATCH)]
+)
+BODY: dict[str, Any] = {
+    "required": True,
+    "description": f"1 to {MAX_BATCH} edits. CSV has the header `source,destination`, each destination a prompt.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_BATCH,
+                "items": {"$ref": "#/components/schemas/EditCreate"},
+            },
+            "example": [EXAMPLE],
+        },
+        NDJSON[0]: {"schema": {"type": "string"}, "example": '{"source": "dog", "destination": {"prompt": "cat"}}\n'},
+        "text/csv": {"schema": {"type": "string"}, "example": "source,destination\nUS president,Joe Biden\n"},
+    },
+}
+
+
+def parse(body: bytes, *, media_type: str) -> list[EditCreate]:
+    """The edits of a body. The pointers of every error begin with the edit's place in the batch: `/17/source`."""
+    kind = media_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        items = _load(body, what="body")
+    elif kind in NDJSON:
+        lines = enumerate(body.split(b"\n"), start=1)
+        items = [_load(line, what=f"line {number}") for number, line in lines if line.strip()]
+    elif kind == "text/csv":
+        items = _rows(body)
+    else:
+        raise UnsupportedMedia(f"A batch is application/json, {NDJSON[0]} or text/csv, not {kind or 'untyped'}.")
+    try:
+        return EDITS.validate_python(items)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found[:100]]) from None
+
+
+def _load(content: bytes, *, what: str) -> Any:
+    try:
+        return strict_json.loads(content)
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"The {what} is not JSON: {error.msg}.") from None
+
+
+def _rows(body: bytes) -> list[dict[str, Any]]:
+    try:
+        rows = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"The body is not UTF-8 at byte {error.start}.") from None
+    except csv.Error as error:
+        raise MalformedBody(f"The body is not CSV: {error}.") from None
+    if not rows or rows[0] != HEADER:
+        raise Unprocessable.at("", f"The first line of a CSV batch must be {','.join(HEADER)}.")
+    items: list[dict[str, Any]] = []
+    for row in rows[1:]:
+        if not row:
+            continue
+        if len(row) != len(HEADER):
+            raise Unprocessable.at(
+                f"/{len(items)}", f"Has {len(row)} cells, not {len(HEADER)}; a comma within one needs quotes around it."
+            )
+        items.append({"source": row[0], "destination": {"prompt": row[1]}})
+    return items

@@ -1,0 +1,95 @@
+"""Reads of edits with what clients want to see beside them: the model's name, the job, the values without vectors."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from sqlalchemy import Select, select
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import Session
+
+from app.db.models import Edit, EditValue, Job, Model
+from app.edits.schemas import EditOut, ValueOut
+
+
+def filtered(*, model: str | None, state: str | None, source: str | None, created_by: str | None) -> Select[Edit]:
+    query = select(Edit)
+    if model is not None:
+        query = query.where(Edit.model_id.in_(select(Model.id).where(Model.name == model)))
+    if state is not None:
+        query = query.where(Edit.state == state)
+    if source is not None:
+        query = query.where(Edit.source == source)
+    if created_by is not None:
+        query = query.where(Edit.created_by == created_by)
+    return query
+
+
+def latest_job(session: Session, *, edit_id: UUID) -> Job:
+    """The edit's latest job, locked. Jobs are locked before edits, here as by the workers."""
+    query = select(Job).where(Job.target_id == edit_id).order_by(Job.id.desc()).limit(1)
+    return session.scalars(query.with_for_update(), execution_options={"populate_existing": True}).one()
+
+
+def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
+    """The edits as clients see them, in three reads however many they are."""
+    ids = [edit.id for edit in edits]
+    names = dict(
+        session.execute(select(Model.id, Model.name).where(Model.id.in_({edit.model_id for edit in edits}))).all()
+    )
+    jobs = _latest_jobs(session, ids)
+    values = _values(session, ids)
+    described = []
+    for edit in edits:
+        job = jobs.get(edit.id)
+        described.append(
+            EditOut(
+                id=edit.id,
+                model=names[edit.model_id],
+                source=edit.source,
+                destination=edit.destination,
+                templates=edit.templates,
+                settings=edit.settings,
+                reason=edit.reason,
+                labels=edit.labels,
+                state=edit.state,
+                progress=job.progress if job and job.state == "running" else None,
+                attempt=job.attempt if job else 0,
+                problem=edit.problem,
+                values=values[edit.id],
+                created_by=edit.created_by,
+                created_at=edit.created_at,
+                updated_at=edit.updated_at,
+            )
+        )
+    return described
+
+
+def _latest_jobs(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, Job]:
+    query = select(Job).where(Job.target_id.in_(ids)).order_by(Job.target_id, Job.id.desc())
+    jobs = session.scalars(query.ext(distinct_on(Job.target_id)), execution_options={"populate_existing": True})
+    return {job.target_id: job for job in jobs}
+
+
+def _values(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, list[ValueOut]]:
+    losses = EditValue.losses
+    query = (
+        select(
+            EditValue.edit_id,
+            EditValue.encoder,
+            EditValue.layer,
+            EditValue.sha256,
+            losses["text"][-1].as_float(),
+            losses["noise"][-1].as_float(),
+            losses["delta_norm"].as_float(),
+            losses["hidden_norm"].as_float(),
+            EditValue.attempt,
+            EditValue.engine,
+        )
+        .where(EditValue.edit_id.in_(ids))
+        .order_by(EditValue.encoder)
+    )
+    values: dict[UUID, list[ValueOut]] = defaultdict(list)
+    for edit_id, *columns in session.execute(query):
+        values[edit_id].append(ValueOut(**dict(zip(ValueOut.model_fields, columns, strict=True))))
+    return values

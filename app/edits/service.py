@@ -1,0 +1,176 @@
+"""Ask for edits, follow them, cancel and retry them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import numpy
+from safetensors.numpy import save
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
+
+from app.audit.service import record
+from app.db.models import Edit, EditValue, Model
+from app.dependencies import Page, PageRequest
+from app.edits import queries
+from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
+from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditRef
+from app.edits.validation import check
+from app.models.errors import ModelNotFound, ModelNotReady
+from app.models.queries import find_model
+from app.models.tokenizers import tokenizer_of
+from app.queueing.outbox import enqueue, enqueue_many
+from app.queueing.states import CANCELLED
+from app.storage.local import BlobCorrupt, LocalStore
+
+KIND = "optimize_edit"
+
+
+def create_edit(
+    session: Session, *, model: str, edit: EditCreate, store: LocalStore, folder: Path, actor: str
+) -> EditOut:
+    """Check the edit against the model and queue it. `folder` is the service's, where tokenizers are laid out.
+
+    Raises `ModelNotFound`, `ModelNotReady`, or `Unprocessable` naming the field.
+    """
+    row = _checked_model(session, name=model, edits={"": edit}, store=store, folder=folder)
+    edit_id = _insert(session, model=row, edits=[edit], actor=actor)[0]
+    details = {"model": row.name, "source": edit.source, "destination": _kept(edit), "reason": edit.reason}
+    record(session, actor=actor, action="edit.create", target=f"edit:{edit_id}", details=details)
+    return get_edit(session, edit_id=edit_id)
+
+
+def create_edits(
+    session: Session, *, model: str, edits: Sequence[EditCreate], store: LocalStore, folder: Path, actor: str
+) -> EditBatchOut:
+    """The same for many, all or none; one audit event names them all.
+
+    Two edits of one source in a batch are taken, as they are from two requests: which of them an apply writes is
+    chosen there, and it reports the conflict.
+    """
+    by_pointer = {f"/{index}": edit for index, edit in enumerate(edits)}
+    row = _checked_model(session, name=model, edits=by_pointer, store=store, folder=folder)
+    ids = _insert(session, model=row, edits=edits, actor=actor)
+    details = {"count": len(ids), "edits": [str(edit_id) for edit_id in ids]}
+    record(session, actor=actor, action="edit.create_batch", target=f"model:{row.name}", details=details)
+    refs = [EditRef(id=edit_id, source=edit.source) for edit_id, edit in zip(ids, edits, strict=True)]
+    return EditBatchOut(count=len(refs), edits=refs)
+
+
+def list_edits(
+    session: Session,
+    *,
+    page: PageRequest,
+    model: str | None = None,
+    state: str | None = None,
+    source: str | None = None,
+    created_by: str | None = None,
+) -> Page[EditOut]:
+    query = queries.filtered(model=model, state=state, source=source, created_by=created_by)
+    rows = session.scalars(page.select(query, Edit.id)).all()
+    return page.page(rows, queries.describe(session, rows), [row.id for row in rows])
+
+
+def get_edit(session: Session, *, edit_id: UUID) -> EditOut:
+    edit = session.get(Edit, edit_id, populate_existing=True)
+    if edit is None:
+        raise EditNotFound(edit_id)
+    return queries.describe(session, [edit])[0]
+
+
+def value_file(session: Session, *, edit_id: UUID) -> bytes:
+    """The value vectors as safetensors: `<encoder>.delta` and `<encoder>.hidden`, each float32 `(width,)`.
+
+    δ is what the encoder's output at the value's layer needs added, h the output that it had. Raises `EditNotReady`,
+    and `BlobCorrupt` where the vectors do not have the sha256 under which they were written.
+    """
+    edit = session.get(Edit, edit_id)
+    if edit is None:
+        raise EditNotFound(edit_id)
+    if edit.state != "ready":
+        raise EditNotReady(edit_id, edit.state)
+    tensors = {}
+    for value in session.scalars(select(EditValue).where(EditValue.edit_id == edit_id).order_by(EditValue.encoder)):
+        if hashlib.sha256(value.delta + value.hidden).hexdigest() != value.sha256:
+            raise BlobCorrupt(value.sha256)
+        tensors[f"{value.encoder}.delta"] = numpy.frombuffer(value.delta, dtype="<f4")
+        tensors[f"{value.encoder}.hidden"] = numpy.frombuffer(value.hidden, dtype="<f4")
+    return save(tensors, metadata={"edit": str(edit_id)})
+
+
+def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
+    """A queued edit is cancelled at once; one at work is asked to stop. Cancelling twice changes nothing.
+
+    Raises `EditHasEnded` for one that is ready or failed.
+    """
+    if session.get(Edit, edit_id) is None:
+        raise EditNotFound(edit_id)
+    job = queries.latest_job(session, edit_id=edit_id)
+    edit = session.get_one(Edit, edit_id, with_for_update=True, populate_existing=True)
+    if edit.state in ("ready", "failed"):
+        raise EditHasEnded(edit_id, edit.state)
+    if edit.state in ("queued", "optimizing"):
+        if job.state == "queued":
+            job.state, job.problem, job.finished_at = "cancelled", CANCELLED, session.scalar(select(func.now()))
+            edit.state, edit.problem = "cancelled", CANCELLED
+        else:
+            job.cancel_requested = True
+            edit.state = "cancelling"
+        session.flush()
+        record(session, actor=actor, action="edit.cancel", target=f"edit:{edit_id}", details={"state": edit.state})
+    return get_edit(session, edit_id=edit_id)
+
+
+def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
+    """Queue a failed or cancelled edit again; raises `EditNotRetryable` for any other."""
+    edit = session.get(Edit, edit_id, with_for_update=True, populate_existing=True)
+    if edit is None:
+        raise EditNotFound(edit_id)
+    if edit.state not in ("failed", "cancelled"):
+        raise EditNotRetryable(edit_id, edit.state)
+    details = {"was": edit.state, "problem": (edit.problem or {}).get("title")}
+    edit.state, edit.problem = "queued", None
+    session.flush()
+    enqueue(session, kind=KIND, target_id=edit_id)
+    record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", details=details)
+    return get_edit(session, edit_id=edit_id)
+
+
+def _checked_model(
+    session: Session, *, name: str, edits: Mapping[str, EditCreate], store: LocalStore, folder: Path
+) -> Model:
+    model = find_model(session, name=name)
+    if model is None:
+        raise ModelNotFound(name)
+    if model.state != "ready":
+        raise ModelNotReady(name, model.state)
+    tokenizer = tokenizer_of(session, model_id=model.id, store=store, folder=folder)
+    check(session, model=model, edits=edits, tokenizer=tokenizer)
+    return model
+
+
+def _insert(session: Session, *, model: Model, edits: Sequence[EditCreate], actor: str) -> list[UUID]:
+    ids = [uuid7() for _ in edits]
+    rows = [
+        {
+            "id": edit_id,
+            "model_id": model.id,
+            "source": edit.source,
+            "destination": _kept(edit),
+            "templates": edit.templates,
+            "settings": edit.settings.model_dump(),
+            "reason": edit.reason,
+            "labels": edit.labels,
+            "created_by": actor,
+        }
+        for edit_id, edit in zip(ids, edits, strict=True)
+    ]
+    session.execute(insert(Edit), rows)
+    enqueue_many(session, kind=KIND, target_ids=ids)
+    return ids
+
+
+def _kept(edit: EditCreate) -> dict[str, object]:
+    return edit.destination.model_dump(exclude_none=True)

@@ -1,0 +1,45 @@
+"""Reference images: kept once each, by the sha256 of their re-encoded bytes."""
+
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.audit.service import record
+from app.db.models import Image
+from app.images.errors import ImageNotFound
+from app.images.reencode import reencode
+from app.images.schemas import ImageOut
+from app.storage.local import LocalStore
+
+PREFIX = "sha256:"
+
+
+def add_image(session: Session, *, content: bytes, max_pixels: int, store: LocalStore, actor: str) -> ImageOut:
+    """Keep an image; the same pixels give the same id and change nothing. Raises what `reencode` raises."""
+    picture = reencode(content, max_pixels=max_pixels)
+    sha256 = store.put(picture.content)
+    row = {"sha256": sha256, "width": picture.width, "height": picture.height, "size": len(picture.content)}
+    added = session.scalar(
+        insert(Image).values(**row, created_by=actor).on_conflict_do_nothing().returning(Image.sha256)
+    )
+    if added is not None:
+        record(session, actor=actor, action="image.add", target=f"image:{PREFIX}{sha256}", details=row)
+    return get_image(session, image_id=PREFIX + sha256)
+
+
+def get_image(session: Session, *, image_id: str) -> ImageOut:
+    row = session.get(Image, image_id.removeprefix(PREFIX))
+    if row is None:
+        raise ImageNotFound(image_id)
+    return ImageOut(
+        id=PREFIX + row.sha256,
+        width=row.width,
+        height=row.height,
+        size=row.size,
+        created_by=row.created_by,
+        created_at=row.created_at,
+    )
+
+
+def image_content(session: Session, *, image_id: str, store: LocalStore) -> bytes:
+    """The PNG, verified; raises `BlobMissing` or `BlobCorrupt` where the store is damaged."""
+    return store.read(get_image(session, image_id=image_id).id.removeprefix(PREFIX))
