@@ -35,7 +35,7 @@ from app.checkpoints.schemas import (
     FileProvenance,
     Retraction,
 )
-from app.dependencies import Page, PageDep, SessionDep, StoreDep
+from app.dependencies import Page, PageDep, SessionDep, SettingsDep, StoreDep
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import documented
 from app.routing import Route
@@ -63,7 +63,13 @@ UNSERVED = (CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
     },
 )
 def apply(
-    session: SessionDep, principal: ApplyPrincipal, model: ModelName, request: ApplyCreate, response: Response
+    session: SessionDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    principal: ApplyPrincipal,
+    model: ModelName,
+    request: ApplyCreate,
+    response: Response,
 ) -> CheckpointOut | ApplyPlan:
     """Write a set of edits into the base model's text encoder and publish it as the next version.
 
@@ -72,8 +78,10 @@ def apply(
     """
     if request.dry_run:
         response.status_code = 200
-        return service.plan(session, model_name=model, request=request)
-    checkpoint = service.apply(session, model_name=model, request=request, actor=principal.actor)
+        return service.plan(session, model_name=model, request=request, store=store, folder=settings.folder)
+    checkpoint = service.apply(
+        session, model_name=model, request=request, store=store, folder=settings.folder, actor=principal.actor
+    )
     response.headers["Location"] = f"/v1/models/{model}/checkpoints/{checkpoint.version}"
     return checkpoint
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -34,8 +35,12 @@ from app.checkpoints.selection import Selection, conflicts, select_edits
 from app.db.models import Checkpoint, CheckpointEdit, Edit, JsonObject, Model, Statistics
 from app.dependencies import Page, PageRequest
 from app.models.errors import ModelNotFound, ModelNotReady
+from app.models.tokenizers import tokenizer_of
 from app.problems import FieldError, Unprocessable
 from app.queueing.outbox import enqueue
+from app.storage.local import LocalStore
+from editing.errors import EditingError
+from editing.prompts import PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,10 @@ def require_served(checkpoint: Checkpoint) -> None:
         raise CheckpointNotPublished(checkpoint)
 
 
-def plan(session: Session, *, model_name: str, request: ApplyCreate) -> ApplyPlan:
-    """What `apply` would do, with the same checks; creates nothing."""
+def plan(session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path) -> ApplyPlan:
+    """What `apply` would do, with the same checks; creates nothing. `folder` is where tokenizers are laid out."""
     model = find_model(session, name=model_name)
-    prepared = _prepare(session, model=model, request=request)
+    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
     selection = prepared.selection
     return ApplyPlan(
         model=model.name,
@@ -91,12 +96,14 @@ def plan(session: Session, *, model_name: str, request: ApplyCreate) -> ApplyPla
     )
 
 
-def apply(session: Session, *, model_name: str, request: ApplyCreate, actor: str) -> CheckpointOut:
+def apply(
+    session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path, actor: str
+) -> CheckpointOut:
     """Number a new version and enqueue its building. Raises what is wrong with the request, field by field."""
     if queries.model_by_name(session, name=model_name, lock=True) is None:  # versions are numbered one after the other
         raise ModelNotFound(model_name)
     model = find_model(session, name=model_name)
-    prepared = _prepare(session, model=model, request=request)
+    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
     options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
     checkpoint = Checkpoint(
         model_id=model.id,
@@ -276,7 +283,7 @@ class _Prepared:
     start: Checkpoint | None
 
 
-def _prepare(session: Session, *, model: Model, request: ApplyCreate) -> _Prepared:
+def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: LocalStore, folder: Path) -> _Prepared:
     """Everything that can be said against the request before any work is done."""
     if model.state != "ready":
         raise ModelNotReady(model.name, model.state)
@@ -289,6 +296,8 @@ def _prepare(session: Session, *, model: Model, request: ApplyCreate) -> _Prepar
             raise Unprocessable.at("/from", error.detail) from None
     selection = select_edits(session, model=model, request=request, start=start)
     layers = _layers(model, request.layers, last=selection.layer)
+    if request.preserve:
+        _check_prompts(request.preserve, tokenizer_of(session, model_id=model.id, store=store, folder=folder))
     statistics = queries.newest_statistics(session, model_id=model.id)
     if statistics is None:
         latest = queries.newest_statistics(session, model_id=model.id, state=None)
@@ -303,6 +312,17 @@ def _check_choice(request: ApplyCreate) -> None:
         for field in ("add", "remove"):
             if getattr(request, field):
                 raise Unprocessable.at(f"/{field}", f"`{field}` goes with `from`.")
+
+
+def _check_prompts(preserve: Sequence[str], tokenizer: PromptTokenizer) -> None:
+    errors = []
+    for index, prompt in enumerate(preserve):
+        try:
+            tokenizer.locate("{}", prompt)
+        except EditingError as error:
+            errors.append(FieldError(pointer=f"/preserve/{index}", detail=error.detail))
+    if errors:
+        raise Unprocessable(errors[0].detail, errors=errors[:100])
 
 
 def _layers(model: Model, asked: Sequence[int] | None, *, last: int) -> tuple[int, ...]:

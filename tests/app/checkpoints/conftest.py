@@ -1,4 +1,4 @@
-"""Edits that are ready with values of their own, and a whole service on a small real pipeline that builds checkpoints."""
+"""Edits that are ready with values of their own, and a whole service on a small real pipeline."""
 
 import hashlib
 import threading
@@ -24,7 +24,9 @@ from app.worker.runner import Runner
 from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import LAYERS, write_pipeline
 
-CAPTIONS = [f"a {color} {thing}" for color in ("red", "blue", "pale", "dark") for thing in ("fox", "oak", "jug", "wasp")]
+CAPTIONS = [
+    f"a {color} {thing}" for color in ("red", "blue", "pale", "dark") for thing in ("fox", "oak", "jug", "wasp")
+]
 
 
 def ready_edit(
@@ -58,7 +60,9 @@ def add_edit(session: Session, model: Model) -> Callable[..., Edit]:
     """Add an edit of `model`, ready unless said otherwise."""
 
     def add(source: str, **columns: Any) -> Edit:
-        return ready_edit(session, columns.pop("model", model), source, width=64, layer=columns.pop("layer", 2), **columns)
+        return ready_edit(
+            session, columns.pop("model", model), source, width=64, layer=columns.pop("layer", 2), **columns
+        )
 
     return add
 

@@ -89,11 +89,25 @@ class TestRefused:
     @pytest.mark.usefixtures("statistics")
     @pytest.mark.parametrize(
         ("layers", "expected"),
-        [([2, 9], ["/layers/1"]), ([-1, 2], ["/layers/0"]), ([2, 2], ["/layers/1"]), ([0, 1], ["/layers"]), ([], ["/layers"])],
+        [
+            ([2, 9], ["/layers/1"]),
+            ([-1, 2], ["/layers/0"]),
+            ([2, 2], ["/layers/1"]),
+            ([0, 1], ["/layers"]),
+            ([], ["/layers"]),
+        ],
     )
     def test_layers(self, client, keys, add_edit, layers, expected):
         add_edit("fox")
         assert pointers(client.post(URL, json={"edits": "ready", "layers": layers}, headers=keys["apply"])) == expected
+
+    @pytest.mark.usefixtures("statistics")
+    def test_preserved_prompts(self, client, keys, add_edit):
+        add_edit("fox")
+        body = {"edits": "ready", "preserve": ["a red owl", "x" * 100, " "]}
+        answer = client.post(URL, json=body, headers=keys["apply"])
+        assert pointers(answer) == ["/preserve/1", "/preserve/2"]
+        assert "truncation" in answer.json()["errors"][0]["detail"]
 
     @pytest.mark.usefixtures("statistics")
     def test_values_of_different_layers(self, client, keys, add_edit):

@@ -1,0 +1,198 @@
+"""From apply to a published version: what the files hold, and that they depend on nothing but the inputs."""
+
+import errno
+import json
+import re
+
+import torch
+from safetensors.torch import load
+from sqlalchemy import select
+
+from app.checkpoints.manifest import commit_of
+from app.checkpoints.publish import StoredFile, served_files
+from app.db.models import AuditEvent, EditValue
+from app.storage.local import LocalStore
+from editing.weights import read_base
+
+WEIGHTS = "text_encoder/model.safetensors"
+
+
+def digests(checkpoint):
+    return {file["path"]: file["sha256"] for file in checkpoint["files"]}
+
+
+class TestPublished:
+    def test_whole_checkpoint(self, service, base_folder):
+        """State, files, residuals, conflicts, audit; only fc2 of the edited layers differs from the base."""
+        ids = [service.edit("fox"), service.edit("owl", destination={"erase": True})]
+        made = service.apply(edits="ready", alpha=0.6, layers=[1, 2], notes="first", alias="production")
+        assert (made["version"], made["state"], made["edit_count"]) == ("v1", "published", 2)
+        assert (made["alpha"], made["layers"], made["notes"], made["aliases"]) == (0.6, [1, 2], "first", ["production"])
+        assert made["alias"]["moved"] is True
+        assert [edit["id"] for edit in made["edits"]] == [str(edit_id) for edit_id in ids]
+        assert all(0 <= edit["residual"] < 1 for edit in made["edits"])
+        assert [layer["layer"] for layer in made["changed_layers"]] == [1, 2]
+        assert sorted(digests(made)) == [
+            "README.md",
+            "adapters/lora.safetensors",
+            "manifest.json",
+            "text_encoder/config.json",
+            WEIGHTS,
+        ]
+        assert re.fullmatch(r"[0-9a-f]{40}", made["commit"])
+        for file in made["files"]:
+            assert len(service.store.read(file["sha256"])) == file["size"]
+
+        before = read_base(base_folder / WEIGHTS)
+        after = load(service.store.read(digests(made)[WEIGHTS]))
+        assert before.keys() == after.keys() and all(key.startswith("text_model.") for key in after)
+        changed = {key for key in after if not torch.equal(before[key], after[key])}
+        assert changed == {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (1, 2)}
+        with service.sessions() as session:
+            actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.sequence)).all()
+        assert actions[-3:] == ["checkpoint.apply", "alias.move", "checkpoint.published"]
+
+    def test_manifest_names_every_input(self, service):
+        edit = service.edit("fox")
+        made = service.apply(edits=[str(edit)], preserve=["a red fox"])
+        manifest = json.loads(service.store.read(digests(made)["manifest.json"]))
+        with service.sessions() as session:
+            value = session.scalars(select(EditValue).where(EditValue.edit_id == edit)).one()
+        assert manifest["base_model"]["digest"] == service.model.digest
+        assert manifest["statistics"]["digest"] == made["statistics"]
+        assert manifest["settings"] == {
+            "alpha": 0.5,
+            "layers": [0, 1, 2],
+            "mass": 4000.0,
+            "preserve": ["a red fox"],
+            "residual": "spread",
+        }
+        assert [(e["source"], e["values"]) for e in manifest["edits"]] == [("fox", {"text_encoder": value.sha256})]
+        assert manifest["files"][WEIGHTS] == digests(made)[WEIGHTS]
+
+    def test_card_names_every_concept(self, service):
+        service.edit("a | `fox`\n# <b>", destination={"prompt": "owl"})
+        service.edit("elk", destination={"erase": True, "neutral": "art"})
+        service.edit("jay", destination={"balance": {"blue jay": 0.5, "grey jay": 0.5}})
+        made = service.apply(edits="ready")
+        card = service.store.read(digests(made)["README.md"]).decode()
+        assert "| a \\| \\`fox\\` \\# \\<b\\> | owl |" in card
+        assert "| elk | nothing of it: erased to art |" in card
+        assert "| jay | blue jay (0.5), grey jay (0.5) |" in card
+        assert service.model.digest in card
+        assert "NSFW" in card
+
+    def test_failure_is_told_and_publishes_nothing(self, service):
+        """A value whose bytes are not those that were stored."""
+        edit = service.edit("fox")
+        with service.sessions() as session:
+            session.scalars(select(EditValue).where(EditValue.edit_id == edit)).one().sha256 = "0" * 64
+            session.commit()
+        made = service.apply(edits="ready", alias="staging")
+        assert (made["state"], made["files"], made["commit"]) == ("failed", [], None)
+        assert str(edit) in made["problem"]["detail"]
+        assert service.get("/v1/models/tiny/aliases") == []
+        assert service.apply(edits="ready")["version"] == "v2"  # the number is not used again
+
+    def test_full_disk(self, service, monkeypatch):
+        """The disk fills while the weights are written: a readable problem, no row, no alias."""
+        service.edit("fox")
+
+        def full(*_: object) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(LocalStore, "put_file", full)
+        made = service.apply(edits="ready", alias="staging")
+        assert made["state"] == "failed"
+        assert "disk" in made["problem"]["detail"] or "space" in made["problem"]["detail"].lower()
+        assert service.get("/v1/models/tiny/aliases") == []
+
+
+class TestPurity:
+    def test_same_set_same_bytes(self, service):
+        """Twice the same, and once in another order: the same commit, so the same bytes in every file."""
+        ids = [str(service.edit(source)) for source in ("fox", "owl", "elk")]
+        first = service.apply(edits=ids)
+        second = service.apply(edits=ids[::-1], notes="again", alias="staging")
+        assert (first["version"], second["version"]) == ("v1", "v2")
+        assert first["files"] == second["files"]
+        assert first["commit"] == second["commit"]
+
+    def test_removal_equals_never_had_it(self, service):
+        ids = [str(service.edit(source)) for source in ("fox", "owl", "elk")]
+        never = service.apply(edits=[ids[0], ids[2]])
+        had = service.apply(edits=ids)
+        removed = service.apply(**{"from": "v2", "remove": [ids[1]]})
+        assert digests(removed) == digests(never)
+        assert digests(had)[WEIGHTS] != digests(never)[WEIGHTS]
+
+    def test_other_settings_other_bytes(self, service):
+        service.edit("fox")
+        made = [service.apply(edits="ready", **settings) for settings in ({}, {"alpha": 0.6}, {"layers": [1, 2]})]
+        assert len({digests(checkpoint)[WEIGHTS] for checkpoint in made}) == 3
+        assert len({checkpoint["commit"] for checkpoint in made}) == 3
+
+
+class TestAliasAtPublication:
+    def test_moved_meanwhile(self, service):
+        """While v2 is built for `staging`, someone points it elsewhere: their move stands, and v2 says so."""
+        service.edit("fox")
+        service.apply(edits="ready")
+        url = "/v1/models/tiny/aliases/staging"
+        asked = service.client.post(
+            "/v1/models/tiny/apply", json={"edits": "ready", "alias": "staging"}, headers=service.keys["apply"]
+        )
+        put = service.client.put(url, json={"version": "v1"}, headers=service.keys["apply"])
+        assert (asked.status_code, put.status_code) == (202, 201)
+        assert service.runner.work()
+        made = service.get("/v1/models/tiny/checkpoints/v2")
+        assert made["state"] == "published"
+        assert made["alias"]["moved"] is False
+        assert "points at v1" in made["alias"]["detail"]
+        assert service.get(url)["version"] == "v1"
+
+
+class TestServedFiles:
+    def test_edited_over_base_and_no_unedited_variant(self):
+        def stored(path: str, digit: str) -> StoredFile:
+            return StoredFile(path, digit * 64, 1)
+
+        base = [
+            stored(path, "a")
+            for path in (
+                "model_index.json",
+                "text_encoder/config.json",
+                "text_encoder/model.fp16.safetensors",
+                "text_encoder/model.safetensors",
+                "text_encoder/model.safetensors.index.json",
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+            )
+        ]
+        served = served_files(base, [stored(WEIGHTS, "b"), stored("README.md", "b")])
+        assert {path: file.sha256[0] for path, file in served.items()} == {
+            "README.md": "b",
+            "model_index.json": "a",
+            "text_encoder/config.json": "a",
+            WEIGHTS: "b",
+            "unet/diffusion_pytorch_model.fp16.safetensors": "a",
+        }
+
+    def test_commit_changes_with_path_and_content(self):
+        commits = {commit_of(files) for files in ([("a", "1")], [("b", "1")], [("a", "2")], [("a", "1"), ("b", "2")])}
+        assert len(commits) == 4
+        assert commit_of([("a", "1"), ("b", "2")]) == commit_of([("b", "2"), ("a", "1")])
+
+
+def test_lora_gives_the_same_update(service, base_folder):
+    """base + up · down of the adapter is the published weight, to float32 and one rounding."""
+    service.edit("fox")
+    service.edit("owl")
+    made = service.apply(edits="ready")
+    base = read_base(base_folder / WEIGHTS)
+    published = load(service.store.read(digests(made)[WEIGHTS]))
+    lora = load(service.store.read(digests(made)["adapters/lora.safetensors"]))
+    for layer in range(3):
+        name = f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2"
+        key = f"text_model.encoder.layers.{layer}.mlp.fc2.weight"
+        delta = lora[f"{name}.lora_up.weight"].double() @ lora[f"{name}.lora_down.weight"].double()
+        torch.testing.assert_close(base[key].double() + delta, published[key].double(), rtol=1e-5, atol=1e-6)
