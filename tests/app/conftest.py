@@ -32,14 +32,21 @@ def store(settings: Settings) -> LocalStore:
     return LocalStore(settings.store_folder)
 
 
+@pytest.fixture(scope="session")
+def built(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The application, built once a run; `application` gives it the test's own session and folders."""
+    return create_app(Settings(folder=tmp_path_factory.mktemp("app"), database_url=SecretStr(database_url)))
+
+
 @pytest.fixture
-def application(settings: Settings, session: Session) -> FastAPI:
+def application(built: FastAPI, settings: Settings, store: LocalStore, session: Session) -> FastAPI:
     """The application; each request's transaction is a savepoint of the test's, which sees what it wrote."""
-    app = create_app(settings)
-    app.state.sessions = sessionmaker(
+    built.state.settings = settings
+    built.state.store = store
+    built.state.sessions = sessionmaker(
         session.connection(), expire_on_commit=False, join_transaction_mode="create_savepoint"
     )
-    return app
+    return built
 
 
 @pytest.fixture

@@ -1,0 +1,258 @@
+"""Create, list, read, cancel and retry over HTTP. Batches, waiting and values have modules of their own."""
+
+import json
+
+import pytest
+from sqlalchemy import func, select, update
+
+from app.db.models import AuditEvent, Edit, Job, Outbox
+
+EDIT = {
+    "source": "US president",
+    "destination": {"prompt": "Joe Biden"},
+    "templates": ["an image of {}", "{}"],
+    "settings": {"objective": "hybrid", "steps": 20, "seed": 3},
+    "reason": "LEGAL-42: office changed hands",
+    "labels": {"ticket": "LEGAL-42"},
+}
+URL = "/v1/models/emoji/edits"
+
+
+def changed(**fields):
+    return EDIT | fields
+
+
+@pytest.fixture
+def create(client, keys, model):
+    def post(**fields):
+        answer = client.post(URL, headers=keys["edit"], json=changed(**fields))
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    return post
+
+
+def refused(answer, status, pointer):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert pointer in [error["pointer"] for error in problem["errors"]], problem
+    return problem
+
+
+class TestCreateEdit:
+    def test_anonymous(self, client, model):
+        assert client.post(URL, json=EDIT).status_code == 401
+
+    def test_other_scopes(self, client, keys, model):
+        for scope in ("read", "apply"):
+            assert client.post(URL, headers=keys[scope], json=EDIT).status_code == 403
+
+    def test_created(self, client, keys, model, session):
+        answer = client.post(URL, headers=keys["edit"], json=EDIT)
+        assert answer.status_code == 202
+        edit = answer.json()
+        assert answer.headers["Location"] == f"/v1/edits/{edit['id']}"
+        assert edit["model"] == "emoji"
+        assert edit["state"] == "queued"
+        assert edit["source"] == "US president"
+        assert edit["destination"] == {"prompt": "Joe Biden"}
+        assert edit["settings"]["steps"] == 20
+        assert edit["settings"]["learning_rate"] == 0.2  # a default, kept as it was when the edit was asked for
+        assert edit["created_by"].startswith("key:")
+        assert client.get(answer.headers["Location"], headers=keys["read"]).json() == edit
+
+        job = session.scalars(select(Job)).one()
+        assert (str(job.target_id), job.kind, job.state) == (edit["id"], "optimize_edit", "queued")
+        assert session.scalars(select(Outbox.job_id)).one() == job.id
+        event = session.scalars(select(AuditEvent).where(AuditEvent.action == "edit.create")).one()
+        assert event.target == f"edit:{edit['id']}"
+        assert event.details["reason"] == EDIT["reason"]
+
+    @pytest.mark.parametrize(
+        ("fields", "pointer"),
+        [
+            ({"source": ""}, "/source"),
+            ({"source": "   "}, "/source"),
+            ({"source": "a\0b"}, "/source"),
+            ({"source": "x" * 501}, "/source"),
+            ({"source": 7}, "/source"),
+            ({"templates": []}, "/templates"),
+            ({"templates": ["an image of {}", "no placeholder"]}, "/templates/1"),
+            ({"templates": ["{} and {}"]}, "/templates/0"),
+            ({"templates": ["word " * 30 + "{}"]}, "/templates/0"),  # the subject is lost to truncation
+            ({"templates": ["{}"] * 33}, "/templates"),
+            ({"destination": {}}, "/destination"),
+            ({"destination": {"prompt": "a", "erase": True}}, "/destination"),
+            ({"destination": {"prompt": "a", "images": ["sha256:" + "0" * 64]}}, "/destination"),
+            ({"destination": {"prompt": ""}}, "/destination/prompt"),
+            ({"destination": {"prompt": "a\0"}}, "/destination/prompt"),
+            ({"destination": {"prompt": "long " * 40}}, "/destination/prompt"),
+            ({"destination": {"erase": False}}, "/destination/erase"),
+            ({"destination": {"prompt": "a", "neutral": "art"}}, "/destination"),
+            ({"destination": {"images": []}}, "/destination/images"),
+            ({"destination": {"images": ["cat.png"]}}, "/destination/images/0"),
+            ({"destination": {"images": ["sha256:" + "0" * 64]}}, "/destination/images/0"),
+            ({"destination": {"balance": {"a": 1.0}}}, "/destination/balance"),
+            ({"destination": {"balance": {"a": 0, "b": 0}}}, "/destination/balance"),
+            ({"destination": {"balance": {"a": -1, "b": 1}}}, "/destination/balance/a"),
+            ({"destination": {"picture": "a"}}, "/destination/picture"),
+            ({"settings": {"steps": 0}}, "/settings/steps"),
+            ({"settings": {"steps": 2001}}, "/settings/steps"),
+            ({"settings": {"objective": "magic"}}, "/settings/objective"),
+            ({"settings": {"layer": 4}}, "/settings/layer"),
+            ({"settings": {"warm_start": 20, "steps": 10}}, "/settings/warm_start"),
+            ({"settings": {"unknown": 1}}, "/settings/unknown"),
+            ({"reason": "r" * 2001}, "/reason"),
+            ({"labels": {"a": "v" * 257}}, "/labels/a"),
+            ({"labels": {str(n): "" for n in range(33)}}, "/labels"),
+            ({"labels": {"a": "\0"}}, "/labels/a"),
+            ({"unknown": 1}, "/unknown"),
+        ],
+    )
+    def test_rejected(self, client, keys, model, session, fields, pointer):
+        refused(client.post(URL, headers=keys["edit"], json=changed(**fields)), 422, pointer)
+        assert session.scalar(select(func.count()).select_from(Edit)) == 0
+
+    def test_lone_surrogate(self, client, keys, model):
+        for body in (
+            b'{"source": "\\ud800", "destination": {"erase": true}}',
+            b'{"source": "a", "destination": {"erase": true}, "labels": {"\\ud800": "x"}}',
+        ):
+            answer = client.post(URL, headers=keys["edit"] | {"Content-Type": "application/json"}, content=body)
+            assert answer.status_code == 422
+            assert json.loads(answer.content)["errors"]
+
+    @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])
+    def test_any_script(self, create, source):
+        assert create(source=source)["state"] == "queued"
+
+    def test_twins_are_one_source(self, client, keys, create):
+        create(source="e\u0301cole")
+        found = client.get("/v1/edits", headers=keys["read"], params={"source": "\u00e9cole"}).json()["items"]
+        assert [edit["source"] for edit in found] == ["\u00e9cole"]
+
+    def test_kinds_of_destination(self, create):
+        assert create(destination={"erase": True})["destination"] == {"erase": True}
+        assert create(destination={"erase": True, "neutral": "art"})["destination"] == {"erase": True, "neutral": "art"}
+        balance = {"balance": {"female doctor": 0.5, "male doctor": 0.5}}
+        assert create(destination=balance)["destination"] == balance
+
+    def test_unknown_model(self, client, keys):
+        for name in ("nothing", "%00", "..%2f..%2fetc"):
+            answer = client.post(f"/v1/models/{name}/edits", headers=keys["edit"], json=EDIT)
+            assert answer.status_code == 404, name
+
+    def test_model_not_ready(self, client, keys, add_model):
+        add_model(name="fresh", state="registering")
+        answer = client.post("/v1/models/fresh/edits", headers=keys["edit"], json=EDIT)
+        assert answer.status_code == 409
+        assert "registering" in answer.json()["detail"]
+
+
+class TestListEdits:
+    def test_filters(self, client, keys, create, add_model, session):
+        first = create(source="dog")
+        second = create(source="cat")
+        add_model(name="other")
+        third = client.post("/v1/models/other/edits", headers=keys["admin"], json=changed(source="dog")).json()
+        session.execute(update(Edit).where(Edit.id == second["id"]).values(state="failed"))
+
+        def found(**filters):
+            return [edit["id"] for edit in client.get("/v1/edits", headers=keys["read"], params=filters).json()["items"]]
+
+        assert found() == [third["id"], second["id"], first["id"]]
+        assert found(model="emoji") == [second["id"], first["id"]]
+        assert found(source="dog") == [third["id"], first["id"]]
+        assert found(state="failed") == [second["id"]]
+        assert found(created_by=third["created_by"]) == [third["id"]]
+        assert found(model="emoji", source="dog") == [first["id"]]
+        assert found(model="none") == []
+
+    def test_pages(self, client, keys, create):
+        ids = [create(source=f"dog {number}")["id"] for number in range(5)]
+        url, seen = "/v1/edits?limit=2&model=emoji", []
+        while url:
+            answer = client.get(url, headers=keys["read"])
+            seen += [edit["id"] for edit in answer.json()["items"]]
+            url = answer.links["next"]["url"] if "next" in answer.links else None
+            assert (answer.json()["next"] is None) == (url is None)
+        assert seen == ids[::-1]
+
+    def test_bad_filters(self, client, keys):
+        refused(client.get("/v1/edits?state=lost", headers=keys["read"]), 422, "state")
+        refused(client.get("/v1/edits?limit=0", headers=keys["read"]), 422, "limit")
+        refused(client.get("/v1/edits?source=%00", headers=keys["read"]), 422, "source")
+        assert client.get("/v1/edits?unknown=1", headers=keys["read"]).status_code == 200
+
+
+class TestGetEdit:
+    def test_unknown(self, client, keys):
+        assert client.get("/v1/edits/00000000-0000-7000-8000-000000000000", headers=keys["read"]).status_code == 404
+        refused(client.get("/v1/edits/17", headers=keys["read"]), 422, "edit_id")
+
+    def test_progress_while_running(self, client, keys, create, session):
+        edit = create()
+        session.execute(update(Job).values(state="running", attempt=2, progress={"step": 5, "steps": 20}))
+        session.execute(update(Edit).values(state="optimizing"))
+        session.commit()
+        seen = client.get(f"/v1/edits/{edit['id']}", headers=keys["read"]).json()
+        assert (seen["state"], seen["attempt"]) == ("optimizing", 2)
+        assert seen["progress"] == {"step": 5, "steps": 20}
+
+
+class TestCancelEdit:
+    def test_queued_is_cancelled_at_once(self, client, keys, create, session):
+        edit = create()
+        for _ in range(2):
+            answer = client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
+            assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+        assert session.scalars(select(Job.state)).one() == "cancelled"
+        actions = session.scalars(select(AuditEvent.action).where(AuditEvent.target == f"edit:{edit['id']}")).all()
+        assert actions == ["edit.create", "edit.cancel"]
+
+    def test_running_is_asked_to_stop(self, client, keys, create, session):
+        edit = create()
+        session.execute(update(Job).values(state="running", attempt=1))
+        session.execute(update(Edit).values(state="optimizing"))
+        session.commit()
+        answer = client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
+        assert answer.json()["state"] == "cancelling"
+        assert session.execute(select(Job.state, Job.cancel_requested)).one() == ("running", True)
+
+    @pytest.mark.parametrize("state", ["ready", "failed"])
+    def test_ended(self, client, keys, create, session, state):
+        edit = create()
+        session.execute(update(Edit).values(state=state))
+        session.commit()
+        answer = client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
+        assert answer.status_code == 409
+        assert state in answer.json()["detail"]
+
+    def test_unknown(self, client, keys):
+        url = "/v1/edits/00000000-0000-7000-8000-000000000000"
+        assert client.post(f"{url}/cancel", headers=keys["edit"]).status_code == 404
+        assert client.post(f"{url}/retry", headers=keys["edit"]).status_code == 404
+
+
+class TestRetryEdit:
+    def test_failed_is_queued_again(self, client, keys, create, session):
+        edit = create()
+        problem = {"title": "Worker lost", "detail": "…", "errors": []}
+        session.execute(update(Job).values(state="failed", attempt=5))
+        session.execute(update(Edit).values(state="failed", problem=problem))
+        session.commit()
+        answer = client.post(f"/v1/edits/{edit['id']}/retry", headers=keys["edit"])
+        assert answer.status_code == 202
+        assert (answer.json()["state"], answer.json()["problem"], answer.json()["attempt"]) == ("queued", None, 0)
+        assert session.scalars(select(Job.state).order_by(Job.id)).all() == ["failed", "queued"]
+        assert session.scalar(select(func.count()).select_from(Outbox)) == 2
+
+    def test_cancelled_is_queued_again(self, client, keys, create):
+        edit = create()
+        client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
+        assert client.post(f"/v1/edits/{edit['id']}/retry", headers=keys["edit"]).json()["state"] == "queued"
+
+    def test_queued(self, client, keys, create):
+        assert client.post(f"/v1/edits/{create()['id']}/retry", headers=keys["edit"]).status_code == 409
