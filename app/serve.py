@@ -17,13 +17,13 @@ import structlog
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from app import logs
 from app.auth.service import create_key
 from app.children import ends_with_parent
 from app.db.embedded import EmbeddedError, EmbeddedPostgres
 from app.db.engine import connect, sessions
 from app.db.migrate import upgrade
 from app.db.models import ApiKey
+from app.observability import logging
 from app.settings import Settings, get_settings
 
 log = structlog.get_logger()
@@ -267,7 +267,7 @@ def _write_secret(path: Path, secret: str) -> None:
 
 def main() -> int:
     """`python -m app.serve [--embedded]`, the same as `emender serve`."""
-    logs.configure()
+    logging.configure()
 
     def announce(line: str) -> None:
         sys.stdout.write(line + "\n")

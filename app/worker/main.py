@@ -8,8 +8,8 @@ import threading
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app import logs
 from app.db.engine import Sessions, connect, sessions
+from app.observability import logging
 from app.queueing.bell import Bell, BellBroken
 from app.queueing.dispatcher import dispatch
 from app.queueing.polling import PollingBell
@@ -84,7 +84,7 @@ def keep_house(*, settings: Settings, factory: Sessions, bell: Bell, stopping: t
 
 
 def main() -> None:
-    logs.configure()
+    logging.configure()
     run(get_settings())
 
 
