@@ -53,7 +53,7 @@ class RedisBell:
         try:
             announced = set(self._queue.get_job_ids())
             fresh = [str(job_id) for job_id in dict.fromkeys(job_ids) if str(job_id) not in announced]
-            messages = [Queue.prepare_data(NOTHING, job_id=job_id, description="") for job_id in fresh]
+            messages = [Queue.prepare_data(NOTHING, job_id=job_id) for job_id in fresh]
             if messages:
                 self._queue.enqueue_many(messages)
         except RedisError as error:
