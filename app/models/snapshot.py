@@ -19,33 +19,38 @@ def snapshot(store: LocalStore, files: Sequence[tuple[str, str]], *, folder: Pat
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files))
     home = folder.absolute() / "snapshots"
     target = home / hashlib.sha256(lines.encode()).hexdigest()
-    if target.is_dir() and all((target / path).is_file() for path, _ in files):
+    paths = [_inside(path) for path, _ in files]
+    if _is_whole(target, paths):
         return target
     home.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=home, prefix="building-"))
     try:
         building.chmod(0o755)
-        for path, sha256 in files:
-            link = building / _inside(path)
+        for path, (_, sha256) in zip(paths, files, strict=True):
+            link = building / path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(store.verified(sha256))
-        _put_in_place(building, target)
+        _put_in_place(building, target, paths)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
 
 
-def _put_in_place(building: Path, target: Path) -> None:
-    """Rename, unless another process was faster; one whose links have broken since is replaced."""
+def _put_in_place(building: Path, target: Path, paths: Sequence[PurePosixPath]) -> None:
+    """Rename, unless another process was faster; a folder whose links have broken since is replaced."""
     try:
         os.rename(building, target)
     except OSError:
-        if all(link.exists() for link in target.rglob("*")):
+        if _is_whole(target, paths):
             return
         broken = Path(tempfile.mkdtemp(dir=target.parent, prefix="broken-"))
         os.rename(target, broken)
         os.rename(building, target)
         shutil.rmtree(broken)
+
+
+def _is_whole(target: Path, paths: Sequence[PurePosixPath]) -> bool:
+    return target.is_dir() and all((target / path).is_file() for path in paths)
 
 
 def _inside(path: str) -> PurePosixPath:

@@ -84,6 +84,18 @@ def live_client(settings: Settings, clean_database: Engine) -> Iterator[TestClie
         yield client
 
 
+@pytest.fixture
+def live_keys(clean_database: Engine) -> Mapping[str, Headers]:
+    with Session(clean_database, expire_on_commit=False) as session:
+        return issue_keys(session)
+
+
+@pytest.fixture
+def live_model(clean_database: Engine, store: LocalStore, tmp_path: Path) -> Model:
+    with Session(clean_database, expire_on_commit=False) as session:
+        return register(session, store, folder=tmp_path / "tokenizer")
+
+
 def issue_keys(session: Session) -> Mapping[str, Headers]:
     issued = {}
     for scope in SCOPES:

@@ -160,7 +160,9 @@ class TestListEdits:
         session.execute(update(Edit).where(Edit.id == second["id"]).values(state="failed"))
 
         def found(**filters):
-            return [edit["id"] for edit in client.get("/v1/edits", headers=keys["read"], params=filters).json()["items"]]
+            return [
+                edit["id"] for edit in client.get("/v1/edits", headers=keys["read"], params=filters).json()["items"]
+            ]
 
         assert found() == [third["id"], second["id"], first["id"]]
         assert found(model="emoji") == [second["id"], first["id"]]

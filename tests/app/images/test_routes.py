@@ -1,0 +1,158 @@
+import hashlib
+import io
+
+import pytest
+from PIL import Image
+from sqlalchemy import select
+
+from app.db.models import AuditEvent
+
+
+def encoded(form="PNG", size=(30, 20), color=(200, 10, 10), **options):
+    content = io.BytesIO()
+    Image.new("RGB", size, color).save(content, format=form, **options)
+    return content.getvalue()
+
+
+@pytest.fixture
+def upload(client, keys):
+    def post(content, name="cat.png", kind="image/png", **headers):
+        return client.post(
+            "/v1/images", headers=keys["edit"] | headers, files={"file": (name, io.BytesIO(content), kind)}
+        )
+
+    return post
+
+
+class TestAddImage:
+    def test_scopes(self, client, keys):
+        files = {"file": ("a.png", encoded(), "image/png")}
+        assert client.post("/v1/images", files=files).status_code == 401
+        assert client.post("/v1/images", headers=keys["read"], files=files).status_code == 403
+
+    @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+    def test_forms(self, upload, client, keys, form):
+        # What the upload says of itself is not believed.
+        answer = upload(encoded(form), name="../../etc/passwd", kind="text/html")
+        assert answer.status_code == 201
+        image = answer.json()
+        assert (image["width"], image["height"]) == (30, 20)
+        assert answer.headers["Location"] == f"/v1/images/{image['id']}"
+        assert client.get(answer.headers["Location"], headers=keys["read"]).json() == image
+
+        content = client.get(f"/v1/images/{image['id']}/content", headers=keys["read"])
+        assert content.headers["Content-Type"] == "image/png"
+        assert image["id"] == "sha256:" + hashlib.sha256(content.content).hexdigest()
+        with Image.open(io.BytesIO(content.content)) as kept:
+            assert (kept.format, kept.size, kept.mode) == ("PNG", (30, 20), "RGB")
+
+    def test_same_image_same_id(self, upload, session):
+        first, second = upload(encoded()), upload(encoded(compress_level=0))
+        assert first.json() == second.json()
+        assert len(session.scalars(select(AuditEvent).where(AuditEvent.action == "image.add")).all()) == 1
+
+    def test_metadata_is_dropped_and_orientation_applied(self, upload, client, keys):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by 90°
+        exif[0x010F] = "a camera that names its owner"
+        answer = upload(encoded("JPEG", exif=exif))
+        image = answer.json()
+        assert (image["width"], image["height"]) == (20, 30)
+        content = client.get(f"/v1/images/{image['id']}/content", headers=keys["read"]).content
+        assert b"owner" not in content
+        with Image.open(io.BytesIO(content)) as kept:
+            assert kept.info == {}
+            assert dict(kept.getexif()) == {}
+
+    def test_zip_tail_is_dropped(self, upload, client, keys):
+        answer = upload(encoded() + b"PK\x03\x04 a zip archive")
+        content = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
+        assert b"PK\x03\x04" not in content
+        assert (
+            content == client.get(f"/v1/images/{upload(encoded()).json()['id']}/content", headers=keys["read"]).content
+        )
+
+    def test_transparency_stays(self, upload, client, keys):
+        content = io.BytesIO()
+        Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(content, format="PNG")
+        answer = upload(content.getvalue())
+        kept = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
+        with Image.open(io.BytesIO(kept)) as image:
+            assert image.mode == "RGBA"
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"not an image",
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            encoded("GIF"),
+            encoded("BMP"),
+            encoded("TIFF"),
+        ],
+    )
+    def test_other_media(self, upload, content):
+        assert upload(content).status_code == 415
+
+    @pytest.mark.parametrize("content", [encoded()[:60], encoded("JPEG")[:300], encoded("WEBP")[:40]])
+    def test_cut_file(self, upload, content):
+        answer = upload(content)
+        assert answer.status_code in (415, 422)
+
+    def test_animated(self, upload):
+        frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+        for form in ("PNG", "WEBP"):
+            content = io.BytesIO()
+            frames[0].save(content, format=form, save_all=True, append_images=frames[1:])
+            answer = upload(content.getvalue())
+            assert answer.status_code == 422
+            assert "animated" in answer.json()["detail"]
+
+    def test_too_many_pixels_are_not_decoded(self, upload, monkeypatch):
+        bomb = io.BytesIO()
+        Image.new("L", (12_000, 12_000)).save(bomb, format="PNG")
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
+        answer = upload(bomb.getvalue())
+        assert answer.status_code == 413
+        assert "pixels" in answer.json()["detail"]
+
+    def test_too_many_bytes(self, upload, settings):
+        settings.max_image_bytes = 100
+        answer = upload(encoded("PNG", size=(64, 64), compress_level=0))
+        assert answer.status_code == 413
+
+    def test_no_file(self, client, keys):
+        answer = client.post("/v1/images", headers=keys["edit"], files={"other": b"x"})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/file")
+        assert client.post("/v1/images", headers=keys["edit"], json={}).status_code == 422
+
+    def test_too_many_parts(self, client, keys):
+        parts = [("file", (f"{number}.png", b"x", "image/png")) for number in range(2000)]
+        answer = client.post("/v1/images", headers=keys["edit"], files=parts)
+        assert answer.status_code == 400
+        assert answer.headers["Content-Type"] == "application/problem+json"
+
+    def test_idempotency_key(self, upload):
+        key = {"Idempotency-Key": "one"}
+        first, again = upload(encoded(), **key), upload(encoded(), **key)  # each with a boundary of its own
+        assert first.json() == again.json()
+        assert again.headers["Idempotency-Replayed"] == "true"
+        assert upload(encoded(color=(1, 2, 3)), **key).status_code == 422
+
+
+class TestGetImage:
+    def test_unknown(self, client, keys):
+        for url in ("/v1/images/sha256:" + "0" * 64, "/v1/images/sha256:" + "0" * 64 + "/content"):
+            assert client.get(url, headers=keys["read"]).status_code == 404
+
+    @pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "sha256:..", "%00", "sha256:" + "A" * 64])
+    def test_other_names(self, client, keys, name):
+        assert client.get(f"/v1/images/{name}/content", headers=keys["read"]).status_code in (404, 422)
+
+    def test_damaged_blob_is_not_served(self, upload, client, keys, store):
+        image = upload(encoded()).json()
+        path = store.path(image["id"].removeprefix("sha256:"))
+        path.write_bytes(path.read_bytes()[:-1])
+        answer = client.get(f"/v1/images/{image['id']}/content", headers=keys["read"])
+        assert answer.status_code == 500
+        assert answer.headers["Content-Type"] == "application/problem+json"
