@@ -22,6 +22,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = 8000
+    url: str | None = Field(None, description="where the commands find the service; default: host and port")
+    api_key: SecretStr | None = Field(None, description="the commands' key; default: that in <folder>/admin-key")
     namespace: str = Field("emender", description="the hub namespace of models registered without one")
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="folders, separated by ':', whose direct subfolders may be registered as models"
