@@ -78,7 +78,7 @@ def model(add_model: Callable[..., Model]) -> Model:
 
 
 @pytest.fixture
-def live_client(settings: Settings, clean_database: Engine) -> Iterator[TestClient]:  # noqa: ARG001
+def live_client(settings: Settings, clean_database: Engine) -> Iterator[TestClient]:
     """A client of the application on real connections of its own, which commits: for tests with parallel requests."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
