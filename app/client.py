@@ -1,5 +1,6 @@
 """A thin client of the HTTP API: what the commands and the demo speak through. Free of torch."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -13,7 +14,7 @@ import httpx
 from app.settings import Settings
 
 ENDED = frozenset({"ready", "published", "failed", "cancelled", "retracted"})
-ATTEMPTS = 5
+ATTEMPTS = 4
 Json = dict[str, Any]
 
 
@@ -111,6 +112,30 @@ class Client:
     def checkpoints(self, model: str) -> Iterator[Json]:
         """All versions, newest first."""
         return self._pages(f"/v1/models/{model}/checkpoints")
+
+    def pull(self, model: str, *, revision: str, folder: Path) -> Json:
+        """Download a revision's whole pipeline into a folder with huggingface_hub; returns the checkpoint.
+
+        Every file that the checkpoint itself brings is checked against its published sha256; raises `ClientError`.
+        """
+        from huggingface_hub import snapshot_download  # half a second that the other commands need not wait
+
+        checkpoint: Json = self.get(f"/v1/models/{model}/checkpoints/{revision}")
+        if checkpoint["state"] != "published":
+            raise ClientError(f"{checkpoint['version']} is {checkpoint['state']}; only a published version has files.")
+        namespace = self.get(f"/v1/models/{model}")["namespace"]
+        snapshot_download(
+            f"{namespace}/{model}",
+            revision=checkpoint["commit"],  # so that all files are of one version, wherever an alias moves meanwhile
+            endpoint=self.url,
+            token=self.api_key,
+            local_dir=folder,
+        )
+        for file in checkpoint["files"]:
+            with (folder / file["path"]).open("rb") as pulled:
+                if hashlib.file_digest(pulled, "sha256").hexdigest() != file["sha256"]:
+                    raise ClientError(f"{file['path']} did not arrive as it was published; pull it again.")
+        return checkpoint
 
     def wait(
         self, path: str, *, seen: Callable[[Json], None] | None = None, pause: float = 0.3, timeout: float | None = None

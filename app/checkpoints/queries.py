@@ -1,5 +1,6 @@
 """What the checkpoint calls read from the database."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
@@ -27,6 +28,25 @@ def model_by_name(session: Session, *, name: str, lock: bool = False) -> Model |
     if lock:
         query = query.with_for_update(key_share=True)
     return session.scalars(query).one_or_none()
+
+
+MAIN = "main"
+PRODUCTION = "production"
+VERSION = re.compile(r"v[1-9][0-9]{0,8}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def checkpoint_at(session: Session, *, model_id: UUID, revision: str) -> Checkpoint | None:
+    """By version, commit or alias. `main`, which the Hub's clients ask for by default, is what the alias `production`
+    points at; without such an alias, the newest published version."""
+    if VERSION.fullmatch(revision):
+        return checkpoint_by_number(session, model_id=model_id, number=int(revision[1:]))
+    if COMMIT.fullmatch(revision):
+        return checkpoint_by_commit(session, model_id=model_id, commit=revision)
+    found = alias(session, model_id=model_id, name=PRODUCTION if revision == MAIN else revision)
+    if found is None and revision == MAIN:
+        return newest_published(session, model_id=model_id)
+    return found.checkpoint if found else None
 
 
 def checkpoint_by_number(session: Session, *, model_id: UUID, number: int) -> Checkpoint | None:

@@ -45,7 +45,9 @@ router = APIRouter(route_class=Route, tags=["checkpoints"])
 
 ModelName = Annotated[Text, Path(max_length=96, examples=["emoji"])]
 Version = Annotated[str, Path(pattern=VERSION, examples=["v3"])]
-Revision = Annotated[str, Path(pattern=REVISION, description="a version or an alias", examples=["v3", "production"])]
+Revision = Annotated[
+    str, Path(pattern=REVISION, description="a version, an alias, a commit, or `main`", examples=["v3", "production"])
+]
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 IfMatch = Annotated[str | None, Header(description="the alias's ETag; needed to move or delete one that exists")]
 IfNoneMatch = Annotated[str | None, Header(description="`*`: only if there is no such alias yet")]

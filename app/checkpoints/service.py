@@ -1,6 +1,5 @@
 """Apply edits to a model, and what can be asked about the checkpoints that came of it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from app.checkpoints.errors import (
     StatisticsMissing,
 )
 from app.checkpoints.schemas import (
-    VERSION,
     AliasOutcome,
     ApplyCreate,
     ApplyPlan,
@@ -61,12 +59,8 @@ def find_model(session: Session, *, name: str) -> Model:
 
 
 def find_checkpoint(session: Session, *, model: Model, revision: str) -> Checkpoint:
-    """By version or alias. Raises `CheckpointNotFound`."""
-    if re.fullmatch(VERSION, revision):
-        checkpoint = queries.checkpoint_by_number(session, model_id=model.id, number=int(revision[1:]))
-    else:
-        alias = queries.alias(session, model_id=model.id, name=revision)
-        checkpoint = alias.checkpoint if alias else None
+    """By version, alias, commit or `main`. Raises `CheckpointNotFound`."""
+    checkpoint = queries.checkpoint_at(session, model_id=model.id, revision=revision)
     if checkpoint is None:
         raise CheckpointNotFound(model.name, revision)
     return checkpoint

@@ -1,6 +1,5 @@
 """From a Hub revision to the files that it serves. Reads checkpoints, writes nothing."""
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,12 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints import queries
 from app.checkpoints.publish import StoredFile, base_files, own_files, served_files
-from app.checkpoints.schemas import VERSION
 from app.db.models import Checkpoint, Model
-
-MAIN = "main"
-PRODUCTION = "production"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -39,19 +33,6 @@ def find_model(session: Session, *, namespace: str, repo: str) -> Model | None:
     return session.scalars(select(Model).where(Model.namespace == namespace, Model.name == repo)).one_or_none()
 
 
-def find_checkpoint(session: Session, *, model: Model, revision: str) -> Checkpoint | None:
-    """By version, commit or alias. `main`, which clients ask for by default, is what the alias `production` points at;
-    without such an alias, the newest published version."""
-    if re.fullmatch(VERSION, revision):
-        return queries.checkpoint_by_number(session, model_id=model.id, number=int(revision[1:]))
-    if COMMIT.fullmatch(revision):
-        return queries.checkpoint_by_commit(session, model_id=model.id, commit=revision)
-    alias = queries.alias(session, model_id=model.id, name=PRODUCTION if revision == MAIN else revision)
-    if alias is None and revision == MAIN:
-        return queries.newest_published(session, model_id=model.id)
-    return alias.checkpoint if alias else None
-
-
 def read_revision(session: Session, *, model: Model, checkpoint: Checkpoint) -> Revision:
     """The files of a published checkpoint."""
     assert checkpoint.commit is not None and checkpoint.published_at is not None
@@ -67,8 +48,8 @@ def read_revision(session: Session, *, model: Model, checkpoint: Checkpoint) -> 
 
 def branches(session: Session, *, model: Model) -> list[Reference]:
     """`main` and the aliases that point at a published version."""
-    main = find_checkpoint(session, model=model, revision=MAIN)
-    named = [(MAIN, main)] if main else []
+    main = queries.checkpoint_at(session, model_id=model.id, revision=queries.MAIN)
+    named = [(queries.MAIN, main)] if main else []
     named += [(alias.name, alias.checkpoint) for alias in queries.aliases_of(session, model_id=model.id)]
     return [_reference(name, checkpoint) for name, checkpoint in named if checkpoint.state == "published"]
 

@@ -15,6 +15,7 @@ from app.auth.dependencies import authenticate, bearer, requires
 from app.checkpoints.delivery import deliver
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.publish import StoredFile
+from app.checkpoints.queries import MAIN, checkpoint_at
 from app.checkpoints.service import ServedFile
 from app.db.models import Model
 from app.dependencies import SessionDep, StoreDep
@@ -85,7 +86,7 @@ def resolve(
 @router.get("/api/models/{namespace}/{repo}")
 def model_info(session: SessionDep, namespace: Part, repo: Part, blobs: bool = False) -> dict[str, Any]:
     """Describe the revision `main` and list its files."""
-    return _info(_revision(session, namespace=namespace, repo=repo, revision=queries.MAIN), blobs=blobs)
+    return _info(_revision(session, namespace=namespace, repo=repo, revision=MAIN), blobs=blobs)
 
 
 @router.get(
@@ -146,7 +147,7 @@ def _model(session: Session, *, namespace: str, repo: str) -> Model:
 
 def _revision(session: Session, *, namespace: str, repo: str, revision: str) -> Revision:
     model = _model(session, namespace=namespace, repo=repo)
-    checkpoint = queries.find_checkpoint(session, model=model, revision=revision)
+    checkpoint = checkpoint_at(session, model_id=model.id, revision=revision)
     if checkpoint is None:
         raise RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {revision!r}.")
     if checkpoint.state == "retracted":

@@ -1,0 +1,300 @@
+"""The command `emender`. What runs the service reads its settings; what asks it speaks HTTP through `app.client`.
+
+torch is imported by the commands that compute, never at the start.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.client import Client, ClientError, Json
+from app.settings import get_settings
+
+app = typer.Typer(
+    help="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+keys = typer.Typer(help="API keys, made directly in the database.", no_args_is_help=True)
+models = typer.Typer(help="Base models.", no_args_is_help=True)
+edits = typer.Typer(help="Corrections.", no_args_is_help=True)
+checkpoints = typer.Typer(help="Published versions.", no_args_is_help=True)
+for name, group in {"keys": keys, "models": models, "edits": edits, "checkpoints": checkpoints}.items():
+    app.add_typer(group, name=name)
+
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is done, with a progress bar.")]
+Model = Annotated[str, typer.Argument(help="The model's name.")]
+
+
+class CommandError(Exception):
+    """Why a command cannot go on; the message is shown as it stands."""
+
+
+@app.command()
+def serve(
+    embedded: Annotated[bool, typer.Option("--embedded", help="Start a Postgres of our own.")] = False,
+) -> None:
+    """Run the API and a worker until Ctrl-C."""
+    from app.db.embedded import EmbeddedError
+    from app.observability import logging
+    from app.serve import ServeError
+    from app.serve import serve as run
+
+    logging.configure()
+    try:
+        run(get_settings(), embedded=embedded, announce=lambda line: typer.echo(line))
+    except (ServeError, EmbeddedError) as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
+def worker() -> None:
+    """Run one more worker, until Ctrl-C."""
+    from app.observability import logging
+    from app.worker.main import run
+
+    _database_url()
+    logging.configure()
+    run(get_settings())
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date."""
+    from app.db.engine import connect
+    from app.db.migrate import upgrade
+
+    engine = connect(_database_url())
+    upgrade(engine)
+    engine.dispose()
+    typer.echo("The schema is up to date.")
+
+
+@keys.command("create")
+def create_key(
+    key_name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
+    scope: Annotated[list[str], typer.Option(help="read, edit, apply or admin; give it again for more.")],
+) -> None:
+    """Create an API key and print its token, which is kept nowhere."""
+    from app.auth.service import create_key as create
+    from app.db.engine import connect, sessions
+    from app.problems import Problem
+
+    engine = connect(_database_url())
+    try:
+        with sessions(engine)() as session:
+            _, token = create(session, name=key_name, scopes=scope, actor="cli")
+            session.commit()
+    except Problem as problem:
+        raise CommandError(problem.detail) from problem
+    finally:
+        engine.dispose()
+    typer.echo(token)
+
+
+@models.command("add")
+def add_model(
+    model: Model,
+    source: Annotated[str, typer.Argument(help="A hub id, or the name of a folder in EMENDER_MODEL_ROOTS.")],
+    revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Under which it is pulled.")] = None,
+    wait: Wait = False,
+) -> None:
+    """Register a base model."""
+    with _client() as client:
+        made = client.register_model(model, source=source, revision=revision, namespace=namespace)
+        if wait:
+            made = _follow(client, f"/v1/models/{model}", what=f"registering {model}")
+    typer.echo(f"{made['name']} {made['state']}")
+
+
+@edits.command("create")
+def create_edit(
+    model: Model,
+    source: Annotated[str, typer.Argument(help="The concept to correct.")],
+    destination: Annotated[str | None, typer.Option(help="Draw it as this prompt is drawn.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Draw it as in this picture.")
+    ] = None,
+    erase: Annotated[bool, typer.Option("--erase", help="Draw nothing in its place.")] = False,
+    neutral: Annotated[str | None, typer.Option(help="With --erase: what stands in its place.")] = None,
+    template: Annotated[list[str] | None, typer.Option(help="A prompt with {} where the concept goes.")] = None,
+    objective: Annotated[str | None, typer.Option(help="text, noise or hybrid.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimisation.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the record.")] = None,
+    wait: Wait = False,
+) -> None:
+    """Ask for a correction: one of --destination, --image and --erase."""
+    if [destination is not None, bool(image), erase].count(True) != 1:
+        raise CommandError("Give exactly one of --destination, --image and --erase.")
+    with _client() as client:
+        edit: Json = {"source": source}
+        if image:
+            edit["destination"] = {"images": [client.upload_image(path) for path in image]}
+        else:
+            edit["destination"] = _given(prompt=destination, erase=erase or None, neutral=neutral)
+        edit |= _given(templates=template, reason=reason)
+        edit |= _given(settings=_given(objective=objective, steps=steps, seed=seed) or None)
+        made = client.create_edit(model, edit)
+        if wait:
+            made = _follow(client, f"/v1/edits/{made['id']}", what=f"optimising {source}")
+    typer.echo(f"{made['id']} {made['state']}")
+
+
+@app.command()
+def apply(
+    model: Model,
+    edit: Annotated[list[str] | None, typer.Option(help="An edit's id; without any, all that are ready.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="A version to start from.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="With --from: an edit's id.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="With --from: an edit's id.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="The edits' weight, between 0 and 1.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer to edit; default: all up to the values'.")] = None,
+    preserve: Annotated[list[str] | None, typer.Option(help="A prompt that is to keep its meaning.")] = None,
+    notes: Annotated[str | None, typer.Option()] = None,
+    alias: Annotated[str | None, typer.Option(help="Moved to the version once it is published.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be applied.")] = False,
+    wait: Wait = False,
+) -> None:
+    """Write edits into the model and publish the result as the next version."""
+    if start is None:
+        selection: Json = {"edits": edit or "ready"} | _given(add=add, remove=remove)
+    else:
+        selection = {"from": start} | _given(edits=edit, add=add, remove=remove)
+    request = selection | _given(alpha=alpha, layers=layer, preserve=preserve, notes=notes, alias=alias)
+    with _client() as client:
+        made = client.apply(model, request | ({"dry_run": True} if dry_run else {}))
+        if dry_run:
+            _show_plan(made)
+            return
+        if wait:
+            path = f"/v1/models/{model}/checkpoints/{made['version']}"
+            made = _follow(client, path, what=f"building {made['version']}")
+    typer.echo(f"{made['version']} {made['state']} {made['commit'] or ''}".rstrip())
+    if wait and made["alias"] is not None and not made["alias"]["moved"]:
+        raise CommandError(made["alias"]["detail"])
+
+
+@checkpoints.command("list")
+def list_checkpoints(model: Model) -> None:
+    """List a model's versions, newest first."""
+    table = Table("version", "state", "edits", "alpha", "aliases", "published", "commit", "notes")
+    with _client() as client:
+        for item in client.checkpoints(model):
+            published = (item["published_at"] or "")[:16].replace("T", " ")
+            facts = [item["version"], item["state"], str(item["edit_count"]), str(item["alpha"])]
+            table.add_row(*facts, ", ".join(item["aliases"]), published, item["commit"] or "", item["notes"] or "")
+    Console().print(table)
+
+
+@checkpoints.command("pull")
+def pull_checkpoint(
+    model: Model,
+    revision: Annotated[str, typer.Argument(help="A version, an alias or a commit.")] = "main",
+    to: Annotated[Path | None, typer.Option(help="The folder to pull into; default: <model>-<version>.")] = None,
+) -> None:
+    """Download a version's whole pipeline with huggingface_hub, and check what was edited against its sha256."""
+    with _client() as client:
+        version = client.get(f"/v1/models/{model}/checkpoints/{revision}")["version"]
+        folder = to or Path(f"{model}-{version}")
+        checkpoint = client.pull(model, revision=version, folder=folder)
+    typer.echo(f"{version} in {folder}")
+    for file in checkpoint["files"]:
+        typer.echo(f"{file['sha256']}  {file['path']}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for the picture and the report.")] = Path("out/demo"),
+    weights: Annotated[Path | None, typer.Option(help="A folder with the pipeline; default: demo/weights.")] = None,
+) -> None:
+    """Correct real concepts of the emoji model over HTTP, pull the result, draw before and after."""
+    from demo.run import DemoError, run
+
+    try:
+        run(out, weights=weights)
+    except DemoError as error:
+        raise CommandError(str(error)) from error
+
+
+def main() -> None:
+    """Run the command; what goes wrong is printed readably, and the exit code is 1."""
+    try:
+        app()
+    except (CommandError, ClientError) as error:
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+    except ValidationError as error:
+        for wrong in error.errors():
+            typer.echo(f"EMENDER_{str(wrong['loc'][0]).upper()}: {wrong['msg']}", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _client() -> Iterator[Client]:
+    with Client.from_settings(get_settings()) as client:
+        yield client
+
+
+def _follow(client: Client, path: str, *, what: str) -> Json:
+    """Wait for the work behind a resource, showing its progress on standard error."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def seen(resource: Json) -> None:
+            done, total = _progress(resource.get("progress") or {})
+            bar.update(task, description=f"{what} ({resource['state']})", completed=done, total=total)
+
+        return client.wait(path, seen=seen)
+
+
+def _progress(progress: Json) -> tuple[int, int | None]:
+    """How far the work is: of an edit in steps, of a checkpoint in layers, of a model in files."""
+    for done, total in (("step", "steps"), ("done", "total"), ("files", "of")):
+        if done in progress and total in progress:
+            return progress[done], progress[total]
+    return 0, None
+
+
+def _show_plan(plan: Json) -> None:
+    for edit in plan["edits"]:
+        typer.echo(f"{edit['id']}  {edit['source']} -> {edit['destination']}")
+    for edit_id in plan["superseded"]:
+        typer.echo(f"{edit_id}  left out: a newer edit has the same source")
+    for conflict in plan["conflicts"]:
+        typer.echo(f"conflict, {conflict['kind']}: {' and '.join(conflict['edits'])}")
+
+
+def _database_url() -> str:
+    url = get_settings().database_url
+    if url is None:
+        raise CommandError(
+            "EMENDER_DATABASE_URL is not set. `emender serve --embedded` has a database of its own: there, "
+            "more keys are made over HTTP, by POST /v1/keys with the admin key that it printed."
+        )
+    return url.get_secret_value()
+
+
+def _given(**fields: Any) -> Json:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+if __name__ == "__main__":
+    main()
