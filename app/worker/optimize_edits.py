@@ -15,11 +15,12 @@ from app.db.models import Edit, EditValue, JsonObject
 from app.queueing.states import CANCELLED
 from app.storage.local import BlobCorrupt, BlobMissing
 from app.worker.concepts import concept_edit
-from app.worker.problems import damaged, problem_of
+from app.worker.problems import problem_of
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
+    from editing.pipelines import EditablePipeline
     from editing.values import StageOneProgress, Value
 
 log = structlog.get_logger()
@@ -38,19 +39,9 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         try:
             edits.append(concept_edit(rows[lease.target_id], store=context.store))
             chosen.append(lease)
-        except EditingError as error:
+        except (EditingError, BlobMissing, BlobCorrupt) as error:
             _conclude(context, lease, error)
-        except (BlobMissing, BlobCorrupt) as error:
-            context.fail(lease, damaged(error))
-
-    def progress(now: "StageOneProgress") -> None:
-        losses = {"text_loss": now.text_loss, "noise_loss": now.noise_loss}
-        context.progress(chosen[now.edit_index], {"step": now.step, "steps": now.steps, **losses})
-
-    outcomes = editing.optimize_values(
-        pipeline, edits, progress=progress, cancelled=lambda index: context.cancelled(chosen[index])
-    )
-    for lease, outcome in zip(chosen, outcomes, strict=True):
+    for lease, outcome in zip(chosen, _optimize(context, pipeline, chosen, edits), strict=True):
         _conclude(context, lease, outcome)
 
 
@@ -63,12 +54,33 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     record(session, actor="worker", action=f"edit.{edit.state}", target=f"edit:{edit.id}", details=details)
 
 
-def _conclude(context: JobContext, lease: Lease, outcome: "Value | EditingError") -> None:
+def _optimize(
+    context: JobContext, pipeline: "EditablePipeline", leases: Sequence[Lease], edits: Sequence[editing.ConceptEdit]
+) -> Sequence["Value | Exception"]:
+    """An outcome for each edit. A batch that breaks, for lack of memory perhaps, is tried again edit by edit."""
+
+    def progress(now: "StageOneProgress") -> None:
+        losses = {"text_loss": now.text_loss, "noise_loss": now.noise_loss}
+        context.progress(leases[now.edit_index], {"step": now.step, "steps": now.steps, **losses})
+
+    try:
+        return editing.optimize_values(
+            pipeline, edits, progress=progress, cancelled=lambda index: context.cancelled(leases[index])
+        )
+    except Exception as error:
+        log.exception("optimisation failed unexpectedly", edits=len(edits))
+        if len(edits) == 1:
+            return [error]
+    pairs = zip(leases, edits, strict=True)
+    return [outcome for lease, edit in pairs for outcome in _optimize(context, pipeline, [lease], [edit])]
+
+
+def _conclude(context: JobContext, lease: Lease, outcome: "Value | Exception") -> None:
     """Write one edit's outcome; a cancelled one is left to the runner, a lost one to the attempt that took over."""
     try:
         if isinstance(outcome, Cancelled):
             return
-        if isinstance(outcome, EditingError):
+        if isinstance(outcome, Exception):
             context.fail(lease, problem_of(outcome))
             return
         with context.result(lease) as session:

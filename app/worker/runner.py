@@ -20,10 +20,10 @@ from app.db.models import Edit, Job, JsonObject
 from app.queueing import states
 from app.queueing.states import CANCELLED
 from app.settings import Settings
-from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
+from app.storage.local import LocalStore
 from app.worker.heartbeat import Heartbeat
 from app.worker.pipelines import WarmPipeline
-from app.worker.problems import INTERNAL, damaged, no_room, problem_of
+from app.worker.problems import INTERNAL, problem_of
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
@@ -93,19 +93,19 @@ class JobContext:
         with self.sessions() as session:
             if ledger.hold(session, lease=lease):
                 raise Cancelled("a cancel came in before the result was written")
+            self.heartbeat.forget(lease)  # from here on the row is locked, and then ended
             yield session
             ledger.finish(session, lease=lease, state="succeeded")
             session.commit()
-        self.heartbeat.forget(lease)
 
     def fail(self, lease: Lease, problem: JsonObject) -> None:
         """End one of several jobs as failed, and go on with the others. Raises `LeaseLost`, and `Cancelled`."""
         with self.sessions() as session:
             if ledger.hold(session, lease=lease):
                 raise Cancelled("a cancel came in before the failure was written")
+            self.heartbeat.forget(lease)
             fail(session, lease=lease, problem=problem)
             session.commit()
-        self.heartbeat.forget(lease)
 
     def pipeline(self, model_id: UUID) -> "EditablePipeline":
         """The model's pipeline, kept warm until another model is asked for. Leave its weights as they are."""
@@ -157,19 +157,14 @@ class Runner:
                 job_module(leases[0].kind).run(self.context, leases)
             except (Cancelled, LeaseLost) as reason:
                 log.info("work interrupted", reason=str(reason))
-            except EditingError as error:
-                problem = problem_of(error)
-            except (BlobCorrupt, BlobMissing) as error:
-                problem = damaged(error)
-            except OSError as error:
-                log.exception("work failed", kind=leases[0].kind)
-                problem = no_room(error)
             except DBAPIError as error:
                 # The result could not be written. The lease runs out, and another attempt is made.
                 log.warning("the database does not answer", error=type(error).__name__)
                 return True
-            except Exception:
-                log.exception("work failed unexpectedly", kind=leases[0].kind)
+            except Exception as error:
+                problem = problem_of(error)
+                if not isinstance(error, EditingError):
+                    log.exception("work failed", kind=leases[0].kind)
             for lease in leases:
                 self._settle(lease, problem)
         return True

@@ -1,0 +1,105 @@
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select, update
+from uuid_utils.compat import uuid7
+
+from app.db import leases
+from app.db.engine import Sessions, connect, sessions
+from app.db.leases import Lease
+from app.db.models import Job
+from app.queueing.outbox import enqueue_many
+from app.settings import Settings
+from app.worker.heartbeat import Heartbeat
+
+
+@pytest.fixture
+def held(factory: Sessions) -> list[Lease]:
+    """Two leases of five seconds."""
+    with factory() as session:
+        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7(), uuid7()])
+        claimed = leases.claim(session, worker="w", lease_seconds=5, candidates=select(Job.id), limit=2)
+        session.commit()
+        return claimed
+
+
+@pytest.fixture
+def heartbeat(factory: Sessions) -> Heartbeat:
+    return Heartbeat(factory, lease_seconds=60, interval=0.05)
+
+
+def change(factory: Sessions, lease: Lease, **columns: object) -> None:
+    with factory() as session:
+        session.execute(update(Job).where(Job.id == lease.job_id).values(**columns))
+        session.commit()
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_renews_while_the_block_runs_and_no_longer(
+    heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]
+) -> None:
+    def remaining() -> timedelta:
+        expiry = job(held[0].job_id).lease_expires_at
+        assert expiry is not None
+        return expiry - datetime.now(UTC)
+
+    assert remaining() < timedelta(seconds=6)
+    with heartbeat.holding(held):
+        assert soon(lambda: remaining() > timedelta(seconds=50))
+    after = job(held[0].job_id).lease_expires_at
+    time.sleep(0.3)
+    assert job(held[0].job_id).lease_expires_at == after
+
+
+def test_beats_thrice_a_lease_at_least(factory: Sessions) -> None:
+    assert Heartbeat(factory, lease_seconds=3, interval=60).interval == 1
+
+
+def test_writes_the_latest_progress(heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]) -> None:
+    with heartbeat.holding(held):
+        for step in range(100):
+            heartbeat.report(held[1], {"step": step})
+        assert soon(lambda: job(held[1].job_id).progress == {"step": 99})
+    assert job(held[0].job_id).progress is None
+
+
+def test_brings_back_a_cancel(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+    with heartbeat.holding(held):
+        change(factory, held[1], cancel_requested=True)
+        assert soon(lambda: heartbeat.cancelled(held[1]))
+        assert not heartbeat.cancelled(held[0]) and not heartbeat.lost(held[1])
+
+
+def test_notices_a_lost_lease(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+    with heartbeat.holding(held):
+        change(factory, held[0], attempt=2)
+        assert soon(lambda: heartbeat.lost(held[0]))
+        assert not heartbeat.lost(held[1])
+
+
+def test_what_has_ended_is_not_lost(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+    with heartbeat.holding(held):
+        change(factory, held[0], state="succeeded")
+        heartbeat.forget(held[0])
+        heartbeat.beat()
+        assert not heartbeat.lost(held[0])
+
+
+def test_goes_on_when_the_database_does_not_answer(settings: Settings, held: list[Lease]) -> None:
+    assert settings.database_url is not None
+    away = connect(SecretStr("postgresql://nobody@127.0.0.1:1/none").get_secret_value())
+    heartbeat = Heartbeat(sessions(away), lease_seconds=60, interval=0.05)
+    with heartbeat.holding(held):
+        time.sleep(0.3)
+        assert not heartbeat.lost(held[0])
+    away.dispose()
