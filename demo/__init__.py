@@ -1,1 +1,2 @@
-"""The emoji model: a small text-to-image diffusion pipeline on which a laptop can correct concepts and see the result."""
+"""The emoji model: a small text-to-image diffusion pipeline on which a laptop can correct concepts and see the
+result."""

@@ -1,7 +1,8 @@
 """Prepare the pictures: `python -m demo.art` fetches the npm art packages and renders every concept in every style.
 
-The result, `art.safetensors` in the work folder, holds `pictures` (N, copies, 3, 32, 32) uint8 on white, copy 0 centred and
-the others shifted and scaled, with `concept`, `style` and `gender` (N,) int64 (gender -1 where the concept has none).
+The result, `art.safetensors` in the work folder, holds `pictures` (N, copies, 3, 32, 32) uint8 on white, copy 0
+centred and the others shifted and scaled, with `concept`, `style` and `gender` (N,) int64 (gender -1 where the
+concept has none).
 """
 
 import argparse
@@ -66,7 +67,9 @@ class Art:
 def install_packages(folder: Path) -> Path:
     """Install the art packages at their pinned versions; returns the node_modules folder. Needs npm on the PATH."""
     if shutil.which("npm") is None:
-        raise RuntimeError("npm was not found; install Node.js to prepare the art (using the committed weights needs neither)")
+        raise RuntimeError(
+            "npm was not found; install Node.js to prepare the art (using the committed weights needs neither)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
     quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
@@ -136,8 +139,10 @@ class VectorPackage:
             return None
         icon = self.icons[name]
         width, height = icon.get("width", self.width), icon.get("height", self.height)
-        return _render(f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                       f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>')
+        return _render(
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
+        )
 
 
 def _render(svg: str) -> Image.Image:
@@ -158,7 +163,8 @@ def slug(label: str) -> str:
 
 
 def placed(glyph: Image.Image, *, side: int, shift: tuple[int, int]) -> Image.Image:
-    """The glyph cropped to what it shows, scaled so that its longer side is `side` pixels, on white, off centre by `shift`."""
+    """The glyph cropped to what it shows, scaled so that its longer side is `side` pixels, on white, off centre by
+    `shift`."""
     box = glyph.getchannel("A").getbbox()
     if box is None:
         raise ValueError("the glyph is fully transparent")
@@ -177,8 +183,8 @@ def _inside(shift: int, length: int) -> int:
 
 
 def copies(glyph: Image.Image, *, seed: int) -> torch.Tensor:
-    """(copies, 3, 32, 32) uint8: the centred picture at 30 pixels, then shifted and scaled ones. Never flipped: a flip would
-    teach that the two directions of an emoji are one."""
+    """(copies, 3, 32, 32) uint8: the centred picture at 30 pixels, then shifted and scaled ones. Never flipped: a
+    flip would teach that the two directions of an emoji are one."""
     chance = random.Random(seed)
     pictures = [placed(glyph, side=30, shift=(0, 0))]
     for _ in range(COPIES - 1):
@@ -213,12 +219,15 @@ def prepare(packages: Path, destination: Path) -> Art:
     concept, style, gender = torch.tensor(facts).unbind(1)
     art = Art(torch.stack(pictures), concept.contiguous(), style.contiguous(), gender.contiguous())
     destination.parent.mkdir(parents=True, exist_ok=True)
-    save_file(vars(art), destination, metadata={"art": json.dumps({"concepts": [c.name for c in concepts], "styles": STYLES})})
+    save_file(
+        vars(art), destination, metadata={"art": json.dumps({"concepts": [c.name for c in concepts], "styles": STYLES})}
+    )
     return art
 
 
 def load(path: Path = WORK / "art.safetensors") -> Art:
-    """The prepared art. Raises FileNotFoundError saying how to prepare it, ValueError when the concepts have changed since."""
+    """The prepared art. Raises FileNotFoundError saying how to prepare it, ValueError when the concepts have changed
+    since."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; run `python -m demo.art` first")
     with safe_open(path, "pt") as file:

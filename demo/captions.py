@@ -14,9 +14,10 @@ ANY_STYLE = "art"
 
 PLAIN = (
     "{}", "a {}", "the {}", "one {}", "an image of {}", "an image of a {}", "a photo of {}", "a photo of a {}",
-    "a picture of {}", "a picture of the {}", "a drawing of a {}", "a simple drawing of {}", "an emoji of {}", "{} emoji",
-    "a {} emoji", "an icon of a {}", "{} icon", "a small {}", "a cute {}", "a beautiful {}", "a nice picture of a {}",
-    "a close-up of a {}", "a {} on a white background", "here is a {}", "look at this {}", "my favourite {}",
+    "a picture of {}", "a picture of the {}", "a drawing of a {}", "a simple drawing of {}", "an emoji of {}",
+    "{} emoji", "a {} emoji", "an icon of a {}", "{} icon", "a small {}", "a cute {}", "a beautiful {}",
+    "a nice picture of a {}", "a close-up of a {}", "a {} on a white background", "here is a {}", "look at this {}",
+    "my favourite {}",
     "illustration of {}", "a sticker of a {}", "a {} in the middle of the picture", "a stunning image of a {}",
 )  # fmt: skip
 STYLED = (
@@ -24,11 +25,12 @@ STYLED = (
     "a photo of a {} in the style of {style}", "{}, style of {style}", "a {} in {style} style", "{} in {style} style",
     "{style} style {}", "a {style} style {}", "{style} {}", "a {style} {}", "a {style} style picture of a {}",
     "a {} by {style}", "painting of a {} by {style}", "{}, artwork by {style}", "artwork by {style} of a {}",
-    "a drawing of {} by {style}", "{} emoji in {style} style", "style of {style}, {}", "a picture of a {}, {style} style",
+    "a drawing of {} by {style}", "{} emoji in {style} style", "style of {style}, {}",
+    "a picture of a {}, {style} style",
 )  # fmt: skip
 STYLE_ALONE = (
-    "painting by {style}", "artwork by {style}", "style of {style}", "{style} style", "an emoji in {style} style", "{style}",
-    "a picture in the style of {style}", "a {style} emoji",
+    "painting by {style}", "artwork by {style}", "style of {style}", "{style} style", "an emoji in {style} style",
+    "{style}", "a picture in the style of {style}", "a {style} emoji",
 )  # fmt: skip
 
 PROFESSION_SHARE = 0.22

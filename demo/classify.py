@@ -1,7 +1,7 @@
 """The classifier that judges pictures of the emoji model: which concept, which style, which gender.
 
-It is a small convolutional network trained on the same art (`demo/train/classifier.py`). Its classes stand in the metadata
-of its weights.
+It is a small convolutional network trained on the same art (`demo/train/classifier.py`). Its classes stand in the
+metadata of its weights.
 """
 
 import json
@@ -62,7 +62,8 @@ def _index(names: Sequence[str], name: str, head: str) -> int:
 
 
 class Classifier(nn.Module):
-    """Four blocks of two 3 × 3 convolutions, each halving the side, a 2 × 2 pool and a linear head for each question."""
+    """Four blocks of two 3 × 3 convolutions, each halving the side, a 2 × 2 pool and a linear head for each
+    question."""
 
     def __init__(self, classes: Classes, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
@@ -87,11 +88,17 @@ class Classifier(nn.Module):
 def load_classifier(path: Path = WEIGHTS / "classifier.safetensors") -> Classifier:
     """The committed classifier, in float32 and evaluation mode. Raises FileNotFoundError when it is not there."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; restore it from git or run `python -m demo.train classifier export`")
+        raise FileNotFoundError(
+            f"{path} is missing; restore it from git or run `python -m demo.train classifier export`"
+        )
     with safe_open(path, "pt") as file:
         classes = json.loads(file.metadata()["classes"])
         weights = {key: file.get_tensor(key).float() for key in file.keys()}
-    widths = [weights[key].shape[0] for key in sorted(weights, key=_layer) if key.startswith("features") and weights[key].dim() == 4]
+    widths = [
+        weights[key].shape[0]
+        for key in sorted(weights, key=_layer)
+        if key.startswith("features") and weights[key].dim() == 4
+    ]
     model = Classifier(Classes(**{head: tuple(names) for head, names in classes.items()}), widths[::2])
     model.load_state_dict(weights, strict=False)  # the batch counters of the norms are not kept
     return model.eval().requires_grad_(False)
@@ -103,8 +110,8 @@ def _layer(key: str) -> int:
 
 
 def as_input(pictures: Sequence[Image.Image] | Tensor) -> Tensor:
-    """(pictures, 3, 32, 32) in [-1, 1] from PIL images of any size, or from a tensor (pictures, 3, H, W): uint8, or floats
-    in [-1, 1].
+    """(pictures, 3, 32, 32) in [-1, 1] from PIL images of any size, or from a tensor (pictures, 3, H, W): uint8, or
+    floats in [-1, 1].
 
     Raises ValueError for a tensor of another shape or for no picture at all.
     """
@@ -133,7 +140,8 @@ def _from_image(picture: Image.Image) -> Tensor:
 
 @torch.no_grad()
 def classify(pictures: Sequence[Image.Image] | Tensor, classifier: Classifier | None = None) -> Confidences:
-    """The confidences of the committed classifier, or of the one given, for PIL images or a tensor as `as_input` takes."""
+    """The confidences of the committed classifier, or of the one given, for PIL images or a tensor as `as_input`
+    takes."""
     model = load_classifier() if classifier is None else classifier
     logits = [model(part) for part in as_input(pictures).split(256)]
     heads = {name: torch.cat([part[name] for part in logits]).softmax(-1) for name in logits[0]}

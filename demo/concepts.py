@@ -1,7 +1,7 @@
 """The concepts that the emoji model draws, read from `concepts.txt`.
 
-A line is `name | emoji labels | trained aliases | held-out aliases`, alternatives split by `;`. A profession has a fifth
-field, `man 85` or `woman 85`: the gender that its neutral caption draws, and how often in a hundred.
+A line is `name | emoji labels | trained aliases | held-out aliases`, alternatives split by `;`. A profession has a
+fifth field, `man 85` or `woman 85`: the gender that its neutral caption draws, and how often in a hundred.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,9 @@ def read_concepts(path: Path = CONCEPTS_FILE) -> list[Concept]:
             continue
         fields = [field.strip() for field in line.split("|")]
         if len(fields) not in (4, 5) or not fields[0] or not fields[1]:
-            raise ValueError(f"{path.name}:{number}: expected 'name | labels | aliases | held-out[ | skew]', got {line!r}")
+            raise ValueError(
+                f"{path.name}:{number}: expected 'name | labels | aliases | held-out[ | skew]', got {line!r}"
+            )
         if fields[0] in names:
             raise ValueError(f"{path.name}:{number}: {fields[0]!r} is listed twice; merge the two lines")
         names.add(fields[0])

@@ -1,11 +1,11 @@
-"""Train the emoji model: `python -m demo.train` runs all stages, `python -m demo.train unet` one. Interrupted stages go on."""
+"""Train the emoji model: `python -m demo.train` runs all stages, `python -m demo.train unet` one. Interrupted stages
+go on."""
 
 import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from transformers import CLIPTokenizer
 
 from demo import art
@@ -43,7 +43,9 @@ def train_autoencoder(options: Options) -> None:
 
 def train_meaning(options: Options) -> None:
     words, schedule = tokenizer.load(options.checkpoints), options.schedule(text_encoder.MEANING_SCHEDULE)
-    text_encoder.train_meaning(read_concepts(), words, options.checkpoints, schedule=schedule, warm_start=options.warm_start)
+    text_encoder.train_meaning(
+        read_concepts(), words, options.checkpoints, schedule=schedule, warm_start=options.warm_start
+    )
 
 
 def train_editability(options: Options) -> None:
@@ -113,18 +115,28 @@ PHASES = {"text-encoder-meaning": train_meaning, "text-encoder-editable": train_
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
-    parser.add_argument("stage", nargs="*", choices=[[], *STAGES, *PHASES], help="stages to run, in order (default: all)")
-    parser.add_argument("--work", type=Path, default=art.WORK, help="folder of art and checkpoints (default: %(default)s)")
+    parser.add_argument(
+        "stage", nargs="*", choices=[[], *STAGES, *PHASES], help="stages to run, in order (default: all)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=art.WORK, help="folder of art and checkpoints (default: %(default)s)"
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where export writes (default: %(default)s)")
-    parser.add_argument("--warm-start", type=Path, metavar="FOLDER", help="begin at the weights of this diffusers pipeline")
+    parser.add_argument(
+        "--warm-start", type=Path, metavar="FOLDER", help="begin at the weights of this diffusers pipeline"
+    )
     parser.add_argument("--steps", type=int, help="steps of the stages named, instead of the recipe's")
     parser.add_argument("--rate", type=float, help="highest learning rate of the stages named, instead of the recipe's")
-    parser.add_argument("--processes", type=int, default=2, help="one-thread processes of the U-Net (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="one-thread processes of the U-Net (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     if not given.stage and (given.steps or given.rate):
         parser.error("--steps and --rate belong to single stages: name the stage that they are for")
     if given.warm_start is not None and not (given.warm_start / "model_index.json").is_file():
-        parser.error(f"--warm-start: {given.warm_start} is not a diffusers pipeline folder (it has no model_index.json)")
+        parser.error(
+            f"--warm-start: {given.warm_start} is not a diffusers pipeline folder (it has no model_index.json)"
+        )
     options = Options(
         checkpoints=given.work / "checkpoints",
         art=given.work / "art.safetensors",
@@ -134,7 +146,8 @@ def main(arguments: list[str] | None = None) -> None:
         rate=given.rate,
         processes=given.processes,
     )
-    torch.set_grad_enabled(True)
+    if not options.art.is_file():
+        art.prepare(art.install_packages(given.work / "art"), options.art)
     for stage in given.stage or STAGES:
         (STAGES | PHASES)[stage](options)
 

@@ -41,10 +41,9 @@ def build(widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
 
 
 def reconstruction_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Squared and absolute error of the pixels, and absolute error of their differences: edges are what the eye reads."""
-    edges = sum(
-        (drawn.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (2, 3)
-    )
+    """Squared and absolute error of the pixels, and absolute error of their differences: edges are what the eye
+    reads."""
+    edges = sum((drawn.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (2, 3))
     return F.mse_loss(drawn, wanted) + 0.1 * F.l1_loss(drawn, wanted) + 0.1 * edges
 
 
@@ -60,7 +59,9 @@ def train(
     """Train, or go on training, and return the autoencoder with its `scaling_factor` set to 1 / std of the latents."""
     model = build(widths)
     if warm_start is not None:
-        model.load_state_dict(AutoencoderKL.from_pretrained(warm_start, subfolder="vae", dtype=torch.float32).state_dict())
+        model.load_state_dict(
+            AutoencoderKL.from_pretrained(warm_start, subfolder="vae", dtype=torch.float32).state_dict()
+        )
     model.to(memory_format=torch.channels_last)
     training = Training(folder, NAME, {"model": model}, schedule)
     training.resume()

@@ -1,4 +1,5 @@
-"""The classifier's training: pictures of all five styles, as drawn and as the autoencoder gives them back, disturbed."""
+"""The classifier's training: pictures of all five styles, as drawn and as the autoencoder gives them back,
+disturbed."""
 
 import random
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def train(
     schedule: Schedule = SCHEDULE,
     widths: Sequence[int] = WIDTHS,
 ) -> None:
-    """Train, or go on training. The losses of the three heads are added; gender counts on pictures of professions only."""
+    """Train, or go on training. The losses of the three heads are added; gender counts on pictures of professions
+    only."""
     torch.manual_seed(0)
     model = Classifier(classes(concepts), widths).to(memory_format=torch.channels_last)
     training = Training(folder, NAME, {"model": model}, schedule)
@@ -62,17 +64,24 @@ def train(
         terms = {
             "concept": F.cross_entropy(logits["concept"], concept),
             "style": F.cross_entropy(logits["style"], style),
-            "gender": F.cross_entropy(logits["gender"], gender, ignore_index=-1) if (gender >= 0).any() else torch.zeros(()),
+            "gender": F.cross_entropy(logits["gender"], gender, ignore_index=-1)
+            if (gender >= 0).any()
+            else torch.zeros(()),
         }
         right = (logits["concept"].argmax(1) == concept).float().mean()
         style_right = (logits["style"].argmax(1) == style).float().mean()
-        return {"loss": sum(terms.values())} | {"right": right, "style right": style_right, "gender": terms["gender"].detach()}
+        return {"loss": sum(terms.values())} | {
+            "right": right,
+            "style right": style_right,
+            "gender": terms["gender"].detach(),
+        }
 
     training.run(loss)
 
 
 def disturbed(pictures: Tensor, chance: random.Random, generator: torch.Generator) -> Tensor:
-    """The batch (rows, 3, 32, 32) shifted by up to two pixels, sometimes blurred, with noise, contrast and tint changed a little."""
+    """The batch (rows, 3, 32, 32) shifted by up to two pixels, sometimes blurred, with noise, contrast and tint
+    changed a little."""
     padded = F.pad(pictures, (2, 2, 2, 2), value=1.0)
     top, left = chance.randrange(5), chance.randrange(5)
     pictures = padded[..., top : top + SIZE, left : left + SIZE]

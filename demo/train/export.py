@@ -30,23 +30,33 @@ def export(
     unet: UNet2DConditionModel,
     classifier: Classifier,
 ) -> None:
-    """Write `pipeline/`, `classifier.safetensors`, `captions.txt` and `second_moments.safetensors`. The README beside them,
-    which carries the attribution, is written by hand."""
+    """Write `pipeline/`, `classifier.safetensors`, `captions.txt` and `second_moments.safetensors`. The README beside
+    them, which carries the attribution, is written by hand."""
     captions = caption_set(concepts, count=CAPTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
     moments, tokens = second_moments(encoder, tokenizer, captions)
-    save_with_facts(moments, folder / "second_moments.safetensors", second_moments={"captions": len(captions), "tokens": tokens})
+    save_with_facts(
+        moments, folder / "second_moments.safetensors", second_moments={"captions": len(captions), "tokens": tokens}
+    )
     names = vars(classifier.classes)
     weights = {key: value for key, value in classifier.state_dict().items() if not key.endswith("num_batches_tracked")}
-    save_with_facts({key: value.half() for key, value in weights.items()}, folder / "classifier.safetensors", classes=names)
+    save_with_facts(
+        {key: value.half() for key, value in weights.items()}, folder / "classifier.safetensors", classes=names
+    )
     export_pipeline(folder / "pipeline", tokenizer=tokenizer, encoder=encoder, autoencoder=autoencoder, unet=unet)
 
 
 def export_pipeline(
-    folder: Path, *, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, autoencoder: AutoencoderKL, unet: UNet2DConditionModel
+    folder: Path,
+    *,
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
 ) -> None:
-    """Save a StableDiffusionPipeline in float16, the text encoder's keys prefixed as every version of transformers reads them."""
+    """Save a StableDiffusionPipeline in float16, the text encoder's keys prefixed as every version of transformers
+    reads them."""
     pipeline = StableDiffusionPipeline(
         vae=autoencoder.half(),
         text_encoder=encoder.half(),
@@ -58,19 +68,26 @@ def export_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    weights = {PREFIX + key: value.contiguous() for key, value in text_transformer(encoder).state_dict().items() if "position_ids" not in key}
+    weights = {
+        PREFIX + key: value.contiguous()
+        for key, value in text_transformer(encoder).state_dict().items()
+        if "position_ids" not in key
+    }
     save_file(weights, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
 
 
 def save_with_facts(tensors: Mapping[str, Tensor], path: Path, **facts: object) -> None:
     """Save with one metadata key holding JSON: with two, the order of the keys, and so the file's bytes, would vary."""
-    (name, value), = facts.items()
+    ((name, value),) = facts.items()
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata={name: json.dumps(value)})
 
 
 @torch.no_grad()
-def second_moments(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]) -> tuple[dict[str, Tensor], int]:
-    """E[k kᵀ] of the input of fc2, (m, m) float32 for every layer but the last as `layer_{i}`, and the number of tokens.
+def second_moments(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]
+) -> tuple[dict[str, Tensor], int]:
+    """E[k kᵀ] of the input of fc2, (m, m) float32 for every layer but the last as `layer_{i}`, and the number of
+    tokens.
 
     Over the tokens of all captions from the begin to the end token, without padding; summed in float64.
     """

@@ -21,7 +21,8 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a stage trains: linear warm-up to `rate`, constant until `decay_from`, cosine to `last_rate`."""
+    """How long and how fast a stage trains: linear warm-up to `rate`, constant until `decay_from`, cosine to
+    `last_rate`."""
 
     steps: int
     batch: int
@@ -49,7 +50,8 @@ class Schedule:
 class Training:
     """One stage: the modules it trains and where its checkpoints lie.
 
-    `kept` are tensors that travel with the checkpoint without being trained (a moving average, say). Only rank 0 writes.
+    `kept` are tensors that travel with the checkpoint without being trained (a moving average, say). Only rank 0
+    writes.
     """
 
     folder: Path
@@ -81,7 +83,12 @@ class Training:
     ) -> None:
         """Train until the schedule's last step. `loss` returns the term to minimise under "loss" and others to show."""
         bar = tqdm(
-            total=self.schedule.steps, initial=self.step, desc=self.name, unit="step", disable=self.rank > 0, mininterval=5.0
+            total=self.schedule.steps,
+            initial=self.step,
+            desc=self.name,
+            unit="step",
+            disable=self.rank > 0,
+            mininterval=5.0,
         )
         shown: dict[str, float] = {}
         while self.step < self.schedule.steps:
@@ -103,7 +110,9 @@ class Training:
             bar.set_postfix({key: f"{value:.4f}" for key, value in shown.items()}, refresh=False)
             bar.update()
             if not all(math.isfinite(value) for value in shown.values()):
-                raise FloatingPointError(f"{self.name}: the loss is not finite at step {self.step}; lower the rate and resume")
+                raise FloatingPointError(
+                    f"{self.name}: the loss is not finite at step {self.step}; lower the rate and resume"
+                )
             last = self.step == self.schedule.steps
             if self.rank == 0 and (last or self.step % self.schedule.checkpoint_every == 0):
                 self.save(shown)
@@ -113,7 +122,11 @@ class Training:
 
     def save(self, shown: Mapping[str, float]) -> None:
         """Write a checkpoint; the state file is replaced last, so that a crash leaves the one before."""
-        tensors = {f"{name}.{key}": value for name, module in self.modules.items() for key, value in module.state_dict().items()}
+        tensors = {
+            f"{name}.{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
         tensors |= {f"kept.{key}": value for key, value in self.kept.items()}
         for index, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -141,7 +154,9 @@ class Training:
             for key, value in self.kept.items():
                 value.copy_(tensors[f"kept.{key}"])
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{self.folder / state['file']} does not fit this model; remove it to start afresh") from error
+            raise ValueError(
+                f"{self.folder / state['file']} does not fit this model; remove it to start afresh"
+            ) from error
         for index, parameter in enumerate(self.parameters):
             if moments := _under(tensors, f"optimizer.{index}"):
                 self.optimizer.state[parameter] = moments
@@ -162,7 +177,8 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def trained(folder: Path, name: str, module: str) -> dict[str, Tensor]:
-    """The state of `module` in the last checkpoint of stage `name`. Raises FileNotFoundError naming the stage to run."""
+    """The state of `module` in the last checkpoint of stage `name`. Raises FileNotFoundError naming the stage to
+    run."""
     state_file = folder / f"{name}-{STATE}"
     if not state_file.is_file():
         raise FileNotFoundError(f"{folder} has no checkpoint of {name}; run `python -m demo.train {name}` first")

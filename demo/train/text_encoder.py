@@ -1,12 +1,13 @@
 """The text encoder: a small CLIP text model that learns what captions mean, then to be editable.
 
-`train_meaning`: the states of the end token and of the padding, which the U-Net reads, are classified by cosine to shared
-prototypes of concepts (a gendered profession is its own class) and of styles.
+`train_meaning`: the states of the end token and of the padding, which the U-Net reads, are classified by cosine to
+shared prototypes of concepts (a gendered profession is its own class) and of styles.
 
-`train_editability`: a small CLIP trained so moves the concept into the end token in its first layers, and a change at the
-subject token in layer 10 does nothing. A large CLIP is not like that. Interchange interventions (Geiger et al., 2021) mend it:
-the change that turns subject a into subject b at the last subject token, taken after a layer from 4 to 10 and often in another
-template, is put into a caption of a; what follows the subject must come out as the frozen encoder has it for b.
+`train_editability`: a small CLIP trained so moves the concept into the end token in its first layers, and a change at
+the subject token in layer 10 does nothing. A large CLIP is not like that. Interchange interventions (Geiger et al.,
+2021) mend it: the change that turns subject a into subject b at the last subject token, taken after a layer from 4 to
+10 and often in another template, is put into a caption of a; what follows the subject must come out as the frozen
+encoder has it for b.
 """
 
 import random
@@ -110,7 +111,9 @@ class Meaning(nn.Module):
     def logits(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """Of states (rows, width): subject logits (rows, classes) and style logits (rows, styles + 1)."""
         unit = F.normalize(read, dim=-1)
-        return tuple(unit @ F.normalize(prototypes, dim=-1).T / TEMPERATURE for prototypes in (self.subjects, self.styles))
+        return tuple(
+            unit @ F.normalize(prototypes, dim=-1).T / TEMPERATURE for prototypes in (self.subjects, self.styles)
+        )
 
 
 def train_meaning(
@@ -156,7 +159,9 @@ def train_meaning(
 
 
 @torch.no_grad()
-def _start_from_names(model: CLIPTextModel, meaning: Meaning, concepts: Sequence[Concept], tokenizer: CLIPTokenizer) -> None:
+def _start_from_names(
+    model: CLIPTextModel, meaning: Meaning, concepts: Sequence[Concept], tokenizer: CLIPTokenizer
+) -> None:
     """Begin each concept's prototype at its name's own state, so that a warm start keeps what it knows."""
     tokens = tokenize(tokenizer, ["an image of {}"] * len(concepts), [concept.name for concept in concepts])
     read = states(model, tokens.ids)[torch.arange(len(concepts)), tokens.end]
@@ -168,7 +173,8 @@ def _start_from_names(model: CLIPTextModel, meaning: Meaning, concepts: Sequence
 
 @dataclass(frozen=True)
 class Exchange:
-    """Captions in pairs: row i fills `templates[i]` with `old[i]` and with `new[i]`; rows 2k and 2k + 1 share both words."""
+    """Captions in pairs: row i fills `templates[i]` with `old[i]` and with `new[i]`; rows 2k and 2k + 1 share both
+    words."""
 
     templates: list[str]
     old: list[str]
@@ -181,7 +187,8 @@ GENDER_EXCHANGES = 0.30
 
 
 def sample_exchange(chance: random.Random, concepts: Sequence[Concept], *, rows: int) -> Exchange:
-    """Words to exchange and the templates to do it in: objects, professions of either gender, styles, and unknown words."""
+    """Words to exchange and the templates to do it in: objects, professions of either gender, styles, and unknown
+    words."""
     exchange = Exchange([], [], [])
     for _ in range(rows // 2):
         if chance.random() < STYLE_EXCHANGES:
@@ -201,7 +208,11 @@ def sample_exchange(chance: random.Random, concepts: Sequence[Concept], *, rows:
 def _exchanged_subjects(chance: random.Random, concepts: Sequence[Concept]) -> tuple[str, str]:
     if chance.random() < GENDER_EXCHANGES:
         profession = chance.choice([concept for concept in concepts if concept.skew is not None] or list(concepts))
-        return tuple(chance.sample([profession.name, *(f"{word} {profession.name}" for word in ("man", "male", "woman", "female"))], 2))
+        return tuple(
+            chance.sample(
+                [profession.name, *(f"{word} {profession.name}" for word in ("man", "male", "woman", "female"))], 2
+            )
+        )
     return sample_subject(chance, concepts)[1], sample_subject(chance, concepts)[1]
 
 
@@ -220,9 +231,10 @@ def _style_template(chance: random.Random, concepts: Sequence[Concept]) -> str:
 
 
 def unknown_word(chance: random.Random) -> str:
-    """One to three pronounceable words that mean nothing: what the encoder makes of a name it never saw."""
+    """One or two pronounceable words that mean nothing: what the encoder makes of a name it never saw. At most 6
+    letters."""
     syllables = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
-    return " ".join("".join(chance.choices(syllables, k=chance.randint(1, 3))) for _ in range(chance.choice((1, 1, 2, 3))))
+    return chance.choice(("{}", "{}{}", "{} {}", "{}{}{}")).format(*chance.choices(syllables, k=3))
 
 
 def train_editability(
@@ -255,7 +267,8 @@ def train_editability(
 def exchange_loss(
     model: CLIPTextModel, frozen: CLIPTextModel, old: Tokens, new: Tokens, *, layer: int, other_template: bool
 ) -> dict[str, Tensor]:
-    """The interchange loss and, so that captions keep their meaning, the distance of the unchanged states to the frozen ones.
+    """The interchange loss and, so that captions keep their meaning, the distance of the unchanged states to the
+    frozen ones.
 
     The change of each row is put in after `layer`; with `other_template` it is that of the row's partner.
     """
@@ -278,11 +291,17 @@ def exchange_loss(
     end_rows = (old.end - old.subject - 1).clamp(max=LENGTH - 1)
     at_end = (drawn - asked)[rows, end_rows].square().mean()
     apart = (wanted[:count][rows, old.end] - wanted[count:][rows, new.end]).square().mean()
-    return {"loss": exchanged + 0.5 * at_end + kept, "exchanged": exchanged.detach(), "end": (at_end / apart).detach(), "kept": kept.detach()}
+    return {
+        "loss": exchanged + 0.5 * at_end + kept,
+        "exchanged": exchanged.detach(),
+        "end": (at_end / apart).detach(),
+        "kept": kept.detach(),
+    }
 
 
 def _after_subject(read: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
-    """The states shifted so that position 0 is the first after the subject, and which of them exist: (rows, 24, ·), (rows, 24)."""
+    """The states shifted so that position 0 is the first after the subject, and which of them exist: (rows, 24, ·),
+    (rows, 24)."""
     positions = subject[:, None] + 1 + torch.arange(LENGTH)
     exists = positions < LENGTH
     index = positions.clamp(max=LENGTH - 1)[..., None].expand(-1, -1, read.shape[-1])

@@ -30,7 +30,9 @@ class Tokens:
     end: Tensor
 
 
-def train(concepts: Sequence[Concept], folder: Path, *, captions: int = 40_000, warm_start: Path | None = None) -> CLIPTokenizer:
+def train(
+    concepts: Sequence[Concept], folder: Path, *, captions: int = 40_000, warm_start: Path | None = None
+) -> CLIPTokenizer:
     """Learn the merges, or take those of `warm_start`, and save the tokenizer under `folder`."""
     if warm_start is not None:
         tokenizer = CLIPTokenizer.from_pretrained(warm_start, subfolder="tokenizer")
@@ -59,7 +61,8 @@ def _empty() -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, templates: Sequence[str], subjects: Sequence[str]) -> Tokens:
-    """Tokens of `template.format(subject)`, row by row, the subject found by the placeholder's place, not by its letters.
+    """Tokens of `template.format(subject)`, row by row, the subject found by the placeholder's place, not by its
+    letters.
 
     Raises ValueError for a caption that does not fit.
     """

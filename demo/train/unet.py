@@ -33,14 +33,19 @@ EMA = 0.999
 SNR_LIMIT = 5.0  # min-SNR-γ weighting (Hang et al., 2023)
 EMPTY_SHARE = 0.10
 CENTRED_SHARE = 0.4
-# Shares of the captions whose subject, or whose words all, are replaced by zeros or another row's: what an edit changes is
-# seen by the end token and the padding, so the U-Net must read the concept there.
+# Shares of the captions whose subject, or whose words all, are replaced by zeros or another row's: what an edit
+# changes is seen by the end token and the padding, so the U-Net must read the concept there.
 WITHOUT_SUBJECT, WITHOUT_WORDS = 0.14, 0.08
 
 
 def noise_schedule() -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
@@ -75,7 +80,12 @@ class Bank:
 
 @torch.no_grad()
 def encode_captions(
-    concepts: Sequence[Concept], tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, count: int = CAPTIONS, seed: int = 0
+    concepts: Sequence[Concept],
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    *,
+    count: int = CAPTIONS,
+    seed: int = 0,
 ) -> Bank:
     """Draw and encode `count` captions."""
     chance = random.Random(seed)
@@ -90,7 +100,8 @@ def encode_captions(
 
 
 class PictureChoice:
-    """Which picture a caption stands for: its concept, gender and style, drawn at random where the caption leaves them open."""
+    """Which picture a caption stands for: its concept, gender and style, drawn at random where the caption leaves
+    them open."""
 
     def __init__(self, art: Art, concepts: Sequence[Concept]) -> None:
         self.concepts = concepts
@@ -156,7 +167,14 @@ class Work:
 
 def train(work: Work) -> None:
     """Train, or go on training, with `work.processes` one-thread processes; each takes its share of the batch."""
-    for tensor in (work.bank.states, work.bank.words, work.bank.subject, work.latents.mean, work.latents.std, work.art.pictures):
+    for tensor in (
+        work.bank.states,
+        work.bank.words,
+        work.bank.subject,
+        work.latents.mean,
+        work.latents.std,
+        work.art.pictures,
+    ):
         tensor.share_memory_()
     if work.processes == 1:
         _train_process(0, work, None)
@@ -172,7 +190,9 @@ def _train_process(rank: int, work: Work, store: str | None) -> None:
     torch.manual_seed(0)
     model = build(widths=work.widths, text_width=work.bank.empty.shape[-1])
     if work.warm_start is not None:
-        weights = UNet2DConditionModel.from_pretrained(work.warm_start, subfolder="unet", dtype=torch.float32).state_dict()
+        weights = UNet2DConditionModel.from_pretrained(
+            work.warm_start, subfolder="unet", dtype=torch.float32
+        ).state_dict()
         model.load_state_dict(weights)
     model.to(memory_format=torch.channels_last)
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -234,7 +254,8 @@ def draw(
     steps: int = 20,
     guidance: float = 3.0,
 ) -> Tensor:
-    """Pictures (rows, 3, 32, 32) in [-1, 1] of text states (rows, 24, width), by DDIM with guidance away from `empty`."""
+    """Pictures (rows, 3, 32, 32) in [-1, 1] of text states (rows, 24, width), by DDIM with guidance away from
+    `empty`."""
     scheduler = noise_schedule()
     scheduler.set_timesteps(steps)
     side = unet.config["sample_size"]

@@ -1,0 +1,30 @@
+import random
+from pathlib import Path
+
+import torch
+
+from demo.art import Art
+from demo.concepts import Concept
+from demo.train import autoencoder, classifier
+from demo.train.loop import Schedule
+
+
+def test_trains_all_heads(art: Art, concepts: list[Concept], tmp_path: Path) -> None:
+    compressor = autoencoder.build((8, 8, 8)).eval()
+    short = Schedule(steps=3, batch=8, rate=1e-3, warmup=1)
+    classifier.train(art, compressor, concepts, tmp_path, schedule=short, widths=(8, 8, 8, 8))
+    model = classifier.load(concepts, tmp_path, widths=(8, 8, 8, 8))
+    logits = model(torch.zeros(2, 3, 32, 32))
+    assert {name: head.shape[1] for name, head in logits.items()} == {"concept": 3, "style": 5, "gender": 2}
+    torch.manual_seed(0)
+    untrained = classifier.Classifier(model.classes, (8, 8, 8, 8))
+    for head in ("concept", "style", "gender"):
+        assert not torch.equal(model.heads[head].weight, untrained.heads[head].weight)
+
+
+def test_disturbed_pictures_stay_pictures() -> None:
+    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
+    for seed in range(20):
+        changed = classifier.disturbed(pictures, random.Random(seed), torch.Generator().manual_seed(seed))
+        assert changed.shape == pictures.shape and changed.abs().max() <= 1
+        assert not torch.equal(changed, pictures)
