@@ -12,8 +12,8 @@ demo: install  ## correct real concepts over HTTP, pull the result, draw before 
 test: install  ## all tests, against a real Postgres
 	$(BIN)/pytest
 
-serve: install  ## the embedded stack, until Ctrl-C
-	$(BIN)/emender serve --embedded
+serve: install  ## the embedded stack, until Ctrl-C; models are found in demo/weights
+	EMENDER_MODEL_ROOTS=$${EMENDER_MODEL_ROOTS:-demo/weights} $(BIN)/emender serve --embedded
 
 check: install  ## style, types, layers, spelling
 	$(BIN)/ruff check .
