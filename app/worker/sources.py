@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -58,7 +57,9 @@ def obtain(
             raise SourceUnavailable(f"the Hub does not answer for {source}; retry", pointer="/source") from error
         except HfHubHTTPError as error:
             raise SourceUnavailable(f"the Hub refused {source}: {_reason(error)}", pointer="/source") from error
-        except httpx.HTTPError as error:
+        except (EditingError, OSError):
+            raise
+        except Exception as error:  # of whichever HTTP client this version of huggingface_hub uses
             reason = f"the Hub could not be reached for {source}: {type(error).__name__}; retry"
             raise SourceUnavailable(reason, pointer="/source") from error
         yield Source(Path(temporary), commit=commit)

@@ -1,0 +1,86 @@
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+
+import editing
+from app.db.engine import Sessions
+from app.db.models import AuditEvent, Job, Model, Statistics
+from app.queueing.outbox import enqueue
+from app.storage.local import LocalStore
+from app.worker.runner import Runner
+
+CAPTIONS = [f"a picture of thing number {n}" for n in range(100)]
+
+
+@pytest.fixture
+def ask(registered: Model, factory: Sessions, store: LocalStore) -> Callable[..., UUID]:
+    """Queue statistics over the captions; returns their id."""
+
+    def add(**columns: object) -> UUID:
+        packed = "".join(caption + "\n" for caption in CAPTIONS).encode()
+        given = {"captions_name": "test", "captions_sha256": store.put(packed), "captions": 100, "created_by": "test"}
+        with factory() as session:
+            row = Statistics(model_id=registered.id, **(given | columns))
+            session.add(row)
+            session.flush()
+            enqueue(session, kind="estimate_statistics", target_id=row.id)
+            session.commit()
+            return row.id
+
+    return add
+
+
+@pytest.fixture
+def read(factory: Sessions) -> Callable[[UUID], Statistics]:
+    def read(statistics_id: UUID) -> Statistics:
+        with factory() as session:
+            return session.get_one(Statistics, statistics_id)
+
+    return read
+
+
+def test_the_moments_are_the_methods(
+    ask: Callable[..., UUID],
+    read: Callable[[UUID], Statistics],
+    runner: Runner,
+    registered: Model,
+    store: LocalStore,
+    factory: Sessions,
+) -> None:
+    row_id = ask()
+    assert runner.work()
+    row = read(row_id)
+    expected = editing.estimate_second_moments(runner.context.pipeline(registered.id).encoder, CAPTIONS)
+    assert (row.state, row.digest, row.problem) == ("ready", expected.digest, None)
+    assert (row.captions, row.tokens) == (100, expected.tokens)
+    assert row.digest is not None and store.read(row.digest) == expected.to_bytes()
+    with factory() as session:
+        event = session.get_one(AuditEvent, 2)
+    assert (event.action, event.target) == ("statistics.ready", "model:tiny")
+
+
+def test_missing_captions_fail(ask: Callable[..., UUID], read: Callable[[UUID], Statistics], runner: Runner) -> None:
+    row_id = ask(captions_sha256="0" * 64)
+    runner.work()
+    row = read(row_id)
+    assert row.state == "failed" and row.problem is not None and row.problem["title"] == "Damaged store"
+
+
+def test_a_stop_between_two_captions_gives_it_back(
+    ask: Callable[..., UUID],
+    read: Callable[[UUID], Statistics],
+    runner: Runner,
+    stopping: threading.Event,
+    factory: Sessions,
+) -> None:
+    row_id = ask()
+    stopping.set()
+    runner.work()
+    assert read(row_id).state == "queued" and read(row_id).digest is None
+    with factory() as session:
+        assert session.query(Job).filter_by(target_id=row_id).one().attempt == 0
+    stopping.clear()
+    runner.work()
+    assert read(row_id).state == "ready"

@@ -1,0 +1,130 @@
+"""What is fetched from a hub, against a server that speaks enough of its protocol."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from app.worker.sources import wanted
+from editing.errors import UnsafePipeline
+from tests.servers import free_port
+
+COMMIT = "c" * 40
+FILES = {
+    "model_index.json": b"{}",
+    "README.md": b"not wanted",
+    "unet/config.json": b'{"a": 1}',
+    "unet/diffusion_pytorch_model.safetensors": b"weights",
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"again",
+    "unet/diffusion_pytorch_model.bin": b"a pickle",
+    "code.py": b"print('no')",
+    "all-in-one.safetensors": b"the same once more",
+    "second_moments.safetensors": b"moments",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/models/some/model"):
+            self.answer(
+                json.dumps({"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}).encode()
+            )
+        elif self.path.startswith("/api/models/"):
+            self.answer(b'{"error": "Repository not found"}', status=401)
+        elif (name := self.path.removeprefix(f"/some/model/resolve/{COMMIT}/")) in FILES:
+            self.answer(FILES[name])
+        else:
+            self.answer(b"{}", status=404)
+
+    do_HEAD = do_GET
+
+    def answer(self, content: bytes, *, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def obtain(source: str, *, endpoint: str, folder: Path) -> dict[str, object]:
+    """`obtain` in a process of its own, since the library reads HF_ENDPOINT when it is imported."""
+    program = """
+import json, sys
+from pathlib import Path
+from app.settings import Settings
+from app.worker.sources import SourceUnavailable, obtain
+steps, found = [], {}
+settings = Settings(folder=Path(sys.argv[2]))
+try:
+    with obtain(sys.argv[1], revision=None, settings=settings, progress=lambda *step: steps.append(step)) as source:
+        for path in source.folder.rglob("*"):
+            if path.is_file() and ".cache" not in path.parts:
+                found[path.relative_to(source.folder).as_posix()] = path.read_text()
+        commit = source.commit
+    sys.stdout.write(json.dumps({"files": found, "commit": commit, "steps": steps, "left": source.folder.exists()}))
+except SourceUnavailable as error:
+    sys.stdout.write(json.dumps({"detail": error.detail, "pointer": error.pointer}))
+"""
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", program, source, str(folder)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+def test_configurations_and_safetensors_at_one_commit(endpoint: str, tmp_path: Path) -> None:
+    result = obtain("some/model", endpoint=endpoint, folder=tmp_path)
+    assert "files" in result, result
+    assert result["files"] == {
+        "model_index.json": "{}",
+        "second_moments.safetensors": "moments",
+        "unet/config.json": '{"a": 1}',
+        "unet/diffusion_pytorch_model.safetensors": "weights",
+    }
+    assert result["commit"] == COMMIT
+    assert result["steps"] == [[0, 4], [1, 4], [2, 4], [3, 4]]
+    assert result["left"] is False and list(tmp_path.iterdir()) == []
+
+
+def test_a_repository_that_is_not_there(endpoint: str, tmp_path: Path) -> None:
+    result = obtain("no/such", endpoint=endpoint, folder=tmp_path)
+    assert result["pointer"] == "/source" and "private or does not exist" in str(result["detail"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+    result = obtain("some/model", endpoint=f"http://127.0.0.1:{free_port()}", folder=tmp_path)
+    assert "retry" in str(result["detail"])
+
+
+def test_pickles_only_is_known_before_anything_is_fetched() -> None:
+    with pytest.raises(UnsafePipeline, match="only as pickles") as caught:
+        wanted(["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin", "v1-5.ckpt"])
+    assert caught.value.pointer == "/source"
+
+
+def test_paths_deeper_than_a_component_are_not_wanted() -> None:
+    assert wanted(["unet/config.json", "unet/deep/config.json", "a/../b.json"]) == ["unet/config.json"]
