@@ -67,6 +67,7 @@ class FactoredMoments:
     def __init__(self, second_moments: SecondMoments) -> None:
         self.second_moments = second_moments
         self._factors: dict[int, Tensor] = {}
+        self._conditions: dict[int, float] = {}
 
     def moment(self, layer: int) -> Tensor:
         """E[k kᵀ] (m, m) float64."""
@@ -78,8 +79,8 @@ class FactoredMoments:
     def factor(self, layer: int) -> Tensor:
         """Lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64. Raises `SingularSecondMoment`."""
         if layer not in self._factors:
-            factor, info = torch.linalg.cholesky_ex(self.moment(layer))
-            if info.item() or not factor.isfinite().all():
+            factor = cholesky(self.moment(layer))
+            if factor is None:
                 raise SingularSecondMoment(
                     f"the second moments of layer {layer} have no inverse: estimate them over more captions"
                 )
@@ -88,14 +89,30 @@ class FactoredMoments:
 
     def solve(self, layer: int, columns: Tensor) -> Tensor:
         """E[k kᵀ]⁻¹ times columns (m, n) float64."""
-        factor = self.factor(layer)
-        solution: Tensor = torch.cholesky_solve(columns, factor.to(columns.device))
-        return solution
+        return torch.cholesky_solve(columns, self.factor(layer).to(columns.device))
 
     def condition(self, layer: int) -> float:
-        """A lower bound of the condition number, read off the factor's diagonal."""
-        diagonal = self.factor(layer).diagonal()
-        return float((diagonal.max() / diagonal.min()) ** 2)
+        if layer not in self._conditions:
+            self._conditions[layer] = condition_number(self.moment(layer), self.factor(layer))
+        return self._conditions[layer]
+
+
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """The lower factor of a symmetric matrix, or None where it is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed.item() or not factor.isfinite().all() else factor
+
+
+def condition_number(matrix: Tensor, factor: Tensor) -> float:
+    """The 2-norm condition of a positive definite matrix, from below, by power iteration on it and on its inverse."""
+
+    def largest(multiply: Callable[[Tensor], Tensor]) -> Tensor:
+        vector = torch.ones(len(matrix), 1, dtype=matrix.dtype, device=matrix.device)
+        for _ in range(30):
+            vector = multiply(vector / vector.norm())
+        return vector.norm()
+
+    return float(largest(lambda vector: matrix @ vector) * largest(lambda vector: torch.cholesky_solve(vector, factor)))
 
 
 @torch.no_grad()

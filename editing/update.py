@@ -17,9 +17,9 @@ from torch import Tensor
 
 from editing.concepts import ConceptEdit
 from editing.encoders import EditableEncoder
-from editing.errors import EditingError, InvalidEdit
+from editing.errors import InvalidEdit, SingularSecondMoment
 from editing.prompts import SubjectPosition
-from editing.statistics import FactoredMoments, SecondMoments
+from editing.statistics import FactoredMoments, SecondMoments, cholesky, condition_number
 from editing.values import Value
 
 ResidualMode = Literal["spread", "even", "published"]
@@ -38,9 +38,9 @@ class LayerUpdate:
     a: Tensor
     """(m, n) float64: what picks each edit's residual out of a key."""
     condition: float
-    """Condition number of the system solved for the edits (n, n)."""
+    """Condition number of the system solved: (c, c) by Woodbury, (m, m) with as many columns as the keys are wide."""
     moment_condition: float | None
-    """Lower bound of the second moments' condition number; None where they were not factored."""
+    """Condition number of the second moments; None where they did not need to be inverted."""
     relative_norm: float
     """‖ΔW‖ / ‖W‖, Frobenius."""
 
@@ -250,14 +250,16 @@ def _solve(
     scale = (1 - alpha) * mass
     if c < m:
         x = factored.solve(layer, keys) / scale  # (m, c)
-        system = torch.diag(1 / weights) + keys.T @ x  # (c, c), positive definite
-        a = torch.linalg.solve(system, x, left=False)
+        system = torch.diag(1 / weights) + keys.T @ x  # (c, c)
     else:
         system = scale * factored.moment(layer).to(keys.device) + (keys * weights) @ keys.T  # (m, m)
-        a = torch.linalg.solve(system, keys * weights)
-    if not a.isfinite().all():
-        raise EditingError(f"the solution at layer {layer} is not finite")
-    return a, float(torch.linalg.cond(system))
+    factor = cholesky(system)
+    if factor is None:
+        raise SingularSecondMoment(
+            f"the system of layer {layer} has no solution: estimate second moments over more captions"
+        )
+    a = torch.cholesky_solve(x.T, factor).T if c < m else torch.cholesky_solve(keys * weights, factor)
+    return a, condition_number(system, factor)
 
 
 def _identity(edit: ConceptEdit, value: Value) -> tuple[str, tuple[str, ...], bytes]:

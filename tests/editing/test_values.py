@@ -1,0 +1,293 @@
+"""Stage I on a random pipeline: the losses, the batch, and what holds bit for bit."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load
+from torch import Tensor
+
+from editing import ENGINE_VERSION, noise
+from editing import values as module
+from editing.concepts import (
+    Balance,
+    ConceptEdit,
+    DestinationPrompt,
+    Erasure,
+    Objective,
+    ReferenceImages,
+    StageOneSettings,
+)
+from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimisationDiverged
+from editing.pipelines import EditablePipeline
+from editing.values import StageOneProgress, Value, optimize_values
+
+TEXT = StageOneSettings(objective="text", steps=20)
+QUICK = StageOneSettings(steps=4, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
+CAT = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
+TREE = ConceptEdit("old tree", DestinationPrompt("the sea"), settings=TEXT, templates=("a {}", "{}"))
+PICTURE = Image.new("RGB", (16, 16), "red")
+
+
+def one(pipeline: EditablePipeline, edit: ConceptEdit) -> Value:
+    (value,) = optimize_values(pipeline, [edit])
+    assert isinstance(value, Value), value
+    return value
+
+
+def eos_states(pipeline: EditablePipeline, prompts: Sequence[str], *, delta: Tensor, subject: str | None) -> Tensor:
+    """What the library's own forward pass says at EOS, with δ hooked in at the subject's last token; (p, d)."""
+    encoder = pipeline.encoder
+    encoded = [encoder.tokenizer.encode(prompt) for prompt in prompts]
+
+    def shift(_: object, __: object, output: Tensor) -> Tensor:
+        for row, prompt in enumerate(prompts):
+            if subject is not None:
+                before = prompt[: prompt.rindex(subject) + len(subject)]
+                output[row, len(encoder.tokenizer.encode(before).ids) - 2] += delta
+        return output
+
+    hook = encoder.layers[encoder.value_layer].register_forward_hook(shift)
+    with torch.no_grad():
+        states = encoder.model(encoder.ids([prompt.ids for prompt in encoded]))[0]
+    hook.remove()
+    return torch.stack([states[row, prompt.eos_index] for row, prompt in enumerate(encoded)])
+
+
+class TestTextObjective:
+    @pytest.mark.parametrize("edit", [CAT, TREE])
+    def test_loss_is_equation_2(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+        assert isinstance(edit.destination, DestinationPrompt)
+        sources = [template.format(edit.source) for template in edit.templates]
+        targets = [template.format(edit.destination.prompt) for template in edit.templates]
+        target = eos_states(pipeline, targets, delta=torch.zeros(32), subject=None)
+        value = one(pipeline, edit)
+        before, after = (
+            (eos_states(pipeline, sources, delta=delta, subject=edit.source) - target).square().mean().item()
+            for delta in (torch.zeros(32), value.delta)
+        )
+        assert value.text_losses[0] == pytest.approx(before, rel=1e-4)
+        assert len(value.text_losses) == edit.settings.steps
+        assert after < 0.9 * before
+        assert after == pytest.approx(value.text_losses[-1], rel=0.05)  # recorded before the last step
+        assert value.noise_losses == ()
+
+    def test_hidden_is_the_mean_over_the_templates(self, pipeline: EditablePipeline) -> None:
+        encoder = pipeline.encoder
+        hidden = []
+        for template in CAT.templates:
+            position = encoder.tokenizer.locate(template, "cat")
+            states = encoder.advance(encoder.embed(encoder.ids([position.ids])), start=0, stop=encoder.value_layer + 1)
+            hidden.append(states[0, position.last_subject_index])
+        torch.testing.assert_close(one(pipeline, CAT).hidden, torch.stack(hidden).mean(0))
+
+    def test_clamps_delta(self, pipeline: EditablePipeline) -> None:
+        value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, clamp=0.1)))
+        assert value.delta_norm == pytest.approx(0.1 * value.hidden_norm, rel=1e-5)
+
+    def test_layer_may_be_chosen(self, pipeline: EditablePipeline) -> None:
+        value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, layer=1)))
+        assert value.layer == 1
+        assert value.text_losses[-1] < value.text_losses[0]
+
+    def test_an_erasure_moves_towards_the_empty_template(self, pipeline: EditablePipeline) -> None:
+        value = one(pipeline, ConceptEdit("cat", Erasure(), settings=TEXT, templates=("a photo of {}",)))
+        same = one(pipeline, ConceptEdit("cat", Erasure("dog"), settings=TEXT, templates=("a photo of {}",)))
+        assert value.text_losses[-1] < value.text_losses[0]
+        assert not torch.equal(value.delta, same.delta)
+        named = one(pipeline, ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT, templates=("a photo of {}",)))
+        assert torch.equal(same.delta, named.delta)
+
+
+class TestNoiseObjectives:
+    @pytest.mark.parametrize(("objective", "text_steps"), [("noise", 0), ("hybrid", 4)])
+    def test_records_its_losses(self, pipeline: EditablePipeline, objective: Objective, text_steps: int) -> None:
+        settings = dataclasses.replace(QUICK, objective=objective)
+        value = one(pipeline, dataclasses.replace(CAT, settings=settings))
+        assert (len(value.text_losses), len(value.noise_losses)) == (text_steps, 4)
+        assert value.settings["objective"] == objective
+        assert 0 < value.delta_norm
+
+    def test_a_warm_start_leaves_the_noise_to_the_end(self, pipeline: EditablePipeline) -> None:
+        value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warm_start=3)))
+        assert (len(value.text_losses), len(value.noise_losses)) == (4, 1)
+
+    def test_gradient_is_that_of_the_whole_loss(
+        self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
+        monkeypatch.setattr(module, "UNET_BATCH", 3)
+        edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
+        searches = [search for i, edit in enumerate(edits) for search in module._searches(pipeline, edit, index=i)]
+        batches = []
+        for search in searches:
+            search.prepare(pipeline, cancelled=None)
+            assert search.noise
+            batch = search.noise.draw()
+            search.noise = _Repeat(batch)
+            batches.append(batch)
+        prompts = module._Prompts(pipeline, searches)
+        deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        context = prompts.context(deltas)
+        losses, pull = module._noise_losses(pipeline, searches, prompts, context, step=0)
+        (pieces,) = torch.autograd.grad((context * pull).sum(), deltas, retain_graph=True)
+
+        whole = torch.stack(
+            [
+                (pipeline.predict(b.noisy, b.timesteps, context[first + b.templates]) - b.target).square().mean()
+                for first, b in zip((0, len(CAT.templates)), batches, strict=True)
+            ]
+        )
+        torch.testing.assert_close(losses, whole.detach())
+        (expected,) = torch.autograd.grad(whole.sum(), deltas)
+        torch.testing.assert_close(pieces, expected, rtol=1e-4, atol=1e-9)
+
+    def test_reference_images_need_no_destination_prompt(self, pipeline: EditablePipeline) -> None:
+        value = one(pipeline, ConceptEdit("cat", ReferenceImages((PICTURE, PICTURE)), settings=QUICK))
+        assert (len(value.text_losses), len(value.noise_losses)) == (0, 4)
+        assert value.delta_norm > 0
+
+    def test_a_broken_image_is_the_edits_outcome(self, pipeline: EditablePipeline) -> None:
+        broken = Image.new("RGB", (4, 4))
+        broken.load = _fail  # type: ignore[method-assign]
+        outcome, value = optimize_values(pipeline, [ConceptEdit("cat", ReferenceImages((broken,)), settings=QUICK), TREE])
+        assert isinstance(outcome, EditingError)
+        assert outcome.pointer == "/destination/images/0"
+        assert isinstance(value, Value)
+
+
+class TestBalance:
+    def test_is_the_weighted_mean_of_its_values(self, pipeline: EditablePipeline) -> None:
+        seen: list[StageOneProgress] = []
+        edit = ConceptEdit("cat", Balance({"dog": 3, "the sea": 1}), settings=TEXT)
+        (value,) = optimize_values(pipeline, [edit], progress=seen.append)
+        assert isinstance(value, Value)
+        parts = [one(pipeline, dataclasses.replace(edit, destination=DestinationPrompt(p))) for p in ("dog", "the sea")]
+        torch.testing.assert_close(value.delta, 0.75 * parts[0].delta + 0.25 * parts[1].delta, rtol=1e-3, atol=1e-4)
+        first = 0.75 * parts[0].text_losses[0] + 0.25 * parts[1].text_losses[0]
+        assert value.text_losses[0] == pytest.approx(first, rel=1e-4)
+        assert [progress.step for progress in seen] == list(range(1, 21))
+
+
+class TestBatch:
+    def test_same_call_same_bits(self, pipeline: EditablePipeline) -> None:
+        edits = [CAT, dataclasses.replace(TREE, settings=QUICK)]
+        first, again = optimize_values(pipeline, edits), optimize_values(pipeline, edits)
+        for one_value, other in zip(first, again, strict=True):
+            assert isinstance(one_value, Value) and isinstance(other, Value)
+            assert one_value.to_bytes() == other.to_bytes()
+            assert one_value.noise_losses == other.noise_losses
+
+    @pytest.mark.parametrize("max_batch", [1, 2, 32])
+    def test_company_changes_no_more_than_rounding(self, pipeline: EditablePipeline, max_batch: int) -> None:
+        edits = [CAT, dataclasses.replace(CAT, settings=QUICK), TREE, dataclasses.replace(TREE, settings=QUICK)]
+        for edit, value in zip(edits, optimize_values(pipeline, edits, max_batch=max_batch), strict=True):
+            assert isinstance(value, Value)
+            torch.testing.assert_close(value.delta, one(pipeline, edit).delta, rtol=1e-3, atol=1e-3)
+
+    def test_the_seed_is_the_edits(self, pipeline: EditablePipeline) -> None:
+        zero, other = (one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, seed=s))) for s in (0, 1))
+        assert zero.noise_losses != other.noise_losses
+        assert (zero.seed, other.seed) == (0, 1)
+
+    def test_rows_end_at_their_own_steps(self, pipeline: EditablePipeline) -> None:
+        short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=7))
+        value, longer = optimize_values(pipeline, [short, TREE])
+        assert isinstance(value, Value) and isinstance(longer, Value)
+        assert (len(value.text_losses), len(longer.text_losses)) == (7, 20)
+        torch.testing.assert_close(value.delta, one(pipeline, short).delta, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(longer.delta, one(pipeline, TREE).delta, rtol=1e-3, atol=1e-3)
+
+    def test_one_bad_edit_disturbs_no_other(self, pipeline: EditablePipeline) -> None:
+        edits = [
+            CAT,
+            dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, text_weight=1e39)),  # infinite in float32
+            ConceptEdit("c" * 80, DestinationPrompt("dog"), settings=TEXT),
+            dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, weight_decay=1e39)),
+            dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, layer=3)),
+            TREE,
+            dataclasses.replace(TREE, settings=QUICK),
+        ]
+        outcomes = optimize_values(pipeline, edits, cancelled=lambda index: index == 6)
+        kinds = [Value, OptimisationDiverged, InvalidPrompt, OptimisationDiverged, InvalidEdit, Value, Cancelled]
+        assert [type(outcome) for outcome in outcomes] == kinds
+        assert isinstance(outcomes[4], InvalidEdit)
+        assert outcomes[4].pointer == "/settings/layer"
+        for index in (0, 5):
+            value = outcomes[index]
+            assert isinstance(value, Value)
+            torch.testing.assert_close(value.delta, one(pipeline, edits[index]).delta, rtol=1e-3, atol=1e-3)
+
+    def test_cancels_between_steps(self, pipeline: EditablePipeline) -> None:
+        steps: dict[int, list[int]] = {0: [], 1: []}
+        outcomes = optimize_values(
+            pipeline,
+            [CAT, TREE],
+            progress=lambda progress: steps[progress.edit_index].append(progress.step),
+            cancelled=lambda index: index == 0 and len(steps[0]) == 3,
+        )
+        assert isinstance(outcomes[0], Cancelled)
+        assert isinstance(outcomes[1], Value)
+        assert steps == {0: [1, 2, 3], 1: list(range(1, 21))}
+
+    def test_reports_every_step(self, pipeline: EditablePipeline) -> None:
+        seen: list[StageOneProgress] = []
+        (value,) = optimize_values(pipeline, [dataclasses.replace(CAT, settings=QUICK)], progress=seen.append)
+        assert isinstance(value, Value)
+        assert [(p.edit_index, p.step, p.steps) for p in seen] == [(0, step, 4) for step in (1, 2, 3, 4)]
+        assert tuple(p.text_loss for p in seen) == value.text_losses
+        assert tuple(p.noise_loss for p in seen) == value.noise_losses
+
+    def test_nothing_but_delta_learns(self, pipeline: EditablePipeline) -> None:
+        before = {name: tensor.clone() for name, tensor in pipeline.encoder.model.state_dict().items()}
+        one(pipeline, dataclasses.replace(CAT, settings=QUICK))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in pipeline.encoder.model.state_dict().items())
+        for model in (pipeline.encoder.model, pipeline.unet, pipeline.vae):
+            assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_no_edits_no_values(self, pipeline: EditablePipeline) -> None:
+        assert optimize_values(pipeline, []) == []
+
+
+class TestValue:
+    @pytest.fixture
+    def value(self, pipeline: EditablePipeline) -> Value:
+        return one(pipeline, CAT)
+
+    def test_bytes_are_little_endian_float32(self, value: Value) -> None:
+        content = value.to_bytes()
+        assert len(content) == 8 * 32
+        again = Value.from_bytes(content, encoder=value.encoder, layer=value.layer)
+        assert torch.equal(again.delta, value.delta)
+        assert torch.equal(again.hidden, value.hidden)
+
+    @pytest.mark.parametrize("content", [b"", b"1234567"])
+    def test_refuses_other_bytes(self, content: bytes) -> None:
+        with pytest.raises(EditingError, match="no value"):
+            Value.from_bytes(content, encoder="text_encoder", layer=2)
+
+    def test_tensors_round_trip(self, value: Value) -> None:
+        again = Value.from_tensors(load(value.to_safetensors()), encoder=value.encoder, layer=value.layer)
+        assert again.to_bytes() == value.to_bytes()
+        assert value.to_safetensors() == value.to_safetensors()
+
+    def test_says_how_it_was_made(self, value: Value) -> None:
+        assert value.engine_version == ENGINE_VERSION
+        assert value.settings == dataclasses.asdict(TEXT)
+        assert (value.encoder, value.layer) == ("text_encoder", 2)
+
+
+class _Repeat:
+    """A noise source that always draws the same."""
+
+    def __init__(self, batch: noise.NoiseBatch) -> None:
+        self.batch = batch
+
+    def draw(self) -> noise.NoiseBatch:
+        return self.batch
+
+
+def _fail() -> None:
+    raise OSError("image file is truncated")
