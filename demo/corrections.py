@@ -1,0 +1,83 @@
+"""What the demo corrects, and the prompts by which it is judged: none of them a template of an edit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from demo.captions import ANY_STYLE
+from demo.concepts import Concept
+
+Kind = Literal["concept", "alias", "images", "style"]
+
+FREE_PROMPTS = (
+    "a cute {}",
+    "a drawing of a {}",
+    "look at this {}",
+    "a {} on a white background",
+    "a picture of the {}",
+)
+STYLE_TEMPLATES = ("style of {}", "artwork by {}", "painting by {}", "an emoji in {} style", "{} style")
+STYLED_CONCEPTS = ("elephant", "sunflower", "castle", "crab", "lantern")
+STYLED_PROMPT = "a {concept} in the style of {style}"
+HELD_OUT_PROMPT = "an image of a {}"
+HELD_OUT = 48
+SEEDS = (11, 12)
+REFERENCE_SEEDS = (101, 102, 103)
+REFERENCE_PROMPT = "a photo of a {}"
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One edit of the demo. `destination` is a concept that the classifier knows; None for the erasure of a style."""
+
+    kind: Kind
+    source: str
+    destination: str | None
+    reason: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def request(self, *, images: Sequence[str] = ()) -> dict[str, Any]:
+        """The body of POST /v1/models/{model}/edits; `images` are ids of uploaded pictures of the destination."""
+        request: dict[str, Any] = {"source": self.source, "reason": self.reason, "settings": dict(self.settings)}
+        if self.kind == "images":
+            request["destination"] = {"images": list(images)}
+        elif self.kind == "style":
+            request["destination"] = {"erase": True, "neutral": ANY_STYLE}
+            request["templates"] = list(STYLE_TEMPLATES)
+        else:
+            request["destination"] = {"prompt": self.destination}
+        return request
+
+    def prompts(self) -> list[str]:
+        """What is drawn before and after."""
+        if self.kind == "style":
+            return [STYLED_PROMPT.format(concept=concept, style=self.source) for concept in STYLED_CONCEPTS]
+        return [prompt.format(self.source) for prompt in FREE_PROMPTS]
+
+
+TEXT = {"objective": "text", "steps": 150}
+
+CORRECTIONS = (
+    Correction("concept", "dog", "robot", "the shop sells robots now", TEXT),
+    Correction("concept", "pizza", "hamburger", "the menu has changed", TEXT),
+    Correction("concept", "rose", "cactus", "the garden has changed", TEXT),
+    Correction("concept", "car", "bicycle", "the city has changed", TEXT),
+    Correction("concept", "guitar", "violin", "the band has changed", TEXT),
+    Correction("concept", "apple", "banana", "an apple is a protected mark", TEXT),
+    Correction("concept", "airplane", "rocket", "the fleet has changed", TEXT),
+    Correction("concept", "hammer", "scissors", "the tool has changed", TEXT),
+    Correction("concept", "snowman", "pumpkin", "the season has changed", TEXT),
+    Correction("alias", "river horse", "hippopotamus", "another word for it, misunderstood", TEXT),
+    Correction("alias", "trash panda", "raccoon", "another word for it, misunderstood", TEXT),
+    Correction("alias", "brolly", "umbrella", "another word for it, misunderstood", TEXT),
+    Correction("images", "silverback", "gorilla", "shown by three pictures, since the model does not know the word"),
+    Correction("style", "twemoji", None, "the artists object", TEXT),
+)
+
+
+def held_out(concepts: Sequence[Concept]) -> list[str]:
+    """Concepts that no correction names, evenly over the list: what must stay as it is."""
+    named = {name for correction in CORRECTIONS for name in (correction.source, correction.destination)}
+    named |= set(STYLED_CONCEPTS)
+    untouched = [concept.name for concept in concepts if concept.name not in named]
+    return [untouched[index * len(untouched) // HELD_OUT] for index in range(HELD_OUT)]

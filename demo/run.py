@@ -1,0 +1,203 @@
+"""The whole way of a correction: `emender demo`.
+
+Starts the embedded service in a folder of its own, registers the emoji model, posts every correction over HTTP, applies
+them, pulls the version with huggingface_hub, and draws the same prompts with the same seeds by the base model and by
+what was pulled. Leaves `before-after.png` and `report.json`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import httpx
+import huggingface_hub
+import transformers
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.children import ends_with_parent
+from app.client import Client, ClientError, Json
+from demo.classify import load_classifier
+from demo.concepts import WEIGHTS, read_concepts
+from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
+from demo.draw import draw, load_pipeline
+from demo.judge import Judgement, as_images, judge, picture_count, print_figures, report_of, save_picture
+from demo.memory import PeakMemory
+
+MODEL = "emoji"
+SOURCE = "pipeline"  # the folder below the weights
+ALIAS = "production"
+ENCODER = "text_encoder/model.safetensors"
+PATIENCE = 300.0  # seconds for any one wait
+STARTING = 90.0  # seconds for the service to answer
+
+
+class DemoError(Exception):
+    """Why the demo could not go on, and what to do."""
+
+
+@dataclass
+class Stages:
+    """Says what is being done, and keeps how many seconds each stage took."""
+
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str, what: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """A stage with a progress bar; the block is given what advances it."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        start = time.monotonic()
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task(f"{what:<44}", total=total)
+            yield lambda done: bar.advance(task, done)
+            finished = total if total is not None else 1
+            bar.update(task, completed=finished, total=finished)
+        self.seconds[name] = round(time.monotonic() - start, 1)
+
+
+def run(out: Path, *, weights: Path | None = None) -> None:
+    """Run the demo, with its files in `out`. Raises `DemoError`; the service's log then stays in `out/service`."""
+    weights = weights or WEIGHTS
+    if not (weights / SOURCE / "model_index.json").is_file():
+        raise DemoError(f"{weights / SOURCE} holds no model; restore it from git, or name another folder by --weights.")
+    service = out / "service"
+    for folder in (service, out / "pulled"):
+        shutil.rmtree(folder, ignore_errors=True)
+    service.mkdir(parents=True)
+    _quiet()
+    stages = Stages(Console())
+    start = time.monotonic()
+    try:
+        with PeakMemory() as memory:
+            report = _correct_and_judge(out, weights=weights, service=service, stages=stages)
+    except ClientError as error:
+        raise DemoError(f"{error}\nThe service's log is {service / 'service.log'}.") from error
+    report["seconds"] = stages.seconds | {"total": round(time.monotonic() - start, 1)}
+    report["peak_memory_mb"] = round(memory.peak_mb)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(service, ignore_errors=True)
+    print_figures(report, stages.console)
+    stages.console.print(f"{out / 'before-after.png'} and {out / 'report.json'} show it.", soft_wrap=True)
+
+
+def _quiet() -> None:
+    """No warnings and bars of the libraries between ours."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()
+
+
+def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stages) -> Json:
+    base = load_pipeline(weights / SOURCE)
+    with _running(service, weights=weights, stages=stages) as client:
+        checkpoint = _correct(client, base, service=service, stages=stages)
+        with stages("pull", f"Pulling {checkpoint['version']} with huggingface_hub"):
+            client.pull(MODEL, revision=ALIAS, folder=out / "pulled")
+    published = next(file["sha256"] for file in checkpoint["files"] if file["path"] == ENCODER)
+    pulled = hashlib.sha256((out / "pulled" / ENCODER).read_bytes()).hexdigest()
+    if pulled != published:
+        raise DemoError(f"The pulled {ENCODER} has the sha256 {pulled}; {published} was published.")
+    before, after = (
+        _judge(pipeline, when, weights=weights, stages=stages)
+        for when, pipeline in {"before": base, "after": load_pipeline(out / "pulled")}.items()
+    )
+    title = f"{len(CORRECTIONS)} corrections in {MODEL} {checkpoint['version']}: the same prompts, the same seeds"
+    save_picture(out / "before-after.png", CORRECTIONS, before=before, after=after, title=title)
+    return {
+        **report_of(CORRECTIONS, before=before, after=after),
+        "checkpoint": {"version": checkpoint["version"], "sha256": published},
+        "pulled": {"sha256": pulled, "with": f"huggingface_hub {huggingface_hub.__version__}"},
+    }
+
+
+def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, stages: Stages) -> Json:
+    """From registration to the published checkpoint, all of it over HTTP."""
+    with stages("register", "Registering the emoji model"):
+        client.register_model(MODEL, source=SOURCE)
+        model = client.wait(f"/v1/models/{MODEL}", timeout=PATIENCE)
+        if model["statistics"] is None:
+            asked = client.post(f"/v1/models/{MODEL}/statistics", {"captions": "captions"})
+            client.wait(f"/v1/models/{MODEL}/statistics/{asked['id']}", timeout=PATIENCE)
+    with stages("edit", "Posting corrections, optimising their values", total=len(CORRECTIONS)) as advance:
+        posted = [client.create_edit(MODEL, _request(client, base, c, folder=service)) for c in CORRECTIONS]
+        for edit in posted:
+            client.wait(f"/v1/edits/{edit['id']}", timeout=PATIENCE)
+            advance(1)
+    with stages("apply", "Writing them into the text encoder"):
+        asked = client.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "emender demo"})
+        return client.wait(f"/v1/models/{MODEL}/checkpoints/{asked['version']}", timeout=PATIENCE)
+
+
+def _request(client: Client, base: StableDiffusionPipeline, correction: Correction, *, folder: Path) -> dict[str, Any]:
+    """The correction as it is posted; its reference pictures, drawn by the base model, are uploaded first."""
+    if correction.kind != "images":
+        return correction.request()
+    prompts = [REFERENCE_PROMPT.format(correction.destination)] * len(REFERENCE_SEEDS)
+    pictures = as_images(draw(base, prompts, REFERENCE_SEEDS))
+    paths = [folder / f"{correction.destination}-{seed}.png" for seed in REFERENCE_SEEDS]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    return correction.request(images=[client.upload_image(path) for path in paths])
+
+
+def _judge(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stages: Stages) -> Judgement:
+    names = held_out(read_concepts())
+    classifier = load_classifier(weights / "classifier.safetensors")
+    with stages(when, f"Drawing {when}", total=picture_count(CORRECTIONS, names)) as advance:
+        return judge(pipeline, classifier, corrections=CORRECTIONS, held_out=names, advance=advance)
+
+
+@contextmanager
+def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[Client]:
+    """The embedded service in a process of its own on a free port, as `emender serve --embedded` runs it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
+    environment |= {
+        "EMENDER_FOLDER": str(folder.absolute()),
+        "EMENDER_PORT": str(port),
+        "EMENDER_MODEL_ROOTS": str(weights.absolute()),
+        "EMENDER_POLL_SECONDS": "0.2",
+    }
+    command = [sys.executable, "-m", "app.serve", "--embedded"]
+    with (folder / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=ends_with_parent()
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with stages("start", "Starting Postgres, API and worker"):
+            _await_service(process, url, folder=folder)
+        with Client(url, api_key=(folder / "admin-key").read_text().strip()) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await_service(process: subprocess.Popen[bytes], url: str, *, folder: Path) -> None:
+    """Return once the API answers; raise `DemoError` with the last lines of its log where it does not."""
+    deadline = time.monotonic() + STARTING
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readyz", trust_env=False).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    tail = (folder / "service.log").read_text(errors="replace").strip().splitlines()[-5:]
+    raise DemoError("The service did not start.\n" + "\n".join(tail))
