@@ -42,7 +42,8 @@ def run(settings: Settings) -> None:
         daemon=True,
     )
     housekeeping.start()
-    log.info("worker started", worker=name, bell="redis" if settings.redis_url else "polling")
+    device = runner.context.pipelines.prepare()  # before the first claim: no job waits for it
+    log.info("worker started", worker=name, device=device, bell="redis" if settings.redis_url else "polling")
     bell.listen(runner.work, stopping=stopping)
     housekeeping.join(timeout=10)
     engine.dispose()

@@ -8,6 +8,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+import editing
 from app.db.models import Model, ModelFile
 from app.models.snapshot import snapshot
 from app.storage.local import LocalStore
@@ -47,18 +48,20 @@ class WarmPipeline:
         query = select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id)
         return [(path, sha256) for path, sha256 in session.execute(query.order_by(ModelFile.path))]
 
-    def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
+    def prepare(self) -> str:
+        """Import torch and what loads pipelines, which takes seconds; returns the device that is meant."""
         import diffusers.utils.logging
         import torch
         import transformers.utils.logging
-
-        import editing
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
+        device = self.prepare()
         return editing.load_pipeline(snapshot(self.store, files, folder=self.folder), device=device)
