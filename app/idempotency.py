@@ -27,6 +27,9 @@ from app.problems import Conflict, Unprocessable
 KEPT = timedelta(hours=24)
 PATIENCE = 5.0  # seconds that a repetition waits for the first to be answered, before it is told 409
 PAUSE = 0.05
+HOLDERS = 8
+"""How many requests may hold a key at once. Each holds a connection between two turns in the thread pool; were there
+more of them than connections, threads would wait for connections, and the holders of those for a thread."""
 
 
 class Replayed(Exception):
@@ -40,6 +43,7 @@ class Replayed(Exception):
 class Claim:
     """A key that this request holds to the end of its transaction."""
 
+    holders: anyio.CapacityLimiter
     session: Session
     principal: str
     key: str
@@ -64,20 +68,21 @@ async def claim(
     first is still at work after `PATIENCE` seconds."""
     if idempotency_key is None:
         return
-    claimed = Claim(session, principal.actor, idempotency_key, await _fingerprint(request))
+    holders: anyio.CapacityLimiter = request.app.state.holders
+    claimed = Claim(holders, session, principal.actor, idempotency_key, await _fingerprint(request))
     # Waiting must hold neither a thread nor a connection, or the waiting requests would starve the one they wait for.
     deadline = anyio.current_time() + PATIENCE
-    while not await run_in_threadpool(_try_lock, claimed):
+    while not await _hold(claimed):
         if anyio.current_time() > deadline:
             raise Conflict(
                 f"The first request under the Idempotency-Key {idempotency_key!r} is still being answered; retry.",
                 headers={"Retry-After": "1"},
             )
         await anyio.sleep(PAUSE)
+    request.state.idempotency = claimed
     before = await run_in_threadpool(_kept, claimed)
     if before is not None:
         raise Replayed(before)
-    request.state.idempotency = claimed
 
 
 def keep(claimed: Claim, *, response: Response, instead: BaseModel | None) -> None:
@@ -105,6 +110,22 @@ def forget(session: Session) -> int:
     """Delete the answers older than 24 hours; returns how many. For the sweeper."""
     expired = delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEPT)
     return len(session.scalars(expired.returning(IdempotencyKey.key)).all())
+
+
+def release(claimed: Claim) -> None:
+    """Let another request hold a key; to be called once this one has been answered or refused."""
+    claimed.holders.release_on_behalf_of(claimed)
+
+
+async def _hold(claimed: Claim) -> bool:
+    await claimed.holders.acquire_on_behalf_of(claimed)
+    held = False
+    try:
+        held = await run_in_threadpool(_try_lock, claimed)
+    finally:
+        if not held:
+            release(claimed)
+    return held
 
 
 def _try_lock(claimed: Claim) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from sqlalchemy import text
 
@@ -16,6 +17,7 @@ from app.db.engine import connect, sessions
 from app.dependencies import SessionDep
 from app.edits.routes import router as edits
 from app.hub.routes import router as hub
+from app.idempotency import HOLDERS
 from app.images.routes import router as images
 from app.models.routes import router as models
 from app.observability import logging
@@ -25,6 +27,7 @@ from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, do
 from app.settings import Settings, get_settings
 from app.storage.local import LocalStore
 
+DECODERS = 2  # uploaded images decoded at once
 EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, Unavailable)
 
 
@@ -35,7 +38,9 @@ def create_app(settings: Settings) -> FastAPI:
     engine = connect(settings.database_url.get_secret_value())
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.holders = CapacityLimiter(HOLDERS)
+        app.state.decoders = CapacityLimiter(DECODERS)
         yield
         engine.dispose()
 

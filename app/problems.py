@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 
 from app.storage.local import BlobCorrupt, BlobMissing
@@ -224,4 +225,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DataError, unstorable)
     app.add_exception_handler(OperationalError, database)
     app.add_exception_handler(InterfaceError, database)
+    app.add_exception_handler(NoConnection, database)
     app.add_exception_handler(Exception, unexpected)

@@ -34,13 +34,20 @@ class Route(APIRoute):
             request = StrictRequest(request.scope, request.receive, request._send)
             try:
                 response = await handle(request)
+                claimed = _claimed(request)
+                if claimed is not None and response.status_code < 300:
+                    # The session's transaction is still open: it is committed once this function has returned.
+                    instead = getattr(request.state, "idempotent_answer", None)
+                    await run_in_threadpool(idempotency.keep, claimed, response=response, instead=instead)
+                return response
             except idempotency.Replayed as replayed:
                 return replayed.response
-            claimed: idempotency.Claim | None = getattr(request.state, "idempotency", None)
-            if claimed is not None and response.status_code < 300:
-                # The session's transaction is still open: it is committed once this function has returned.
-                instead = getattr(request.state, "idempotent_answer", None)
-                await run_in_threadpool(idempotency.keep, claimed, response=response, instead=instead)
-            return response
+            finally:
+                if (claimed := _claimed(request)) is not None:
+                    idempotency.release(claimed)
 
         return idempotent
+
+
+def _claimed(request: Request) -> idempotency.Claim | None:
+    return getattr(request.state, "idempotency", None)

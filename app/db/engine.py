@@ -13,8 +13,13 @@ def database_url(url: str) -> URL:
 
 
 def connect(url: str, *, pool_size: int = 10) -> Engine:
-    """An engine whose connections are tested before use, so that a restarted Postgres costs one reconnect."""
-    return create_engine(database_url(url), pool_pre_ping=True, pool_size=pool_size, max_overflow=10)
+    """An engine whose connections are tested before use, so that a restarted Postgres costs one reconnect.
+
+    Its errors show the statement without the values, which belong in no log.
+    """
+    return create_engine(
+        database_url(url), pool_pre_ping=True, pool_size=pool_size, max_overflow=10, hide_parameters=True
+    )
 
 
 def sessions(engine: Engine) -> Sessions:

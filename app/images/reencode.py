@@ -44,15 +44,15 @@ def reencode(content: bytes, *, max_pixels: int) -> Picture:
         if getattr(image, "n_frames", 1) > 1:
             raise Unprocessable.at("/file", "The image is animated; upload one frame of it.")
         try:
-            upright = ImageOps.exif_transpose(image)
-            drawn = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            drawn = image if image.mode == mode else image.convert(mode)
         except Exception as error:
             raise _damaged(error) from None
-    # A fresh image carries over the pixels alone; Pillow's encoder would write metadata that it finds on the old one.
-    fresh = Image.frombytes(drawn.mode, drawn.size, drawn.tobytes())
-    encoded = io.BytesIO()
-    fresh.save(encoded, format="PNG")
-    return Picture(encoded.getvalue(), width=fresh.width, height=fresh.height)
+        drawn.info.clear()  # or the encoder would write the profile and texts that it finds there
+        encoded = io.BytesIO()
+        drawn.save(encoded, format="PNG")
+        return Picture(encoded.getvalue(), width=drawn.width, height=drawn.height)
 
 
 def _damaged(error: Exception) -> Unprocessable:

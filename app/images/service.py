@@ -6,16 +6,15 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.db.models import Image
 from app.images.errors import ImageNotFound
-from app.images.reencode import reencode
+from app.images.reencode import Picture
 from app.images.schemas import ImageOut
 from app.storage.local import LocalStore
 
 PREFIX = "sha256:"
 
 
-def add_image(session: Session, *, content: bytes, max_pixels: int, store: LocalStore, actor: str) -> ImageOut:
-    """Keep an image; the same pixels give the same id and change nothing. Raises what `reencode` raises."""
-    picture = reencode(content, max_pixels=max_pixels)
+def add_image(session: Session, *, picture: Picture, store: LocalStore, actor: str) -> ImageOut:
+    """Keep an image; the same one gives the same id and changes nothing."""
     sha256 = store.put(picture.content)
     row = {"sha256": sha256, "width": picture.width, "height": picture.height, "size": len(picture.content)}
     added = session.scalar(

@@ -113,7 +113,7 @@ class TestParallel:
         monkeypatch.setattr(idempotency, "PATIENCE", 0.3)
         with Session(engine) as first:
             actor = "key:" + live_keys["edit"]["Authorization"].split("_")[1]
-            claimed = idempotency.Claim(first, actor, "one", b"")
+            claimed = idempotency.Claim(live_client.app.state.holders, first, actor, "one", b"")
             assert idempotency._try_lock(claimed)
             answer = live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
             assert answer.status_code == 409
@@ -134,3 +134,16 @@ class TestParallel:
         with Session(engine) as session:
             assert (count(session), count(session, Job), count(session, IdempotencyKey)) == (0, 0, 0)
         assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
+
+    def test_many_keys_at_once_starve_nobody(self, live_client, live_keys, live_model, engine):
+        """More requests than threads and connections, each holding a key of its own."""
+
+        def post(number):
+            key = {"Idempotency-Key": f"key-{number}"}
+            return live_client.post(URL, headers=live_keys["edit"] | key, json=EDIT).status_code
+
+        with ThreadPoolExecutor(120) as pool:
+            statuses = list(pool.map(post, range(120)))
+        assert set(statuses) == {202}
+        with Session(engine) as session:
+            assert (count(session), count(session, IdempotencyKey)) == (120, 120)
