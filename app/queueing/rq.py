@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from redis import Redis
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 QUEUE = "emender"
 NOTHING = "emender.none"  # RQ wants a function's name; ours is never looked up
 RECONNECT_SECONDS = 3.0
+WORKER_SECONDS = 15  # after which RQ takes a silent listener for gone; its socket times out a little earlier
 
 
 class RedisBell:
@@ -65,7 +66,7 @@ class RedisBell:
         away = False
         while not stopping.is_set():
             try:
-                listener = Listener([self._queue], name=self.worker, connection=self._redis, serializer=JSONSerializer)
+                listener = self._listener()
                 if away:
                     log.info("Redis is back")
                 away = False
@@ -75,6 +76,13 @@ class RedisBell:
                     log.warning("Redis does not answer; polling meanwhile", error=type(error).__name__)
                 away = True
                 polling.listen(work, stopping=stopping, until=time.monotonic() + RECONNECT_SECONDS)
+
+    def _listener(self) -> "Listener":
+        # Each has a name of its own: after an outage Redis may still hold the one that could not sign off.
+        name = f"{self.worker or 'worker'}-{uuid4().hex[:8]}"
+        return Listener(
+            [self._queue], name=name, connection=self._redis, serializer=JSONSerializer, worker_ttl=WORKER_SECONDS
+        )
 
 
 class Listener(SimpleWorker):

@@ -120,6 +120,20 @@ def test_polls_while_redis_is_away_and_comes_back(
         assert call is None and time.monotonic() < deadline
 
 
+def test_a_name_that_redis_still_holds_is_no_obstacle(redis_server: RedisServer, listening: Listening) -> None:
+    """As after an outage, when the listener could not sign off and comes back."""
+    heard = Heard()
+    for _ in range(2):
+        bell = RedisBell(redis_server.url, poll_seconds=0.1, worker="one name")
+        listening(bell.listen, heard)
+    job_ids = [uuid7() for _ in range(4)]
+    bell.ring(job_ids)
+    assert {heard.next() for _ in job_ids} == set(job_ids)
+    time.sleep(1)
+    with redis_server.client() as client:
+        assert client.scard("rq:workers") == 2
+
+
 def test_polls_when_there_never_was_a_redis(listening: Listening) -> None:
     heard = Heard()
     listening(RedisBell(f"redis://127.0.0.1:{free_port()}/0", poll_seconds=0.1).listen, heard)
