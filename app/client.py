@@ -46,7 +46,7 @@ class Failed(ClientError):
     def __init__(self, resource: Json) -> None:
         self.resource = resource
         problem = resource.get("problem") or {}
-        name = resource.get("version") or resource.get("source") or resource.get("name")
+        name = resource.get("version") or resource.get("name") or resource.get("source")
         super().__init__(f"{name} is {resource['state']}: {problem.get('detail', 'no reason was given')}")
 
 
