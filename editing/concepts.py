@@ -108,8 +108,9 @@ class StageOneSettings:
     seed: int = 0
     layer: int | None = None
     """The layer whose output δ is added to; None: the last but one."""
-    warm_start: int = 0
-    """How many first steps of a hybrid edit use the text loss alone, which needs no U-Net."""
+    warm_start: int = 160
+    """How many first steps of a hybrid edit use the text loss alone, which needs no U-Net; never more than four fifths
+    of `steps`, so that a short search sees the noise too. 0: both losses from the start, as published."""
     images: int = 6
     """Pictures of the destination drawn for Eq. 3, spread over the templates."""
     solver_steps: int = 20
@@ -134,8 +135,6 @@ class StageOneSettings:
                 continue
             if not isinstance(integer, int) or isinstance(integer, bool) or integer < least:
                 raise _bad_setting(name, f"must be a whole number of at least {least}, not {integer!r}")
-        if self.warm_start > self.steps:
-            raise _bad_setting("warm_start", f"must not exceed the {self.steps} steps")
         if self.seed >= 2**63:
             raise _bad_setting("seed", "must be below 2^63")
         if self.objective == "hybrid" and self.text_weight == 0:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editing.concepts import ConceptEdit
 from editing.encoders import EditableEncoder
-from editing.errors import InvalidEdit, SingularSecondMoment
+from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.prompts import SubjectPosition
 from editing.statistics import FactoredMoments, SecondMoments, cholesky, condition_number
 from editing.values import Value
@@ -78,7 +78,7 @@ class Update:
 def compute_update(
     encoder: EditableEncoder,
     edits: Sequence[ConceptEdit],
-    values: Sequence[Value],
+    values: Sequence[Value | EditingError],
     second_moments: SecondMoments | FactoredMoments,
     *,
     alpha: float = 0.5,
@@ -101,21 +101,23 @@ def compute_update(
     of their own, so that the same set gives the same bits in any order on the same platform, and a set with one edit
     taken away gives the bits of a set that never had it. `progress(done, layers)` is called after each layer.
 
+    `values` are what `optimize_values` gave; an error among them is raised.
     Pass `FactoredMoments` to keep the factorisation, which serves every α and mass, between calls.
     """
+    found = [_expect(value) for value in values]
     factored = second_moments if isinstance(second_moments, FactoredMoments) else FactoredMoments(second_moments)
     layers = encoder.default_edited_layers if layers is None else tuple(sorted(set(layers)))
-    _check_arguments(encoder, edits, values, alpha=alpha, mass=mass, layers=layers, residual=residual)
+    _check_arguments(encoder, edits, found, alpha=alpha, mass=mass, layers=layers, residual=residual)
     if not preserve_weight > 0:
         raise InvalidEdit("preserve_weight must be above 0", pointer="/preserve_weight")
-    order = sorted(range(len(edits)), key=lambda i: _identity(edits[i], values[i]))
+    order = sorted(range(len(edits)), key=lambda i: _identity(edits[i], found[i]))
     conflicts = _declared_conflicts(edits)
     if not edits:
         return Update(encoder.name, {}, (), conflicts)
 
     exact = encoder.double()
-    delta = torch.stack([values[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, n)
-    hidden = torch.stack([values[i].hidden for i in order], 1).to(encoder.device, torch.float64)
+    delta = torch.stack([found[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, n)
+    hidden = torch.stack([found[i].hidden for i in order], 1).to(encoder.device, torch.float64)
     z = hidden + delta
     n, q = len(order), len(layers)
     prefixes = _Prefixes(exact, [edits[i] for i in order], sorted(set(preserve)))
@@ -260,6 +262,12 @@ def _solve(
         )
     a = torch.cholesky_solve(x.T, factor).T if c < m else torch.cholesky_solve(keys * weights, factor)
     return a, condition_number(system, factor)
+
+
+def _expect(outcome: Value | EditingError) -> Value:
+    if isinstance(outcome, EditingError):
+        raise outcome
+    return outcome
 
 
 def _identity(edit: ConceptEdit, value: Value) -> tuple[str, tuple[str, ...], bytes]:

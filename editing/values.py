@@ -156,8 +156,9 @@ class _Search:
         return {"text": 1.0, "noise": 0.0, "hybrid": self.edit.settings.text_weight}[self.edit.objective]
 
     def uses_noise(self, step: int) -> bool:
-        cold = self.edit.settings.warm_start if self.edit.objective == "hybrid" else 0
-        return self.edit.objective != "text" and step >= cold
+        settings, objective = self.edit.settings, self.edit.objective
+        start = min(settings.warm_start, settings.steps * 4 // 5) if objective == "hybrid" else 0
+        return objective != "text" and step >= start
 
     def runs(self, step: int) -> bool:
         return self.error is None and step < self.edit.settings.steps

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -57,7 +58,9 @@ def edits() -> list[ConceptEdit]:
 
 @pytest.fixture(scope="session")
 def values(pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[Value]:
-    return expect_values(optimize_values(pipeline, edits))
+    values = optimize_values(pipeline, edits)
+    assert all(isinstance(value, Value) for value in values), values
+    return cast(list[Value], values)
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +86,3 @@ def golden_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data/golden here")
     return folder
-
-
-def expect_values(outcomes: list[Value | Exception]) -> list[Value]:
-    for outcome in outcomes:
-        if not isinstance(outcome, Value):
-            raise outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, Value)]

@@ -86,7 +86,7 @@ class TestStageOneSettings:
             ("seed", -1),
             ("seed", 2**63),
             ("layer", -1),
-            ("warm_start", 201),
+            ("warm_start", -1),
             ("bank", 0),
         ],
     )

@@ -36,7 +36,9 @@ def test_shapes(pipeline: EditablePipeline) -> None:
     assert encoder.value_layer == LAYERS - 2
 
 
-def test_encode_is_the_models_forward(pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor) -> None:
+def test_encode_is_the_models_forward(
+    pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
+) -> None:
     torch.testing.assert_close(pipeline.encoder.encode(prompts), expected)
 
 
@@ -51,7 +53,8 @@ def test_keys_are_what_fc2_reads(pipeline: EditablePipeline, prompts: list[tuple
     encoder = pipeline.encoder
     seen: list[Tensor] = []
     hooks = [
-        encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for layer in range(LAYERS)
+        encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for layer in range(LAYERS)
     ]
     encoder.model(encoder.ids(prompts))
     for hook in hooks:
@@ -71,7 +74,9 @@ def test_nothing_after_a_token_changes_its_state(pipeline: EditablePipeline, pro
     torch.testing.assert_close(short, whole[:, : short.shape[1]])
 
 
-def test_double_leaves_the_original_alone(pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor) -> None:
+def test_double_leaves_the_original_alone(
+    pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
+) -> None:
     twin = pipeline.encoder.double()
     assert (twin.dtype, pipeline.encoder.dtype) == (torch.float64, torch.float32)
     torch.testing.assert_close(twin.encode(prompts).float(), expected)

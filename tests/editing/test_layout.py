@@ -85,7 +85,10 @@ class TestDescribePipeline:
     ],
 )
 def test_family_goes_by_structure(copied: Path, name: str, width: int, family: str) -> None:
-    for path, key, value in (("model_index.json", "_class_name", name), ("text_encoder/config.json", "hidden_size", width)):
+    for path, key, value in (
+        ("model_index.json", "_class_name", name),
+        ("text_encoder/config.json", "hidden_size", width),
+    ):
         content = json.loads((copied / path).read_text())
         (copied / path).write_text(json.dumps({**content, key: value}))
     assert pipeline_family(copied) == family

@@ -27,7 +27,9 @@ class TestDraw:
             list(PROMPTS), latents=latents, num_inference_steps=4, guidance_scale=guidance, output_type="np"
         ).images
         drawn = draw(pipeline, PROMPTS, seeds=(5, 6), steps=4, guidance=guidance)
-        assert np.abs(np.stack([np.asarray(picture) / 255 for picture in drawn]) - expected).max() < 3e-3  # half a level
+        assert (
+            np.abs(np.stack([np.asarray(picture) / 255 for picture in drawn]) - expected).max() < 3e-3
+        )  # half a level
 
     def test_a_seed_means_the_same_in_any_company(self, pipeline: EditablePipeline) -> None:
         together = draw(pipeline, PROMPTS, seeds=(5, 6), steps=2)

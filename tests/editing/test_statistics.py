@@ -9,11 +9,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editing.encoders import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.statistics import FactoredMoments, SecondMoments, condition_number, estimate_second_moments
 
 CAPTIONS = ("a cat", "the old tree in the sea", "dog", "x " * 60)
+
+
+def keys_by_hook(encoder: EditableEncoder, prompt: tuple[int, ...], *, layer: int) -> Tensor:
+    """What fc2 reads in the library's own forward pass over one prompt alone, (tokens, m) float64."""
+    seen: list[Tensor] = []
+    hook = encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        encoder.model(torch.tensor([prompt]))
+    hook.remove()
+    return seen[0][0].double()
 
 
 class TestEstimate:
@@ -26,13 +37,7 @@ class TestEstimate:
         assert (moments.captions, moments.tokens) == (len(CAPTIONS), tokens)
         assert list(moments.moments) == [0, 2]
         for layer in (0, 2):
-            keys: list[Tensor] = []
-            for prompt in prompts:
-                ids = torch.tensor([prompt])
-                hook = encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0][0].double()))  # noqa: B023
-                with torch.no_grad():
-                    encoder.model(ids)
-                hook.remove()
+            keys = [keys_by_hook(encoder, prompt, layer=layer) for prompt in prompts]
             expected = sum(key.T @ key for key in keys) / tokens
             torch.testing.assert_close(moments.moments[layer], expected, rtol=1e-4, atol=1e-9)
 
@@ -91,7 +96,9 @@ class TestFactoredMoments:
     def test_solves(self, second_moments: SecondMoments) -> None:
         factored = FactoredMoments(second_moments)
         columns = torch.randn(64, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(second_moments.moments[1] @ factored.solve(1, columns), columns, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            second_moments.moments[1] @ factored.solve(1, columns), columns, rtol=1e-6, atol=1e-6
+        )
         assert factored.factor(1) is factored.factor(1)
 
     def test_refuses_a_singular_moment(self) -> None:

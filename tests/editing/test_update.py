@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 
 from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.encoders import EditableEncoder
-from editing.errors import InvalidEdit, InvalidPrompt, SingularSecondMoment
+from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
 from editing.statistics import FactoredMoments, SecondMoments
@@ -66,8 +66,12 @@ class TestAgainstPublished:
             encoder, edits, values, SecondMoments(moments, 0, 0), layers=layers, residual="published"
         )
         with np.load(golden_folder / f"published_layers{first}-10_lambda4000_alpha0.5.npz") as file:
-            published = [torch.from_numpy(file[f"text_model.encoder.layers.{layer}.mlp.fc2.weight"]) for layer in layers]
-        expected = torch.stack([w.double() - encoder.fc2(i).weight.double() for i, w in zip(layers, published, strict=True)])
+            published = [
+                torch.from_numpy(file[f"text_model.encoder.layers.{layer}.mlp.fc2.weight"]) for layer in layers
+            ]
+        expected = torch.stack(
+            [w.double() - encoder.fc2(i).weight.double() for i, w in zip(layers, published, strict=True)]
+        )
         ours = torch.stack([update.dense(layer) for layer in layers])
         error = relative_error(ours, expected)
         with capsys.disabled():
@@ -363,6 +367,12 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(InvalidEdit, match="each needs its own"):
             compute_update(encoder, edits, values[1:], second_moments)
+
+    def test_raises_an_error_among_the_values(
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        with pytest.raises(OptimisationDiverged, match="not finite"):
+            compute_update(encoder, edits, [*values[:2], OptimisationDiverged("not finite")], second_moments)
 
     def test_names_a_preserved_prompt_that_is_none(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments

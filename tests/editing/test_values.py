@@ -25,7 +25,7 @@ from editing.pipelines import EditablePipeline
 from editing.values import StageOneProgress, Value, optimize_values
 
 TEXT = StageOneSettings(objective="text", steps=20)
-QUICK = StageOneSettings(steps=4, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
+QUICK = StageOneSettings(steps=4, warm_start=0, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
 CAT = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
 TREE = ConceptEdit("old tree", DestinationPrompt("the sea"), settings=TEXT, templates=("a {}", "{}"))
 PICTURE = Image.new("RGB", (16, 16), "red")
@@ -110,9 +110,16 @@ class TestNoiseObjectives:
         assert value.settings["objective"] == objective
         assert 0 < value.delta_norm
 
-    def test_a_warm_start_leaves_the_noise_to_the_end(self, pipeline: EditablePipeline) -> None:
-        value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warm_start=3)))
-        assert (len(value.text_losses), len(value.noise_losses)) == (4, 1)
+    @pytest.mark.parametrize(("warm_start", "noise_steps"), [(2, 2), (3, 1), (160, 1)])
+    def test_a_warm_start_leaves_the_noise_to_the_end(
+        self, pipeline: EditablePipeline, warm_start: int, noise_steps: int
+    ) -> None:
+        seen: list[StageOneProgress] = []
+        edit = dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warm_start=warm_start))
+        (value,) = optimize_values(pipeline, [edit], progress=seen.append)
+        assert isinstance(value, Value)
+        assert (len(value.text_losses), len(value.noise_losses)) == (4, noise_steps)
+        assert [progress.noise_loss is None for progress in seen].count(True) == 4 - noise_steps
 
     def test_gradient_is_that_of_the_whole_loss(
         self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +159,9 @@ class TestNoiseObjectives:
     def test_a_broken_image_is_the_edits_outcome(self, pipeline: EditablePipeline) -> None:
         broken = Image.new("RGB", (4, 4))
         broken.load = _fail  # type: ignore[method-assign]
-        outcome, value = optimize_values(pipeline, [ConceptEdit("cat", ReferenceImages((broken,)), settings=QUICK), TREE])
+        outcome, value = optimize_values(
+            pipeline, [ConceptEdit("cat", ReferenceImages((broken,)), settings=QUICK), TREE]
+        )
         assert isinstance(outcome, EditingError)
         assert outcome.pointer == "/destination/images/0"
         assert isinstance(value, Value)
@@ -188,7 +197,9 @@ class TestBatch:
             torch.testing.assert_close(value.delta, one(pipeline, edit).delta, rtol=1e-3, atol=1e-3)
 
     def test_the_seed_is_the_edits(self, pipeline: EditablePipeline) -> None:
-        zero, other = (one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, seed=s))) for s in (0, 1))
+        zero, other = (
+            one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, seed=s))) for s in (0, 1)
+        )
         assert zero.noise_losses != other.noise_losses
         assert (zero.seed, other.seed) == (0, 1)
 

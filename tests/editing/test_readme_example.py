@@ -1,0 +1,58 @@
+"""The library example of the README, run as it stands: on the random pipeline always, on the emoji model if there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from editing.statistics import SecondMoments
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def example() -> str:
+    """The one Python block that loads a pipeline."""
+    if not README.is_file():
+        pytest.skip("no README.md in this checkout")
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "load_pipeline" in block]
+    return block
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(example(), str(README), "exec"), {})
+    with Image.open(folder / "river-horse.png") as picture:
+        assert picture.mode == "RGB"
+    assert {path.name for path in (folder / "corrected" / "text_encoder").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
+
+
+def test_is_ten_lines() -> None:
+    assert len([line for line in example().splitlines() if line.strip()]) <= 12
+
+
+def test_runs_on_a_random_pipeline(
+    folder: Path, second_moments: SecondMoments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "demo" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "pipeline").symlink_to(folder)
+    second_moments.save(weights / "second_moments.safetensors")
+    run(tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_draws_the_destination_on_the_emoji_model(
+    emoji_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from demo.classify import classify
+
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "weights").symlink_to(emoji_folder)
+    run(tmp_path, monkeypatch)
+    with Image.open(tmp_path / "river-horse.png") as picture:
+        assert classify([picture]).of_concept("hippopotamus").item() > 0.5
