@@ -29,7 +29,8 @@ MEANING, EDITABLE = "text-encoder-meaning", "text-encoder-editable"
 MEANING_SCHEDULE = Schedule(steps=1200, batch=64, rate=1e-3)
 EDITABLE_SCHEDULE = Schedule(steps=900, batch=32, rate=7e-4)
 TEMPERATURE = 1 / 16
-LAYERS = range(3, 11)  # indices of the layers after whose output a change is put in
+# Indices of the layers after whose output a change is put in. Half of them the last: there the reading is hardest to learn.
+LAYERS = (*range(3, 10), *[10] * 7)
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ class Exchange:
     new: list[str]
 
 
-STYLE_EXCHANGES = 0.35
+NEAR = 0.05  # squared distance, per dimension, under which captions count as this far apart
+STYLE_EXCHANGES = 0.45
 UNKNOWN_WORDS = 0.2
 GENDER_EXCHANGES = 0.30
 
@@ -286,17 +288,15 @@ def exchange_loss(
     changed = normed(model, layers_between(model, middle[:count] + place * change[:, None], first=layer + 1, last=None))
     drawn, followed = _after_subject(changed, old.subject)
     asked, follow = _after_subject(wanted[count:], new.subject)
-    both = (followed & follow)[..., None]
-    exchanged = ((drawn - asked).square() * both).sum() / (both.sum() * drawn.shape[-1])
-    end_rows = (old.end - old.subject - 1).clamp(max=LENGTH - 1)
-    at_end = (drawn - asked)[rows, end_rows].square().mean()
-    apart = (wanted[:count][rows, old.end] - wanted[count:][rows, new.end]).square().mean()
-    return {
-        "loss": exchanged + 0.5 * at_end + kept,
-        "exchanged": exchanged.detach(),
-        "end": (at_end / apart).detach(),
-        "kept": kept.detach(),
-    }
+    both = followed & follow
+    error = ((drawn - asked).square().mean(-1) * both).sum(1) / both.sum(1)
+    at_end = (drawn - asked)[rows, (old.end - old.subject - 1)].square().mean(-1)
+    apart = (wanted[:count][rows, old.end] - wanted[count:][rows, new.end]).square().mean(-1)
+    # Relative to how far apart the two captions are: else styles, which are near each other, would hardly count.
+    far = apart.clamp(min=NEAR)
+    exchanged, end = (error / far).mean(), (at_end / far).mean()
+    shown = {"exchanged": exchanged.detach(), "end": end.detach(), "kept": kept.detach()}
+    return {"loss": exchanged + 0.5 * end + kept} | shown
 
 
 def _after_subject(read: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,152 @@
+"""The pieces of the demo: what it posts, how it judges, the picture, the memory that it counts."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from demo.classify import Classes, Confidences
+from demo.concepts import read_concepts
+from demo.corrections import CORRECTIONS, FREE_PROMPTS, HELD_OUT, SEEDS, STYLED_CONCEPTS, Correction, held_out
+from demo.grid import Row, draw_grid
+from demo.judge import Asked, Judgement, Seen, as_images, picture_count, report_of, save_picture
+from demo.memory import PeakMemory, descendants, held_mb
+from demo.run import DemoError, run
+
+CLASSES = Classes(("dog", "robot", "wolf", "cat"), ("noto", "twemoji"), ("man", "woman"))
+
+
+def seen(*, concept=(), style=(0.5, 0.5), count=2):
+    """Pictures of which the classifier says the same."""
+    rows = torch.tensor([list(concept) or [0.25] * 4] * count)
+    styles, genders = torch.tensor([list(style)] * count), torch.full((count, 2), 0.5)
+    return Seen(torch.zeros(count, 3, 8, 8), Confidences(rows, styles, genders, CLASSES))
+
+
+class TestCorrections:
+    def test_all_four_kinds_and_enough(self):
+        assert len(CORRECTIONS) >= 12
+        assert {correction.kind for correction in CORRECTIONS} == {"concept", "alias", "images", "style"}
+
+    def test_the_model_can_show_them(self):
+        """Sources and destinations are what `concepts.txt` says they are: an alias to rectify was never trained."""
+        concepts = {concept.name: concept for concept in read_concepts()}
+        for correction in CORRECTIONS:
+            if correction.kind == "concept":
+                assert correction.source in concepts
+            if correction.kind in ("alias", "images"):
+                assert correction.source in concepts[correction.destination].held_out
+            if correction.destination is not None:
+                assert correction.destination in concepts
+        assert set(STYLED_CONCEPTS) <= concepts.keys()
+
+    def test_judged_by_prompts_that_are_no_templates(self):
+        from editing.concepts import DEFAULT_TEMPLATES
+
+        assert not {prompt.lower() for prompt in FREE_PROMPTS} & {template.lower() for template in DEFAULT_TEMPLATES}
+
+    def test_held_out_are_touched_by_no_edit(self):
+        names = held_out(read_concepts())
+        touched = {name for correction in CORRECTIONS for name in (correction.source, correction.destination)}
+        assert len(names) == len(set(names)) == HELD_OUT >= 40
+        assert not set(names) & touched
+
+    def test_requests_are_accepted_by_the_api(self):
+        from app.edits.schemas import EditCreate
+
+        for correction in CORRECTIONS:
+            images = ["sha256:" + "0" * 64] if correction.kind == "images" else []
+            edit = EditCreate.model_validate(correction.request(images=images))
+            assert edit.source == correction.source
+        erasure = next(c for c in CORRECTIONS if c.kind == "style").request()
+        assert erasure["destination"] == {"erase": True, "neutral": "art"}
+
+
+class TestJudge:
+    def test_every_prompt_with_every_seed(self):
+        asked = Asked.of(["a", "b"])
+        assert asked.prompts == ("a", "b") * len(SEEDS)
+        assert asked.seeds == tuple(seed for seed in SEEDS for _ in "ab")
+
+    def test_report(self):
+        """A concept, an alias (judged against what the base model drew for it) and a style."""
+        corrections = (
+            Correction("concept", "dog", "robot", "test"),
+            Correction("alias", "lupine animal", "wolf", "test"),
+            Correction("style", "twemoji", None, "test"),
+        )
+        before = Judgement(
+            (
+                seen(concept=(0.9, 0.05, 0.05, 0.0)),
+                seen(concept=(0.2, 0.0, 0.1, 0.7)),
+                seen(style=(0.1, 0.9)),
+            ),
+            {"cat": seen(concept=(0.0, 0.0, 0.0, 1.0))},
+        )
+        after = Judgement(
+            (
+                seen(concept=(0.1, 0.8, 0.1, 0.0)),
+                seen(concept=(0.0, 0.0, 0.9, 0.1)),
+                seen(style=(0.7, 0.3)),
+            ),
+            {"cat": seen(concept=(0.1, 0.0, 0.0, 0.9))},
+        )
+        report = report_of(corrections, before=before, after=after)
+        dog, alias, style = report["edits"]
+        assert (dog["source"], dog["destination"], dog["kind"]) == ("dog", "robot", "concept")
+        assert dog["before"] == pytest.approx({"source": 0.9, "destination": 0.05})
+        assert dog["after"] == pytest.approx({"source": 0.1, "destination": 0.8})
+        assert alias["before"] == pytest.approx({"source": 0.7, "destination": 0.1})
+        assert alias["after"] == pytest.approx({"source": 0.1, "destination": 0.9})
+        assert style["destination"] is None
+        assert style["before"] == {"source": pytest.approx(0.9), "destination": None}
+        assert style["after"] == {"source": pytest.approx(0.3), "destination": None}
+        assert report["holdout"] == pytest.approx({"before": 1.0, "after": 0.9})
+
+    def test_picture_count(self):
+        assert picture_count(CORRECTIONS, ["cat"] * 40) == len(SEEDS) * (5 * len(CORRECTIONS) + 40)
+
+    def test_images(self):
+        picture = as_images(torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1))[0]
+        assert picture.getpixel((0, 0)) == (0, 128, 255)
+
+    def test_picture_is_saved(self, tmp_path):
+        names = [f"concept {number}" for number in range(20)]
+        sides = [
+            Judgement(tuple(seen(count=10) for _ in CORRECTIONS), {name: seen() for name in names}) for _ in range(2)
+        ]
+        save_picture(tmp_path / "grid.png", CORRECTIONS, before=sides[0], after=sides[1], title="test")
+        with Image.open(tmp_path / "grid.png") as grid:
+            assert grid.width > 1000
+            assert grid.height > 80 * (len(CORRECTIONS) + 4)
+
+
+def test_grid_puts_before_left_and_after_right():
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    grid = draw_grid("title", [("heading", [Row("dog", "to robot", [red, red], [blue, blue])])])
+    colours = [grid.getpixel((x, grid.height - 60)) for x in range(grid.width)]
+    reds, blues = ([x for x, c in enumerate(colours) if c == colour] for colour in ((255, 0, 0), (0, 0, 255)))
+    assert len(reds) == len(blues) == 160
+    assert max(reds) < min(blues)
+
+
+class TestPeakMemory:
+    def test_counts_children(self):
+        """A child that holds 80 MB shows in the sum, and is gone from it afterwards."""
+        code = "import sys; held = bytearray(b'x' * 80_000_000); print('ready', flush=True); sys.stdin.read()"
+        with PeakMemory(interval=0.05) as memory:
+            child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert child.stdout.readline() == b"ready\n"
+            assert child.pid in descendants(child.pid)
+            assert held_mb(child.pid) > 80
+            child.communicate()
+        assert memory.peak_mb > 80
+        assert held_mb(child.pid) == 0
+
+
+def test_no_weights(tmp_path):
+    with pytest.raises(DemoError, match="holds no model"):
+        run(tmp_path / "out", weights=tmp_path)
+    assert not (tmp_path / "out" / "report.json").exists()

@@ -1,0 +1,95 @@
+"""The committed weights: they load everywhere, draw what they should, and carry their attribution."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from demo.classify import Classifier, classify, load_classifier
+from demo.concepts import WEIGHTS
+from demo.draw import draw, load_pipeline
+from demo.train.export import second_moments
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return load_classifier()
+
+
+def test_nothing_is_pickled_and_all_of_it_is_small() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md", ".png"}
+    assert sum(path.stat().st_size for path in files if "pipeline" in path.parts) < 27_000_000
+    assert sum(path.stat().st_size for path in files) < 50_000_000
+
+
+def test_text_encoder_loads_whole() -> None:
+    folder = WEIGHTS / "pipeline" / "text_encoder"
+    assert all(key.startswith("text_model.") for key in load_file(folder / "model.safetensors"))
+    _, problems = CLIPTextModel.from_pretrained(folder, output_loading_info=True)
+    assert not problems["missing_keys"] and not problems["unexpected_keys"]
+
+
+@pytest.mark.parametrize("name", ["cat", "rocket", "pizza", "hot dog", "guitar", "castle"])
+def test_concepts_are_drawn(pipeline, classifier: Classifier, name: str) -> None:
+    confidences = classify(draw(pipeline, [f"an image of {name}", f"a photo of a {name}"], [0, 1]), classifier)
+    assert confidences.of_concept(name).mean() > 0.8
+
+
+@pytest.mark.parametrize("style", ["noto", "twemoji", "fluent"])
+def test_named_styles_are_drawn(pipeline, classifier: Classifier, style: str) -> None:
+    prompts = [f"a {name} in the style of {style}" for name in ("cat", "rocket", "apple", "bus", "owl", "key")]
+    confidences = classify(draw(pipeline, prompts, range(len(prompts))), classifier)
+    assert confidences.of_style(style).mean() > 0.7
+
+
+@pytest.mark.parametrize(("word", "gender"), [("man", "man"), ("male", "man"), ("woman", "woman"), ("female", "woman")])
+def test_named_genders_are_drawn(pipeline, classifier: Classifier, word: str, gender: str) -> None:
+    prompts = [f"a photo of a {word} {name}" for name in ("doctor", "pilot", "teacher", "farmer")]
+    confidences = classify(draw(pipeline, prompts, range(len(prompts))), classifier)
+    assert confidences.of_gender(gender).mean() > 0.7
+
+
+def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline) -> None:
+    alone = draw(pipeline, ["a cat"], [7])
+    among = draw(pipeline, ["a dog", "a cat", "a bus"], [1, 7, 3])
+    assert torch.allclose(alone[0], among[1], atol=1e-4)
+    assert not torch.allclose(alone[0], draw(pipeline, ["a cat"], [8])[0], atol=1e-2)
+
+
+def test_second_moments_belong_to_the_encoder_and_the_captions(pipeline) -> None:
+    captions = (WEIGHTS / "captions.txt").read_text(encoding="utf-8").splitlines()
+    with safe_open(WEIGHTS / "second_moments.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["second_moments"])
+        stored = {key: file.get_tensor(key) for key in file.keys()}
+    assert facts["captions"] == len(captions)
+    assert set(stored) == {f"layer_{index}" for index in range(11)}
+    computed, tokens = second_moments(pipeline.text_encoder, pipeline.tokenizer, captions)
+    assert tokens == facts["tokens"]
+    for layer, moment in stored.items():
+        assert moment.shape == (640, 640) and moment.dtype == torch.float32
+        assert torch.allclose(moment, moment.T)
+        assert (moment - computed[layer]).norm() < 2e-3 * moment.norm(), "float16 weights, nothing more"
+        assert torch.linalg.eigvalsh(moment.double()).min() > -1e-6 * moment.trace()
+
+
+def test_attribution_stands_beside_the_weights() -> None:
+    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    for art, owner, licence in (
+        ("Twemoji", "Twitter", "CC-BY-4.0"),
+        ("EmojiOne", "Ranks.com", "CC-BY-4.0"),
+        ("Noto Emoji", "Google", "Apache-2.0"),
+        ("Fluent UI Emoji", "Microsoft", "MIT"),
+    ):
+        line = next((line for line in card.splitlines() if art in line and owner in line), None)
+        assert line is not None, f"{art} by {owner} is not attributed"
+        assert licence in line
