@@ -12,7 +12,7 @@ from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.dependencies import Page, PageDep, SessionDep, SessionsDep, SettingsDep, StoreDep
 from app.edits import batch, events, service
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
-from app.edits.schemas import EditBatchOut, EditCreate, EditEvent, EditOut, EditState
+from app.edits.schemas import EditBatchOut, EditCreate, EditEvent, EditOut, EditState, Source
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import ContentTooLarge, MalformedBody, UnsupportedMedia, documented
 from app.routing import Route
@@ -84,7 +84,7 @@ def list_edits(
     page: PageDep,
     model: Annotated[Text | None, Query(description="a model's name")] = None,
     state: Annotated[EditState | None, Query()] = None,
-    source: Annotated[Text | None, Query(max_length=500, description="exactly this source")] = None,
+    source: Annotated[Source | None, Query(description="exactly this source")] = None,
     created_by: Annotated[Text | None, Query(examples=["key:1f2e3d4c5b6a"])] = None,
 ) -> Page[EditOut]:
     """List edits, newest first."""
