@@ -219,6 +219,9 @@ def demo(
     weights: Annotated[Path | None, typer.Option(help="A folder with the pipeline; default: demo/weights.")] = None,
 ) -> None:
     """Correct real concepts of the emoji model over HTTP, pull the result, draw before and after."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # before diffusers is imported: it warns of what we do not use
     from demo.run import DemoError, run
 
     try:

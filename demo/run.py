@@ -94,8 +94,7 @@ def run(out: Path, *, weights: Path | None = None) -> None:
 
 
 def _quiet() -> None:
-    """No warnings and bars of the libraries between ours."""
-    transformers.utils.logging.set_verbosity_error()
+    """No bars of the libraries between ours."""
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.disable_progress_bars()
