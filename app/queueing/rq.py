@@ -45,7 +45,6 @@ class RedisBell:
             retry=Retry(NoBackoff(), 1),
             socket_connect_timeout=2.0,
             socket_keepalive=True,
-            client_name=worker or None,
         )
         self._queue = Queue(QUEUE, connection=self._redis, serializer=JSONSerializer)
 

@@ -110,7 +110,7 @@ def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
     statistics = session.get_one(Statistics, checkpoint.statistics_id)
-    edits = queries.edits_in(session, checkpoint_id=checkpoint_id)
+    edits = queries.edits_in(session, checkpoint_id=checkpoint_id, with_values=True)
     inputs = Inputs(
         model=model.name,
         model_source=model.source,

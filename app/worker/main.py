@@ -8,7 +8,7 @@ import threading
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.db.engine import Sessions, connect, sessions
+from app.db.engine import connect, sessions
 from app.observability import logging
 from app.queueing.bell import Bell, BellBroken
 from app.queueing.dispatcher import dispatch
@@ -37,12 +37,12 @@ def run(settings: Settings) -> None:
     runner = Runner(settings=settings, sessions=factory, store=store, worker=name, stopping=stopping)
     housekeeping = threading.Thread(
         target=keep_house,
-        kwargs={"settings": settings, "factory": factory, "bell": open_bell(settings), "stopping": stopping},
+        kwargs={"runner": runner, "bell": open_bell(settings), "stopping": stopping},
         name="housekeeping",
         daemon=True,
     )
     housekeeping.start()
-    device = runner.context.pipelines.prepare()  # before the first claim: no job waits for it
+    device = runner.context.pipelines.prepare()
     log.info("worker started", worker=name, device=device, bell="redis" if settings.redis_url else "polling")
     bell.listen(runner.work, stopping=stopping)
     housekeeping.join(timeout=10)
@@ -57,21 +57,22 @@ def open_bell(settings: Settings, *, worker: str = "") -> Bell:
     return RedisBell(settings.redis_url.get_secret_value(), poll_seconds=settings.poll_seconds, worker=worker)
 
 
-def keep_house(*, settings: Settings, factory: Sessions, bell: Bell, stopping: threading.Event) -> None:
+def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None:
     """Dispatch the outbox, requeue what lost its worker, announce what was not heard; every `poll_seconds`.
 
     Every worker does this, in a thread, so that the loss of any process delays it and loses nothing.
     """
     broken = False
-    while not stopping.wait(settings.poll_seconds):
+    while not stopping.wait(runner.settings.poll_seconds):
         try:
-            with factory() as session:
-                requeue_expired(session, max_attempts=settings.max_attempts, fail=fail)
+            runner.heartbeat.beat()  # a machine that slept, or starved, shall not take its own work for lost
+            with runner.sessions() as session:
+                requeue_expired(session, max_attempts=runner.settings.max_attempts, fail=fail)
                 session.commit()
-            with factory() as session:
+            with runner.sessions() as session:
                 dispatch(session, bell=bell)
                 session.commit()
-            with factory() as session:
+            with runner.sessions() as session:
                 ring_again(session, bell=bell)
             broken = False
         except BellBroken as error:

@@ -49,7 +49,10 @@ class WarmPipeline:
         return [(path, sha256) for path, sha256 in session.execute(query.order_by(ModelFile.path))]
 
     def prepare(self) -> str:
-        """Import torch and what loads pipelines, which takes seconds; returns the device that is meant."""
+        """Import all that the work needs, which takes seconds; returns the device that is meant.
+
+        Done before the first claim, since an import can keep the other threads, and so the heartbeat, from running.
+        """
         import diffusers.utils.logging
         import torch
         import transformers.utils.logging

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Select, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import leases as ledger
@@ -40,6 +40,10 @@ MODULES = {
     "optimize_edit": "app.worker.optimize_edits",
     "build_checkpoint": "app.worker.build_checkpoint",
 }
+
+
+AWAY = (OperationalError, InterfaceError)
+"""How a database says that it does not answer, or no more; a retry may find it again."""
 
 
 class JobModule(Protocol):
@@ -157,9 +161,9 @@ class Runner:
                 job_module(leases[0].kind).run(self.context, leases)
             except (Cancelled, LeaseLost) as reason:
                 log.info("work interrupted", reason=str(reason))
-            except DBAPIError as error:
+            except AWAY as error:
                 # The result could not be written. The lease runs out, and another attempt is made.
-                log.warning("the database does not answer", error=type(error).__name__)
+                log.warning("result not written: the database does not answer", error=type(error).__name__)
                 return True
             except Exception as error:
                 problem = problem_of(error)
@@ -212,5 +216,5 @@ class Runner:
                 session.commit()
         except LeaseLost:
             pass
-        except DBAPIError as error:
+        except AWAY as error:
             log.warning("job left to its lease: the database does not answer", error=type(error).__name__)

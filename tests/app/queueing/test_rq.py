@@ -124,7 +124,7 @@ def test_a_name_that_redis_still_holds_is_no_obstacle(redis_server: RedisServer,
     """As after an outage, when the listener could not sign off and comes back."""
     heard = Heard()
     for _ in range(2):
-        bell = RedisBell(redis_server.url, poll_seconds=0.1, worker="one name")
+        bell = RedisBell(redis_server.url, poll_seconds=0.1, worker="one-name")
         listening(bell.listen, heard)
     job_ids = [uuid7() for _ in range(4)]
     bell.ring(job_ids)

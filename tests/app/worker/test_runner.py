@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError, NoResultFound, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import leases as ledger
@@ -93,9 +94,8 @@ class TestClaim:
             for _ in range(2):
                 enqueue(session, kind="register_model", target_id=model.id)
             session.commit()
-        with pytest.raises(
-            Exception, match="No row was found"
-        ):  # the fake fails its targets as edits, and these are none
+        # The fake leaves the job undone and fails its target as an edit, which it is not.
+        with pytest.raises(NoResultFound):
             runner.work()
         assert sizes == [1]
 
@@ -187,6 +187,20 @@ class TestEnds:
         job, edit, problem = self.end()
         assert (job, edit) == ("failed", "failed") and problem is not None
         assert problem["title"] == title and says in problem["detail"] and "/var/emender" not in problem["detail"]
+
+    def test_a_database_that_went_away_leaves_the_job_to_its_lease(self, doing: Callable[[Work], None]) -> None:
+        def away(*_: object) -> None:
+            raise OperationalError("UPDATE jobs", {}, Exception("server closed the connection"))
+
+        doing(away)
+        assert self.end() == ("running", "optimizing", None)
+
+    def test_a_statement_that_is_refused_is_no_outage(self, doing: Callable[[Work], None]) -> None:
+        def refuse(*_: object) -> None:
+            raise IntegrityError("INSERT INTO edit_values", {}, Exception("duplicate key"))
+
+        doing(refuse)
+        assert self.end() == ("failed", "failed", INTERNAL)
 
     def test_work_left_undone_has_failed(self, doing: Callable[[Work], None]) -> None:
         doing(lambda *_: None)
