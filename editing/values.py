@@ -20,14 +20,14 @@ from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from editing import ENGINE_VERSION
-from editing.concepts import ConceptEdit, ReferenceImages
-from editing.errors import Cancelled, EditingError, InvalidEdit, OptimisationDiverged
-from editing.noise import UNET_BATCH, DestinationNoise, NoiseSource, ReferenceNoise
+from editing.concepts import ConceptEdit
+from editing.errors import Cancelled, EditingError, OptimisationDiverged
+from editing.noise import UNET_BATCH
 from editing.pipelines import EditablePipeline
-from editing.prompts import SubjectPosition, TokenizedPrompt, destination_prompts, validate_edit
+from editing.search import PromptBatch, Search, searches_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +111,15 @@ def optimize_values(
     the sums of a step run over the batch, so that with other edits beside it a value is the same within rounding.
     """
     outcomes: list[Value | EditingError | None] = [None] * len(edits)
-    waiting: list[list[_Search]] = []
+    waiting: list[list[Search]] = []
     for index, edit in enumerate(edits):
         try:
-            waiting.append(_searches(pipeline, edit, index=index))
+            waiting.append(searches_of(edit, pipeline, index=index))
         except EditingError as error:
             outcomes[index] = error
     for batch in _batches(waiting, max_batch=max_batch):
-        for search in batch:
-            search.prepare(pipeline, cancelled=cancelled)
+        for group in _by_edit(batch):
+            _prepare(pipeline, group, cancelled=cancelled)
         _optimize(pipeline, batch, progress=progress, cancelled=cancelled)
         for group in _by_edit(batch):
             outcomes[group[0].index] = _outcome(pipeline, group)
@@ -128,98 +128,23 @@ def optimize_values(
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-@dataclass(eq=False)
-class _Search:
-    """The search for one δ: an edit, or one prompt of a balance."""
-
-    index: int
-    edit: ConceptEdit
-    share: float
-    layer: int
-    positions: list[SubjectPosition]
-    """One for each template."""
-    destinations: list[TokenizedPrompt]
-    """The same for the destination; none for reference images."""
-    delta: nn.Parameter
-    hidden: Tensor
-    noise: NoiseSource | None = None
-    text_losses: list[float] = field(default_factory=list)
-    noise_losses: list[float] = field(default_factory=list)
-    error: EditingError | None = None
-
-    @property
-    def uses_text(self) -> bool:
-        return self.edit.objective != "noise"
-
-    @property
-    def text_weight(self) -> float:
-        return {"text": 1.0, "noise": 0.0, "hybrid": self.edit.settings.text_weight}[self.edit.objective]
-
-    def uses_noise(self, step: int) -> bool:
-        settings, objective = self.edit.settings, self.edit.objective
-        start = min(settings.warm_start, settings.steps * 4 // 5) if objective == "hybrid" else 0
-        return objective != "text" and step >= start
-
-    def runs(self, step: int) -> bool:
-        return self.error is None and step < self.edit.settings.steps
-
-    def prepare(self, pipeline: EditablePipeline, *, cancelled: Callable[[int], bool] | None) -> None:
-        """Draw what the noise loss needs."""
-        settings = self.edit.settings
-        if self.edit.objective == "text":
-            return
-        if cancelled and cancelled(self.index):
-            self.error = Cancelled("cancelled before its first step")
-            return
-        generator = torch.Generator().manual_seed(settings.seed)
-        try:
-            if isinstance(self.edit.destination, ReferenceImages):
-                self.noise = ReferenceNoise(
-                    pipeline,
-                    self.edit.destination.images,
-                    templates=len(self.positions),
-                    settings=settings,
-                    generator=generator,
-                )
-            else:
-                self.noise = DestinationNoise(pipeline, self.destinations, settings=settings, generator=generator)
-        except EditingError as error:
-            self.error = error
+def _prepare(pipeline: EditablePipeline, group: Sequence[Search], *, cancelled: Callable[[int], bool] | None) -> None:
+    try:
+        if cancelled and cancelled(group[0].index):
+            raise Cancelled("cancelled before its first step")
+        for search in group:
+            search.prepare(pipeline)
+    except EditingError as error:
+        _stop(group, error)
 
 
-def _searches(pipeline: EditablePipeline, edit: ConceptEdit, *, index: int) -> list[_Search]:
-    tokenizer = pipeline.tokenizer
-    validate_edit(edit, tokenizer)
-    encoder = pipeline.encoder
-    layer = encoder.value_layer if edit.settings.layer is None else edit.settings.layer
-    if layer > encoder.value_layer:
-        raise InvalidEdit(f"layer must be at most {encoder.value_layer}, the last but one", pointer="/settings/layer")
-    positions = [tokenizer.locate(template, edit.source) for template in edit.templates]
-    by_template = [destination_prompts(edit.destination, template) for template in edit.templates]
-    shares = list(by_template[0].values()) or [1.0]
-    columns = list(zip(*by_template, strict=True)) or [()]  # one for each prompt of a balance, one for anything else
-    return [
-        _Search(
-            index=index,
-            edit=edit,
-            share=share,
-            layer=layer,
-            positions=positions,
-            destinations=[tokenizer.encode(prompt) for prompt in prompts],
-            delta=nn.Parameter(torch.zeros(encoder.width, device=encoder.device)),
-            hidden=torch.zeros(encoder.width, device=encoder.device),
-        )
-        for share, prompts in zip(shares, columns, strict=True)
-    ]
-
-
-def _batches(waiting: list[list[_Search]], *, max_batch: int) -> Iterator[list[_Search]]:
+def _batches(waiting: list[list[Search]], *, max_batch: int) -> Iterator[list[Search]]:
     """Searches that can share a batch: of one layer, and not a quick text-only one among those that need the U-Net."""
-    groups: dict[tuple[int, bool], list[list[_Search]]] = {}
+    groups: dict[tuple[int, bool], list[list[Search]]] = {}
     for searches in waiting:
         groups.setdefault((searches[0].layer, searches[0].edit.objective == "text"), []).append(searches)
     for group in groups.values():
-        batch: list[_Search] = []
+        batch: list[Search] = []
         for searches in group:
             if batch and len(batch) + len(searches) > max_batch:
                 yield batch
@@ -228,76 +153,16 @@ def _batches(waiting: list[list[_Search]], *, max_batch: int) -> Iterator[list[_
         yield batch
 
 
-class _Prompts:
-    """The source prompts of the searches that share a step, with their states after layer L."""
-
-    def __init__(self, pipeline: EditablePipeline, searches: Sequence[_Search]) -> None:
-        self._encoder = encoder = pipeline.encoder
-        self._layer = searches[0].layer
-        device = encoder.device
-        positions = [position for search in searches for position in search.positions]
-        counts = [len(search.positions) for search in searches]
-        settings = [search.edit.settings for search in searches]
-        full_length = any(search.edit.objective != "text" for search in searches)  # the U-Net reads the padding too
-
-        self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): each search's first prompt
-        self._row = torch.arange(len(searches), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        self._share = 1 / torch.tensor(counts, device=device)[self._row]  # (p,)
-        self._prompt = torch.arange(len(positions), device=device)
-        self._subject = torch.tensor([position.last_subject_index for position in positions], device=device)
-        self._eos = torch.tensor([position.eos_index for position in positions], device=device)
-        with torch.no_grad():
-            ids = encoder.ids([position.ids for position in positions], full_length=full_length)
-            self._states = encoder.advance(encoder.embed(ids), start=0, stop=self._layer + 1)  # (p, s, d)
-        self._hidden = self._mean(self._states[self._prompt, self._subject].float())
-
-        self.text_weights = torch.tensor([search.text_weight for search in searches], device=device)  # (e,)
-        self._decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
-        self._targets = torch.zeros(len(positions), encoder.width, device=device)  # (p, d)
-        destinations = [destination for search in searches if search.uses_text for destination in search.destinations]
-        if destinations:
-            with torch.no_grad():
-                said = encoder.encode([destination.ids for destination in destinations], full_length=False)
-            ends = torch.tensor([destination.eos_index for destination in destinations], device=device)
-            self._targets[self.text_weights[self._row] > 0] = said[torch.arange(len(ends), device=device), ends].float()
-
-    def hidden(self) -> Tensor:
-        """h (e, d) float32, the mean over the templates."""
-        return self._hidden
-
-    def context(self, deltas: Tensor) -> Tensor:
-        """What the U-Net reads with δ (e, d) in place, (p, s, d)."""
-        shift = deltas[self._row].to(self._states.dtype)
-        states = self._states.index_put((self._prompt, self._subject), shift, accumulate=True)
-        encoder = self._encoder
-        return encoder.finish(encoder.advance(states, start=self._layer + 1, stop=encoder.n_layers))
-
-    def text_losses(self, context: Tensor) -> Tensor:
-        """L_txt (e,), Eq. 2: the mean square at EOS; 0 where a search has no text loss."""
-        said = context[self._prompt, self._eos].float()  # (p, d)
-        losses = self._mean((said - self._targets).square().mean(1))
-        return torch.where(self.text_weights > 0, losses, torch.zeros_like(losses))
-
-    def regulariser(self, deltas: Tensor) -> Tensor:
-        """(e,)"""
-        return self._decay * deltas.square().sum(1) / self._hidden.square().sum(1)
-
-    def _mean(self, rows: Tensor) -> Tensor:
-        """(p, ·) to the mean over each search's templates, (e, ·)."""
-        share = self._share.view(-1, *[1] * (rows.ndim - 1))
-        return rows.new_zeros(len(self.first), *rows.shape[1:]).index_add(0, self._row, rows * share)
-
-
 def _optimize(
     pipeline: EditablePipeline,
-    searches: Sequence[_Search],
+    searches: Sequence[Search],
     *,
     progress: Callable[[StageOneProgress], None] | None,
     cancelled: Callable[[int], bool] | None,
 ) -> None:
     """Adam on every δ of a batch; what comes of each is left in its search."""
     optimizer = torch.optim.Adam([{"params": [s.delta], "lr": s.edit.settings.learning_rate} for s in searches])
-    running: list[_Search] = []
+    running: list[Search] = []
     for step in range(max(search.edit.settings.steps for search in searches)):
         for group in _by_edit(searches):
             if cancelled and group[0].runs(step) and cancelled(group[0].index):
@@ -307,8 +172,8 @@ def _optimize(
             return
         if still != running:
             running = still
-            prompts = _Prompts(pipeline, running)
-            for search, hidden in zip(running, prompts.hidden(), strict=True):
+            prompts = PromptBatch(pipeline, running)
+            for search, hidden in zip(running, prompts.hidden, strict=True):
                 search.hidden = hidden
             limits = torch.stack([search.hidden.norm() * search.edit.settings.clamp for search in running])  # (e,)
 
@@ -332,7 +197,7 @@ def _optimize(
 
 
 def _noise_losses(
-    pipeline: EditablePipeline, running: Sequence[_Search], prompts: _Prompts, context: Tensor, *, step: int
+    pipeline: EditablePipeline, running: Sequence[Search], prompts: PromptBatch, context: Tensor, *, step: int
 ) -> tuple[Tensor, Tensor]:
     """L_noise (e,), and its gradient with respect to the context (p, s, d): Eq. 3 and 4.
 
@@ -362,7 +227,7 @@ def _noise_losses(
 
 
 def _record(
-    running: Sequence[_Search], text: list[float], noise: list[float], healthy: list[bool], *, step: int
+    running: Sequence[Search], text: list[float], noise: list[float], healthy: list[bool], *, step: int
 ) -> None:
     for search, text_loss, noise_loss in zip(running, text, noise, strict=True):
         if search.uses_text:
@@ -378,25 +243,26 @@ def _record(
         )
 
 
-def _stop(group: Iterable[_Search], error: EditingError) -> None:
+def _stop(group: Iterable[Search], error: EditingError) -> None:
     for search in group:
-        search.error = error
-        search.delta.grad = None  # the optimiser passes it over
+        search.stop(error)
 
 
-def _by_edit(searches: Iterable[_Search]) -> list[list[_Search]]:
+def _by_edit(searches: Iterable[Search]) -> list[list[Search]]:
     return [list(group) for _, group in groupby(searches, key=lambda search: search.index)]
 
 
-def _mean_losses(group: Sequence[_Search], name: Literal["text_losses", "noise_losses"]) -> tuple[float, ...]:
+def _mean_losses(
+    group: Sequence[Search], name: Literal["text_losses", "noise_losses"], *, since: int = 0
+) -> tuple[float, ...]:
     """Per step, the weighted mean over the prompts of a balance."""
     shares = [search.share for search in group]
-    steps = zip(*(getattr(search, name) for search in group), strict=True)
+    steps = zip(*(getattr(search, name)[since:] for search in group), strict=True)
     return tuple(sum(map(mul, losses, shares)) for losses in steps)
 
 
-def _progress(group: Sequence[_Search], *, step: int) -> StageOneProgress:
-    text, noise = _mean_losses(group, "text_losses"), _mean_losses(group, "noise_losses")
+def _progress(group: Sequence[Search], *, step: int) -> StageOneProgress:
+    text, noise = (_mean_losses(group, name, since=-1) for name in ("text_losses", "noise_losses"))
     return StageOneProgress(
         edit_index=group[0].index,
         step=step + 1,
@@ -406,14 +272,17 @@ def _progress(group: Sequence[_Search], *, step: int) -> StageOneProgress:
     )
 
 
-def _outcome(pipeline: EditablePipeline, group: Sequence[_Search]) -> Value | EditingError:
+def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> Value | EditingError:
     first = group[0]
     if first.error:
         return first.error
+    delta = torch.stack([search.share * search.delta.detach() for search in group]).sum(0)
+    if not delta.isfinite().all():
+        return OptimisationDiverged("δ is not finite after the last step: lower learning_rate")
     return Value(
         encoder=pipeline.encoder.name,
         layer=first.layer,
-        delta=sum((s.share * s.delta.detach() for s in group), torch.zeros_like(first.hidden)).cpu(),
+        delta=delta.cpu(),
         hidden=first.hidden.cpu(),
         text_losses=_mean_losses(group, "text_losses"),
         noise_losses=_mean_losses(group, "noise_losses"),

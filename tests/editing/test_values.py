@@ -22,6 +22,7 @@ from editing.concepts import (
 )
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimisationDiverged
 from editing.pipelines import EditablePipeline
+from editing.search import PromptBatch, searches_of
 from editing.values import StageOneProgress, Value, optimize_values
 
 TEXT = StageOneSettings(objective="text", steps=20)
@@ -127,15 +128,15 @@ class TestNoiseObjectives:
         """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
         monkeypatch.setattr(module, "UNET_BATCH", 3)
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
-        searches = [search for i, edit in enumerate(edits) for search in module._searches(pipeline, edit, index=i)]
+        searches = [search for i, edit in enumerate(edits) for search in searches_of(edit, pipeline, index=i)]
         batches = []
         for search in searches:
-            search.prepare(pipeline, cancelled=None)
+            search.prepare(pipeline)
             assert search.noise
             batch = search.noise.draw()
             search.noise = _Repeat(batch)
             batches.append(batch)
-        prompts = module._Prompts(pipeline, searches)
+        prompts = PromptBatch(pipeline, searches)
         deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
         context = prompts.context(deltas)
         losses, pull = module._noise_losses(pipeline, searches, prompts, context, step=0)
