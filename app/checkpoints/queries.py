@@ -119,15 +119,16 @@ def edit_counts(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[U
     return dict(session.execute(query).all())
 
 
-def edits_in(session: Session, *, checkpoint_id: UUID) -> Sequence[Edit]:
-    """The edits of a checkpoint, in their order, with their values."""
+def edits_in(session: Session, *, checkpoint_id: UUID, with_values: bool = False) -> Sequence[Edit]:
+    """The edits of a checkpoint, in their order; their values, 6 KB each, only when asked for."""
     query = (
         select(Edit)
         .join(CheckpointEdit, CheckpointEdit.edit_id == Edit.id)
         .where(CheckpointEdit.checkpoint_id == checkpoint_id)
         .order_by(CheckpointEdit.position)
-        .options(selectinload(Edit.values))
     )
+    if with_values:
+        query = query.options(selectinload(Edit.values))
     return session.scalars(query).all()
 
 
@@ -164,13 +165,14 @@ def progress(session: Session, *, checkpoint_id: UUID) -> dict[str, object] | No
     return session.scalars(query.limit(1)).one_or_none()
 
 
-def checkpoint_files_like(session: Session, *, sha256: str) -> Sequence[tuple[Checkpoint, CheckpointFile]]:
+def checkpoint_files_like(session: Session, *, sha256: str, limit: int) -> Sequence[tuple[Checkpoint, CheckpointFile]]:
     """The checkpoint files with these bytes, of the newest checkpoint first."""
     query = (
         select(Checkpoint, CheckpointFile)
         .join(CheckpointFile, CheckpointFile.checkpoint_id == Checkpoint.id)
         .where(CheckpointFile.sha256 == sha256)
         .order_by(Checkpoint.id.desc(), CheckpointFile.path)
+        .limit(limit)
         .options(selectinload(Checkpoint.model))
     )
     return [(checkpoint, file) for checkpoint, file in session.execute(query)]

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
 from app.checkpoints import aliases, service
+from app.checkpoints import apply as applying
 from app.checkpoints.aliases import Expectation
 from app.checkpoints.delivery import deliver
 from app.checkpoints.difference import difference
@@ -80,8 +81,8 @@ def apply(
     """
     if request.dry_run:
         response.status_code = 200
-        return service.plan(session, model_name=model, request=request, store=store, folder=settings.folder)
-    checkpoint = service.apply(
+        return applying.plan(session, model_name=model, request=request, store=store, folder=settings.folder)
+    checkpoint = applying.apply(
         session, model_name=model, request=request, store=store, folder=settings.folder, actor=principal.actor
     )
     response.headers["Location"] = f"/v1/models/{model}/checkpoints/{checkpoint.version}"

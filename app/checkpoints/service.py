@@ -1,8 +1,7 @@
-"""Apply edits to a model, and what can be asked about the checkpoints that came of it."""
+"""What can be asked about checkpoints and their files, and how one is retracted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -14,12 +13,9 @@ from app.checkpoints.errors import (
     CheckpointNotPublished,
     CheckpointRetracted,
     FileNotFound,
-    StatisticsMissing,
 )
 from app.checkpoints.schemas import (
     AliasOutcome,
-    ApplyCreate,
-    ApplyPlan,
     CheckpointOut,
     CheckpointSummary,
     ConflictOut,
@@ -29,16 +25,11 @@ from app.checkpoints.schemas import (
     FileProvenance,
     LayerOut,
 )
-from app.checkpoints.selection import Selection, conflicts, select_edits
-from app.db.models import Checkpoint, CheckpointEdit, Edit, JsonObject, Model, Statistics
+from app.db.models import Checkpoint, Edit, Model, Statistics
 from app.dependencies import Page, PageRequest
-from app.models.errors import ModelNotFound, ModelNotReady
-from app.models.tokenizers import tokenizer_of
-from app.problems import FieldError, Unprocessable
-from app.queueing.outbox import enqueue
-from app.storage.local import LocalStore
-from editing.errors import EditingError
-from editing.prompts import PromptTokenizer
+from app.models.errors import ModelNotFound
+
+MOST_ORIGINS = 100
 
 
 @dataclass(frozen=True)
@@ -72,68 +63,6 @@ def require_served(checkpoint: Checkpoint) -> None:
         raise CheckpointRetracted(checkpoint)
     if checkpoint.state != "published":
         raise CheckpointNotPublished(checkpoint)
-
-
-def plan(session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path) -> ApplyPlan:
-    """What `apply` would do, with the same checks; creates nothing. `folder` is where tokenizers are laid out."""
-    model = find_model(session, name=model_name)
-    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
-    selection = prepared.selection
-    return ApplyPlan(
-        model=model.name,
-        edits=[_edit_in(edit) for edit in selection.edits],
-        superseded=list(selection.superseded),
-        conflicts=conflicts(selection.edits),
-        alpha=request.alpha,
-        layers=list(prepared.layers),
-        statistics=prepared.statistics.digest or "",
-    )
-
-
-def apply(
-    session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path, actor: str
-) -> CheckpointOut:
-    """Number a new version and enqueue its building. Raises what is wrong with the request, field by field."""
-    if queries.model_by_name(session, name=model_name, lock=True) is None:  # versions are numbered one after the other
-        raise ModelNotFound(model_name)
-    model = find_model(session, name=model_name)
-    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
-    options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
-    checkpoint = Checkpoint(
-        model_id=model.id,
-        number=queries.last_number(session, model_id=model.id) + 1,
-        statistics_id=prepared.statistics.id,
-        parent_id=prepared.start.id if prepared.start else None,
-        alpha=request.alpha,
-        layers=list(prepared.layers),
-        options=options,
-        notes=request.notes,
-        created_by=actor,
-    )
-    if request.alias is not None:
-        checkpoint.alias = request.alias
-        checkpoint.alias_moves = queries.alias_moves(session, model_id=model.id, name=request.alias)
-    checkpoint.edits = [
-        CheckpointEdit(position=position, edit_id=edit.id) for position, edit in enumerate(prepared.selection.edits)
-    ]
-    session.add(checkpoint)
-    session.flush()
-    enqueue(session, kind="build_checkpoint", target_id=checkpoint.id)
-    record(
-        session,
-        actor=actor,
-        action="checkpoint.apply",
-        target=f"checkpoint:{model.name}/v{checkpoint.number}",
-        details={
-            "edits": [str(edit.id) for edit in prepared.selection.edits],
-            "alpha": request.alpha,
-            "layers": list(prepared.layers),
-            "alias": request.alias,
-            "notes": request.notes,
-        },
-    )
-    session.refresh(checkpoint)
-    return checkpoint_out(session, checkpoint=checkpoint)
 
 
 def read_checkpoint(session: Session, *, model_name: str, revision: str) -> CheckpointOut:
@@ -176,10 +105,10 @@ def find_file(session: Session, *, model_name: str, revision: str, path: str) ->
 
 
 def trace_file(session: Session, *, sha256: str) -> FileProvenance:
-    """Where a file in the wild came from: every checkpoint and base model that has these bytes."""
+    """Where a file in the wild came from: the newest checkpoints and the base models that have these bytes."""
     size = 0
     origins = []
-    for checkpoint, file in queries.checkpoint_files_like(session, sha256=sha256):
+    for checkpoint, file in queries.checkpoint_files_like(session, sha256=sha256, limit=MOST_ORIGINS):
         size = file.size
         origins.append(
             FileOrigin(
@@ -224,12 +153,12 @@ def edits_out(session: Session, *, checkpoint: Checkpoint) -> list[EditInCheckpo
     """The checkpoint's edits in order, each with the residual that stage II left."""
     residuals: dict[str, float] = (checkpoint.report or {}).get("residuals", {})
     return [
-        _edit_in(edit, residual=residuals.get(str(edit.id)))
+        edit_in(edit, residual=residuals.get(str(edit.id)))
         for edit in queries.edits_in(session, checkpoint_id=checkpoint.id)
     ]
 
 
-def _edit_in(edit: Edit, *, residual: float | None = None) -> EditInCheckpoint:
+def edit_in(edit: Edit, *, residual: float | None = None) -> EditInCheckpoint:
     return EditInCheckpoint(id=edit.id, source=edit.source, destination=edit.destination, residual=residual)
 
 
@@ -267,75 +196,3 @@ def _summaries(session: Session, *, rows: Sequence[Checkpoint]) -> list[Checkpoi
         )
         for row in rows
     ]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    selection: Selection
-    layers: tuple[int, ...]
-    statistics: Statistics
-    start: Checkpoint | None
-
-
-def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: LocalStore, folder: Path) -> _Prepared:
-    """Everything that can be said against the request before any work is done."""
-    if model.state != "ready":
-        raise ModelNotReady(model.name, model.state)
-    _check_choice(request)
-    start = None
-    if request.base is not None:
-        try:
-            start = find_checkpoint(session, model=model, revision=request.base)
-        except CheckpointNotFound as error:
-            raise Unprocessable.at("/from", error.detail) from None
-    selection = select_edits(session, model=model, request=request, start=start)
-    layers = _layers(model, request.layers, last=selection.layer)
-    if request.preserve:
-        _check_prompts(request.preserve, tokenizer_of(session, model_id=model.id, store=store, folder=folder))
-    statistics = queries.newest_statistics(session, model_id=model.id)
-    if statistics is None:
-        latest = queries.newest_statistics(session, model_id=model.id, state=None)
-        raise StatisticsMissing(model.name, under_way=latest is not None and latest.state != "failed")
-    return _Prepared(selection=selection, layers=layers, statistics=statistics, start=start)
-
-
-def _check_choice(request: ApplyCreate) -> None:
-    if (request.edits is None) == (request.base is None):
-        raise Unprocessable.at("/edits", "Give exactly one of `edits` and `from`.")
-    if request.base is None:
-        for field in ("add", "remove"):
-            if getattr(request, field):
-                raise Unprocessable.at(f"/{field}", f"`{field}` goes with `from`.")
-
-
-def _check_prompts(preserve: Sequence[str], tokenizer: PromptTokenizer) -> None:
-    errors = []
-    for index, prompt in enumerate(preserve):
-        try:
-            tokenizer.locate("{}", prompt)
-        except EditingError as error:
-            errors.append(FieldError(pointer=f"/preserve/{index}", detail=error.detail))
-    if errors:
-        raise Unprocessable(errors[0].detail, errors=errors[:100])
-
-
-def _layers(model: Model, asked: Sequence[int] | None, *, last: int) -> tuple[int, ...]:
-    """The layers to edit, ascending: those asked for, else 0 … `last`, where the values were optimised."""
-    if asked is None:
-        return tuple(range(last + 1))
-    depth = min(encoder["layers"] for encoder in model.encoders)
-    errors = []
-    for index, layer in enumerate(asked):
-        if not 0 <= layer < depth:
-            detail = f"There is no layer {layer}: the text encoder has 0 … {depth - 1}."
-            errors.append(FieldError(pointer=f"/layers/{index}", detail=detail))
-        elif layer in asked[:index]:
-            errors.append(FieldError(pointer=f"/layers/{index}", detail=f"The layer {layer} is named twice."))
-    if errors:
-        raise Unprocessable(errors[0].detail, errors=errors)
-    if max(asked) != last:
-        raise Unprocessable.at(
-            "/layers",
-            f"The edits' values were optimised for layer {last}, so that one must be the last, not {max(asked)}.",
-        )
-    return tuple(sorted(asked))

@@ -1,0 +1,156 @@
+"""Choose edits, number a version, hand its building to a worker; or say what would be done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.audit.service import record
+from app.checkpoints import queries
+from app.checkpoints.errors import CheckpointNotFound, StatisticsMissing
+from app.checkpoints.schemas import ApplyCreate, ApplyPlan, CheckpointOut
+from app.checkpoints.selection import Selection, conflicts, select_edits
+from app.checkpoints.service import checkpoint_out, edit_in, find_checkpoint, find_model
+from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
+from app.models.errors import ModelNotFound, ModelNotReady
+from app.models.tokenizers import tokenizer_of
+from app.problems import FieldError, Unprocessable
+from app.queueing.outbox import enqueue
+from app.storage.local import LocalStore
+from editing.errors import EditingError
+from editing.prompts import PromptTokenizer
+
+
+def plan(session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path) -> ApplyPlan:
+    """What `apply` would do, with the same checks; creates nothing. `folder` is where tokenizers are laid out."""
+    model = find_model(session, name=model_name)
+    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
+    selection = prepared.selection
+    return ApplyPlan(
+        model=model.name,
+        edits=[edit_in(edit) for edit in selection.edits],
+        superseded=list(selection.superseded),
+        conflicts=conflicts(selection.edits),
+        alpha=request.alpha,
+        layers=list(prepared.layers),
+        statistics=prepared.statistics.digest or "",
+    )
+
+
+def apply(
+    session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path, actor: str
+) -> CheckpointOut:
+    """Number a new version and enqueue its building. Raises what is wrong with the request, field by field."""
+    model = queries.model_by_name(session, name=model_name, lock=True)  # versions are numbered one after the other
+    if model is None:
+        raise ModelNotFound(model_name)
+    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
+    options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
+    checkpoint = Checkpoint(
+        model_id=model.id,
+        number=queries.last_number(session, model_id=model.id) + 1,
+        statistics_id=prepared.statistics.id,
+        parent_id=prepared.start.id if prepared.start else None,
+        alpha=request.alpha,
+        layers=list(prepared.layers),
+        options=options,
+        notes=request.notes,
+        created_by=actor,
+    )
+    if request.alias is not None:
+        checkpoint.alias = request.alias
+        checkpoint.alias_moves = queries.alias_moves(session, model_id=model.id, name=request.alias)
+    checkpoint.edits = [
+        CheckpointEdit(position=position, edit_id=edit.id) for position, edit in enumerate(prepared.selection.edits)
+    ]
+    session.add(checkpoint)
+    session.flush()
+    enqueue(session, kind="build_checkpoint", target_id=checkpoint.id)
+    record(
+        session,
+        actor=actor,
+        action="checkpoint.apply",
+        target=f"checkpoint:{model.name}/v{checkpoint.number}",
+        details={
+            "edits": [str(edit.id) for edit in prepared.selection.edits],
+            "alpha": request.alpha,
+            "layers": list(prepared.layers),
+            "alias": request.alias,
+            "notes": request.notes,
+        },
+    )
+    session.refresh(checkpoint)
+    return checkpoint_out(session, checkpoint=checkpoint)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    selection: Selection
+    layers: tuple[int, ...]
+    statistics: Statistics
+    start: Checkpoint | None
+
+
+def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: LocalStore, folder: Path) -> _Prepared:
+    """Everything that can be said against the request before any work is done."""
+    if model.state != "ready":
+        raise ModelNotReady(model.name, model.state)
+    _check_choice(request)
+    start = None
+    if request.base is not None:
+        try:
+            start = find_checkpoint(session, model=model, revision=request.base)
+        except CheckpointNotFound as error:
+            raise Unprocessable.at("/from", error.detail) from None
+    selection = select_edits(session, model=model, request=request, start=start)
+    layers = _layers(model, request.layers, last=selection.layer)
+    if request.preserve:
+        _check_prompts(request.preserve, tokenizer_of(session, model_id=model.id, store=store, folder=folder))
+    statistics = queries.newest_statistics(session, model_id=model.id)
+    if statistics is None:
+        latest = queries.newest_statistics(session, model_id=model.id, state=None)
+        raise StatisticsMissing(model.name, under_way=latest is not None and latest.state != "failed")
+    return _Prepared(selection=selection, layers=layers, statistics=statistics, start=start)
+
+
+def _check_choice(request: ApplyCreate) -> None:
+    if (request.edits is None) == (request.base is None):
+        raise Unprocessable.at("/edits", "Give exactly one of `edits` and `from`.")
+    if request.base is None:
+        for field in ("add", "remove"):
+            if getattr(request, field):
+                raise Unprocessable.at(f"/{field}", f"`{field}` goes with `from`.")
+
+
+def _check_prompts(preserve: Sequence[str], tokenizer: PromptTokenizer) -> None:
+    errors = []
+    for index, prompt in enumerate(preserve):
+        try:
+            tokenizer.locate("{}", prompt)
+        except EditingError as error:
+            errors.append(FieldError(pointer=f"/preserve/{index}", detail=error.detail))
+    if errors:
+        raise Unprocessable(errors[0].detail, errors=errors[:100])
+
+
+def _layers(model: Model, asked: Sequence[int] | None, *, last: int) -> tuple[int, ...]:
+    """The layers to edit, ascending: those asked for, else 0 … `last`, where the values were optimised."""
+    if asked is None:
+        return tuple(range(last + 1))
+    depth = min(encoder["layers"] for encoder in model.encoders)
+    errors = []
+    for index, layer in enumerate(asked):
+        if not 0 <= layer < depth:
+            detail = f"There is no layer {layer}: the text encoder has 0 … {depth - 1}."
+            errors.append(FieldError(pointer=f"/layers/{index}", detail=detail))
+        elif layer in asked[:index]:
+            errors.append(FieldError(pointer=f"/layers/{index}", detail=f"The layer {layer} is named twice."))
+    if errors:
+        raise Unprocessable(errors[0].detail, errors=errors)
+    if max(asked) != last:
+        raise Unprocessable.at(
+            "/layers",
+            f"The edits' values were optimised for layer {last}, so that one must be the last, not {max(asked)}.",
+        )
+    return tuple(sorted(asked))
