@@ -51,7 +51,7 @@ class EmbeddedPostgres:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, *, timeout: float = 30.0) -> None:
+    def start(self, *, timeout: float = 120.0) -> None:
         """Initialise the data where there is none, start the server, wait until it answers, create the database.
 
         A server that died is started again under the same URL.
