@@ -72,7 +72,9 @@ class SettingsIn(BaseModel):
     layer: Annotated[int, Field(ge=0, le=100)] | None = Field(
         DEFAULTS.layer, description="whose output is corrected; default: the last but one"
     )
-    warm_start: Annotated[int, Field(ge=0, le=2000)] = DEFAULTS.warm_start
+    warm_start: Annotated[
+        int, Field(ge=0, le=2000, description="first steps of a hybrid edit on the text alone, at most 4/5 of `steps`")
+    ] = DEFAULTS.warm_start
     images: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.images
     solver_steps: Annotated[int, Field(ge=1, le=200)] = DEFAULTS.solver_steps
     guidance: Annotated[float, Field(ge=0, le=50)] = DEFAULTS.guidance

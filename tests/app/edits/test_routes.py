@@ -102,7 +102,7 @@ class TestCreateEdit:
             ({"settings": {"steps": 2001}}, "/settings/steps"),
             ({"settings": {"objective": "magic"}}, "/settings/objective"),
             ({"settings": {"layer": 4}}, "/settings/layer"),
-            ({"settings": {"warm_start": 20, "steps": 10}}, "/settings/warm_start"),
+            ({"settings": {"objective": "hybrid", "text_weight": 0}}, "/settings/text_weight"),
             ({"settings": {"unknown": 1}}, "/settings/unknown"),
             ({"reason": "r" * 2001}, "/reason"),
             ({"labels": {"a": "v" * 257}}, "/labels/a"),
