@@ -157,7 +157,7 @@ class Stack:
                     "set EMENDER_HOST and EMENDER_PORT to others."
                 ) from error
 
-    def _await_api(self, api: "Child", *, timeout: float = 60.0) -> None:
+    def _await_api(self, api: "Child", *, timeout: float = 180.0) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if not api.running:

@@ -27,8 +27,6 @@ def run(settings: Settings) -> None:
     if settings.database_url is None:
         raise ValueError("EMENDER_DATABASE_URL is not set; set it, or use `emender serve --embedded`")
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     name = f"{socket.gethostname()}-{os.getpid()}"
     engine = connect(settings.database_url.get_secret_value())
     factory = sessions(engine)
@@ -43,6 +41,8 @@ def run(settings: Settings) -> None:
     )
     housekeeping.start()
     device = runner.context.pipelines.prepare()
+    for number in (signal.SIGTERM, signal.SIGINT):  # until here nothing is held, and a signal may end us at once
+        signal.signal(number, lambda *_: stopping.set())
     log.info("worker started", worker=name, device=device, bell="redis" if settings.redis_url else "polling")
     bell.listen(runner.work, stopping=stopping)
     housekeeping.join(timeout=10)
