@@ -184,8 +184,9 @@ def _optimize(
             text = prompts.text_losses(context)  # (e,)
             noise, pull = _noise_losses(pipeline, running, prompts, context, step=step)
             losses = text * prompts.text_weights + prompts.regulariser(deltas)
-            healthy = (losses + noise).isfinite()
-            (losses[healthy].sum() + (context.float() * pull).sum()).backward()
+            # Rows share nothing but weights that take no gradient: a loss that is not finite spoils its own δ alone.
+            (losses.sum() + (context.float() * pull).sum()).backward()
+        healthy = (losses + noise).isfinite()
         _record(running, text.tolist(), noise.tolist(), healthy.tolist(), step=step)
         optimizer.step()
         with torch.no_grad():

@@ -63,6 +63,10 @@ class TestDestinationNoise:
         expected = pipeline.predict(batch.noisy, batch.timesteps, states[batch.templates])
         torch.testing.assert_close(batch.target, expected)
 
+    def test_every_template_has_its_pictures(self, pipeline: EditablePipeline) -> None:
+        noise = destination_noise(pipeline)
+        assert set(torch.cat([noise.draw().templates for _ in range(10)]).tolist()) == {0, 1}
+
     def test_draws_from_one_bank(self, pipeline: EditablePipeline) -> None:
         noise = destination_noise(pipeline)
         drawn = torch.cat([noise.draw().noisy for _ in range(40)]).flatten(1)
