@@ -25,10 +25,10 @@ import huggingface_hub
 import transformers
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from app.children import ends_with_parent
-from app.client import Client, ClientError, Json
+from app.client import Client, ClientError, Failed, Json
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
@@ -56,9 +56,9 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, name: str, what: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def __call__(self, name: str, what: str, *, total: int | None = None) -> Iterator[Callable[[float], None]]:
         """A stage with a progress bar; the block is given what advances it."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         start = time.monotonic()
         with Progress(*columns, console=self.console) as bar:
             task = bar.add_task(f"{what:<44}", total=total)
@@ -132,13 +132,37 @@ def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, st
             asked = client.post(f"/v1/models/{MODEL}/statistics", {"captions": "captions"})
             client.wait(f"/v1/models/{MODEL}/statistics/{asked['id']}", timeout=PATIENCE)
     with stages("edit", "Posting corrections, optimising their values", total=len(CORRECTIONS)) as advance:
-        posted = [client.create_edit(MODEL, _request(client, base, c, folder=service)) for c in CORRECTIONS]
-        for edit in posted:
-            client.wait(f"/v1/edits/{edit['id']}", timeout=PATIENCE)
-            advance(1)
+        for correction in CORRECTIONS:
+            client.create_edit(MODEL, _request(client, base, correction, folder=service))
+        _wait_for_edits(client, advance)
     with stages("apply", "Writing them into the text encoder"):
         asked = client.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "emender demo"})
         return client.wait(f"/v1/models/{MODEL}/checkpoints/{asked['version']}", timeout=PATIENCE)
+
+
+def _wait_for_edits(client: Client, advance: Callable[[float], None]) -> None:
+    """Return once every edit is ready; the bar shows the steps that were done of each."""
+    done, deadline = 0.0, time.monotonic() + PATIENCE
+    while True:
+        edits = client.get("/v1/edits", params={"model": MODEL, "limit": 500})["items"]
+        for edit in edits:
+            if edit["state"] in ("failed", "cancelled"):
+                raise Failed(edit)
+        now = sum(_share_done(edit) for edit in edits)
+        advance(now - done)
+        done = now
+        if all(edit["state"] == "ready" for edit in edits):
+            return
+        if time.monotonic() > deadline:
+            raise DemoError(f"The edits are not ready after {PATIENCE:.0f} s.")
+        time.sleep(0.5)
+
+
+def _share_done(edit: Json) -> float:
+    if edit["state"] == "ready":
+        return 1.0
+    progress = edit["progress"] or {}
+    return float(progress.get("step", 0) / progress.get("steps", 1))
 
 
 def _request(client: Client, base: StableDiffusionPipeline, correction: Correction, *, folder: Path) -> dict[str, Any]:
