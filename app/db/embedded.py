@@ -54,8 +54,10 @@ class EmbeddedPostgres:
     def start(self, *, timeout: float = 120.0) -> None:
         """Initialise the data where there is none, start the server, wait until it answers, create the database.
 
-        A server that died is started again under the same URL.
+        A server that died is started again under the same URL; one that runs is left alone.
         """
+        if self.running:  # asking also buries one that died, whose number would look alive to the next
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_access()
         if self._socket is None:

@@ -48,6 +48,8 @@ class Heartbeat:
         finally:
             ended.set()
             thread.join()
+            with self._lock:
+                self._held = {}  # what is unfinished is nobody's now, and runs out
 
     def report(self, lease: Lease, progress: JsonObject) -> None:
         """Remember the latest progress; the next beat writes it."""
@@ -92,8 +94,12 @@ class Heartbeat:
                     self._cancelled.add(lease.job_id)
 
     def _run(self, ended: threading.Event) -> None:
+        away = False
         while not ended.wait(self.interval):
             try:
                 self.beat()
+                away = False
             except DBAPIError as error:
-                log.warning("leases not renewed: the database does not answer", error=type(error).__name__)
+                if not away:
+                    log.warning("leases not renewed: the database does not answer", error=type(error).__name__)
+                away = True

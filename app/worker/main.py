@@ -62,13 +62,14 @@ def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None
 
     Every worker does this, in a thread, so that the loss of any process delays it and loses nothing.
     """
-    broken = False
+    broken = away = False  # said once, not at every round
     while not stopping.wait(runner.settings.poll_seconds):
         try:
             runner.heartbeat.beat()  # a machine that slept, or starved, shall not take its own work for lost
             with runner.sessions() as session:
                 requeue_expired(session, max_attempts=runner.settings.max_attempts, fail=fail)
                 session.commit()
+            away = False
             with runner.sessions() as session:
                 dispatch(session, bell=bell)
                 session.commit()
@@ -80,7 +81,9 @@ def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None
                 log.warning("not announced yet", reason=str(error))
             broken = True
         except DBAPIError as error:
-            log.warning("the database does not answer", error=type(error).__name__)
+            if not away:
+                log.warning("the database does not answer", error=type(error).__name__)
+            away = True
         except Exception:
             log.exception("housekeeping failed; it goes on")
 

@@ -48,7 +48,10 @@ class Served:
         """The processes beneath it by what they are: api, worker, postgres."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
-            command = " ".join(child.cmdline())
+            try:
+                command = " ".join(child.cmdline())
+            except psutil.Error:
+                continue  # it has died, and its supervisor has not looked yet
             for name, mark in {"api": "uvicorn", "worker": "app.worker.main", "postgres": "bin/postgres"}.items():
                 if mark in command:
                     found[name] = child
@@ -140,7 +143,11 @@ def test_what_dies_is_started_again(serve: Callable[..., Served]) -> None:
     for name in ("worker", "api", "postgres"):
         old = served.children()[name]
         old.kill()
-        assert soon(lambda name=name, old=old: name in served.children() and served.children()[name] != old), name  # type: ignore[misc]
+
+        def replaced(name: str = name, old: psutil.Process = old) -> bool:
+            return served.children().get(name, old) != old
+
+        assert soon(replaced), name
     assert soon(served.ready)
 
 

@@ -32,6 +32,7 @@ def test_killed_in_the_middle_of_an_edit(start_worker: Callable[..., WorkerProce
         while not worker.says("the database does not answer"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        assert not postgres.running
         postgres.start()
         job = ledger.await_state(job_id, "succeeded")
         assert [value.attempt for value in ledger.edit(job_id).values] == [job.attempt]
