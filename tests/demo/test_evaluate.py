@@ -9,7 +9,6 @@ from demo.classify import Classes, Classifier
 from demo.concepts import GENDER_WORDS, GENDERS, STYLES, read_concepts
 from demo.evaluate import Drawn, Neutral, Report, as_table
 
-
 CONCEPTS = read_concepts()
 NAMED = {name: index for index, concept in enumerate(CONCEPTS) for name in (concept.name, *concept.aliases)}
 
