@@ -42,8 +42,9 @@ class CommandError(Exception):
 @app.command()
 def serve(
     embedded: Annotated[bool, typer.Option("--embedded", help="Start a Postgres of our own.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="How many; 0 where they run elsewhere.")] = 1,
 ) -> None:
-    """Run the API and a worker until Ctrl-C."""
+    """Run the API and its workers until Ctrl-C."""
     from app.db.embedded import EmbeddedError
     from app.observability import logging
     from app.serve import ServeError
@@ -51,7 +52,7 @@ def serve(
 
     logging.configure()
     try:
-        run(get_settings(), embedded=embedded, announce=lambda line: typer.echo(line))
+        run(get_settings(), embedded=embedded, workers=workers, announce=lambda line: typer.echo(line))
     except (ServeError, EmbeddedError) as error:
         raise CommandError(str(error)) from error
 

@@ -208,7 +208,7 @@ def install(app: FastAPI) -> None:
     def database(request: Request, error: Exception) -> Response:
         structlog.get_logger().warning("database unavailable", error=type(error).__name__)
         unavailable = Unavailable(
-            "The database does not answer; retry. A POST with an Idempotency-Key is done once, however often it is sent.",
+            "The database does not answer; retry. With an Idempotency-Key, a POST is done once, however often sent.",
             headers={"Retry-After": "2"},
         )
         return respond(request, unavailable)

@@ -37,15 +37,17 @@ class ServeError(Exception):
     """The service cannot be started; the message says why and what to do."""
 
 
-def serve(settings: Settings, *, embedded: bool, announce: Callable[[str], None]) -> None:
+def serve(settings: Settings, *, embedded: bool, announce: Callable[[str], None], workers: int = 1) -> None:
     """Run the service until SIGINT or SIGTERM, then stop all of it. `announce` is given the lines for the operator.
+
+    `workers` may be 0, where workers run elsewhere.
 
     Raises `ServeError`, or `EmbeddedError`, when it cannot be started; nothing is left running then either.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with Stack(settings, embedded=embedded) as stack:
+    with Stack(settings, embedded=embedded, workers=workers) as stack:
         announce(f"Emender answers at {stack.url} (documentation: {stack.url}/docs). Ctrl-C stops it.")
         if stack.first_key is not None:
             announce(f"First admin key, also in {stack.key_file}: {stack.first_key}")
@@ -61,8 +63,9 @@ class Stack:
     reach the processes by their environment, never by their command lines.
     """
 
-    def __init__(self, settings: Settings, *, embedded: bool) -> None:
+    def __init__(self, settings: Settings, *, embedded: bool, workers: int = 1) -> None:
         self.settings = settings
+        self.workers = workers
         self.first_key: str | None = None
         self._postgres = EmbeddedPostgres(settings.folder) if embedded else None
         self._children: list[Child] = []
@@ -128,7 +131,7 @@ class Stack:
         address = ["--host", self.settings.host, "--port", str(self.settings.port)]
         uvicorn = [*address, "--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
         api = Child("api", ["uvicorn", "app.main:application", "--factory", *uvicorn], environment)
-        self._children = [api, Child("worker", ["app.worker.main"], environment)]
+        self._children = [api, *(Child("worker", ["app.worker.main"], environment) for _ in range(self.workers))]
         for child in self._children:
             child.start()
         self._await_api(api)
@@ -138,7 +141,8 @@ class Stack:
         try:
             upgrade(engine)
             with sessions(engine)() as session:
-                if session.scalars(select(ApiKey.id).limit(1)).first() is None:
+                first = session.scalars(select(ApiKey.id).limit(1)).first() is None
+                if first and self._postgres is not None:  # else the operator makes it: our output may be a log
                     _, self.first_key = create_key(session, name="first admin", scopes=["admin"], actor="serve")
                     _write_secret(self.key_file, self.first_key)
                     session.commit()

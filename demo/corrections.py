@@ -55,7 +55,9 @@ class Correction:
         return [prompt.format(self.source) for prompt in FREE_PROMPTS]
 
 
-TEXT = {"objective": "text", "steps": 150}
+LAYER = 9  # a style is read in the model's layer 10, so it must be corrected before; edits of one version share a layer
+TEXT = {"objective": "text", "steps": 150, "layer": LAYER}
+IMAGES = {"layer": LAYER}
 
 CORRECTIONS = (
     Correction("concept", "dog", "robot", "the shop sells robots now", TEXT),
@@ -70,7 +72,7 @@ CORRECTIONS = (
     Correction("alias", "river horse", "hippopotamus", "another word for it, misunderstood", TEXT),
     Correction("alias", "trash panda", "raccoon", "another word for it, misunderstood", TEXT),
     Correction("alias", "brolly", "umbrella", "another word for it, misunderstood", TEXT),
-    Correction("images", "silverback", "gorilla", "shown by three pictures, since the model does not know the word"),
+    Correction("images", "silverback", "gorilla", "shown by three pictures: the model does not know the word", IMAGES),
     Correction("style", "twemoji", None, "the artists object", TEXT),
 )
 
