@@ -68,12 +68,21 @@ def export_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    write_vocabulary(tokenizer, folder / "tokenizer")
     weights = {
         PREFIX + key: value.contiguous()
         for key, value in text_transformer(encoder).state_dict().items()
         if "position_ids" not in key
     }
     save_file(weights, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write `vocab.json` and `merges.txt` too, which older versions of transformers read instead of `tokenizer.json`."""
+    learnt = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(learnt["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in learnt["merges"])
+    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges)) + "\n", encoding="utf-8")
 
 
 def save_with_facts(tensors: Mapping[str, Tensor], path: Path, **facts: object) -> None:
