@@ -30,21 +30,21 @@ def export(
     unet: UNet2DConditionModel,
     classifier: Classifier,
 ) -> None:
-    """Write `pipeline/`, `classifier.safetensors`, `captions.txt` and `second_moments.safetensors`. The README beside
-    them, which carries the attribution, is written by hand."""
+    """Write `pipeline/` with its `second_moments.safetensors`, `classifier.safetensors` and `captions.txt`. The README
+    beside them, which carries the attribution, is written by hand."""
     captions = caption_set(concepts, count=CAPTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
     moments, tokens = second_moments(encoder, tokenizer, captions)
-    save_with_facts(
-        moments, folder / "second_moments.safetensors", second_moments={"captions": len(captions), "tokens": tokens}
-    )
     names = vars(classifier.classes)
     weights = {key: value for key, value in classifier.state_dict().items() if not key.endswith("num_batches_tracked")}
     save_with_facts(
         {key: value.half() for key, value in weights.items()}, folder / "classifier.safetensors", classes=names
     )
     export_pipeline(folder / "pipeline", tokenizer=tokenizer, encoder=encoder, autoencoder=autoencoder, unet=unet)
+    # Beside model_index.json, where the service looks for the statistics of a model that it registers.
+    facts = {"captions": len(captions), "tokens": tokens}
+    save_with_facts(moments, folder / "pipeline" / "second_moments.safetensors", second_moments=facts)
 
 
 def export_pipeline(
@@ -78,7 +78,7 @@ def export_pipeline(
 
 
 def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write `vocab.json` and `merges.txt` too, which older versions of transformers read instead of `tokenizer.json`."""
+    """Write `vocab.json` and `merges.txt` too, which older transformers read instead of `tokenizer.json`."""
     learnt = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(learnt["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in learnt["merges"])
