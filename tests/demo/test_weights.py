@@ -68,7 +68,7 @@ def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline) -> None:
 
 def test_second_moments_belong_to_the_encoder_and_the_captions(pipeline) -> None:
     captions = (WEIGHTS / "captions.txt").read_text(encoding="utf-8").splitlines()
-    with safe_open(WEIGHTS / "second_moments.safetensors", "pt") as file:
+    with safe_open(WEIGHTS / "pipeline" / "second_moments.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["second_moments"])
         stored = {key: file.get_tensor(key) for key in file.keys()}
     assert facts["captions"] == len(captions)

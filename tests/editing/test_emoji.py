@@ -58,7 +58,7 @@ def emoji(emoji_folder: Path) -> Emoji:
     return Emoji(
         load_pipeline(emoji_folder / "pipeline"),
         load_classifier(emoji_folder / "classifier.safetensors"),
-        SecondMoments.load(emoji_folder / "second_moments.safetensors"),
+        SecondMoments.load(emoji_folder / "pipeline" / "second_moments.safetensors"),
     )
 
 
