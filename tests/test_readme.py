@@ -48,7 +48,8 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
     }
     with (tmp_path / "serve.log").open("wb") as log:
-        process = subprocess.Popen(["emender", "serve", "--embedded"], env=environment, stdout=subprocess.PIPE, stderr=log)
+        command = ["emender", "serve", "--embedded"]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log)
     assert process.stdout is not None
     try:
         line = process.stdout.readline().decode()
@@ -62,7 +63,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_walk_through(server: dict[str, str], tmp_path: Path) -> None:
-    """The shell blocks after `make serve`, one after the other in one shell; the Python block with their environment."""
+    """The shell blocks after `make serve`, in one shell one after the other, then the Python block beside them."""
     (correct, pull) = [block for block in blocks("sh") if "EMENDER_URL" in block]
     script = "set -euo pipefail\n" + correct + pull
     script = script.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server['PORT']}")
