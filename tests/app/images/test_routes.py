@@ -64,6 +64,12 @@ class TestAddImage:
             assert kept.info == {}
             assert dict(kept.getexif()) == {}
 
+    def test_colour_profile_is_dropped(self, upload, client, keys):
+        answer = upload(encoded(icc_profile=b"a profile that names its owner", dpi=(72, 72)))
+        content = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
+        with Image.open(io.BytesIO(content)) as kept:
+            assert kept.info == {}
+
     def test_zip_tail_is_dropped(self, upload, client, keys):
         answer = upload(encoded() + b"PK\x03\x04 a zip archive")
         content = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
