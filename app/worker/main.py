@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from app.db.engine import connect, sessions
+from app.idempotency import forget
 from app.observability import logging
 from app.queueing.bell import Bell, BellBroken
 from app.queueing.dispatcher import dispatch
@@ -58,9 +59,9 @@ def open_bell(settings: Settings, *, worker: str = "") -> Bell:
 
 
 def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None:
-    """Dispatch the outbox, requeue what lost its worker, announce what was not heard; every `poll_seconds`.
+    """Dispatch the outbox, requeue what lost its worker, announce what was not heard, forget old answers.
 
-    Every worker does this, in a thread, so that the loss of any process delays it and loses nothing.
+    Every worker does this each `poll_seconds`, in a thread, so that the loss of any process delays it and loses nothing.
     """
     broken = away = False  # said once, not at every round
     while not stopping.wait(runner.settings.poll_seconds):
@@ -75,6 +76,8 @@ def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None
                 session.commit()
             with runner.sessions() as session:
                 ring_again(session, bell=bell)
+                forget(session)
+                session.commit()
             broken = False
         except BellBroken as error:
             if not broken:
