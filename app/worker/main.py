@@ -61,7 +61,7 @@ def open_bell(settings: Settings, *, worker: str = "") -> Bell:
 def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None:
     """Dispatch the outbox, requeue what lost its worker, announce what was not heard, forget old answers.
 
-    Every worker does this each `poll_seconds`, in a thread, so that the loss of any process delays it and loses nothing.
+    Every worker does this each `poll_seconds`, in a thread: the loss of any process delays it and loses nothing.
     """
     broken = away = False  # said once, not at every round
     while not stopping.wait(runner.settings.poll_seconds):
