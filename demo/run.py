@@ -40,7 +40,7 @@ MODEL = "emoji"
 SOURCE = "pipeline"  # the folder below the weights
 ALIAS = "production"
 ENCODER = "text_encoder/model.safetensors"
-PATIENCE = 300.0  # seconds for any one wait
+PATIENCE = 1200.0  # seconds for any one wait
 STARTING = 90.0  # seconds for the service to answer
 
 
