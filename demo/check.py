@@ -1,5 +1,10 @@
-"""Hold a demo's report against what the demo promises: `python -m demo.check out/demo/report.json`."""
+"""Hold a demo's report against what the demo promises: `python -m demo.check out/demo/report.json`.
 
+`--not-yet NAME` names a promise that is known not to be kept yet. Once it is kept, the check fails until that is taken
+away: a known shortfall cannot stay on the list unnoticed.
+"""
+
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,35 +18,53 @@ HOLDOUT_FALL = 0.05  # mean confidence of concepts that no edit names
 EDITS = 12
 
 
-def failures(report: Mapping[str, Any]) -> list[str]:
-    """What the report does not show, a sentence each; empty when every promise is kept."""
+PROMISES = ("edits", "destinations", "erasure", "holdout", "pull")
+
+
+def failures(report: Mapping[str, Any]) -> dict[str, str]:
+    """What the report does not show: a sentence for each of `PROMISES` that is broken."""
     edits: Sequence[Mapping[str, Any]] = report["edits"]
     replaced = [edit for edit in edits if edit["destination"] is not None]
     erased = [edit for edit in edits if edit["destination"] is None]
-    found = []
+    found = {}
     if len(edits) < EDITS or not replaced or not erased:
-        found.append(f"{len(replaced)} replacements and {len(erased)} erasures; at least {EDITS} edits of both kinds")
+        found["edits"] = (
+            f"{len(replaced)} replacements and {len(erased)} erasures; at least {EDITS} edits of both kinds"
+        )
     if replaced:
         rise = mean(edit["after"]["destination"] - edit["before"]["destination"] for edit in replaced)
         if rise < DESTINATION_RISE:
-            found.append(f"the destinations' confidence rose by {rise:.3f}, less than {DESTINATION_RISE}")
+            found["destinations"] = f"the destinations' confidence rose by {rise:.3f}, less than {DESTINATION_RISE}"
     if erased:
         fall = mean(edit["before"]["source"] - edit["after"]["source"] for edit in erased)
         if fall < ERASED_FALL:
-            found.append(f"the erased style's confidence fell by {fall:.3f}, less than {ERASED_FALL}")
+            found["erasure"] = f"the erased style's confidence fell by {fall:.3f}, less than {ERASED_FALL}"
     fall = report["holdout"]["before"] - report["holdout"]["after"]
     if fall > HOLDOUT_FALL:
-        found.append(f"the held-out concepts' confidence fell by {fall:.3f}, more than {HOLDOUT_FALL}")
+        found["holdout"] = f"the held-out concepts' confidence fell by {fall:.3f}, more than {HOLDOUT_FALL}"
     if report["pulled"]["sha256"] != report["checkpoint"]["sha256"]:
-        found.append("the pulled file is not the published one")
+        found["pull"] = "the pulled file is not the published one"
     return found
 
 
+def verdict(report: Mapping[str, Any], *, not_yet: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the report is as expected, and a line for everything that is worth saying."""
+    broken = failures(report)
+    lines = [f"{'not yet' if name in not_yet else 'BROKEN'}: {sentence}" for name, sentence in broken.items()]
+    kept = [name for name in not_yet if name not in broken]
+    lines += [f"KEPT NOW: take `--not-yet {name}` away" for name in kept]
+    return not kept and set(broken) <= set(not_yet), lines or ["the demo shows what it promises"]
+
+
 def main(arguments: Sequence[str]) -> int:
-    """0 when every promise is kept, 1 with a line per broken one."""
-    found = failures(json.loads(Path(arguments[0]).read_text()))
-    sys.stdout.write("".join(f"{failure}\n" for failure in found) or "the demo shows what it promises\n")
-    return 1 if found else 0
+    """0 when the report is as expected, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m demo.check", description=__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--not-yet", action="append", default=[], choices=PROMISES, help="a promise not kept yet")
+    given = parser.parse_args(arguments)
+    expected, lines = verdict(json.loads(given.report.read_text()), not_yet=given.not_yet)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0 if expected else 1
 
 
 if __name__ == "__main__":
