@@ -57,6 +57,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield environment | {"PORT": str(port), "FOLDER": str(folder)}
     finally:
         process.terminate()
+        process.stdout.close()
         assert process.wait(30) == 0
 
 
