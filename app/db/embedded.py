@@ -59,7 +59,6 @@ class EmbeddedPostgres:
         if self.running:  # asking also buries one that died, whose number would look alive to the next
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_access()
         if self._socket is None:
             # A socket's path stays under 107 bytes, so it does not live below the data folder.
             self._socket = Path(tempfile.mkdtemp(prefix="emender-"))
@@ -71,7 +70,7 @@ class EmbeddedPostgres:
         arguments += ["-c", "max_connections=200", "-c", "unix_socket_permissions=0700"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [_binary("postgres"), *arguments],
+                [*self._namespace(), _binary("postgres"), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -106,7 +105,16 @@ class EmbeddedPostgres:
     def _initialise(self) -> None:
         self.data.mkdir(mode=0o700, exist_ok=True)
         self._own(self.data)
-        command = [_binary("initdb"), "-D", str(self.data), "-U", "emender", "--auth=trust", "--encoding=UTF8"]
+        command = [
+            *self._namespace(),
+            _binary("initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "emender",
+            "--auth=trust",
+            "--encoding=UTF8",
+        ]
         command += ["--locale=C", "--no-instructions"]
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._as_owner())
         if result.returncode:
@@ -134,39 +142,58 @@ class EmbeddedPostgres:
         """End a server of this data whose starter was killed: it may still be stopping."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n")[0])
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
         except (OSError, ValueError):
-            return  # none, or no /proc to tell whose the number is: then Postgres itself refuses a second server
+            return
         deadline = time.monotonic() + timeout
-        while name == "postgres" and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        while _is_postgres(pid) and time.monotonic() < deadline:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
             time.sleep(0.1)
 
-    def _check_access(self) -> None:
-        """Started as root, the server must be able to reach its files as nobody; we do not open folders for it."""
+    def _namespace(self) -> list[str]:
+        """The command before the server's, where root's server could not reach its files as nobody.
+
+        We do not open folders for it. In a user namespace of its own it is nobody to itself and to Postgres' check,
+        and still root to the files.
+        """
+        closed = self._closed_to_nobody()
+        if closed is None:
+            return []
+        unshare = shutil.which("unshare")
+        if unshare is None:
+            raise EmbeddedError(
+                f"Under root the embedded Postgres runs as the user nobody, who may not enter {closed}, and there is "
+                "no `unshare` to start it otherwise. Run as an ordinary user, or from a folder open to others."
+            )
+        return [unshare, "--user", "--map-user=65534", "--map-group=65534", "--"]
+
+    def _closed_to_nobody(self) -> Path | None:
+        """Started as root: the first folder on the way to the data or the binaries that nobody may not enter."""
         if os.geteuid() != 0:
-            return
-        for path in (self.data, Path(_binary("postgres"))):
-            for parent in path.parents:
-                if not parent.stat().st_mode & stat.S_IXOTH:
-                    raise EmbeddedError(
-                        f"Under root the embedded Postgres runs as the user nobody, who may not enter {parent} "
-                        f"and so not reach {path}. Run as an ordinary user, or from a folder open to others."
-                    )
+            return None
+        parents = (*self.data.parents, *Path(_binary("postgres")).parents)
+        return next((parent for parent in parents if not parent.stat().st_mode & stat.S_IXOTH), None)
 
     def _as_owner(self) -> dict[str, Any]:
         """Popen's arguments: Postgres refuses to run as root, so root hands it to nobody."""
         environment = {"PATH": os.defpath, "LC_ALL": "C"}
-        if os.geteuid() != 0:
+        if os.geteuid() != 0 or self._closed_to_nobody() is not None:
             return {"env": environment}
         nobody = pwd.getpwnam("nobody")
         return {"env": environment, "user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
     def _own(self, path: Path) -> None:
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and self._closed_to_nobody() is None:
             nobody = pwd.getpwnam("nobody")
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
+
+
+def _is_postgres(pid: int) -> bool:
+    """Whether a Postgres runs under this number; not where there is no /proc to tell, nor for a zombie."""
+    try:
+        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie's is empty
+    except OSError:
+        return False
 
 
 def _binary(name: str) -> str:

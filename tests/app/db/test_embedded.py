@@ -117,9 +117,19 @@ def test_takes_over_from_a_server_left_behind(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
-def test_says_which_folder_keeps_nobody_out(tmp_path: Path) -> None:
+def test_runs_in_a_folder_that_is_closed_to_nobody(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
+    with EmbeddedPostgres(closed / "var") as postgres:
+        assert query(postgres, "SELECT 7") == 7
+    assert closed.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
+def test_says_which_folder_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setattr("app.db.embedded.shutil.which", lambda _: None)
     with pytest.raises(EmbeddedError, match=f"may not enter .*{closed.name}"):
         EmbeddedPostgres(closed / "var").start()
 
