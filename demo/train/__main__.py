@@ -13,6 +13,7 @@ from demo.concepts import WEIGHTS, read_concepts
 from demo.train import autoencoder, classifier, export, text_encoder, tokenizer, unet
 from demo.train.loop import Schedule
 from demo.train.text_encoder import states
+from demo.train.unpack import unpack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +110,18 @@ STAGES: dict[str, Callable[[Options], None]] = {
     "classifier": train_classifier,
     "export": write_weights,
 }
-# The two phases of the text encoder, by themselves.
-PHASES = {"text-encoder-meaning": train_meaning, "text-encoder-editable": train_editability}
+# Not of a whole run: the two phases of the text encoder by themselves, and the committed weights as checkpoints.
+ALONE: dict[str, Callable[[Options], None]] = {
+    text_encoder.MEANING: train_meaning,
+    text_encoder.EDITABLE: train_editability,
+    "unpack": lambda options: unpack(options.weights, options.checkpoints),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.add_argument(
-        "stage", nargs="*", choices=[[], *STAGES, *PHASES], help="stages to run, in order (default: all)"
+        "stage", nargs="*", choices=[[], *STAGES, *ALONE], help="stages to run, in order (default: all)"
     )
     parser.add_argument(
         "--work", type=Path, default=art.WORK, help="folder of art and checkpoints (default: %(default)s)"
@@ -149,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.art.is_file():
         art.prepare(art.install_packages(given.work / "art"), options.art)
     for stage in given.stage or STAGES:
-        (STAGES | PHASES)[stage](options)
+        (STAGES | ALONE)[stage](options)
 
 
 if __name__ == "__main__":
