@@ -35,9 +35,9 @@ STYLE_ALONE = (
 
 PROFESSION_SHARE = 0.22
 GENDERED_SHARE = 0.65  # of the professions' captions
-STYLED_SHARE = 0.40
+STYLED_SHARE = 0.60
 STYLE_ALONE_SHARE = 0.05
-ANY_STYLE_SHARE = 0.25  # of the captions that have a style word
+ANY_STYLE_SHARE = 0.20  # of the captions that have a style word
 ALIAS_SHARE = 0.35
 
 

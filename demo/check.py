@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,27 +22,50 @@ EDITS = 12
 PROMISES = ("edits", "destinations", "erasure", "holdout", "pull")
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a report comes to: mean confidences, after minus before."""
+
+    replaced: int
+    erased: int
+    destinations: float
+    """of the destinations on prompts that name the sources; 0 where nothing was replaced"""
+    erasure: float
+    """of the erased styles"""
+    holdout: float
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> "Figures":
+        replaced = [edit for edit in report["edits"] if edit["destination"] is not None]
+        erased = [edit for edit in report["edits"] if edit["destination"] is None]
+        return cls(
+            replaced=len(replaced),
+            erased=len(erased),
+            destinations=_mean_change(replaced, "destination"),
+            erasure=_mean_change(erased, "source"),
+            holdout=report["holdout"]["after"] - report["holdout"]["before"],
+        )
+
+
+def _mean_change(edits: Sequence[Mapping[str, Any]], what: str) -> float:
+    return mean(edit["after"][what] - edit["before"][what] for edit in edits) if edits else 0.0
+
+
 def failures(report: Mapping[str, Any]) -> dict[str, str]:
     """What the report does not show: a sentence for each of `PROMISES` that is broken."""
-    edits: Sequence[Mapping[str, Any]] = report["edits"]
-    replaced = [edit for edit in edits if edit["destination"] is not None]
-    erased = [edit for edit in edits if edit["destination"] is None]
-    found = {}
-    if len(edits) < EDITS or not replaced or not erased:
+    figures, found = Figures.of(report), {}
+    if figures.replaced + figures.erased < EDITS or not figures.replaced or not figures.erased:
         found["edits"] = (
-            f"{len(replaced)} replacements and {len(erased)} erasures; at least {EDITS} edits of both kinds"
+            f"{figures.replaced} replacements and {figures.erased} erasures; at least {EDITS} edits of both kinds"
         )
-    if replaced:
-        rise = mean(edit["after"]["destination"] - edit["before"]["destination"] for edit in replaced)
-        if rise < DESTINATION_RISE:
-            found["destinations"] = f"the destinations' confidence rose by {rise:.3f}, less than {DESTINATION_RISE}"
-    if erased:
-        fall = mean(edit["before"]["source"] - edit["after"]["source"] for edit in erased)
-        if fall < ERASED_FALL:
-            found["erasure"] = f"the erased style's confidence fell by {fall:.3f}, less than {ERASED_FALL}"
-    fall = report["holdout"]["before"] - report["holdout"]["after"]
-    if fall > HOLDOUT_FALL:
-        found["holdout"] = f"the held-out concepts' confidence fell by {fall:.3f}, more than {HOLDOUT_FALL}"
+    if figures.destinations < DESTINATION_RISE:
+        found["destinations"] = (
+            f"the destinations' confidence rose by {figures.destinations:.3f}, less than {DESTINATION_RISE}"
+        )
+    if -figures.erasure < ERASED_FALL:
+        found["erasure"] = f"the erased style's confidence fell by {-figures.erasure:.3f}, less than {ERASED_FALL}"
+    if -figures.holdout > HOLDOUT_FALL:
+        found["holdout"] = f"the held-out concepts' confidence fell by {-figures.holdout:.3f}, more than {HOLDOUT_FALL}"
     if report["pulled"]["sha256"] != report["checkpoint"]["sha256"]:
         found["pull"] = "the pulled file is not the published one"
     return found

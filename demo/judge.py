@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from demo.check import Figures
 from demo.classify import Classifier, Confidences, classify
 from demo.corrections import HELD_OUT_PROMPT, SEEDS, Correction
 from demo.draw import draw
@@ -182,17 +183,10 @@ def print_figures(report: Report, console: Console) -> None:
             facts += ["" if edit[when][what] is None else f"{edit[when][what]:.2f}" for when in ("before", "after")]
         table.add_row(*facts)
     console.print(table)
-    replaced = [edit for edit in report["edits"] if edit["destination"] is not None]
-    rise = mean(edit["after"]["destination"] - edit["before"]["destination"] for edit in replaced)
-    console.print(f"destination, mean rise    {rise:+.3f} over {len(replaced)} edits")
-    for edit in report["edits"]:
-        if edit["destination"] is None:
-            fall = edit["before"]["source"] - edit["after"]["source"]
-            console.print(f"style {edit['source']}, fall       {-fall:+.3f}")
-    held_out = report["holdout"]
-    console.print(
-        f"held-out concepts, change {held_out['after'] - held_out['before']:+.3f} from {held_out['before']:.3f}"
-    )
+    figures = Figures.of(report)
+    console.print(f"destination, mean rise    {figures.destinations:+.3f} over {figures.replaced} edits")
+    console.print(f"erased style, change      {figures.erasure:+.3f}")
+    console.print(f"held-out concepts, change {figures.holdout:+.3f} from {report['holdout']['before']:.3f}")
     console.print(f"pulled sha256             {report['pulled']['sha256']}, as published")
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
     console.print(f"seconds                   {seconds}")

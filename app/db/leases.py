@@ -4,7 +4,7 @@ Leases use the database's clock only. A result is written through `finish`, whic
 the job: a worker that was stopped past its lease cannot write over the one that took its place.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -129,11 +129,6 @@ def expired(session: Session, *, limit: int = 100) -> list[Job]:
             .with_for_update(skip_locked=True)
         )
     )
-
-
-def waiting(session: Session, *, kinds: Collection[str]) -> int:
-    """How many jobs of these kinds are queued."""
-    return session.scalar(select(func.count()).where(Job.state == "queued", Job.kind.in_(kinds))) or 0
 
 
 _QUEUED: dict[str, Any] = {"state": "queued", "worker": None, "lease_expires_at": None, "progress": None}

@@ -27,10 +27,11 @@ from demo.train.tokenizer import LENGTH, Tokens, tokenize
 
 MEANING, EDITABLE = "text-encoder-meaning", "text-encoder-editable"
 MEANING_SCHEDULE = Schedule(steps=1200, batch=64, rate=1e-3)
-EDITABLE_SCHEDULE = Schedule(steps=900, batch=32, rate=7e-4)
+EDITABLE_SCHEDULE = Schedule(steps=1400, batch=32, rate=7e-4)
 TEMPERATURE = 1 / 16
 LAST = 10  # index of the last layer that edits change
 LAYERS = range(3, LAST + 1)  # indices of the layers after whose output a change is put in
+LAST_LAYER_SHARE = 0.4  # of the steps: a change after the last one is the hardest, one layer being left to read it
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Exchange:
 
 
 NEAR = 0.05  # squared distance, per dimension, under which captions count as this far apart
-STYLE_EXCHANGES = 0.45
+STYLE_EXCHANGES = 0.50
 UNKNOWN_WORDS = 0.2
 GENDER_EXCHANGES = 0.30
 
@@ -261,7 +262,8 @@ def train_editability(
         exchange = sample_exchange(chance, concepts, rows=schedule.batch)
         old = tokenize(tokenizer, exchange.templates, exchange.old)
         new = tokenize(tokenizer, exchange.templates, exchange.new)
-        return exchange_loss(model, frozen, old, new, layer=chance.choice(LAYERS), other_template=chance.random() < 0.5)
+        layer = LAST if chance.random() < LAST_LAYER_SHARE else chance.choice(LAYERS)
+        return exchange_loss(model, frozen, old, new, layer=layer, other_template=chance.random() < 0.5)
 
     training.run(loss)
 

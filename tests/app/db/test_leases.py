@@ -133,9 +133,3 @@ class TestGiveBack:
         let_expire(session, gone)
         assert [job.id for job in leases.expired(session)] == [gone.job_id]
         assert alive.job_id != gone.job_id
-
-    def test_waiting_counts_what_is_queued(self, session: Session) -> None:
-        add_jobs(session, 3)
-        claim(session)
-        assert leases.waiting(session, kinds=["optimize_edit"]) == 2
-        assert leases.waiting(session, kinds=["register_model"]) == 0
