@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from sqlalchemy import text
 
 import editing
@@ -44,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         engine.dispose()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs from files of our own: browsers of a closed network reach no CDN
         title="Emender",
         version=editing.__version__,
         summary="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",

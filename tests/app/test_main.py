@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,15 @@ class TestRequestId:
 def test_needs_a_database():
     with pytest.raises(ValueError, match="EMENDER_DATABASE_URL"):
         create_app(Settings(database_url=None))
+
+
+class TestDocumentation:
+    @pytest.mark.parametrize("page", ["/docs", "/redoc"])
+    def test_nothing_on_the_page_comes_from_another_host(self, page: str):
+        nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"))
+        with TestClient(create_app(nowhere)) as client:
+            sources = re.findall(r'(?:src|href)="([^"]+)"', client.get(page).text)
+            assert any(source.endswith(".js") for source in sources)
+            for source in sources:
+                assert source.startswith("/") and not source.startswith("//")
+                assert client.get(source).status_code == 200
