@@ -42,6 +42,10 @@ class SingularSecondMoment(EditingError):
     """Second moments that cannot be factored: too few captions for the width of the keys."""
 
 
+class ForeignSums(EditingError):
+    """Partial sums of second moments that this run cannot go on from."""
+
+
 class Cancelled(EditingError):
     """The caller asked for the edit to stop."""
 
