@@ -54,7 +54,7 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     captions = context.store.read(statistics.captions_sha256).decode().splitlines()
     encoder = context.pipeline(statistics.model_id).encoder
     scratch = _scratch(context.settings.folder / "estimates", str(statistics.id), keep=ours)
-    partial = scratch / "sums.safetensors"
+    partial = scratch / f"{encoder.name}.safetensors"
 
     def progress(read: int) -> None:
         if context.cancelled(lease):
@@ -64,6 +64,8 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     def estimate() -> "SecondMoments":
         return editing.estimate_second_moments(encoder, captions, progress=progress, partial=partial)
 
+    if partial.exists():
+        log.info("estimate goes on", statistics=str(statistics.id))
     try:
         moments = estimate()
     except ForeignSums as reason:

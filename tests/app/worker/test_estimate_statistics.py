@@ -107,7 +107,7 @@ def test_an_estimate_goes_on_where_it_was_interrupted(
     row_id = ask()
     stopping.set()
     runner.work()
-    assert [path.name for path in (estimates / str(row_id)).iterdir()] == ["sums.safetensors"]
+    assert [path.name for path in (estimates / str(row_id)).iterdir()] == ["text_encoder.safetensors"]
     stopping.clear()
     seen: list[JsonObject] = []
     monkeypatch.setattr(runner.heartbeat, "report", lambda _, progress: seen.append(progress))
@@ -123,7 +123,7 @@ def test_sums_that_are_not_its_own_are_dropped(
 ) -> None:
     row_id = ask()
     (estimates / str(row_id)).mkdir(parents=True)
-    (estimates / str(row_id) / "sums.safetensors").write_bytes(b"torn")
+    (estimates / str(row_id) / "text_encoder.safetensors").write_bytes(b"torn")
     runner.work()
     expected = editing.estimate_second_moments(runner.context.pipeline(registered.id).encoder, CAPTIONS)
     assert (read(row_id).state, read(row_id).digest) == ("ready", expected.digest)
@@ -140,7 +140,7 @@ def test_what_failed_estimates_left_is_removed(
         session.commit()
     for row_id in (given_up, waiting):
         (estimates / str(row_id)).mkdir(parents=True)
-        (estimates / str(row_id) / ".sums.safetensors.7").write_bytes(b"cut")
+        (estimates / str(row_id) / ".text_encoder.safetensors.7").write_bytes(b"cut")
     stopping.set()
     runner.work()
     assert {path.name for path in estimates.iterdir()} == {str(waiting), str(ours)}
