@@ -6,6 +6,7 @@ torch is imported by the commands that compute, never at the start.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from app.client import Client, ClientError, Json
+from app.models.captions import MAX_CAPTIONS
 from app.settings import get_settings
+from editing.captions import read_captions
+from editing.errors import CaptionsUnreadable
 
 app = typer.Typer(
     help="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
@@ -26,9 +30,16 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys, made directly in the database.", no_args_is_help=True)
 models = typer.Typer(help="Base models.", no_args_is_help=True)
+statistics = typer.Typer(help="What a model's memories are asked for in everyday use.", no_args_is_help=True)
 edits = typer.Typer(help="Corrections.", no_args_is_help=True)
 checkpoints = typer.Typer(help="Published versions.", no_args_is_help=True)
-for name, group in {"keys": keys, "models": models, "edits": edits, "checkpoints": checkpoints}.items():
+for name, group in {
+    "keys": keys,
+    "models": models,
+    "statistics": statistics,
+    "edits": edits,
+    "checkpoints": checkpoints,
+}.items():
     app.add_typer(group, name=name)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is done, with a progress bar.")]
@@ -116,6 +127,32 @@ def add_model(
         if wait:
             made = _follow(client, f"/v1/models/{model}", what=f"registering {model}")
     typer.echo(f"{made['name']} {made['state']}")
+
+
+@statistics.command("add")
+def add_statistics(
+    model: Model,
+    captions: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="A .txt, .csv, .tsv, .json, .jsonl or .parquet file."),
+    ],
+    column: Annotated[str | None, typer.Option(help="Of a table; default: caption, else text.")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=MAX_CAPTIONS, help="Send the first so many.")] = MAX_CAPTIONS,
+    wait: Wait = False,
+) -> None:
+    """Estimate a model's second moments over the captions in a file."""
+    try:
+        chosen = list(islice(read_captions(captions, column), samples))
+    except CaptionsUnreadable as error:
+        raise CommandError(error.detail) from error
+    if not chosen:
+        raise CommandError(f"{captions.name} holds no captions.")
+    with _client() as client:
+        made = client.create_statistics(model, captions=chosen)
+        if wait:
+            path = f"/v1/models/{model}/statistics/{made['id']}"
+            made = _follow(client, path, what=f"estimating over {len(chosen)} captions")
+    typer.echo(f"{made['id']} {made['state']} {made['digest'] or ''}".rstrip())
 
 
 @edits.command("create")
@@ -270,8 +307,9 @@ def _follow(client: Client, path: str, *, what: str) -> Json:
 
 
 def _progress(progress: Json) -> tuple[int, int | None]:
-    """How far the work is: of an edit in steps, of a checkpoint in layers, of a model in files."""
-    for done, total in (("step", "steps"), ("done", "total"), ("files", "of")):
+    """How far the work is: of an edit in steps, of a checkpoint in layers, of a model in files, of statistics in
+    captions."""
+    for done, total in (("step", "steps"), ("done", "total"), ("files", "of"), ("captions", "of")):
         if done in progress and total in progress:
             return progress[done], progress[total]
     return 0, None

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +46,8 @@ class Failed(ClientError):
     def __init__(self, resource: Json) -> None:
         self.resource = resource
         problem = resource.get("problem") or {}
-        name = resource.get("version") or resource.get("name") or resource.get("source")
+        names = (resource.get(field) for field in ("version", "name", "source", "captions_name"))
+        name = next(filter(None, names), None)
         super().__init__(f"{name} is {resource['state']}: {problem.get('detail', 'no reason was given')}")
 
 
@@ -96,6 +97,9 @@ class Client:
     def register_model(self, name: str, *, source: str, **fields: str | None) -> Json:
         return self.post("/v1/models", {"name": name, "source": source, **_given(fields)})
 
+    def create_statistics(self, model: str, *, captions: Sequence[str]) -> Json:
+        return self.post(f"/v1/models/{model}/statistics", {"captions": list(captions)})
+
     def upload_image(self, path: Path) -> str:
         """The id by which an edit names the image."""
         answer = self._ask("POST", "/v1/images", files={"file": (path.name, path.read_bytes())})
@@ -140,7 +144,7 @@ class Client:
     def wait(
         self, path: str, *, seen: Callable[[Json], None] | None = None, pause: float = 0.3, timeout: float | None = None
     ) -> Json:
-        """Read a model, an edit or a checkpoint until its work has ended; `seen` is given each answer.
+        """Read a model, statistics, an edit or a checkpoint until its work has ended; `seen` is given each answer.
 
         Raises `Failed` when it has failed or was cancelled, and `ClientError` after `timeout` seconds.
         """

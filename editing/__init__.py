@@ -4,7 +4,8 @@ Stage I (`optimize_values`) finds for each concept the value vector that its key
 (`compute_update`) writes all of them into the text encoder at once, in closed form. The method is EMCID's
 (Editing Massive Concepts In text-to-image Diffusion models); equation numbers in this package are that paper's.
 
-Names are imported on first use, so that `editing.concepts` and `editing.prompts` load without torch.
+Names are imported on first use, so that `editing.captions`, `editing.concepts` and `editing.prompts` load without
+torch.
 """
 
 from importlib import import_module
@@ -16,6 +17,7 @@ ENGINE_VERSION = "1"
 """Changes whenever the same inputs may give other bytes; part of what identifies a value and a checkpoint."""
 
 _HOMES = {
+    "editing.captions": ("read_captions",),
     "editing.concepts": (
         "Balance", "ConceptEdit", "DestinationPrompt", "Erasure", "ReferenceImages", "StageOneSettings",
     ),
@@ -33,6 +35,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["ENGINE_VERSION", "__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
+    from editing.captions import read_captions as read_captions
     from editing.concepts import Balance as Balance
     from editing.concepts import ConceptEdit as ConceptEdit
     from editing.concepts import DestinationPrompt as DestinationPrompt

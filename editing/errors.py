@@ -42,6 +42,14 @@ class SingularSecondMoment(EditingError):
     """Second moments that cannot be factored: too few captions for the width of the keys."""
 
 
+class CaptionsUnreadable(EditingError):
+    """A file that holds no captions, or a line of one that is none."""
+
+
+class ForeignSums(EditingError):
+    """Partial sums of second moments that this run cannot go on from."""
+
+
 class Cancelled(EditingError):
     """The caller asked for the edit to stop."""
 

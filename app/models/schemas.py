@@ -6,13 +6,13 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from app.models.captions import MAX_CAPTIONS
 from app.models.names import Name, is_part
 from app.problems import FieldError
 from app.text import Text
 
 ModelState = Literal["registering", "ready", "failed"]
 StatisticsState = Literal["queued", "estimating", "ready", "failed"]
-MAX_CAPTIONS = 100_000
 
 
 class ProblemNote(BaseModel):

@@ -1,7 +1,16 @@
-"""Estimate a model's second moments C0 over a list of captions."""
+"""Estimate a model's second moments C0 over a list of captions.
 
-from collections.abc import Iterator, Sequence
+The sums so far lie in the worker's folder, under `estimates/<id of the statistics>/`: when a worker dies, the next
+attempt on the same machine goes on from there, and its result has the same bytes.
+"""
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 import editing
@@ -9,7 +18,12 @@ from app.audit.service import record
 from app.db.leases import Lease
 from app.db.models import JsonObject, Model, Statistics
 from app.worker.runner import JobContext
-from editing.errors import Cancelled, EditingError
+from editing.errors import Cancelled, EditingError, ForeignSums
+
+if TYPE_CHECKING:
+    from editing.statistics import SecondMoments
+
+log = structlog.get_logger()
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
@@ -33,21 +47,31 @@ def _model(session: Session, statistics: Statistics) -> str:
 def _estimate(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
         statistics = session.get_one(Statistics, lease.target_id)
+        under_way = select(Statistics.id).where(Statistics.state.in_(("queued", "estimating")))
+        ours = {str(statistics_id) for statistics_id in session.scalars(under_way)}
     if statistics.captions_sha256 is None:
         raise EditingError("these statistics name no captions", pointer="/captions")
     captions = context.store.read(statistics.captions_sha256).decode().splitlines()
-    pipeline = context.pipeline(statistics.model_id)
-
-    def interruptible() -> Iterator[str]:
-        for caption in captions:
-            if context.cancelled(lease):
-                raise Cancelled("the estimate was interrupted")
-            yield caption
+    encoder = context.pipeline(statistics.model_id).encoder
+    scratch = _scratch(context.settings.folder / "estimates", str(statistics.id), keep=ours)
+    partial = scratch / f"{encoder.name}.safetensors"
 
     def progress(read: int) -> None:
+        if context.cancelled(lease):
+            raise Cancelled("the estimate was interrupted")
         context.progress(lease, {"captions": read, "of": len(captions)})
 
-    moments = editing.estimate_second_moments(pipeline.encoder, interruptible(), progress=progress)
+    def estimate() -> "SecondMoments":
+        return editing.estimate_second_moments(encoder, captions, progress=progress, partial=partial)
+
+    if partial.exists():
+        log.info("estimate goes on", statistics=str(statistics.id))
+    try:
+        moments = estimate()
+    except ForeignSums as reason:
+        log.warning("estimate begun anew", reason=reason.detail)
+        partial.unlink()
+        moments = estimate()
     digest = context.store.put(moments.to_bytes())
 
     with context.result(lease) as session:
@@ -56,3 +80,14 @@ def _estimate(context: JobContext, lease: Lease) -> None:
         statistics.captions, statistics.tokens, statistics.digest = moments.captions, moments.tokens, digest
         details = {"statistics": str(statistics.id), "digest": digest, "tokens": moments.tokens}
         record(session, actor="worker", action="statistics.ready", target=_model(session, statistics), details=details)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(home: Path, name: str, *, keep: set[str]) -> Path:
+    """The folder of one estimate; those of estimates that have failed since are removed."""
+    scratch = home / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    for other in home.iterdir():
+        if other.name not in keep:
+            shutil.rmtree(other, ignore_errors=True)
+    return scratch

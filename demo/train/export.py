@@ -4,16 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import editing
 from demo.captions import caption_set
 from demo.classify import Classifier
 from demo.concepts import Concept
-from demo.train.text_encoder import embedded, layers_between, text_transformer
+from demo.train.text_encoder import text_transformer
 from demo.train.unet import noise_schedule
 
 CAPTIONS = 2000
@@ -35,16 +35,16 @@ def export(
     captions = caption_set(concepts, count=CAPTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
-    moments, tokens = second_moments(encoder, tokenizer, captions)
     names = vars(classifier.classes)
     weights = {key: value for key, value in classifier.state_dict().items() if not key.endswith("num_batches_tracked")}
     save_with_facts(
         {key: value.half() for key, value in weights.items()}, folder / "classifier.safetensors", classes=names
     )
     export_pipeline(folder / "pipeline", tokenizer=tokenizer, encoder=encoder, autoencoder=autoencoder, unet=unet)
-    # Beside model_index.json, where the service looks for the statistics of a model that it registers.
-    facts = {"captions": len(captions), "tokens": tokens}
-    save_with_facts(moments, folder / "pipeline" / "second_moments.safetensors", second_moments=facts)
+    # Of the encoder as it was written, in float16. Beside model_index.json, where the service looks for the statistics
+    # of a model that it registers.
+    written = editing.load_pipeline(folder / "pipeline").encoder
+    editing.estimate_second_moments(written, captions).save(folder / "pipeline" / "second_moments.safetensors")
 
 
 def export_pipeline(
@@ -89,37 +89,3 @@ def save_with_facts(tensors: Mapping[str, Tensor], path: Path, **facts: object) 
     """Save with one metadata key holding JSON: with two, the order of the keys, and so the file's bytes, would vary."""
     ((name, value),) = facts.items()
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata={name: json.dumps(value)})
-
-
-@torch.no_grad()
-def second_moments(
-    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]
-) -> tuple[dict[str, Tensor], int]:
-    """E[k kᵀ] of the input of fc2, (m, m) float32 for every layer but the last as `layer_{i}`, and the number of
-    tokens.
-
-    Over the tokens of all captions from the begin to the end token, without padding; summed in float64.
-    """
-    layers = text_transformer(encoder).encoder.layers[:-1]
-    sums: dict[int, Tensor] = {}
-    attended: Tensor
-
-    def adding(index: int):
-        def hook(_module, arguments: tuple[Tensor, ...]) -> None:
-            keys = arguments[0][attended].double()  # (tokens, m)
-            sums[index] = sums.get(index, 0) + keys.T @ keys
-
-        return hook
-
-    hooks = [layer.mlp.fc2.register_forward_pre_hook(adding(index)) for index, layer in enumerate(layers)]
-    count = 0
-    try:
-        for start in range(0, len(captions), 256):
-            encoded = tokenizer(list(captions[start : start + 256]), padding="max_length", return_tensors="pt")
-            attended = encoded.attention_mask.bool()
-            layers_between(encoder, embedded(encoder, encoded.input_ids), first=0, last=len(layers))
-            count += int(attended.sum())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {f"layer_{index}": (total / count).float() for index, total in sorted(sums.items())}, count

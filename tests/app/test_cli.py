@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import editing
 from app import cli
 from app.client import Client
 from tests.app.checkpoints.conftest import Service, base_folder, service
@@ -49,9 +50,8 @@ def run(service: Service, monkeypatch: pytest.MonkeyPatch):
 
 class TestProcess:
     def test_help_without_torch(self):
-        code = (
-            "import sys, app.cli; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'diffusers')))"
-        )
+        heavy = ("torch", "transformers", "diffusers", "fastapi", "pyarrow")
+        code = f"import sys, app.cli; sys.exit(sum(name in sys.modules for name in {heavy}))"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
     def test_no_key(self, tmp_path):
@@ -160,3 +160,31 @@ class TestCommands:
         assert "nowhere" in str(done.exception)
         done = run("models", "add", "third", "../etc")
         assert "  /source: " in str(done.exception)
+
+    def test_statistics_of_a_file(self, run, service, tmp_path):
+        """The captions sent are those of the file, from the column named, as many as asked for."""
+        captions = [f"a picture of thing {n}" for n in range(80)]
+        (tmp_path / "set.csv").write_text("id,alt\n" + "".join(f"{n},{line}\n" for n, line in enumerate(captions)))
+        done = run(
+            "statistics", "add", "tiny", str(tmp_path / "set.csv"), "--column", "alt", "--samples", "70", "--wait"
+        )
+        assert done.exit_code == 0, done.output
+        statistics_id, state, digest = last_line(done)
+        made = service.get(f"/v1/models/tiny/statistics/{statistics_id}")
+        assert (made["state"], made["captions"], made["digest"], state) == ("ready", 70, digest, "ready")
+        encoder = service.runner.context.pipeline(service.model.id).encoder
+        assert digest == editing.estimate_second_moments(encoder, captions[:70]).digest
+
+    def test_statistics_of_no_file(self, run, tmp_path):
+        (tmp_path / "set.csv").write_text("id,title\n1,a cat\n")
+        done = run("statistics", "add", "tiny", str(tmp_path / "set.csv"))
+        assert "set.csv: there is no column 'caption' or 'text'" in str(done.exception)
+        (tmp_path / "set.txt").write_text("\n")
+        done = run("statistics", "add", "tiny", str(tmp_path / "set.txt"))
+        assert str(done.exception) == "set.txt holds no captions."
+
+    def test_statistics_that_failed(self, run, service, tmp_path, monkeypatch):
+        (tmp_path / "set.txt").write_text("a cat\n")
+        monkeypatch.setattr(service.runner.context.pipelines, "get", lambda *_, **__: 1 / 0)
+        done = run("statistics", "add", "tiny", str(tmp_path / "set.txt"), "--wait")
+        assert str(done.exception).startswith("uploaded is failed: ")

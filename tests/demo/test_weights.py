@@ -1,18 +1,15 @@
 """The committed weights: they load everywhere, draw what they should, and carry their attribution."""
 
-import json
-
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
+import editing
 from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import WEIGHTS
 from demo.draw import draw, load_pipeline
-from demo.train.export import second_moments
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +67,16 @@ def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline) -> None:
     assert not torch.allclose(alone[0], draw(pipeline, ["a cat"], [8])[0], atol=1e-2)
 
 
-def test_second_moments_belong_to_the_encoder_and_the_captions(pipeline) -> None:
+def test_second_moments_belong_to_the_encoder_and_the_captions() -> None:
     captions = (WEIGHTS / "captions.txt").read_text(encoding="utf-8").splitlines()
-    with safe_open(WEIGHTS / "pipeline" / "second_moments.safetensors", "pt") as file:
-        facts = json.loads(file.metadata()["second_moments"])
-        stored = {key: file.get_tensor(key) for key in file.keys()}
-    assert facts["captions"] == len(captions)
-    assert set(stored) == {f"layer_{index}" for index in range(11)}
-    computed, tokens = second_moments(pipeline.text_encoder, pipeline.tokenizer, captions)
-    assert tokens == facts["tokens"]
-    for layer, moment in stored.items():
-        assert moment.shape == (640, 640) and moment.dtype == torch.float32
-        assert torch.allclose(moment, moment.T)
-        assert (moment - computed[layer]).norm() < 2e-3 * moment.norm(), "float16 weights, nothing more"
-        assert torch.linalg.eigvalsh(moment.double()).min() > -1e-6 * moment.trace()
+    stored = editing.SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
+    computed = editing.estimate_second_moments(editing.load_pipeline(WEIGHTS / "pipeline").encoder, captions)
+    assert (stored.captions, stored.tokens) == (len(captions), computed.tokens)
+    assert set(stored.moments) == set(range(11))
+    for layer, moment in stored.moments.items():
+        assert moment.shape == (640, 640)
+        assert (moment - computed.moments[layer]).norm() < 2e-3 * moment.norm(), "float16 weights, nothing more"
+        assert torch.linalg.eigvalsh(moment).min() > -1e-6 * moment.trace()
 
 
 def test_attribution_stands_beside_the_weights() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editing import statistics
 from editing.encoders import EditableEncoder
-from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
+from editing.errors import EditingError, ForeignSums, InvalidEdit, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.statistics import FactoredMoments, SecondMoments, condition_number, estimate_second_moments
 
@@ -56,6 +58,163 @@ class TestEstimate:
         with pytest.raises(EditingError, match="no captions"):
             estimate_second_moments(pipeline.encoder, [])
 
+    def test_points_at_a_caption_that_it_cannot_read(self, pipeline: EditablePipeline) -> None:
+        with pytest.raises(EditingError) as refusal:
+            estimate_second_moments(pipeline.encoder, ["a cat", "a \ud800"])
+        assert refusal.value.pointer == "/captions/1"
+
+    def test_is_symmetric(self, second_moments: SecondMoments) -> None:
+        assert all(torch.equal(moment, moment.T) for moment in second_moments.moments.values())
+
+    @pytest.mark.parametrize("block", [7, 64])
+    def test_does_not_depend_on_the_blocks(
+        self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch, block: int
+    ) -> None:
+        whole = estimate_second_moments(pipeline.encoder, CAPTIONS)
+        monkeypatch.setattr("editing.statistics._BLOCK", block)
+        for layer, moment in estimate_second_moments(pipeline.encoder, CAPTIONS).moments.items():
+            torch.testing.assert_close(moment, whole.moments[layer], rtol=1e-6, atol=1e-9)
+
+    def test_pads_little(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Long and short captions take turns; as they come, a third of the positions would be padding."""
+        encoded = positions(pipeline.encoder, monkeypatch)
+        moments = estimate_second_moments(pipeline.encoder, ["x", "x " * 30] * 20, batch_size=4)
+        assert sum(encoded) == moments.tokens
+
+
+INTERRUPTED = [f"picture {'x' * (n % 7)} of {n}" for n in range(40)]
+
+
+class Killed(Exception):
+    pass
+
+
+def positions(encoder: EditableEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions each batch that is encoded from now on has, padding with it."""
+    encoded: list[int] = []
+    embed = encoder.embed
+
+    def noted(ids: Tensor) -> Tensor:
+        encoded.append(ids.numel())
+        return embed(ids)
+
+    monkeypatch.setattr(encoder, "embed", noted)
+    return encoded
+
+
+class TestPartialSums:
+    @pytest.fixture
+    def partial(self, pipeline: EditablePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The file of a run in batches of four that was killed after five batches, having saved after each."""
+
+        def kill(read: int) -> None:
+            if read == 20:
+                raise Killed
+
+        monkeypatch.setattr("editing.statistics._SAVING_SHARE", float("inf"))
+        monkeypatch.setattr("editing.statistics._WINDOW", 3)
+        path = tmp_path / "sums"
+        with pytest.raises(Killed):
+            estimate_second_moments(pipeline.encoder, INTERRUPTED, batch_size=4, progress=kill, partial=path)
+        assert [file.name for file in tmp_path.iterdir()] == ["sums"]
+        return path
+
+    def test_a_killed_run_goes_on_and_gives_the_same_bits(
+        self, pipeline: EditablePipeline, partial: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = estimate_second_moments(pipeline.encoder, INTERRUPTED, batch_size=4)
+        seen: list[int] = []
+        encoded = positions(pipeline.encoder, monkeypatch)
+        resumed = estimate_second_moments(
+            pipeline.encoder, iter(INTERRUPTED), batch_size=4, progress=seen.append, partial=partial
+        )
+        assert resumed.to_bytes() == whole.to_bytes()
+        assert seen == [20, 24, 28, 32, 36, 40] and len(encoded) == 5
+
+    def test_a_run_that_was_finished_is_not_done_again(self, pipeline: EditablePipeline, partial: Path) -> None:
+        run = partial_run(pipeline.encoder, partial)
+        whole, seen = run(INTERRUPTED)
+        again, seen_again = run(INTERRUPTED)
+        assert (again.to_bytes(), seen_again) == (whole.to_bytes(), [40])
+        assert seen == [20, 24, 28, 32, 36, 40]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"captions": ["a cat", *INTERRUPTED[1:]]},
+            {"captions": INTERRUPTED[::-1]},
+            {"captions": INTERRUPTED[:18]},
+            {"layers": [0, 1]},
+            {"batch_size": 5},
+        ],
+        ids=lambda other: " ".join(other),
+    )
+    def test_sums_of_another_run_are_refused(
+        self, pipeline: EditablePipeline, partial: Path, other: dict[str, object]
+    ) -> None:
+        kept = partial.read_bytes()
+        with pytest.raises(ForeignSums, match="other captions"):
+            partial_run(pipeline.encoder, partial)(**({"captions": INTERRUPTED} | other))
+        assert partial.read_bytes() == kept
+
+    def test_sums_of_another_encoder_are_refused(self, pipeline: EditablePipeline, partial: Path) -> None:
+        weight = pipeline.encoder.fc2(1).weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight[0, 0] += 1e-3
+        try:
+            with pytest.raises(ForeignSums, match="another encoder"):
+                partial_run(pipeline.encoder, partial)(INTERRUPTED)
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
+
+    def test_a_damaged_file_is_refused(self, pipeline: EditablePipeline, partial: Path) -> None:
+        for content in (partial.read_bytes()[:-1], b"", pipeline_moments(pipeline)):
+            partial.write_bytes(content)
+            with pytest.raises(ForeignSums, match="no partial sums"):
+                partial_run(pipeline.encoder, partial)(INTERRUPTED)
+
+    def test_saving_takes_a_small_share_of_the_time(
+        self, pipeline: EditablePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a clock of which a batch takes one second and saving another: after each save, twenty without."""
+        now = [0.0]
+        saved: list[int] = []
+        save = statistics._PartialSums._save
+
+        def slow(kept: statistics._PartialSums) -> None:
+            save(kept)
+            saved.append(kept._sums.captions)
+            now[0] += 1
+
+        monkeypatch.setattr(statistics._PartialSums, "_save", slow)
+        monkeypatch.setattr("editing.statistics.time.monotonic", lambda: now[0])
+
+        def batch_done(_: int) -> None:
+            now[0] += 1
+
+        captions = ["a cat"] * 45
+        estimate_second_moments(
+            pipeline.encoder, captions, batch_size=1, progress=batch_done, partial=tmp_path / "sums"
+        )
+        assert saved == [1, 21, 41]
+
+
+def pipeline_moments(pipeline: EditablePipeline) -> bytes:
+    return estimate_second_moments(pipeline.encoder, CAPTIONS).to_bytes()
+
+
+def partial_run(encoder: EditableEncoder, partial: Path) -> Callable[..., tuple[SecondMoments, list[int]]]:
+    """Runs with partial sums in batches of four, unless said otherwise; the moments, and the progress seen."""
+
+    def run(captions: list[str], **options: object) -> tuple[SecondMoments, list[int]]:
+        seen: list[int] = []
+        given: dict[str, object] = {"batch_size": 4, "progress": seen.append, "partial": partial, **options}
+        return estimate_second_moments(encoder, captions, **given), seen  # type: ignore[arg-type]
+
+    return run
+
 
 class TestFile:
     def test_reads_back_equal(self, second_moments: SecondMoments, tmp_path: Path) -> None:
@@ -73,6 +232,14 @@ class TestFile:
         assert list(header.pop("__metadata__")) == ["second_moments"]
         assert set(header) == {"layer_0", "layer_1", "layer_2"}
         assert {entry["dtype"] for entry in header.values()} == {"F32"}
+        assert {tuple(entry["shape"]) for entry in header.values()} == {(64 * 65 // 2,)}
+
+    def test_reads_whole_matrices(self, second_moments: SecondMoments, tmp_path: Path) -> None:
+        """The layout of files written before only the triangle was kept."""
+        whole = {f"layer_{layer}": moment.float() for layer, moment in second_moments.moments.items()}
+        facts = {"captions": second_moments.captions, "tokens": second_moments.tokens}
+        save_file(whole, tmp_path / "whole.safetensors", metadata={"second_moments": json.dumps(facts)})
+        assert SecondMoments.load(tmp_path / "whole.safetensors").digest == second_moments.digest
 
     def test_reads_a_file_without_counts(self, tmp_path: Path) -> None:
         save_file({"layer_10": torch.eye(3), "layer_2": torch.eye(3)}, tmp_path / "plain.safetensors")
@@ -80,7 +247,15 @@ class TestFile:
         assert list(moments.moments) == [2, 10]
         assert moments.tokens == 0
 
-    @pytest.mark.parametrize("tensors", [{"weight": torch.eye(3)}, {"layer_0": torch.ones(2, 3)}])
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            {"weight": torch.eye(3)},
+            {"layer_0": torch.ones(2, 3)},
+            {"layer_0": torch.ones(5)},
+            {"layer_0": torch.ones(3, 3).tril()},
+        ],
+    )
     def test_refuses_other_files(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, tmp_path / "other.safetensors")
         with pytest.raises(EditingError, match="no second moments"):

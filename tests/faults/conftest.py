@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,8 +15,10 @@ from sqlalchemy import Engine, select
 
 from app.children import ends_with_parent
 from app.db.engine import Sessions, sessions
-from app.db.models import AuditEvent, Edit, Job, Model
+from app.db.models import AuditEvent, Edit, Job, Model, Statistics
+from app.models.captions import pack
 from app.queueing.outbox import enqueue
+from app.storage.local import LocalStore
 from tests.pipelines import write_pipeline
 from tests.servers import RedisServer, require_redis
 
@@ -99,6 +101,22 @@ class Ledger:
             job_id = enqueue(session, kind="optimize_edit", target_id=edit.id)
             session.commit()
         return job_id
+
+    def add_statistics(self, store: LocalStore, captions: Sequence[str]) -> UUID:
+        """Ask for second moments over captions; returns the id of the job."""
+        content, count = pack(captions, samples=len(captions))
+        with self.factory() as session:
+            statistics = Statistics(model_id=self.model_id, captions_name="test", captions_sha256=store.put(content))
+            statistics.captions, statistics.created_by = count, "test"
+            session.add(statistics)
+            session.flush()
+            job_id = enqueue(session, kind="estimate_statistics", target_id=statistics.id)
+            session.commit()
+        return job_id
+
+    def statistics(self, job_id: UUID) -> Statistics:
+        with self.factory() as session:
+            return session.get_one(Statistics, session.get_one(Job, job_id).target_id)
 
     def job(self, job_id: UUID) -> Job:
         with self.factory() as session:

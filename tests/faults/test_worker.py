@@ -1,17 +1,23 @@
-"""A worker that is killed, stopped or told to go: the edit completes, once."""
+"""A worker that is killed, stopped or told to go: the work completes, once."""
 
+import json
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+from safetensors import safe_open
 
+from app.storage.local import LocalStore
 from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, Ledger, WorkerProcess, wait
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
 
 StartWorker = Callable[..., WorkerProcess]
+
+ESTIMATED = 12_000  # captions: some seconds on the tiny pipeline
 
 
 @pytest.fixture
@@ -110,3 +116,35 @@ def test_told_to_go(worker: WorkerProcess, start_worker: StartWorker, ledger: Le
     start_worker()
     ledger.await_state(job_id, "succeeded")
     assert_done_once(ledger, job_id, attempt=1)
+
+
+def test_killed_in_the_middle_of_an_estimate(
+    worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The next attempt goes on from the sums that were kept, and its bytes are those of an estimate left in peace."""
+    store = LocalStore(tmp_path / "var" / "store")
+    captions = [f"thing {n} beside {n % 97} others" for n in range(ESTIMATED)]
+    job_id = ledger.add_statistics(store, captions)
+
+    def kept() -> int:
+        """How many captions the sums on disk hold."""
+        for sums in (tmp_path / "var" / "estimates").glob("*/*.safetensors"):
+            with safe_open(sums, framework="np") as file:
+                return json.loads(file.metadata()["partial_sums"])["captions"]
+        return 0
+
+    wait(lambda: worker, lambda _: kept() > 500, timeout=240)
+    worker.kill()
+    assert ledger.job(job_id).state == "running", "too late: it is done"
+    before = kept()
+
+    other = start_worker()
+    job = wait(lambda: ledger.job(job_id), lambda job: job.attempt == 2 and bool(job.progress), timeout=240)
+    assert job.progress is not None and job.progress["captions"] >= before
+    assert other.says("estimate goes on")
+    ledger.await_state(job_id, "succeeded")
+    assert not other.says("begun anew")
+    ledger.await_state(again := ledger.add_statistics(store, captions), "succeeded")
+    killed, peaceful = ledger.statistics(job_id), ledger.statistics(again)
+    assert (killed.state, killed.digest, killed.tokens) == ("ready", peaceful.digest, peaceful.tokens)
+    wait(lambda: other, lambda _: not any((tmp_path / "var" / "estimates").iterdir()), timeout=30)
