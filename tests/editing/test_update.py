@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.conflicts import Conflict
 from editing.encoders import EditableEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
 from editing.statistics import FactoredMoments, SecondMoments
-from editing.update import Conflict, ResidualMode, Update, applied, apply_update, compute_update
+from editing.update import ResidualMode, Update, applied, apply_update, compute_update
 from editing.values import Value
 
 WIDTH, MLP_WIDTH, LAST = 32, 64, 2
