@@ -48,7 +48,8 @@ class PrefixTree:
         self._depths = torch.tensor([len(path) - 1 for path in paths], device=device)
         self._last = torch.tensor(reached, device=device)  # (prompts,)
         self._column = torch.tensor([i for i, group in enumerate(groups) for _ in group], device=device)
-        self._share = torch.tensor([1 / len(group) for group in groups for _ in group], device=device).double()
+        shares = [1 / len(group) for group in groups for _ in group]
+        self._share = torch.tensor(shares, dtype=torch.float64, device=device)
         self.columns = len(groups)
 
     def __len__(self) -> int:
