@@ -16,10 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
+from torch.linalg import solve_triangular
 
 from editing import ENGINE_VERSION
 from editing.encoders import EditableEncoder
 from editing.errors import EditingError, ForeignSums, InvalidEdit, SingularSecondMoment
+from editing.files import write_whole
 from editing.prompts import PromptTokenizer
 
 Batch = list[tuple[int, ...]]
@@ -57,54 +59,105 @@ class SecondMoments:
         Path(path).write_bytes(self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a file of `save`, or one that holds each `layer_{i}` as a whole matrix (m, m)."""
+    def load(cls, path: str | Path, *, layers: Sequence[int] | None = None) -> Self:
+        """Read a file of `save`, or one that holds each `layer_{i}` as a whole matrix (m, m); or only these layers."""
         try:
             with safe_open(path, framework="pt") as file:
                 counts = json.loads((file.metadata() or {}).get("second_moments", "{}"))
-                moments = {int(key.removeprefix("layer_")): _symmetric(file.get_tensor(key)) for key in file.keys()}
+                keys = {int(key.removeprefix("layer_")): key for key in file.keys()}
+                wanted = sorted(keys.keys() if layers is None else keys.keys() & set(layers))
+                moments = {layer: _symmetric(file.get_tensor(keys[layer])) for layer in wanted}
         except Exception as error:  # safetensors raises its own, for a cut or foreign file
             raise EditingError(f"{Path(path).name} holds no second moments: {error}") from error
-        return cls(dict(sorted(moments.items())), captions=counts.get("captions", 0), tokens=counts.get("tokens", 0))
+        return cls(moments, captions=counts.get("captions", 0), tokens=counts.get("tokens", 0))
 
 
 class FactoredMoments:
-    """Cholesky factors of E[k kᵀ], computed once per layer and kept.
+    """Cholesky factors of E[k kᵀ], computed once per layer and kept: in memory, or in files of a folder.
 
-    They serve every α and λ: the factor of (1-α)·λ·E[k kᵀ] is this one times a number.
+    They serve every α and λ: the factor of (1-α)·λ·E[k kᵀ] is this one times a number. With a folder nothing is held in
+    memory: a factor lies at `<digest of the moments>/layer_<i>.safetensors`, (m, m) float64, and is checked against its
+    own sha256 at each reading; one that is cut or changed is computed again. Anyone may empty the folder.
     """
 
-    def __init__(self, second_moments: SecondMoments) -> None:
-        self.second_moments = second_moments
+    def __init__(self, second_moments: SecondMoments | Path, *, folder: Path | None = None, digest: str = "") -> None:
+        """`second_moments` may be their file, read layer by layer where it is needed; `digest` saves hashing it."""
+        self._moments = second_moments
+        self._folder = None
+        if folder is not None:
+            self._folder = folder / (digest or _digest(second_moments))
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._factors: dict[int, Tensor] = {}
         self._conditions: dict[int, float] = {}
 
     def moment(self, layer: int) -> Tensor:
         """E[k kᵀ] (m, m) float64."""
+        moments = self._moments
+        if isinstance(moments, Path):
+            moments = SecondMoments.load(moments, layers=[layer])
         try:
-            return self.second_moments.moments[layer]
+            return moments.moments[layer]
         except KeyError:
             raise InvalidEdit(f"the second moments do not cover layer {layer}", pointer="/layers") from None
 
     def factor(self, layer: int) -> Tensor:
         """Lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64. Raises `SingularSecondMoment`."""
-        if layer not in self._factors:
-            factor = cholesky(self.moment(layer))
+        if layer in self._factors:
+            return self._factors[layer]
+        factor = self._read(layer)
+        if factor is None:
+            moment = self.moment(layer)
+            factor = cholesky(moment)
             if factor is None:
                 raise SingularSecondMoment(
                     f"the second moments of layer {layer} have no inverse: estimate them over more captions"
                 )
+            factor = factor.contiguous()  # as it is read back: another layout, other bits of what is solved with it
+            self._conditions[layer] = condition_number(moment, factor)
+            self._write(layer, factor)
+        if self._folder is None:
             self._factors[layer] = factor
-        return self._factors[layer]
-
-    def solve(self, layer: int, columns: Tensor) -> Tensor:
-        """E[k kᵀ]⁻¹ times columns (m, n) float64."""
-        return torch.cholesky_solve(columns, self.factor(layer).to(columns.device))
+        return factor
 
     def condition(self, layer: int) -> float:
+        """Condition number of E[k kᵀ]."""
         if layer not in self._conditions:
-            self._conditions[layer] = condition_number(self.moment(layer), self.factor(layer))
+            self.factor(layer)
         return self._conditions[layer]
+
+    def _read(self, layer: int) -> Tensor | None:
+        """The factor in the folder, and its moment's condition number; None where there is no whole one."""
+        if self._folder is None:
+            return None
+        try:
+            with safe_open(self._folder / f"layer_{layer}.safetensors", framework="pt") as file:
+                factor, condition = file.get_tensor("factor").clone(), file.get_tensor("condition")
+                written = file.metadata()["sha256"]
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+        if _sha256(factor, condition) != written:
+            return None
+        self._conditions[layer] = float(condition)
+        return factor
+
+    def _write(self, layer: int, factor: Tensor) -> None:
+        if self._folder is not None:
+            tensors = {"factor": factor.cpu(), "condition": torch.tensor(self._conditions[layer], dtype=torch.float64)}
+            content = save(tensors, metadata={"sha256": _sha256(*tensors.values())})
+            write_whole(self._folder / f"layer_{layer}.safetensors", content)
+
+
+def _digest(second_moments: SecondMoments | Path) -> str:
+    if isinstance(second_moments, SecondMoments):
+        return second_moments.digest
+    with second_moments.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(factor: Tensor, condition: Tensor) -> str:
+    sha256 = hashlib.sha256(f"{tuple(factor.shape)} {factor.dtype} {float(condition)!r}".encode())
+    sha256.update(factor.numpy().data)
+    return sha256.hexdigest()
 
 
 def cholesky(matrix: Tensor) -> Tensor | None:
@@ -122,7 +175,10 @@ def condition_number(matrix: Tensor, factor: Tensor) -> float:
             vector = multiply(vector / vector.norm())
         return vector.norm()
 
-    return float(largest(lambda vector: matrix @ vector) * largest(lambda vector: torch.cholesky_solve(vector, factor)))
+    def divide(vector: Tensor) -> Tensor:  # cholesky_solve would copy the factor each time
+        return solve_triangular(factor.T, solve_triangular(factor, vector, upper=False), upper=True)
+
+    return float(largest(lambda vector: matrix @ vector) * largest(divide))
 
 
 @torch.no_grad()

@@ -1,42 +1,48 @@
 """Stage II: write the values of all edits into the fc2 memories of many layers at once, in closed form.
 
-Everything here is float64. The published code scales C0 in float32 before it solves, which alone moves ΔW by up to
+Keys and solves are float64. The published code scales C0 in float32 before it solves, which alone moves ΔW by up to
 5e-4; and a solution that is exact to rounding gives the same float16 weights whatever the order of summation.
 
-Shapes: n edits, c columns (edits, then preserved prompts), p prompts, d width, m MLP width.
+Shapes: n edits, c columns (edits, then preserved prompts), N nodes of the tree of prompts, d width, m MLP width.
+
+Beyond the encoder, and the factors where they are kept in memory, this holds four (N, d) and three (m, c) float64, one
+layer in float64, (n, n) cosines in float32, three (m, m) where c reaches m, and the result, at most (d + m)·d a layer.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
 from editing.concepts import ConceptEdit
+from editing.conflicts import Conflict, declared_conflicts, destination_names
 from editing.encoders import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
-from editing.prompts import SubjectPosition
+from editing.prefixes import PrefixTree, recall
 from editing.statistics import FactoredMoments, SecondMoments, cholesky, condition_number
 from editing.values import Value
 
 ResidualMode = Literal["spread", "even", "published"]
 
-_CHUNK = 256  # prompts advanced at a time: bounds the keys held, (256, s, m)
 _SAME_KEY = 0.98
+_COSINES = 512  # rows of cosines computed at a time: (512, n)
 
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """ΔW = B Aᵀ of one layer's fc2.weight, of rank n at most."""
+    """ΔW = B Aᵀ of one layer's fc2.weight, of rank r = min(n, d)."""
 
     layer: int
     b: Tensor
-    """(d, n) float64: the residuals."""
+    """(d, r) float64: the residuals; with more edits than the states are wide, the identity."""
     a: Tensor
-    """(m, n) float64: what picks each edit's residual out of a key."""
+    """(m, r) float64: what picks each edit's residual out of a key; with more edits than that, ΔWᵀ."""
     condition: float
     """Condition number of the system solved: (c, c) by Woodbury, (m, m) with as many columns as the keys are wide."""
     moment_condition: float | None
@@ -47,16 +53,6 @@ class LayerUpdate:
     def dense(self) -> Tensor:
         """ΔW (d, m) float64."""
         return self.b @ self.a.T
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Two edits, by their position in the call, that pull at one memory."""
-
-    kind: Literal["same source", "source is a destination", "same key"]
-    edits: tuple[int, int]
-    cosine: float | None = None
-    """For "same key": the smallest cosine of their keys over the edited layers."""
 
 
 @dataclass(frozen=True)
@@ -111,49 +107,56 @@ def compute_update(
     if not preserve_weight > 0:
         raise InvalidEdit("preserve_weight must be above 0", pointer="/preserve_weight")
     order = sorted(range(len(edits)), key=lambda i: _identity(edits[i], found[i]))
-    conflicts = _declared_conflicts(edits)
+    conflicts = declared_conflicts(
+        [edit.source for edit in edits], [destination_names(edit.destination) for edit in edits]
+    )
     if not edits:
         return Update(encoder.name, {}, (), conflicts)
 
-    exact = encoder.double()
     delta = torch.stack([found[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, n)
     hidden = torch.stack([found[i].hidden for i in order], 1).to(encoder.device, torch.float64)
     z = hidden + delta
     n, q = len(order), len(layers)
-    prefixes = _Prefixes(exact, [edits[i] for i in order], sorted(set(preserve)))
-    weights = torch.full((prefixes.columns,), alpha, dtype=torch.float64, device=encoder.device)  # (c,)
+    tree = _prefixes(encoder, [edits[i] for i in order], sorted(set(preserve)))
+    weights = torch.full((tree.columns,), alpha, dtype=torch.float64, device=encoder.device)  # (c,)
     weights[n:] = (1 - alpha) * preserve_weight
 
     updates: dict[int, LayerUpdate] = {}
-    cosines = torch.ones(n, n, dtype=torch.float64, device=encoder.device)
-    for done, layer in enumerate(layers):
-        prefixes.advance_to(layer)
-        keys = prefixes.keys()  # (m, c)
-        if residual == "spread":
-            r = (z - prefixes.hidden_after(layers[-1])[:, :n]) / (q - done)
-        elif residual == "even":
-            r = delta / q
-        else:
-            r = (z - prefixes.memory_output()[:, :n]) / (q - done)  # what the released code does
-        a, condition = _solve(factored, layer, keys, weights, alpha=alpha, mass=mass)
-        dense = r @ a[:, :n].T  # (d, m)
-        weight = exact.fc2(layer).weight
-        updates[layer] = LayerUpdate(
-            layer,
-            b=r.cpu(),
-            a=a[:, :n].cpu(),
-            condition=condition,
-            moment_condition=factored.condition(layer) if prefixes.columns < encoder.mlp_width else None,
-            relative_norm=float(dense.norm() / weight.norm()),
-        )
-        weight += dense  # of the float64 copy
-        unit = torch.nn.functional.normalize(keys[:, :n], dim=0)
-        cosines = torch.minimum(cosines, unit.T @ unit)
-        if progress:
-            progress(done + 1, q)
+    cosines = torch.ones(n, n, device=encoder.device)
+    states = tree.embed(encoder).double()
+    for number in range(layers[-1] + 1):
+        layer = _in(torch.float64, encoder.layers[number])
+        stream = tree.attend(layer, states)
+        if number in layers:
+            done = len(updates)
+            keys = tree.keys(layer, stream)  # (m, c)
+            if residual == "spread":
+                r = (z - _look_ahead(tree, layer, stream, encoder.layers[number + 1 : layers[-1] + 1])[:, :n]) / (
+                    q - done
+                )
+            elif residual == "even":
+                r = delta / q
+            else:
+                r = (z - recall(layer, keys[:, :n])) / (q - done)  # what the released code does
+            b, a, condition = _solve(factored, number, keys, weights, r, alpha=alpha, mass=mass)
+            dense = b @ a.T  # (d, m)
+            weight = layer.mlp.fc2.weight
+            updates[number] = LayerUpdate(
+                number,
+                b=b.cpu(),
+                a=a.cpu(),
+                condition=condition,
+                moment_condition=factored.condition(number) if tree.columns < encoder.mlp_width else None,
+                relative_norm=float(dense.norm() / weight.norm()),
+            )
+            weight += dense  # of the float64 copy
+            _keep_smallest(cosines, keys[:, :n])
+            if progress:
+                progress(done + 1, q)
+        if number < layers[-1]:
+            states = tree.advance(layer, stream)
 
-    prefixes.advance_to(layers[-1] + 1)
-    left = (z - prefixes.states_at_subject()[:, :n]).norm(dim=0) / delta.norm(dim=0).clamp_min(1e-12)
+    left = (z - tree.states_after(layer, stream)[:, :n]).norm(dim=0) / delta.norm(dim=0).clamp_min(1e-12)
     residuals = [0.0] * n
     for position, index in enumerate(order):
         residuals[index] = float(left[position])
@@ -187,81 +190,71 @@ def applied(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncode
                 encoder.fc2(layer).weight.copy_(weight)
 
 
-class _Prefixes:
-    """The states of every prompt up to its last subject token, carried through the encoder layer by layer.
+def _prefixes(encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str]) -> PrefixTree:
+    """The prompts up to their last subject token; a column for each edit, then for each preserved prompt."""
+    locate = encoder.tokenizer.locate
+    groups = [[locate(template, edit.source).prefix for template in edit.templates] for edit in edits]
+    groups += [[locate("{}", prompt, pointer="/preserve").prefix] for prompt in preserve]
+    return PrefixTree(groups, device=encoder.device)
 
-    Attention is causal, so nothing after that token matters. A column is the mean over an edit's templates, or one
-    preserved prompt.
+
+def _in(dtype: torch.dtype, layer: Any) -> Any:
+    """A copy of an encoder's layer to compute in."""
+    return copy.deepcopy(layer).to(dtype)
+
+
+def _look_ahead(tree: PrefixTree, layer: Any, stream: Tensor, later: Iterable[Any]) -> Tensor:
+    """The states after the last of the `later` layers, which are still as they were, (d, c) float64.
+
+    In float32: an error here changes what is asked for, in proportion; it does not go through the inverse.
     """
-
-    def __init__(self, encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str]) -> None:
-        tokenizer = encoder.tokenizer
-        groups = [[tokenizer.locate(template, edit.source) for template in edit.templates] for edit in edits]
-        groups += [[tokenizer.locate("{}", prompt, pointer="/preserve")] for prompt in preserve]
-        self.columns = len(groups)
-        self._encoder = encoder
-        self._layer = 0
-        self._column = torch.tensor([i for i, group in enumerate(groups) for _ in group], device=encoder.device)
-        self._share = torch.tensor([1 / len(group) for group in groups for _ in group], device=encoder.device).double()
-        self._chunks = []
-        prompts: list[SubjectPosition] = [position for group in groups for position in group]
-        for start in range(0, len(prompts), _CHUNK):
-            chunk = prompts[start : start + _CHUNK]
-            last = torch.tensor([position.last_subject_index for position in chunk], device=encoder.device)
-            states = encoder.embed(encoder.ids([position.prefix for position in chunk], full_length=False))
-            self._chunks.append((states, last))
-
-    def advance_to(self, layer: int) -> None:
-        """Make the states those before `layer`, with the weights as they are now."""
-        self._chunks = [
-            (self._encoder.advance(states, start=self._layer, stop=layer), last) for states, last in self._chunks
-        ]
-        self._layer = layer
-
-    def keys(self) -> Tensor:
-        """(m, c) at the current layer."""
-        return self._mean(lambda states: self._encoder.attend(self._layer, states)[1])
-
-    def memory_output(self) -> Tensor:
-        """What fc2 of the current layer gives, bias included, (d, c)."""
-        fc2 = self._encoder.fc2(self._layer)
-        return self._mean(lambda states: fc2(self._encoder.attend(self._layer, states)[1]))
-
-    def hidden_after(self, layer: int) -> Tensor:
-        """The states after `layer`, with the weights as they are now, (d, c)."""
-        return self._mean(lambda states: self._encoder.advance(states, start=self._layer, stop=layer + 1))
-
-    def states_at_subject(self) -> Tensor:
-        """(d, c)"""
-        return self._mean(lambda states: states)
-
-    def _mean(self, read: Callable[[Tensor], Tensor]) -> Tensor:
-        rows = torch.cat([read(states)[torch.arange(len(last)), last] for states, last in self._chunks])  # (p, ·)
-        means = torch.zeros(self.columns, rows.shape[1], dtype=rows.dtype, device=rows.device)
-        return means.index_add_(0, self._column, rows * self._share[:, None]).T
+    for following in later:
+        states = tree.advance(layer, stream).float()
+        layer = following if following.mlp.fc2.weight.dtype == torch.float32 else _in(torch.float32, following)
+        stream = tree.attend(layer, states)
+    return tree.states_after(layer, stream)
 
 
 def _solve(
-    factored: FactoredMoments, layer: int, keys: Tensor, weights: Tensor, *, alpha: float, mass: float
-) -> tuple[Tensor, float]:
-    """A = [A0 + K diag(w) Kᵀ]⁻¹ K diag(w), (m, c), with A0 = (1-α) mass E[k kᵀ]; and the condition number.
+    factored: FactoredMoments, layer: int, keys: Tensor, weights: Tensor, r: Tensor, *, alpha: float, mass: float
+) -> tuple[Tensor, Tensor, float]:
+    """The factors B (d, r) and A (m, r) of ΔW = R [K diag(w)]ᵀ [A0 + K diag(w) Kᵀ]⁻¹, with A0 = (1-α) mass E[k kᵀ] and
+    no residual asked of preserved columns; and the condition number of what was solved.
 
-    With fewer columns than the keys are wide, by Woodbury: with X = A0⁻¹ K, A = X (diag(1/w) + Kᵀ X)⁻¹.
+    With fewer columns than the keys are wide, by Woodbury: A0 = L Lᵀ and Y = L⁻¹ K give
+    ΔW = R (diag(1/w) + Yᵀ Y)⁻¹ Yᵀ L⁻¹.
     """
     m, c = keys.shape
+    d, n = r.shape
+    few = n <= d
+    b = r if few else torch.eye(d, dtype=r.dtype, device=r.device)
+    asked = torch.zeros(c, min(n, d), dtype=r.dtype, device=r.device)  # of each column: itself, or its residual
+    asked[:n] = torch.eye(n, dtype=r.dtype, device=r.device) if few else r.T
     scale = (1 - alpha) * mass
     if c < m:
-        x = factored.solve(layer, keys) / scale  # (m, c)
-        system = torch.diag(1 / weights) + keys.T @ x  # (c, c)
+        factor = factored.factor(layer).to(keys.device)
+        y = solve_triangular(factor, keys, upper=False)  # (m, c), times √scale
+        system = torch.diag(1 / weights) + y.T @ y / scale  # (c, c)
     else:
         system = scale * factored.moment(layer).to(keys.device) + (keys * weights) @ keys.T  # (m, m)
-    factor = cholesky(system)
-    if factor is None:
+    system_factor = cholesky(system)
+    if system_factor is None:
         raise SingularSecondMoment(
             f"the system of layer {layer} has no solution: estimate second moments over more captions"
         )
-    a = torch.cholesky_solve(x.T, factor).T if c < m else torch.cholesky_solve(keys * weights, factor)
-    return a, condition_number(system, factor)
+    if c < m:
+        picked = y @ torch.cholesky_solve(asked, system_factor) / scale
+        a = solve_triangular(factor.T, picked, upper=True)
+    else:
+        a = torch.cholesky_solve((keys * weights) @ asked, system_factor)
+    return b, a, condition_number(system, system_factor)
+
+
+def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:
+    """Lower cosines (n, n) in place to those of keys (m, n) where these are smaller."""
+    unit = torch.nn.functional.normalize(keys, dim=0).float()
+    for rows, columns in zip(cosines.split(_COSINES), unit.split(_COSINES, 1), strict=True):
+        torch.minimum(rows, columns.T @ unit, out=rows)
 
 
 def _expect(outcome: Value | EditingError) -> Value:
@@ -272,29 +265,6 @@ def _expect(outcome: Value | EditingError) -> Value:
 
 def _identity(edit: ConceptEdit, value: Value) -> tuple[str, tuple[str, ...], bytes]:
     return edit.source, edit.templates, value.to_bytes()
-
-
-def _declared_conflicts(edits: Sequence[ConceptEdit]) -> tuple[Conflict, ...]:
-    """Conflicts that the words alone show."""
-    by_source: dict[str, list[int]] = {}
-    for index, edit in enumerate(edits):
-        by_source.setdefault(edit.source.strip().casefold(), []).append(index)
-    conflicts = [Conflict("same source", (first, other)) for first, *others in by_source.values() for other in others]
-    for index, edit in enumerate(edits):
-        for prompt in _destination_names(edit):
-            for other in by_source.get(prompt.strip().casefold(), ()):
-                if other != index:
-                    conflicts.append(Conflict("source is a destination", (other, index)))
-    return tuple(conflicts)
-
-
-def _destination_names(edit: ConceptEdit) -> tuple[str, ...]:
-    destination = edit.destination
-    return (
-        (prompt,)
-        if (prompt := getattr(destination, "prompt", None) or getattr(destination, "neutral", None))
-        else tuple(getattr(destination, "weights", ()))
-    )
 
 
 def _ordered(first: int, second: int) -> tuple[int, int]:

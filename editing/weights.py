@@ -1,6 +1,5 @@
 """Write what stage II found as files: the whole text encoder, or its exact low-rank update as a LoRA adapter."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from editing.encoders import EditableEncoder
 from editing.errors import UnsupportedPipeline
+from editing.files import write_whole
 from editing.layout import WEIGHTS
 from editing.update import Update
 
@@ -32,9 +32,9 @@ def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | 
         weights[key] = (base.double() + change.dense().cpu()).to(base.dtype)
     target = Path(folder) / encoder.name
     target.mkdir(parents=True, exist_ok=True)
-    _write(target / "config.json", (encoder.folder / "config.json").read_bytes())
+    write_whole(target / "config.json", (encoder.folder / "config.json").read_bytes())
     # One metadata key, the one that transformers asks for: with two, safetensors orders them anew at each save.
-    _write(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_whole(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
     return target / "config.json", target / "model.safetensors"
 
 
@@ -47,7 +47,7 @@ def export_lora(update: Update, path: str | Path) -> bool:
     tensors = lora_tensors(update)
     if tensors:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        _write(Path(path), save(tensors, metadata={"format": "pt"}))
+        write_whole(Path(path), save(tensors, metadata={"format": "pt"}))
     return bool(tensors)
 
 
@@ -71,10 +71,3 @@ def read_base(path: Path) -> dict[str, Tensor]:
 def _prefixed(key: str) -> str:
     bare = key.removeprefix(PREFIX)
     return PREFIX + bare if bare.split(".")[0] in ("embeddings", "encoder", "final_layer_norm") else key
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -14,6 +14,7 @@ from app.checkpoints import queries
 from app.checkpoints.schemas import ApplyCreate, ConflictOut
 from app.db.models import Checkpoint, Edit, Model
 from app.problems import FieldError, Unprocessable
+from editing.conflicts import declared_conflicts, sameness
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,11 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
     return Selection(edits=edits, superseded=tuple(edit.id for edit in superseded), layer=layer)
 
 
-def sameness(source: str) -> str:
-    """Equal for sources that the tokenizer reads alike."""
-    return " ".join(source.casefold().split())
-
-
 def conflicts(edits: Sequence[Edit]) -> list[ConflictOut]:
     """What the words alone show: two edits of one source, and a source that is another edit's destination."""
-    found = []
-    by_source: dict[str, list[Edit]] = {}
-    for edit in edits:
-        by_source.setdefault(sameness(edit.source), []).append(edit)
-    for first, *others in by_source.values():
-        found += [ConflictOut(kind="same source", edits=(first.id, other.id)) for other in others]
-    for edit in edits:
-        for name in _destination_names(edit.destination):
-            for other in by_source.get(sameness(name), ()):
-                if other is not edit:
-                    found.append(ConflictOut(kind="source is a destination", edits=(other.id, edit.id)))
-    return found
+    sources = [edit.source for edit in edits]
+    found = declared_conflicts(sources, [_destination_names(edit.destination) for edit in edits])
+    return [ConflictOut(kind=conflict.kind, edits=tuple(edits[i].id for i in conflict.edits)) for conflict in found]
 
 
 def _destination_names(destination: Mapping[str, object]) -> list[str]:

@@ -27,6 +27,10 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
 
+    def cache(self, name: str) -> Path:
+        """A folder beside the blobs for what can be computed again from them; anyone may empty it."""
+        return self.folder / name
+
     def put(self, content: bytes) -> str:
         """Store bytes; returns their sha256 (64 lowercase hex digits)."""
         with self.writing() as file:

@@ -61,7 +61,6 @@ def _build(context: JobContext, lease: Lease) -> None:
     context.progress(lease, {"stage": "loading"})
     pipeline = context.pipeline(work.model_id)
     encoder = pipeline.encoder
-    moments = editing.SecondMoments.load(context.store.verified(work.inputs.statistics))
 
     def progress(done: int, layers: int) -> None:
         context.progress(lease, {"stage": "solving", "done": done, "total": layers})
@@ -72,7 +71,7 @@ def _build(context: JobContext, lease: Lease) -> None:
         encoder,
         work.edits,
         [_value(row) for row in work.values],
-        moments,
+        context.pipelines.moments(work.inputs.statistics),
         alpha=work.inputs.alpha,
         mass=work.inputs.options["mass"],
         layers=work.inputs.layers,

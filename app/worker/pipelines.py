@@ -1,4 +1,4 @@
-"""The one pipeline that a worker keeps in memory."""
+"""The one pipeline that a worker keeps in memory, and the second moments of the last checkpoint."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from editing.errors import UnsupportedPipeline
 
 if TYPE_CHECKING:
     from editing.pipelines import EditablePipeline
+    from editing.statistics import FactoredMoments
 
 log = structlog.get_logger()
 
@@ -30,6 +31,8 @@ class WarmPipeline:
         self.threads = threads
         self._digest: str | None = None
         self._pipeline: EditablePipeline | None = None
+        self._statistics: str | None = None
+        self._moments: FactoredMoments | None = None
 
     def get(self, session: Session, *, model_id: UUID) -> "EditablePipeline":
         """The pipeline of a ready model, on the worker's device."""
@@ -42,6 +45,14 @@ class WarmPipeline:
             self._digest = model.digest
             log.info("pipeline loaded", model=model.name, digest=model.digest)
         return self._pipeline
+
+    def moments(self, statistics: str) -> "FactoredMoments":
+        """The second moments of this sha256, checked against it once; their factors lie beside the blobs."""
+        if self._moments is None or self._statistics != statistics:
+            path = self.store.verified(statistics)
+            self._moments = editing.FactoredMoments(path, folder=self.store.cache("factors"), digest=statistics)
+            self._statistics = statistics
+        return self._moments
 
     def files(self, session: Session, *, model_id: UUID) -> list[tuple[str, str]]:
         """(path, sha256) of the model's files, by path."""

@@ -23,7 +23,7 @@ from editing.errors import InvalidEdit, InvalidPrompt, escape
 PICTURE = Image.new("RGB", (4, 4))
 
 
-@pytest.mark.parametrize("module", ["concepts", "prompts", "layout", "errors"])
+@pytest.mark.parametrize("module", ["concepts", "conflicts", "prompts", "layout", "errors"])
 def test_imports_without_torch(module: str) -> None:
     code = f"import editing.{module}, sys; assert not {{'torch', 'transformers', 'diffusers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.conflicts import Conflict
 from editing.encoders import EditableEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
 from editing.statistics import FactoredMoments, SecondMoments
-from editing.update import Conflict, ResidualMode, Update, applied, apply_update, compute_update
+from editing.update import ResidualMode, Update, applied, apply_update, compute_update
 from editing.values import Value
 
 WIDTH, MLP_WIDTH, LAST = 32, 64, 2
@@ -91,11 +92,15 @@ def written_out(
     residual: ResidualMode,
     preserve: Sequence[str] = (),
     preserve_weight: float = 1.0,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[int, Tensor]:
-    """The same mathematics the long way: full forward passes with hooks, weights changed in place, a plain inverse."""
-    model = copy.deepcopy(encoder.model).double()
+    """The same mathematics the long way: full forward passes with hooks, weights changed in place, a plain inverse.
+
+    `dtype` is the encoder's; the solve is float64.
+    """
+    model = copy.deepcopy(encoder.model).to(dtype)
     model.embeddings = copy.deepcopy(encoder.embeddings)  # float32, as stage II reads them
-    model.embeddings.register_forward_hook(lambda _, __, states: states.double())
+    model.embeddings.register_forward_hook(lambda _, __, states: states.to(dtype))
     blocks = model.encoder.layers  # type: ignore[union-attr]
     tokenizer = encoder.tokenizer
 
@@ -106,7 +111,7 @@ def written_out(
         with torch.no_grad():
             model(torch.tensor([tokenizer.pad(tokenizer.encode(prompt).ids)]))
         hook.remove()
-        return seen[0][0, len(tokenizer.encode(before).ids) - 2]
+        return seen[0][0, len(tokenizer.encode(before).ids) - 2].double()
 
     def column(module: torch.nn.Module, edit: ConceptEdit, *, output: bool) -> Tensor:
         prompts = [template.format(edit.source) for template in edit.templates]
@@ -130,7 +135,7 @@ def written_out(
             c0 = c0 + preserve_weight * kept @ kept.T
         changes[layer] = alpha * r @ k.T @ torch.linalg.inv((1 - alpha) * c0 + alpha * k @ k.T)
         with torch.no_grad():
-            fc2.weight += changes[layer]
+            fc2.weight += changes[layer].to(dtype)
     return changes
 
 
@@ -155,6 +160,49 @@ class TestClosedForm:
             assert relative_error(update.dense(layer), expected[layer]) < 1e-6
             assert update.layers[layer].b.shape == (WIDTH, len(edits))
             assert update.layers[layer].a.shape == (MLP_WIDTH, len(edits))
+
+    @pytest.mark.parametrize("residual", ["spread", "published"])
+    def test_a_float32_encoder_is_met_to_its_rounding(
+        self,
+        encoder: EditableEncoder,
+        edits: list[ConceptEdit],
+        values: list[Value],
+        second_moments: SecondMoments,
+        residual: ResidualMode,
+    ) -> None:
+        update = compute_update(encoder, edits, values, second_moments, residual=residual)
+        options = {"alpha": 0.5, "mass": 4000.0, "layers": (0, 1, 2), "residual": residual}
+        expected = written_out(encoder, edits, values, second_moments, dtype=torch.float32, **options)  # type: ignore[arg-type]
+        assert max(relative_error(update.dense(layer), expected[layer]) for layer in (0, 1, 2)) <= 1e-4
+
+    @pytest.mark.parametrize("count", [40, 70], ids=["woodbury", "dense"])
+    def test_more_edits_than_the_states_are_wide(
+        self, encoder: EditableEncoder, second_moments: SecondMoments, count: int
+    ) -> None:
+        """Templates mixed, one glued to the subject; ΔW has no more columns than its rank can be."""
+        templates = [("a photo of {}",), ("{}",), ("very{}",)]
+        edits = [
+            ConceptEdit(source, DestinationPrompt("dog"), templates[i % 3]) for i, source in enumerate(MANY[:count])
+        ]
+        drawn = torch.randn(count, 2, WIDTH, generator=torch.Generator().manual_seed(0))
+        values = [Value("text_encoder", LAST, delta=delta, hidden=hidden) for delta, hidden in drawn]
+        options = {"alpha": 0.5, "mass": 100.0, "layers": (1, 2), "residual": "spread"}
+        update = compute_update(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
+        expected = written_out(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
+        for layer in (1, 2):
+            assert relative_error(update.dense(layer), expected[layer]) < 1e-6
+            assert update.layers[layer].a.shape == (MLP_WIDTH, WIDTH)
+
+    def test_half_precision_weights_are_taken_as_they_are(
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        half = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
+        half.layers.half()
+        single = EditableEncoder(copy.deepcopy(half.model), encoder.tokenizer)
+        single.layers.float()
+        found = compute_update(half, edits, values, second_moments)
+        assert_equal(found, compute_update(single, edits, values, second_moments))
+        assert half.dtype == torch.float16
 
     @pytest.mark.parametrize("preserve", [("bird", "my cup of tea"), MANY], ids=["woodbury", "dense"])
     def test_preserved_keys_join_the_second_moments(
@@ -243,6 +291,23 @@ class TestDeterminism:
         compute_update(encoder, edits, values, factored)
         without = compute_update(encoder, edits[1:], values[1:], factored)
         assert_equal(without, compute_update(encoder, edits[1:], values[1:], second_moments))
+
+    def test_factors_from_a_folder_give_the_same_bits(
+        self,
+        encoder: EditableEncoder,
+        edits: list[ConceptEdit],
+        values: list[Value],
+        second_moments: SecondMoments,
+        update: Update,
+        tmp_path: Path,
+    ) -> None:
+        second_moments.save(tmp_path / "moments.safetensors")
+        for _ in ("computed", "read"):
+            factored = FactoredMoments(tmp_path / "moments.safetensors", folder=tmp_path / "factors")
+            found = compute_update(encoder, edits, values, factored)
+            assert_equal(found, update)
+            assert found.layers[1].moment_condition == update.layers[1].moment_condition
+        assert len(list(tmp_path.rglob("layer_*.safetensors"))) == 3
 
     def test_preserved_prompts_are_a_set(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments

@@ -126,6 +126,27 @@ class TestPurity:
         assert digests(removed) == digests(never)
         assert digests(had)[WEIGHTS] != digests(never)[WEIGHTS]
 
+    def test_one_by_one_equals_all_at_once(self, service):
+        """Versions that each add an edit to the last end at the bytes of the version that took all together."""
+        first, *others = [str(service.edit(source)) for source in ("fox", "owl", "elk", "old oak")]
+        growing = service.apply(edits=[first])
+        for edit in others:
+            growing = service.apply(**{"from": growing["version"], "add": [edit]})
+        batch = service.apply(edits=[first, *others])
+        assert growing["version"] == "v4"
+        assert digests(growing) == digests(batch)
+
+    def test_factors_lie_beside_the_blobs_and_a_damaged_one_changes_nothing(self, service):
+        service.edit("fox")
+        first = service.apply(edits="ready")
+        factors = sorted(service.store.cache("factors").rglob("layer_*.safetensors"))
+        assert [path.name for path in factors] == [f"layer_{layer}.safetensors" for layer in (0, 1, 2)]
+        assert {path.parent.name for path in factors} == {first["statistics"]}
+        content = factors[1].read_bytes()
+        factors[1].write_bytes(content[:-8] + bytes(8))
+        assert digests(service.apply(edits="ready")) == digests(first)
+        assert factors[1].read_bytes() == content
+
     def test_other_settings_other_bytes(self, service):
         service.edit("fox")
         made = [service.apply(edits="ready", **settings) for settings in ({}, {"alpha": 0.6}, {"layers": [1, 2]})]

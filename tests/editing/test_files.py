@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+
+from editing.files import write_whole
+
+
+def test_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"old")
+    write_whole(tmp_path / "weights", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights", b"new")]
+
+
+def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").write_bytes(b"old")
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(tmp_path / "weights", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights", b"old")]
