@@ -3,11 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import safe_open
@@ -17,10 +16,12 @@ from torch import Tensor
 from editing.encoders import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 
+FIRST = "text_encoder"
+
 
 @dataclass(frozen=True)
 class SecondMoments:
-    """E[k kᵀ] per layer, (m, m) float64, over every token of the captions with BOS and EOS, no padding.
+    """E[k kᵀ] per layer of an encoder, (m, m) float64, over every token of the captions with BOS and EOS, no padding.
 
     The values are those of the file's float32, so that a set just estimated and the same set read back are equal.
     """
@@ -28,6 +29,27 @@ class SecondMoments:
     moments: Mapping[int, Tensor]
     captions: int
     tokens: int
+    encoder: str = "text_encoder"
+    others: tuple["SecondMoments", ...] = ()
+    """Those of the pipeline's other encoders."""
+
+    @property
+    def parts(self) -> tuple["SecondMoments", ...]:
+        """One for each encoder, this one first."""
+        return self, *self.others
+
+    @classmethod
+    def join(cls, parts: Sequence["SecondMoments"]) -> "SecondMoments":
+        """One set of the encoders of a pipeline, which one file can hold."""
+        first, *others = parts
+        return replace(first, others=tuple(others))
+
+    def of(self, encoder: str) -> "SecondMoments":
+        """The part of one encoder."""
+        for part in self.parts:
+            if part.encoder == encoder:
+                return replace(part, others=())
+        raise InvalidEdit(f"the second moments do not cover {encoder}: estimate them for it, and join the sets")
 
     @cached_property
     def digest(self) -> str:
@@ -35,27 +57,43 @@ class SecondMoments:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The safetensors file: `layer_{i}` in float32 and one JSON metadata string. Equal sets give equal bytes."""
+        """The safetensors file: `layer_{i}` in float32 and one JSON metadata string. Equal sets give equal bytes.
+
+        Where there is more than the first encoder, the keys say which: `{encoder}.layer_{i}`.
+        """
+        plain = not self.others and self.encoder == FIRST
         tensors = {
-            f"layer_{layer}": moment.float().cpu().contiguous() for layer, moment in sorted(self.moments.items())
+            f"{'' if plain else f'{part.encoder}.'}layer_{layer}": moment.float().cpu().contiguous()
+            for part in self.parts
+            for layer, moment in sorted(part.moments.items())
         }
-        metadata = {"captions": self.captions, "tokens": self.tokens}
+        counts = {part.encoder: {"captions": part.captions, "tokens": part.tokens} for part in self.parts}
+        metadata = counts[FIRST] if plain else counts
         return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "SecondMoments":
         try:
             with safe_open(path, framework="pt") as file:
                 counts = json.loads((file.metadata() or {}).get("second_moments", "{}"))
-                moments = {int(key.removeprefix("layer_")): file.get_tensor(key).double() for key in file.keys()}
+                moments: dict[str, dict[int, Tensor]] = {}
+                for key in file.keys():
+                    encoder, _, layer = key.rpartition(".")
+                    found = moments.setdefault(encoder or FIRST, {})
+                    found[int(layer.removeprefix("layer_"))] = file.get_tensor(key).double()
         except Exception as error:  # safetensors raises its own, for a cut or foreign file
             raise EditingError(f"{Path(path).name} holds no second moments: {error}") from error
-        if any(moment.ndim != 2 or moment.shape[0] != moment.shape[1] for moment in moments.values()):
+        if any(m.ndim != 2 or m.shape[0] != m.shape[1] for part in moments.values() for m in part.values()):
             raise EditingError(f"{Path(path).name} holds no second moments: a moment must be square")
-        return cls(dict(sorted(moments.items())), captions=counts.get("captions", 0), tokens=counts.get("tokens", 0))
+        parts = []
+        for encoder, part in sorted(moments.items()):
+            own = counts.get(encoder, counts)
+            captions, tokens = own.get("captions", 0), own.get("tokens", 0)
+            parts.append(cls(dict(sorted(part.items())), captions=captions, tokens=tokens, encoder=encoder))
+        return cls.join(parts or [cls({}, captions=0, tokens=0)])
 
 
 class FactoredMoments:
@@ -152,4 +190,4 @@ def estimate_second_moments(
     if not tokens:
         raise EditingError("no captions to estimate second moments from")
     moments = {layer: (total / tokens).float().double().cpu() for layer, total in sums.items()}
-    return SecondMoments(moments, captions=read, tokens=tokens)
+    return SecondMoments(moments, captions=read, tokens=tokens, encoder=encoder.name)

@@ -95,17 +95,22 @@ def compute_update(
 
     `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token is to
     keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). Layers default to all
-    that the values were optimised for, 0 … L, and must end at L.
+    that the values were optimised for, as far as L (of SDXL the last of them only), and must end at L.
 
     The encoder's weights are never touched. The result is a function of the *set* of edits: they are put in an order
     of their own, so that the same set gives the same bits in any order on the same platform, and a set with one edit
     taken away gives the bits of a set that never had it. `progress(done, layers)` is called after each layer.
 
-    `values` are what `optimize_values` gave; an error among them is raised.
+    `values` are what `optimize_values` gave; an error among them is raised. Of a pipeline with several encoders each
+    has an update of its own, from the same values and second moments: what is this encoder's in them is used.
     Pass `FactoredMoments` to keep the factorisation, which serves every α and mass, between calls.
     """
-    found = [_expect(value) for value in values]
-    factored = second_moments if isinstance(second_moments, FactoredMoments) else FactoredMoments(second_moments)
+    found = [_expect(value, encoder, index) for index, value in enumerate(values)]
+    factored = (
+        second_moments
+        if isinstance(second_moments, FactoredMoments)
+        else FactoredMoments(second_moments.of(encoder.name))
+    )
     layers = encoder.default_edited_layers if layers is None else tuple(sorted(set(layers)))
     _check_arguments(encoder, edits, found, alpha=alpha, mass=mass, layers=layers, residual=residual)
     if not preserve_weight > 0:
@@ -264,10 +269,13 @@ def _solve(
     return a, condition_number(system, factor)
 
 
-def _expect(outcome: Value | EditingError) -> Value:
+def _expect(outcome: Value | EditingError, encoder: EditableEncoder, index: int) -> Value:
     if isinstance(outcome, EditingError):
         raise outcome
-    return outcome
+    for part in outcome.parts:
+        if part.encoder == encoder.name and part.delta.shape == (encoder.width,):
+            return part
+    raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
 
 
 def _identity(edit: ConceptEdit, value: Value) -> tuple[str, tuple[str, ...], bytes]:
@@ -322,8 +330,6 @@ def _check_arguments(
     if not layers or layers[0] < 0 or layers[-1] >= encoder.n_layers:
         raise InvalidEdit(f"layers must be among 0 … {encoder.n_layers - 1}", pointer="/layers")
     for index, value in enumerate(values):
-        if value.encoder != encoder.name or value.delta.shape != (encoder.width,):
-            raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
         if value.layer != layers[-1]:
             raise InvalidEdit(
                 f"the value was optimised for layer {value.layer}, so that layer must be the last edited, "
