@@ -88,6 +88,26 @@ def second_moments(pipeline: EditablePipeline) -> SecondMoments:
 
 
 @pytest.fixture(scope="session")
+def any_moments(any_pipeline: EditablePipeline) -> SecondMoments:
+    return SecondMoments.join([estimate_second_moments(encoder, CAPTIONS) for encoder in any_pipeline.encoders])
+
+
+@pytest.fixture(scope="session")
+def any_values(any_pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[Value]:
+    values = optimize_values(any_pipeline, edits)
+    assert all(isinstance(value, Value) for value in values), values
+    return cast(list[Value], values)
+
+
+@pytest.fixture(scope="session")
+def any_updates(
+    any_pipeline: EditablePipeline, edits: list[ConceptEdit], any_values: list[Value], any_moments: SecondMoments
+) -> list[Update]:
+    """One for each encoder."""
+    return [compute_update(encoder, edits, any_values, any_moments) for encoder in any_pipeline.encoders]
+
+
+@pytest.fixture(scope="session")
 def edits() -> list[ConceptEdit]:
     settings = StageOneSettings(objective="text", steps=30)
     pairs = [("cat", "dog"), ("old tree", "the sea"), ("small boat", "red hat")]

@@ -1,12 +1,13 @@
 """Second moments: which tokens count, the file, and the factors."""
 
+import hashlib
 import json
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from editing.encoders import EditableEncoder
@@ -90,6 +91,41 @@ class TestFile:
         (tmp_path / "cut.safetensors").write_bytes(second_moments.to_bytes()[:-1])
         with pytest.raises(EditingError, match="no second moments"):
             SecondMoments.load(tmp_path / "cut.safetensors")
+
+
+class TestTwoEncoders:
+    @pytest.fixture
+    def both(self, sdxl: EditablePipeline) -> SecondMoments:
+        return SecondMoments.join([estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders])
+
+    def test_one_file_holds_both(self, sdxl: EditablePipeline, both: SecondMoments, tmp_path: Path) -> None:
+        both.save(tmp_path / "moments.safetensors")
+        again = SecondMoments.load(tmp_path / "moments.safetensors")
+        assert again.digest == both.digest
+        for encoder in sdxl.encoders:
+            own, expected = again.of(encoder.name), estimate_second_moments(encoder, CAPTIONS)
+            assert (own.encoder, own.others, own.tokens) == (encoder.name, (), expected.tokens)
+            assert tuple(own.moments) == encoder.default_edited_layers
+            assert own.digest == expected.digest
+            for layer, moment in expected.moments.items():
+                assert torch.equal(own.moments[layer], moment)
+
+    def test_keys_say_the_encoder(self, both: SecondMoments) -> None:
+        keys = set(load(both.to_bytes()))
+        assert keys == {
+            *(f"text_encoder.layer_{layer}" for layer in (1, 2, 3)),
+            *(f"text_encoder_2.layer_{layer}" for layer in (1, 2, 3, 4, 5)),
+        }
+        assert set(load(both.of("text_encoder_2").to_bytes())) == {key for key in keys if "encoder_2" in key}
+
+    def test_names_an_encoder_that_is_not_covered(self, second_moments: SecondMoments) -> None:
+        with pytest.raises(InvalidEdit, match="do not cover text_encoder_2"):
+            second_moments.of("text_encoder_2")
+
+
+def test_a_file_of_the_first_encoder_stays_what_it_is(emoji_folder: Path) -> None:
+    path = emoji_folder / "pipeline" / "second_moments.safetensors"
+    assert SecondMoments.load(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class TestFactoredMoments:
