@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import UnsupportedPipeline
+from editing.layout import default_layers
 from editing.prompts import PromptTokenizer
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an encoder makes of p prompts."""
+
+    states: Tensor
+    """(p, s, d): what the U-Net reads at every position. Of SDXL the states before the last layer, not normed."""
+    said: Tensor
+    """(p, ·): what is said of the whole prompt: the state at EOS after the last layer and the final norm, projected
+    where the encoder has a projection. That is E_eos of Eq. 2, and the pooled output of SDXL's second encoder."""
 
 
 class EditableEncoder:
@@ -24,7 +37,13 @@ class EditableEncoder:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: PromptTokenizer, *, name: str = "text_encoder", folder: Path | None = None
+        self,
+        model: nn.Module,
+        tokenizer: PromptTokenizer,
+        *,
+        name: str = "text_encoder",
+        folder: Path | None = None,
+        family: str = "sd1",
     ) -> None:
         body: Any = getattr(model, "text_model", model)
         try:
@@ -37,6 +56,8 @@ class EditableEncoder:
             self.mlp_width: int = first.mlp.fc2.in_features
         except (AttributeError, IndexError) as error:
             raise UnsupportedPipeline(f"a {type(model).__name__} is no CLIP text encoder") from error
+        self.projection: nn.Module | None = getattr(model, "text_projection", None)
+        self.family = family
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -52,12 +73,12 @@ class EditableEncoder:
     @property
     def value_layer(self) -> int:
         """L, the last layer edited by default. The very last one is left out: of its output only what is at the
-        subject's own position would change."""
+        subject's own position would change, and SDXL's U-Net reads none of it."""
         return self.n_layers - 2
 
     @property
     def default_edited_layers(self) -> tuple[int, ...]:
-        return tuple(range(self.value_layer + 1))
+        return default_layers(self.family, self.name, last=self.value_layer)
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +100,7 @@ class EditableEncoder:
         twin = copy.copy(self)
         twin.layers = copy.deepcopy(self.layers).double()
         twin.final_norm = copy.deepcopy(self.final_norm).double()
+        twin.projection = copy.deepcopy(self.projection).double() if self.projection else None
         return twin
 
     def ids(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
@@ -111,11 +133,25 @@ class EditableEncoder:
         return states
 
     def finish(self, states: Tensor) -> Tensor:
-        """The final layer norm: what the U-Net of SD 1.x reads, (p, s, d)."""
+        """The final layer norm, (p, s, d)."""
         normed: Tensor = self.final_norm(states)
         return normed
 
+    def read(self, states: Tensor, *, start: int, ends: Tensor) -> Encoding:
+        """What comes of the states (p, s, d) before layer `start`; `ends` (p,) are the positions of EOS."""
+        last = self.n_layers - 1
+        penultimate = self.advance(states, start=start, stop=last)
+        normed = self.finish(self.advance(penultimate, start=max(start, last), stop=self.n_layers))
+        said = normed[torch.arange(len(ends), device=ends.device), ends]
+        if self.projection is not None:
+            said = self.projection(said)
+        return Encoding(penultimate if self.family == "sdxl" else normed, said)
+
+    def encoding(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Encoding:
+        """What the encoder makes of token ids of prompts: the full length that inference reads, with no mask."""
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        return self.read(self.embed(self.ids(prompts, full_length=full_length)), start=0, ends=ends)
+
     def encode(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
-        """Token ids of prompts to what the U-Net reads, (p, s, d): the full length, with no mask."""
-        ids = self.ids(prompts, full_length=full_length)
-        return self.finish(self.advance(self.embed(ids), start=0, stop=self.n_layers))
+        """The part of `encoding` that the U-Net reads at every position, (p, s, d)."""
+        return self.encoding(prompts, full_length=full_length).states

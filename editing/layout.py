@@ -14,6 +14,9 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+_NEEDED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
+_NEEDED_BY_SDXL = ("text_encoder_2", "tokenizer_2")
+_LAST_EDITED = {("sdxl", "text_encoder"): 3, ("sdxl", "text_encoder_2"): 5}
 _SERVED = {".json", ".txt", ".safetensors", ".model"}
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 
@@ -69,8 +72,18 @@ def pipeline_family(folder: Path) -> str:
     if name == "StableDiffusionXLPipeline":
         return "sdxl"
     if name == "StableDiffusionPipeline":
-        return "sd2" if encoders[0].width == 1024 else "sd1"
+        activation = read_json(folder / "text_encoder" / "config.json").get("hidden_act")
+        return "sd2" if encoders[0].width == 1024 or activation == "gelu" else "sd1"  # OpenCLIP's, or OpenAI's CLIP
     raise UnsupportedPipeline(f"a {name} cannot be edited: its text encoder is not known to be CLIP's")
+
+
+def default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
+    """The layers edited by default, up to `last`, for whose output the values are optimised.
+
+    As published: 8-10 and 26-30 of SDXL's two encoders, and every layer up to `last` of any other.
+    """
+    count = _LAST_EDITED.get((family, encoder), last + 1)
+    return tuple(range(max(0, last + 1 - count), last + 1))
 
 
 def find_weights(folder: Path, component: str) -> Path:
@@ -101,7 +114,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription, ...]]:
     index = read_json(folder / "model_index.json")
     components = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
-    for name in ("text_encoder", "unet", "vae", "tokenizer", "scheduler"):
+    two_encoders = index.get("_class_name") == "StableDiffusionXLPipeline"
+    for name in _NEEDED + (_NEEDED_BY_SDXL if two_encoders else ()):
         if name not in components or not (folder / name).is_dir():
             raise UnsupportedPipeline(f"the pipeline has no {name}/")
     for name in set(components) & set(WEIGHTS):

@@ -1,4 +1,4 @@
-"""What the noise losses of stage I compare: noised latents x_t, their timesteps, and what ε should be there.
+"""What the noise losses of stage I compare: noised latents x_t, their timesteps, and what the U-Net should predict.
 
 Shapes: c, h, w latent channels, height and width; b noised latents.
 """
@@ -14,7 +14,6 @@ from torch import Tensor
 from editing.concepts import StageOneSettings
 from editing.errors import ImageRejected
 from editing.pipelines import EditablePipeline
-from editing.prompts import TokenizedPrompt
 
 UNET_BATCH = 32
 """Latents that go through the U-Net at a time, which bounds the memory of a step."""
@@ -39,7 +38,7 @@ class NoiseSource(Protocol):
 
 
 class DestinationNoise:
-    """Eq. 3: x_t from pictures of the destination, and ε as the destination's own prompts predict it.
+    """Eq. 3: x_t from pictures of the destination, and ε (or v) as the destination's own prompts predict it.
 
     The pictures are drawn once; so is a bank of (x_t, t, ε_dst), from which every step takes a few. The latents are
     the solver's: decoding and encoding them again would only blur them.
@@ -48,12 +47,12 @@ class DestinationNoise:
     def __init__(
         self,
         pipeline: EditablePipeline,
-        destinations: Sequence[TokenizedPrompt],
+        destinations: Sequence[str],
         *,
         settings: StageOneSettings,
         generator: torch.Generator,
     ) -> None:
-        prompts = [destinations[image % len(destinations)].ids for image in range(settings.images)]
+        prompts = [destinations[image % len(destinations)] for image in range(settings.images)]
         seeds = torch.randint(2**62, (settings.images,), generator=generator).tolist()
         latents = pipeline.sample(
             prompts,
@@ -63,12 +62,12 @@ class DestinationNoise:
         )
         image = torch.arange(settings.bank) % settings.images
         noisy, timesteps, _ = add_noise(pipeline, latents[image], generator=generator)
-        states = pipeline.encoder.encode([destination.ids for destination in destinations])  # (templates, s, d)
+        condition = pipeline.encode(destinations)  # of each template
         templates = (image % len(destinations)).to(pipeline.device)
         with torch.no_grad():
             target = torch.cat(
                 [
-                    pipeline.predict(x, t, states[template])
+                    pipeline.predict(x, t, condition[template])
                     for x, t, template in zip(
                         noisy.split(UNET_BATCH), timesteps.split(UNET_BATCH), templates.split(UNET_BATCH), strict=True
                     )
@@ -85,7 +84,8 @@ class DestinationNoise:
 
 
 class ReferenceNoise:
-    """Eq. 4: x_t from the reference images, and the noise that was added. Fresh noise costs no U-Net: no bank.
+    """Eq. 4: x_t from the reference images, and the noise that was added, or the velocity where the U-Net predicts
+    that. Fresh noise costs no U-Net: no bank.
 
     The images are encoded once; each x_0 is a sample of the autoencoder's posterior.
     """
@@ -117,7 +117,11 @@ class ReferenceNoise:
         sample = mean + std * torch.randn(mean.shape, generator=self._generator).to(mean.device)
         latents = sample * self._pipeline.vae.config.scaling_factor
         noisy, timesteps, noise = add_noise(self._pipeline, latents, generator=self._generator)
-        return NoiseBatch(noisy, timesteps, noise, templates.to(mean.device))
+        target = noise
+        if self._pipeline.predicts_velocity:
+            signal = self._pipeline.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+            target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+        return NoiseBatch(noisy, timesteps, target, templates.to(mean.device))
 
 
 def add_noise(

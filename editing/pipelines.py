@@ -1,6 +1,6 @@
 """Load a diffusers pipeline for editing: safetensors only, local files only, no code from the folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,24 +8,66 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from editing.encoders import EditableEncoder
+from editing.encoders import EditableEncoder, Encoding
 from editing.errors import UnsupportedPipeline
 from editing.layout import pipeline_family, read_json
 from editing.prompts import PromptTokenizer
 
+PREDICTIONS = ("epsilon", "v_prediction")
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the U-Net is told of p prompts."""
+
+    states: Tensor
+    """(p, s, d): what it reads in cross-attention; of two encoders side by side, d the sum of their widths."""
+    pooled: Tensor | None = None
+    """(p, ·): the pooled output of SDXL's second encoder."""
+
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding]) -> "Condition":
+        """From what each encoder of the pipeline, in order, makes of the same prompts."""
+        states = torch.cat([encoding.states for encoding in encodings], dim=-1)
+        return cls(states, encodings[-1].said if len(encodings) > 1 else None)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.states,) if self.pooled is None else (self.states, self.pooled)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        return Condition(*(change(tensor) for tensor in self.tensors))
+
+    def __getitem__(self, prompts: Tensor) -> "Condition":
+        return self.map(lambda tensor: tensor[prompts])
+
+    def dot(self, other: "Condition") -> Tensor:
+        """The sum of the products, a scalar in float32."""
+        products = [(one.float() * two).sum() for one, two in zip(self.tensors, other.tensors, strict=True)]
+        return torch.stack(products).sum()
+
 
 @dataclass
 class EditablePipeline:
-    """A text-to-image pipeline whose text encoder can be edited. Everything is in eval mode and takes no gradient."""
+    """A text-to-image pipeline whose text encoders can be edited. Everything is in eval mode and takes no gradient."""
 
-    encoder: EditableEncoder
+    encoders: tuple[EditableEncoder, ...]
+    """One of SD 1.x and 2.x, two of SDXL, in the order in which the U-Net reads them."""
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: DPMSolverMultistepScheduler
     """A fast deterministic solver with the pipeline's own noise schedule, whatever solver the pipeline names."""
     folder: Path | None = None
+    empty_is_zero: bool = False
+    """Whether classifier-free guidance knows the empty prompt as zeros, not as what the encoders make of it."""
+
+    @property
+    def encoder(self) -> EditableEncoder:
+        """The first text encoder; the only one but in SDXL."""
+        return self.encoders[0]
 
     @property
     def tokenizer(self) -> PromptTokenizer:
@@ -54,29 +96,64 @@ class EditablePipeline:
         """ᾱ_t of the noise schedule, (timesteps,) float32."""
         return self.scheduler.alphas_cumprod.to(self.device, torch.float32)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        """ε(x_t, c, t) in float32: noisy (b, c, h, w), timesteps (b,), states (b, s, d)."""
+    @property
+    def predicts_velocity(self) -> bool:
+        """Whether the U-Net predicts v = √ᾱ_t ε - √(1-ᾱ_t) x_0 rather than ε."""
+        return bool(self.scheduler.config.prediction_type == "v_prediction")
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """What the U-Net is told of prompts: every encoder reads them, at the full length and with no mask."""
+        return Condition.of(
+            [
+                encoder.encoding([encoder.tokenizer.encode(prompt).ids for prompt in prompts])
+                for encoder in self.encoders
+            ]
+        )
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """What the U-Net predicts, ε or v, in float32: noisy (b, c, h, w), timesteps (b,), a condition of b prompts.
+
+        SDXL is told besides that the picture has the size of its training pictures and was not cropped.
+        """
         dtype = self.unet.dtype
-        prediction: Tensor = self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample
+        added = None
+        if condition.pooled is not None:
+            height, width = self.image_size
+            sizes = torch.tensor([height, width, 0, 0, height, width], dtype=dtype, device=noisy.device)
+            added = {"text_embeds": condition.pooled.to(dtype), "time_ids": sizes.expand(len(noisy), -1)}
+        prediction: Tensor = self.unet(
+            noisy.to(dtype),
+            timesteps,
+            encoder_hidden_states=condition.states.to(dtype),
+            added_cond_kwargs=added,
+        ).sample
         return prediction.float()
+
+    @property
+    def _empty(self) -> Condition:
+        """What classifier-free guidance leads away from, of one prompt."""
+        empty = self.encode([""])
+        return empty.map(torch.zeros_like) if self.empty_is_zero else empty
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[tuple[int, ...]], *, generators: Sequence[torch.Generator], steps: int, guidance: float
+        self, prompts: Sequence[str], *, generators: Sequence[torch.Generator], steps: int, guidance: float
     ) -> Tensor:
-        """Latents (p, c, h, w) drawn for token ids, each from its own generator (on the CPU, so that a seed means
+        """Latents (p, c, h, w) drawn for prompts, each from its own generator (on the CPU, so that a seed means
         the same picture on any device)."""
         shape = self.latent_shape
         latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
-        states = self.encoder.encode(prompts)  # (p, s, d)
+        condition = self.encode(prompts)
         if guidance != 1.0:
-            states = torch.cat([self.encoder.encode([self.tokenizer.empty.ids]).expand_as(states), states])
+            empty = self._empty.map(lambda tensor: tensor.expand(len(prompts), *tensor.shape[1:]))
+            condition = Condition(*map(torch.cat, zip(empty.tensors, condition.tensors, strict=True)))
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)  # it keeps state: one per run
         scheduler.set_timesteps(steps)
         latents = latents * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             batch = torch.cat([latents, latents]) if guidance != 1.0 else latents
-            prediction = self.predict(batch, t.expand(len(batch)).to(self.device), states)
+            batch = scheduler.scale_model_input(batch, t)
+            prediction = self.predict(batch, t.expand(len(batch)).to(self.device), condition)
             if guidance != 1.0:
                 unguided, guided = prediction.chunk(2)
                 prediction = unguided + guidance * (guided - unguided)
@@ -87,28 +164,43 @@ class EditablePipeline:
 def load_pipeline(
     folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> EditablePipeline:
-    """Load a pipeline of the SD 1.x family.
+    """Load a pipeline of the SD 1.x, SD 2.x or SDXL family.
 
     Raises `UnsafePipeline` where there are only pickles and `UnsupportedPipeline` for any other family.
     """
     folder = Path(folder)
     family = pipeline_family(folder)
-    if family != "sd1":
-        raise UnsupportedPipeline(f"a pipeline of the family {family} cannot be edited yet: this version edits sd1")
+    scheduler = DPMSolverMultistepScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    if scheduler.config.prediction_type not in PREDICTIONS:
+        predicted = scheduler.config.prediction_type
+        raise UnsupportedPipeline(
+            f"a U-Net that predicts {predicted} cannot be edited: only {' or '.join(PREDICTIONS)}"
+        )
     options = {"local_files_only": True, "use_safetensors": True}
 
     def prepared(model: torch.nn.Module) -> torch.nn.Module:
         return model.requires_grad_(False).eval().to(device)
 
-    text_model = prepared(CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **options))
-    tokenizer = PromptTokenizer.from_folder(folder / "tokenizer")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    if scheduler.get("prediction_type", "epsilon") != "epsilon":
-        raise UnsupportedPipeline(f"a U-Net that predicts {scheduler['prediction_type']} cannot be edited yet")
+    def encoder(name: str) -> EditableEncoder:
+        kind = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
+        model = prepared(kind.from_pretrained(folder / name, dtype=dtype, **options))
+        tokenizer = PromptTokenizer.from_folder(folder / TOKENIZERS[name])
+        return EditableEncoder(model, tokenizer, name=name, folder=folder / name, family=family)
+
+    names = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options)
+    if (unet.config.addition_embed_type == "text_time") != (family == "sdxl"):
+        raise UnsupportedPipeline(f"unet/ is not the U-Net of a pipeline of the family {family}")
+    vae = read_json(folder / "vae" / "config.json")
+    upcast = dtype == torch.float16 and vae.get("force_upcast")  # SDXL's overflows
     return EditablePipeline(
-        encoder=EditableEncoder(text_model, tokenizer, folder=folder / "text_encoder"),
-        unet=prepared(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options)),
-        vae=prepared(AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **options)),
-        scheduler=DPMSolverMultistepScheduler.from_config(scheduler),
+        encoders=tuple(map(encoder, names)),
+        unet=prepared(unet),
+        vae=prepared(
+            AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32 if upcast else dtype, **options)
+        ),
+        scheduler=scheduler,
         folder=folder,
+        empty_is_zero=family == "sdxl"
+        and read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True),
     )

@@ -23,12 +23,14 @@ def draw(
     """One picture for each prompt from its own seed. A seed's noise does not depend on what it is drawn beside."""
     if len(prompts) != len(seeds):
         raise InvalidEdit(f"{len(prompts)} prompts with {len(seeds)} seeds: each needs its own", pointer="/seeds")
-    encoded = [pipeline.tokenizer.encode(prompt, pointer=f"/prompts/{i}").ids for i, prompt in enumerate(prompts)]
+    for encoder in pipeline.encoders:
+        for index, prompt in enumerate(prompts):
+            encoder.tokenizer.encode(prompt, pointer=f"/prompts/{index}")
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), _BATCH):
         chunk = slice(start, start + _BATCH)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[chunk]]
-        latents = pipeline.sample(encoded[chunk], generators=generators, steps=steps, guidance=guidance)
+        latents = pipeline.sample(prompts[chunk], generators=generators, steps=steps, guidance=guidance)
         vae = pipeline.vae
         pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (b, 3, h, w)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()

@@ -6,7 +6,6 @@ the text: "art" occurs inside "<|startoftext|>", "work" inside "artwork", and a 
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -60,7 +59,9 @@ class PromptTokenizer:
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
         """Read `tokenizer.json`, or `vocab.json` and `merges.txt`; the length from `tokenizer_config.json`."""
-        settings = _read_settings(folder)
+        settings = _read_json(folder / "tokenizer_config.json")
+        if "added_tokens_decoder" not in settings:  # as older transformers saved it: SD 2.x's "!" is named only here
+            settings |= _read_json(folder / "special_tokens_map.json", missing={})
         pad = settings.get("pad_token", EOS)
         pad_token = str(pad["content"] if isinstance(pad, dict) else pad)
         max_length = settings.get("model_max_length")
@@ -71,14 +72,11 @@ class PromptTokenizer:
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             else:
                 tokenizer = _clip_tokenizer(folder / "vocab.json", folder / "merges.txt")
+            # As in CLIPTokenizer: padding with "!" makes every "!" of a prompt that special token.
+            tokenizer.add_special_tokens([AddedToken(pad_token, special=True, normalized=False)])
         except Exception as error:  # the library raises bare Exception
             raise UnsupportedPipeline(f"the tokenizer in {folder.name}/ cannot be read: {error}") from error
         return cls(tokenizer, max_length=max_length, pad_token=pad_token)
-
-    @cached_property
-    def empty(self) -> TokenizedPrompt:
-        """The empty prompt of classifier-free guidance."""
-        return self.encode("")
 
     def encode(self, text: str, *, pointer: str = "") -> TokenizedPrompt:
         ids, _ = self._encode(text, pointer=pointer)
@@ -156,13 +154,15 @@ def _locate_destination(tokenizer: PromptTokenizer, template: str, prompt: str, 
         raise InvalidPrompt(f"in the template {template!r}: {error.detail}", pointer=pointer) from None
 
 
-def _read_settings(folder: Path) -> dict[str, object]:
+def _read_json(path: Path, *, missing: dict[str, object] | None = None) -> dict[str, object]:
+    if missing is not None and not path.is_file():
+        return missing
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UnsupportedPipeline(f"no readable tokenizer_config.json in {folder.name}/") from error
+        raise UnsupportedPipeline(f"no readable {path.name} in {path.parent.name}/") from error
     if not isinstance(settings, dict):
-        raise UnsupportedPipeline(f"tokenizer_config.json in {folder.name}/ is no JSON object")
+        raise UnsupportedPipeline(f"{path.name} in {path.parent.name}/ is no JSON object")
     return settings
 
 

@@ -1,6 +1,7 @@
 """One δ being looked for, and the prompts in which it acts. The mechanics of stage I; the loop is in `values`.
 
-Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d width.
+Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d the encoder's width, and in
+a pipeline of several encoders D the sum of their widths: a search has one δ for each, side by side.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from editing.concepts import ConceptEdit, ReferenceImages
+from editing.encoders import EditableEncoder, Encoding
 from editing.errors import EditingError, InvalidEdit
 from editing.noise import DestinationNoise, NoiseSource, ReferenceNoise
 from editing.pipelines import EditablePipeline
-from editing.prompts import SubjectPosition, TokenizedPrompt, destination_prompts, validate_edit
+from editing.prompts import SubjectPosition, destination_prompts, validate_edit
 
 
 @dataclass(eq=False)
@@ -23,13 +25,18 @@ class Search:
     index: int
     edit: ConceptEdit
     share: float
-    layer: int
-    positions: list[SubjectPosition]
-    """One for each template."""
-    destinations: list[TokenizedPrompt]
-    """The same for the destination; none for reference images."""
+    layers: tuple[int, ...]
+    """L of each encoder."""
+    positions: tuple[tuple[SubjectPosition, ...], ...]
+    """For each encoder, one for each template."""
+    destinations: list[str]
+    """The destination in each template; none for reference images."""
+    widths: tuple[int, ...]
+    """d of each encoder."""
     delta: nn.Parameter
+    """(D,)"""
     hidden: Tensor
+    """(D,)"""
     noise: NoiseSource | None = None
     text_losses: list[float] = field(default_factory=list)
     noise_losses: list[float] = field(default_factory=list)
@@ -57,10 +64,17 @@ class Search:
         if self.edit.objective == "text":
             return
         if isinstance(self.edit.destination, ReferenceImages):
-            images, templates = self.edit.destination.images, len(self.positions)
+            images, templates = self.edit.destination.images, len(self.edit.templates)
             self.noise = ReferenceNoise(pipeline, images, templates=templates, settings=settings, generator=generator)
         else:
             self.noise = DestinationNoise(pipeline, self.destinations, settings=settings, generator=generator)
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep ‖δ‖ of each encoder to at most `clamp`·‖h‖."""
+        for delta, hidden in zip(self.delta.split(self.widths), self.hidden.split(self.widths), strict=True):
+            limit = hidden.norm() * self.edit.settings.clamp
+            delta.mul_((limit / delta.norm().clamp_min(1e-12)).clamp(max=1))
 
     def stop(self, error: EditingError) -> None:
         self.error = error
@@ -69,13 +83,14 @@ class Search:
 
 def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Search]:
     """The searches of one edit, the call's `index`-th. Raises `InvalidEdit` where a prompt cannot be placed."""
-    tokenizer = pipeline.tokenizer
-    validate_edit(edit, tokenizer)
-    encoder = pipeline.encoder
-    layer = encoder.value_layer if edit.settings.layer is None else edit.settings.layer
-    if layer > encoder.value_layer:
-        raise InvalidEdit(f"layer must be at most {encoder.value_layer}, the last but one", pointer="/settings/layer")
-    positions = [tokenizer.locate(template, edit.source) for template in edit.templates]
+    for encoder in pipeline.encoders:
+        validate_edit(edit, encoder.tokenizer)
+    layers = _layers(edit, pipeline)
+    positions = tuple(
+        tuple(encoder.tokenizer.locate(template, edit.source) for template in edit.templates)
+        for encoder in pipeline.encoders
+    )
+    widths = tuple(encoder.width for encoder in pipeline.encoders)
     by_template = [destination_prompts(edit.destination, template) for template in edit.templates]
     shares = list(by_template[0].values()) or [1.0]
     columns = list(zip(*by_template, strict=True)) or [()]  # one for each prompt of a balance, one for anything else
@@ -84,68 +99,122 @@ def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) ->
             index=index,
             edit=edit,
             share=share,
-            layer=layer,
+            layers=layers,
             positions=positions,
-            destinations=[tokenizer.encode(prompt) for prompt in prompts],
-            delta=nn.Parameter(torch.zeros(encoder.width, device=encoder.device)),
-            hidden=torch.zeros(encoder.width, device=encoder.device),
+            destinations=list(prompts),
+            widths=widths,
+            delta=nn.Parameter(torch.zeros(sum(widths), device=pipeline.device)),
+            hidden=torch.zeros(sum(widths), device=pipeline.device),
         )
         for share, prompts in zip(shares, columns, strict=True)
     ]
 
 
+def _layers(edit: ConceptEdit, pipeline: EditablePipeline) -> tuple[int, ...]:
+    asked, lasts = edit.settings.layer, tuple(encoder.value_layer for encoder in pipeline.encoders)
+    if asked is None:
+        return lasts
+    if len(lasts) > 1:
+        raise InvalidEdit(
+            "this pipeline has several text encoders, which one layer cannot fit: leave it out",
+            pointer="/settings/layer",
+        )
+    if asked > lasts[0]:
+        raise InvalidEdit(f"layer must be at most {lasts[0]}, the last but one", pointer="/settings/layer")
+    return (asked,)
+
+
 class PromptBatch:
-    """The source prompts of the searches that share a step, with their states after layer L."""
+    """The source prompts of the searches that share a step, with their states after layer L of each encoder."""
 
     def __init__(self, pipeline: EditablePipeline, searches: Sequence[Search]) -> None:
-        self._encoder = encoder = pipeline.encoder
-        self._layer = searches[0].layer
-        device = encoder.device
-        positions = [position for search in searches for position in search.positions]
-        counts = [len(search.positions) for search in searches]
+        device = pipeline.device
+        counts = [len(search.edit.templates) for search in searches]
         settings = [search.edit.settings for search in searches]
         full_length = any(search.edit.objective != "text" for search in searches)  # the U-Net reads the padding too
 
         self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): each search's first prompt
         self._row = torch.arange(len(searches), device=device).repeat_interleave(torch.tensor(counts, device=device))
         self._share = 1 / torch.tensor(counts, device=device)[self._row]  # (p,)
-        self._prompt = torch.arange(len(positions), device=device)
-        self._subject = torch.tensor([position.last_subject_index for position in positions], device=device)
-        self._eos = torch.tensor([position.eos_index for position in positions], device=device)
-        with torch.no_grad():
-            ids = encoder.ids([position.ids for position in positions], full_length=full_length)
-            self._states = encoder.advance(encoder.embed(ids), start=0, stop=self._layer + 1)  # (p, s, d)
-        self.hidden = self._mean(self._states[self._prompt, self._subject].float())
-        """h (e, d) float32, the mean over the templates."""
+        self._sources = [
+            _SourcePrompts(
+                encoder,
+                [position for search in searches for position in search.positions[i]],
+                layer=searches[0].layers[i],
+                full_length=full_length,
+            )
+            for i, encoder in enumerate(pipeline.encoders)
+        ]
+        self.hidden = torch.cat([self._mean(sources.at_subject()) for sources in self._sources], dim=1)
+        """h (e, D) float32, the mean over the templates."""
 
         self.text_weights = torch.tensor([search.text_weight for search in searches], device=device)  # (e,)
         self._decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
-        self._targets = torch.zeros(len(positions), encoder.width, device=device)  # (p, d)
         destinations = [destination for search in searches if search.uses_text for destination in search.destinations]
-        if destinations:
-            with torch.no_grad():
-                said = encoder.encode([destination.ids for destination in destinations], full_length=False)
-            ends = torch.tensor([destination.eos_index for destination in destinations], device=device)
-            self._targets[self.text_weights[self._row] > 0] = said[torch.arange(len(ends), device=device), ends].float()
+        self._compared = self.text_weights[self._row] > 0  # (p,)
+        self._targets = [sources.said_of(destinations) for sources in self._sources] if destinations else []
 
-    def context(self, deltas: Tensor) -> Tensor:
-        """What the U-Net reads with δ (e, d) in place, (p, s, d)."""
-        shift = deltas[self._row].to(self._states.dtype)
-        states = self._states.index_put((self._prompt, self._subject), shift, accumulate=True)
-        encoder = self._encoder
-        return encoder.finish(encoder.advance(states, start=self._layer + 1, stop=encoder.n_layers))
+    def encode(self, deltas: Tensor) -> list[Encoding]:
+        """What each encoder makes of the prompts with δ (e, D) in place."""
+        parts = deltas[self._row].split(self._widths, dim=1)
+        return [sources.encode(shift) for sources, shift in zip(self._sources, parts, strict=True)]
 
-    def text_losses(self, context: Tensor) -> Tensor:
-        """L_txt (e,), Eq. 2: the mean square at EOS; 0 where a search has no text loss."""
-        said = context[self._prompt, self._eos].float()  # (p, d)
-        losses = self._mean((said - self._targets).square().mean(1))
-        return torch.where(self.text_weights > 0, losses, torch.zeros_like(losses))
+    def text_losses(self, encodings: Sequence[Encoding]) -> Tensor:
+        """L_txt (e,), Eq. 2: the mean square at EOS, summed over the encoders; 0 where a search has no text loss."""
+        errors = torch.zeros(len(self._row), device=self._row.device)  # (p,)
+        if self._targets:
+            parts = [
+                (encoding.said[self._compared].float() - target).square().mean(1)
+                for encoding, target in zip(encodings, self._targets, strict=True)
+            ]
+            errors = errors.index_put((self._compared,), torch.stack(parts).sum(0))
+        return self._mean(errors)
 
     def regulariser(self, deltas: Tensor) -> Tensor:
-        """weight_decay · ‖δ‖²/‖h‖² (e,)"""
-        return self._decay * deltas.square().sum(1) / self.hidden.square().sum(1)
+        """weight_decay · ‖δ‖²/‖h‖² (e,), summed over the encoders."""
+        ratios = [
+            delta.square().sum(1) / hidden.square().sum(1)
+            for delta, hidden in zip(deltas.split(self._widths, 1), self.hidden.split(self._widths, 1), strict=True)
+        ]
+        return self._decay * torch.stack(ratios).sum(0)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [sources.encoder.width for sources in self._sources]
 
     def _mean(self, rows: Tensor) -> Tensor:
         """(p, ·) to the mean over each search's templates, (e, ·)."""
         share = self._share.view(-1, *[1] * (rows.ndim - 1))
         return rows.new_zeros(len(self.first), *rows.shape[1:]).index_add(0, self._row, rows * share)
+
+
+class _SourcePrompts:
+    """One encoder's states of the source prompts after its layer L, which no step changes."""
+
+    def __init__(
+        self, encoder: EditableEncoder, positions: Sequence[SubjectPosition], *, layer: int, full_length: bool
+    ) -> None:
+        self.encoder = encoder
+        self._layer = layer
+        self._prompt = torch.arange(len(positions), device=encoder.device)
+        self._subject = torch.tensor([position.last_subject_index for position in positions], device=encoder.device)
+        self._eos = torch.tensor([position.eos_index for position in positions], device=encoder.device)
+        with torch.no_grad():
+            ids = encoder.ids([position.ids for position in positions], full_length=full_length)
+            self._states = encoder.advance(encoder.embed(ids), start=0, stop=layer + 1)  # (p, s, d)
+
+    def at_subject(self) -> Tensor:
+        """(p, d) float32"""
+        return self._states[self._prompt, self._subject].float()
+
+    def encode(self, shift: Tensor) -> Encoding:
+        """With the shifts (p, d) added at the last subject tokens."""
+        at = (self._prompt, self._subject)
+        states = self._states.index_put(at, shift.to(self._states.dtype), accumulate=True)
+        return self.encoder.read(states, start=self._layer + 1, ends=self._eos)
+
+    @torch.no_grad()
+    def said_of(self, destinations: Sequence[str]) -> Tensor:
+        """What is said of each destination, float32."""
+        ids = [self.encoder.tokenizer.encode(destination).ids for destination in destinations]
+        return self.encoder.encoding(ids, full_length=False).said.float()

@@ -6,11 +6,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,10 +30,12 @@ _WINDOW = 64  # batches whose captions are sorted by length: bounds what is held
 _BLOCK = 512  # rows of a moment added at once
 _SAVING_SHARE = 0.05  # of the time may go to saving partial sums
 
+FIRST = "text_encoder"
+
 
 @dataclass(frozen=True)
 class SecondMoments:
-    """E[k kᵀ] per layer, (m, m) float64, over every token of the captions with BOS and EOS, no padding.
+    """E[k kᵀ] per layer of an encoder, (m, m) float64, over every token of the captions with BOS and EOS, no padding.
 
     The values are those of the file's float32, so that a set just estimated and the same set read back are equal.
     """
@@ -42,6 +43,27 @@ class SecondMoments:
     moments: Mapping[int, Tensor]
     captions: int
     tokens: int
+    encoder: str = "text_encoder"
+    others: tuple["SecondMoments", ...] = ()
+    """Those of the pipeline's other encoders."""
+
+    @property
+    def parts(self) -> tuple["SecondMoments", ...]:
+        """One for each encoder, this one first."""
+        return self, *self.others
+
+    @classmethod
+    def join(cls, parts: Sequence["SecondMoments"]) -> "SecondMoments":
+        """One set of the encoders of a pipeline, which one file can hold."""
+        first, *others = parts
+        return replace(first, others=tuple(others))
+
+    def of(self, encoder: str) -> "SecondMoments":
+        """The part of one encoder."""
+        for part in self.parts:
+            if part.encoder == encoder:
+                return replace(part, others=())
+        raise InvalidEdit(f"the second moments do not cover {encoder}: estimate them for it, and join the sets")
 
     @cached_property
     def digest(self) -> str:
@@ -50,38 +72,63 @@ class SecondMoments:
 
     def to_bytes(self) -> bytes:
         """The safetensors file: `layer_{i}`, the upper triangle row by row, (m(m+1)/2,) float32, and one JSON metadata
-        string. Equal sets give equal bytes."""
-        tensors = {f"layer_{layer}": _packed(moment).float().cpu() for layer, moment in sorted(self.moments.items())}
-        metadata = {"captions": self.captions, "tokens": self.tokens}
+        string. Equal sets give equal bytes.
+
+        Where there is more than the first encoder, the keys say which: `{encoder}.layer_{i}`.
+        """
+        plain = not self.others and self.encoder == FIRST
+        tensors = {
+            f"{'' if plain else f'{part.encoder}.'}layer_{layer}": _packed(moment).float().cpu()
+            for part in self.parts
+            for layer, moment in sorted(part.moments.items())
+        }
+        counts = {part.encoder: {"captions": part.captions, "tokens": part.tokens} for part in self.parts}
+        metadata = counts[FIRST] if plain else counts
         return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path, *, layers: Sequence[int] | None = None) -> Self:
-        """Read a file of `save`, or one that holds each `layer_{i}` as a whole matrix (m, m); or only these layers."""
+    def load(cls, path: str | Path, *, layers: Sequence[int] | None = None) -> "SecondMoments":
+        """Read a file of `save`, or one that holds each moment as a whole matrix (m, m); or only these layers."""
         try:
             with safe_open(path, framework="pt") as file:
                 counts = json.loads((file.metadata() or {}).get("second_moments", "{}"))
-                keys = {int(key.removeprefix("layer_")): key for key in file.keys()}
-                wanted = sorted(keys.keys() if layers is None else keys.keys() & set(layers))
-                moments = {layer: _symmetric(file.get_tensor(keys[layer])) for layer in wanted}
+                moments: dict[str, dict[int, Tensor]] = {}
+                for key in file.keys():
+                    encoder, _, name = key.rpartition(".")
+                    layer = int(name.removeprefix("layer_"))
+                    if layers is None or layer in layers:
+                        moments.setdefault(encoder or FIRST, {})[layer] = _symmetric(file.get_tensor(key))
         except Exception as error:  # safetensors raises its own, for a cut or foreign file
             raise EditingError(f"{Path(path).name} holds no second moments: {error}") from error
-        return cls(moments, captions=counts.get("captions", 0), tokens=counts.get("tokens", 0))
+        parts = []
+        for encoder, part in sorted(moments.items()):
+            own = counts.get(encoder, counts)
+            captions, tokens = own.get("captions", 0), own.get("tokens", 0)
+            parts.append(cls(dict(sorted(part.items())), captions=captions, tokens=tokens, encoder=encoder))
+        return cls.join(parts or [cls({}, captions=0, tokens=0)])
 
 
 class FactoredMoments:
-    """Cholesky factors of E[k kᵀ], computed once per layer and kept: in memory, or in files of a folder.
+    """Cholesky factors of one encoder's E[k kᵀ], computed once per layer and kept: in memory, or in files of a folder.
 
     They serve every α and λ: the factor of (1-α)·λ·E[k kᵀ] is this one times a number. With a folder nothing is held in
-    memory: a factor lies at `<digest of the moments>/layer_<i>.safetensors`, (m, m) float64, and is checked against its
-    own sha256 at each reading; one that is cut or changed is computed again. Anyone may empty the folder.
+    memory: a factor lies at `<digest of the moments>/<encoder>.layer_<i>.safetensors`, (m, m) float64, and is checked
+    against its own sha256 at each reading; one that is cut or changed is computed again. Anyone may empty the folder.
     """
 
-    def __init__(self, second_moments: SecondMoments | Path, *, folder: Path | None = None, digest: str = "") -> None:
+    def __init__(
+        self,
+        second_moments: SecondMoments | Path,
+        *,
+        encoder: str = FIRST,
+        folder: Path | None = None,
+        digest: str = "",
+    ) -> None:
         """`second_moments` may be their file, read layer by layer where it is needed; `digest` saves hashing it."""
+        self.encoder = encoder
         self._moments = second_moments
         self._folder = None
         if folder is not None:
@@ -96,7 +143,7 @@ class FactoredMoments:
         if isinstance(moments, Path):
             moments = SecondMoments.load(moments, layers=[layer])
         try:
-            return moments.moments[layer]
+            return moments.of(self.encoder).moments[layer]
         except KeyError:
             raise InvalidEdit(f"the second moments do not cover layer {layer}", pointer="/layers") from None
 
@@ -130,7 +177,7 @@ class FactoredMoments:
         if self._folder is None:
             return None
         try:
-            with safe_open(self._folder / f"layer_{layer}.safetensors", framework="pt") as file:
+            with safe_open(self._folder / f"{self.encoder}.layer_{layer}.safetensors", framework="pt") as file:
                 factor, condition = file.get_tensor("factor").clone(), file.get_tensor("condition")
                 written = file.metadata()["sha256"]
         except (OSError, SafetensorError, KeyError, TypeError):
@@ -144,7 +191,7 @@ class FactoredMoments:
         if self._folder is not None:
             tensors = {"factor": factor.cpu(), "condition": torch.tensor(self._conditions[layer], dtype=torch.float64)}
             content = save(tensors, metadata={"sha256": _sha256(*tensors.values())})
-            write_whole(self._folder / f"layer_{layer}.safetensors", content)
+            write_whole(self._folder / f"{self.encoder}.layer_{layer}.safetensors", content)
 
 
 def _digest(second_moments: SecondMoments | Path) -> str:
@@ -243,7 +290,7 @@ class _Sums:
         moments = {
             layer: _mirrored((total / self.tokens).float()).double().cpu() for layer, total in self.layers.items()
         }
-        return SecondMoments(moments, captions=self.captions, tokens=self.tokens)
+        return SecondMoments(moments, captions=self.captions, tokens=self.tokens, encoder=self.encoder.name)
 
 
 class _PartialSums:

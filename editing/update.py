@@ -91,17 +91,18 @@ def compute_update(
 
     `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token is to
     keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). Layers default to all
-    that the values were optimised for, 0 … L, and must end at L.
+    that the values were optimised for, as far as L (of SDXL the last of them only), and must end at L.
 
     The encoder's weights are never touched. The result is a function of the *set* of edits: they are put in an order
     of their own, so that the same set gives the same bits in any order on the same platform, and a set with one edit
     taken away gives the bits of a set that never had it. `progress(done, layers)` is called after each layer.
 
-    `values` are what `optimize_values` gave; an error among them is raised.
+    `values` are what `optimize_values` gave; an error among them is raised. Of a pipeline with several encoders each
+    has an update of its own, from the same values and second moments: what is this encoder's in them is used.
     Pass `FactoredMoments` to keep the factorisation, which serves every α and mass, between calls.
     """
-    found = [_expect(value) for value in values]
-    factored = second_moments if isinstance(second_moments, FactoredMoments) else FactoredMoments(second_moments)
+    found = [_expect(value, encoder, index) for index, value in enumerate(values)]
+    factored = _factored(second_moments, encoder)
     layers = encoder.default_edited_layers if layers is None else tuple(sorted(set(layers)))
     _check_arguments(encoder, edits, found, alpha=alpha, mass=mass, layers=layers, residual=residual)
     if not preserve_weight > 0:
@@ -190,6 +191,14 @@ def applied(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncode
                 encoder.fc2(layer).weight.copy_(weight)
 
 
+def _factored(second_moments: SecondMoments | FactoredMoments, encoder: EditableEncoder) -> FactoredMoments:
+    if isinstance(second_moments, SecondMoments):
+        return FactoredMoments(second_moments, encoder=encoder.name)
+    if second_moments.encoder != encoder.name:
+        raise InvalidEdit(f"the factors are of {second_moments.encoder}, not of {encoder.name}: pass those of its own")
+    return second_moments
+
+
 def _prefixes(encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str]) -> PrefixTree:
     """The prompts up to their last subject token; a column for each edit, then for each preserved prompt."""
     locate = encoder.tokenizer.locate
@@ -257,10 +266,13 @@ def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:
         torch.minimum(rows, columns.T @ unit, out=rows)
 
 
-def _expect(outcome: Value | EditingError) -> Value:
+def _expect(outcome: Value | EditingError, encoder: EditableEncoder, index: int) -> Value:
     if isinstance(outcome, EditingError):
         raise outcome
-    return outcome
+    for part in outcome.parts:
+        if part.encoder == encoder.name and part.delta.shape == (encoder.width,):
+            return part
+    raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
 
 
 def _identity(edit: ConceptEdit, value: Value) -> tuple[str, tuple[str, ...], bytes]:
@@ -292,8 +304,6 @@ def _check_arguments(
     if not layers or layers[0] < 0 or layers[-1] >= encoder.n_layers:
         raise InvalidEdit(f"layers must be among 0 … {encoder.n_layers - 1}", pointer="/layers")
     for index, value in enumerate(values):
-        if value.encoder != encoder.name or value.delta.shape != (encoder.width,):
-            raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
         if value.layer != layers[-1]:
             raise InvalidEdit(
                 f"the value was optimised for layer {value.layer}, so that layer must be the last edited, "

@@ -7,7 +7,9 @@
 L_txt (Eq. 2) compares what the encoder says at EOS with what it says for the destination; L_noise (Eq. 3, 4) what the
 U-Net makes of it. Only the layers after L run in a step: the states up to L are computed once.
 
-Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d width.
+A pipeline of several encoders has a δ in each, at a layer of its own, and one loss: they are found together.
+
+Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d width of an encoder, D of all.
 """
 
 import dataclasses
@@ -26,13 +28,16 @@ from editing import ENGINE_VERSION
 from editing.concepts import ConceptEdit
 from editing.errors import Cancelled, EditingError, OptimisationDiverged
 from editing.noise import UNET_BATCH
-from editing.pipelines import EditablePipeline
+from editing.pipelines import Condition, EditablePipeline
 from editing.search import PromptBatch, Search, searches_of
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """What stage I found for one edit: fc2's memories shall make the state after `layer` be `hidden + delta`."""
+    """What stage I found for one edit: fc2's memories shall make the state after `layer` be `hidden + delta`.
+
+    The losses are the whole edit's, whichever encoder the vectors are of.
+    """
 
     encoder: str
     layer: int
@@ -46,6 +51,13 @@ class Value:
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     engine_version: str = ENGINE_VERSION
+    others: tuple["Value", ...] = ()
+    """What was found together with this for the pipeline's other encoders."""
+
+    @property
+    def parts(self) -> tuple["Value", ...]:
+        """One for each encoder of the pipeline, this one first."""
+        return self, *self.others
 
     @property
     def delta_norm(self) -> float:
@@ -76,8 +88,9 @@ class Value:
         return cls(encoder=encoder, layer=layer, delta=tensors["delta"], hidden=tensors["hidden"], **rest)
 
     def to_safetensors(self) -> bytes:
-        """One file with both vectors and, as one JSON string, everything else."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("delta", "hidden")}
+        """One file with both vectors and, as one JSON string, everything else; nothing of the other encoders."""
+        left_out = ("delta", "hidden", "others")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         return save(self.to_tensors(), metadata={"value": json.dumps(plain, sort_keys=True)})
 
 
@@ -139,10 +152,10 @@ def _prepare(pipeline: EditablePipeline, group: Sequence[Search], *, cancelled: 
 
 
 def _batches(waiting: list[list[Search]], *, max_batch: int) -> Iterator[list[Search]]:
-    """Searches that can share a batch: of one layer, and not a quick text-only one among those that need the U-Net."""
-    groups: dict[tuple[int, bool], list[list[Search]]] = {}
+    """Searches that can share a batch: of the same layers, and no quick text-only one among those with a U-Net."""
+    groups: dict[tuple[tuple[int, ...], bool], list[list[Search]]] = {}
     for searches in waiting:
-        groups.setdefault((searches[0].layer, searches[0].edit.objective == "text"), []).append(searches)
+        groups.setdefault((searches[0].layers, searches[0].edit.objective == "text"), []).append(searches)
     for group in groups.values():
         batch: list[Search] = []
         for searches in group:
@@ -175,43 +188,42 @@ def _optimize(
             prompts = PromptBatch(pipeline, running)
             for search, hidden in zip(running, prompts.hidden, strict=True):
                 search.hidden = hidden
-            limits = torch.stack([search.hidden.norm() * search.edit.settings.clamp for search in running])  # (e,)
 
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            deltas = torch.stack([search.delta for search in running])  # (e, d)
-            context = prompts.context(deltas)  # (p, s, d)
-            text = prompts.text_losses(context)  # (e,)
+            deltas = torch.stack([search.delta for search in running])  # (e, D)
+            encodings = prompts.encode(deltas)
+            context = Condition.of(encodings)
+            text = prompts.text_losses(encodings)  # (e,)
             noise, pull = _noise_losses(pipeline, running, prompts, context, step=step)
             losses = text * prompts.text_weights + prompts.regulariser(deltas)
             # Rows share nothing but weights that take no gradient: a loss that is not finite spoils its own δ alone.
-            (losses.sum() + (context.float() * pull).sum()).backward()
+            (losses.sum() + context.dot(pull)).backward()
         healthy = (losses + noise).isfinite()
         _record(running, text.tolist(), noise.tolist(), healthy.tolist(), step=step)
         optimizer.step()
-        with torch.no_grad():
-            for search, limit in zip(running, limits, strict=True):
-                search.delta.mul_((limit / search.delta.norm().clamp_min(1e-12)).clamp(max=1))
+        for search in running:
+            search.clamp()
         if progress:
             for group in _by_edit(running):
                 progress(_progress(group, step=step))
 
 
 def _noise_losses(
-    pipeline: EditablePipeline, running: Sequence[Search], prompts: PromptBatch, context: Tensor, *, step: int
-) -> tuple[Tensor, Tensor]:
-    """L_noise (e,), and its gradient with respect to the context (p, s, d): Eq. 3 and 4.
+    pipeline: EditablePipeline, running: Sequence[Search], prompts: PromptBatch, context: Condition, *, step: int
+) -> tuple[Tensor, Condition]:
+    """L_noise (e,), and its gradient with respect to the context of the p prompts: Eq. 3 and 4.
 
     The U-Net runs on a few latents at a time and is differentiated at once, so that its activations are never all
-    in memory; the gradient goes on into the encoder in one piece.
+    in memory; the gradient goes on into the encoders in one piece.
     """
-    losses = torch.zeros(len(running), device=context.device)
+    losses = torch.zeros(len(running), device=pipeline.device)
     drawn = [
         (row, search.noise.draw()) for row, search in enumerate(running) if search.noise and search.uses_noise(step)
     ]
     if not drawn:
-        return losses, torch.zeros_like(context)
-    leaf = context.detach().requires_grad_()
+        return losses, context.map(torch.zeros_like)
+    leaf = context.map(lambda tensor: tensor.detach().requires_grad_())
     noisy = torch.cat([batch.noisy for _, batch in drawn])  # (b, c, h, w)
     timesteps = torch.cat([batch.timesteps for _, batch in drawn])  # (b,)
     target = torch.cat([batch.target for _, batch in drawn])
@@ -223,8 +235,12 @@ def _noise_losses(
         errors = (prediction - target[part]).square().mean((1, 2, 3)) * share[part]
         errors.sum().backward()
         losses.index_add_(0, owner[part], errors.detach())
+    return losses, leaf.map(_gradient)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
     assert leaf.grad is not None
-    return losses, leaf.grad.float()
+    return leaf.grad.float()
 
 
 def _record(
@@ -280,13 +296,20 @@ def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> Value | Edi
     delta = torch.stack([search.share * search.delta.detach() for search in group]).sum(0)
     if not delta.isfinite().all():
         return OptimisationDiverged("δ is not finite after the last step: lower learning_rate")
-    return Value(
-        encoder=pipeline.encoder.name,
-        layer=first.layer,
-        delta=delta.cpu(),
-        hidden=first.hidden.cpu(),
-        text_losses=_mean_losses(group, "text_losses"),
-        noise_losses=_mean_losses(group, "noise_losses"),
-        seed=first.edit.settings.seed,
-        settings=dataclasses.asdict(first.edit.settings),
+    parts = zip(
+        pipeline.encoders, first.layers, delta.split(first.widths), first.hidden.split(first.widths), strict=True
     )
+    value, *others = [
+        Value(
+            encoder=encoder.name,
+            layer=layer,
+            delta=own_delta.cpu().clone(),
+            hidden=own_hidden.cpu().clone(),
+            text_losses=_mean_losses(group, "text_losses"),
+            noise_losses=_mean_losses(group, "noise_losses"),
+            seed=first.edit.settings.seed,
+            settings=dataclasses.asdict(first.edit.settings),
+        )
+        for encoder, layer, own_delta, own_hidden in parts
+    ]
+    return dataclasses.replace(value, others=tuple(others))

@@ -1,5 +1,6 @@
 """Write what stage II found as files: the whole text encoder, or its exact low-rank update as a LoRA adapter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from editing.layout import WEIGHTS
 from editing.update import Update
 
 PREFIX = "text_model."
+_LORA_OF_TWO = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
 
 def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
-    """Write `text_encoder/config.json` and `text_encoder/model.safetensors` into a folder; returns their paths.
+    """Write `config.json` and `model.safetensors` into the encoder's own folder in a folder; returns their paths.
 
     The base file is copied tensor by tensor, bit for bit and in its own dtype; only fc2.weight of the edited layers
     differs, rounded once from float64. Keys have the `text_model.` prefix whatever transformers is installed: loaders
@@ -38,23 +40,27 @@ def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | 
     return target / "config.json", target / "model.safetensors"
 
 
-def export_lora(update: Update, path: str | Path) -> bool:
+def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
     """Write ΔW = B Aᵀ of every layer as a LoRA adapter that diffusers and ComfyUI load; False if there is none.
 
     Keys are kohya's, `lora_te_text_model_encoder_layers_{i}_mlp_fc2.lora_up/down.weight` and `.alpha`, alpha being
-    the rank, so that the scale is one. float32; up and down of equal norm.
+    the rank, so that the scale is one; of SDXL, whose two updates go into one file, `lora_te1_…` and `lora_te2_…`.
+    float32; up and down of equal norm.
     """
-    tensors = lora_tensors(update)
+    updates = [update] if isinstance(update, Update) else update
+    tensors: dict[str, Tensor] = {}
+    for part in updates:
+        tensors |= lora_tensors(part, prefix=_LORA_OF_TWO[part.encoder] if len(updates) > 1 else "lora_te")
     if tensors:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), save(tensors, metadata={"format": "pt"}))
     return bool(tensors)
 
 
-def lora_tensors(update: Update) -> dict[str, Tensor]:
+def lora_tensors(update: Update, *, prefix: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for layer, change in update.layers.items():
-        name = f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2"
+        name = f"{prefix}_text_model_encoder_layers_{layer}_mlp_fc2"
         balance = (change.a.norm() / change.b.norm().clamp_min(1e-300)).sqrt()
         tensors[f"{name}.lora_up.weight"] = (change.b * balance).float().contiguous()  # (d, rank)
         tensors[f"{name}.lora_down.weight"] = (change.a / balance).T.float().contiguous()  # (rank, m)

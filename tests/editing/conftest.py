@@ -1,6 +1,7 @@
 """Small pipelines for the tests of `editing`: a random one, made anew, and the emoji model where its weights are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -13,10 +14,11 @@ from editing.prompts import PromptTokenizer
 from editing.statistics import SecondMoments, estimate_second_moments
 from editing.update import Update, compute_update
 from editing.values import Value, optimize_values
-from tests.pipelines import write_pipeline
+from tests.pipelines import Family, make_old, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("cat", "dog", "fish", "bird", "red hat", "old tree", "a big house", "the sea", "small boat", "my cup of tea")
+CAPTIONS = [template.format(word) for word in WORDS for template in ("{}", "a photo of {}", "{} in the sun")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +28,43 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family, bool], Path]:
+    """A random pipeline of a family, as today's transformers saves it or as an old one did."""
+
+    @cache
+    def write(family: Family, old: bool) -> Path:
+        folder = write_pipeline(tmp_path_factory.mktemp(family) / "random", family=family)
+        return make_old(folder) if old else folder
+
+    return write
+
+
+@pytest.fixture(
+    scope="session",
+    params=[("sd1", False), ("sd1", True), ("sd2", False), ("sd2", True), ("sdxl", False), ("sdxl", True)],
+    ids=lambda param: f"{'old-' if param[1] else ''}{param[0]}",
+)
+def any_folder(request: pytest.FixtureRequest, folder_of: Callable[[Family, bool], Path]) -> Path:
+    """Of every family, and as new and old transformers save it."""
+    return folder_of(*request.param)
+
+
+@pytest.fixture(scope="session")
+def any_pipeline(any_folder: Path) -> EditablePipeline:
+    return load_pipeline(any_folder)
+
+
+@pytest.fixture(scope="session")
+def sdxl(folder_of: Callable[[Family, bool], Path]) -> EditablePipeline:
+    return load_pipeline(folder_of("sdxl", False))
+
+
+@pytest.fixture(scope="session")
+def sd2(folder_of: Callable[[Family, bool], Path]) -> EditablePipeline:
+    return load_pipeline(folder_of("sd2", False))
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +84,27 @@ def tokenizer(folder: Path) -> PromptTokenizer:
 
 @pytest.fixture(scope="session")
 def second_moments(pipeline: EditablePipeline) -> SecondMoments:
-    captions = [template.format(word) for word in WORDS for template in ("{}", "a photo of {}", "{} in the sun")]
-    return estimate_second_moments(pipeline.encoder, captions)
+    return estimate_second_moments(pipeline.encoder, CAPTIONS)
+
+
+@pytest.fixture(scope="session")
+def any_moments(any_pipeline: EditablePipeline) -> SecondMoments:
+    return SecondMoments.join([estimate_second_moments(encoder, CAPTIONS) for encoder in any_pipeline.encoders])
+
+
+@pytest.fixture(scope="session")
+def any_values(any_pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[Value]:
+    values = optimize_values(any_pipeline, edits)
+    assert all(isinstance(value, Value) for value in values), values
+    return cast(list[Value], values)
+
+
+@pytest.fixture(scope="session")
+def any_updates(
+    any_pipeline: EditablePipeline, edits: list[ConceptEdit], any_values: list[Value], any_moments: SecondMoments
+) -> list[Update]:
+    """One for each encoder."""
+    return [compute_update(encoder, edits, any_values, any_moments) for encoder in any_pipeline.encoders]
 
 
 @pytest.fixture(scope="session")

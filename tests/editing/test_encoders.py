@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from editing.encoders import EditableEncoder
 from editing.errors import UnsupportedPipeline
 from editing.pipelines import EditablePipeline
-from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH
+from editing.prompts import PromptTokenizer
+from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH, Family
 
 PROMPTS = ("a cat", "the old tree in the sea", "")
 
@@ -123,6 +124,47 @@ def test_passes_older_attention_its_causal_mask(
     older.embeddings, older.encoder, older.final_layer_norm = twin.embeddings, nn.Module(), twin.final_norm
     older.encoder.layers = twin.layers
     torch.testing.assert_close(EditableEncoder(older, pipeline.tokenizer).encode(prompts).float(), expected)
+
+
+FULL_SIZE: list[tuple[Family, str, dict[str, Any], tuple[int, int, int], tuple[int, ...]]] = [
+    ("sd1", "text_encoder", {"hidden_size": 768, "num_hidden_layers": 12}, (12, 768, 3072), tuple(range(11))),
+    ("sd2", "text_encoder", {"hidden_size": 1024, "num_hidden_layers": 23}, (23, 1024, 4096), tuple(range(22))),
+    ("sdxl", "text_encoder", {"hidden_size": 768, "num_hidden_layers": 12}, (12, 768, 3072), (8, 9, 10)),
+    (
+        "sdxl",
+        "text_encoder_2",
+        {"hidden_size": 1280, "num_hidden_layers": 32, "projection_dim": 1280},
+        (32, 1280, 5120),
+        (26, 27, 28, 29, 30),
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "changes", "shape", "edited"), FULL_SIZE)
+def test_full_size_shapes(
+    tokenizer: PromptTokenizer,
+    family: Family,
+    name: str,
+    changes: dict[str, Any],
+    shape: tuple[int, int, int],
+    edited: tuple[int, ...],
+) -> None:
+    """CLIP-L, OpenCLIP-H and OpenCLIP-bigG, on the meta device."""
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        intermediate_size=4 * changes["hidden_size"],
+        num_attention_heads=changes["hidden_size"] // 64,
+        max_position_embeddings=77,
+        **changes,
+    )
+    with torch.device("meta"):
+        model = (CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel)(config)
+    encoder = EditableEncoder(model, tokenizer, name=name, family=family)
+    assert (encoder.n_layers, encoder.width, encoder.mlp_width) == shape
+    assert encoder.default_edited_layers == edited
+    encoding = encoder.encoding([tokenizer.encode(prompt).ids for prompt in PROMPTS])
+    assert encoding.states.shape == (len(PROMPTS), tokenizer.max_length, encoder.width)
+    assert encoding.said.shape == (len(PROMPTS), encoder.width)
 
 
 def test_refuses_what_is_no_clip(pipeline: EditablePipeline) -> None:

@@ -3,13 +3,20 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
-from editing.layout import describe_pipeline, pipeline_family
-from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH, write_pipeline
+from editing.layout import default_layers, describe_pipeline, pipeline_family
+from tests.pipelines import LAYERS, LAYERS_1, LAYERS_2, MLP_WIDTH, MLP_WIDTH_2, WIDTH, WIDTH_2, Family, write_pipeline
+
+
+@pytest.fixture
+def sdxl_folder(folder_of: Callable[[Family, bool], Path]) -> Path:
+    return folder_of("sdxl", False)
 
 
 @pytest.fixture
@@ -77,21 +84,45 @@ class TestDescribePipeline:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "family"),
+    ("change", "family"),
+    [({}, "sd1"), ({"hidden_size": 1024}, "sd2"), ({"hidden_act": "gelu"}, "sd2"), ({"hidden_size": 768}, "sd1")],
+)
+def test_family_goes_by_structure(copied: Path, change: dict[str, Any], family: str) -> None:
+    config = copied / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    assert pipeline_family(copied) == family
+
+
+class TestSDXL:
+    def test_has_two_encoders(self, sdxl_folder: Path) -> None:
+        description = describe_pipeline(sdxl_folder)
+        assert description.family == "sdxl"
+        assert [(e.name, e.layers, e.width, e.mlp_width) for e in description.encoders] == [
+            ("text_encoder", LAYERS_1, WIDTH, MLP_WIDTH),
+            ("text_encoder_2", LAYERS_2, WIDTH_2, MLP_WIDTH_2),
+        ]
+        assert "tokenizer_2/vocab.json" in {file.path for file in description.files}
+
+    @pytest.mark.parametrize("component", ["text_encoder_2", "tokenizer_2"])
+    def test_needs_both(self, sdxl_folder: Path, tmp_path: Path, component: str) -> None:
+        copied = shutil.copytree(sdxl_folder, tmp_path / "half")
+        shutil.rmtree(copied / component)
+        with pytest.raises(UnsupportedPipeline, match=f"no {component}/"):
+            describe_pipeline(copied)
+
+
+@pytest.mark.parametrize(
+    ("family", "encoder", "last", "layers"),
     [
-        ("StableDiffusionPipeline", 768, "sd1"),
-        ("StableDiffusionPipeline", 1024, "sd2"),
-        ("StableDiffusionXLPipeline", 768, "sdxl"),
+        ("sd1", "text_encoder", 10, range(11)),
+        ("sd2", "text_encoder", 21, range(22)),
+        ("sdxl", "text_encoder", 10, range(8, 11)),
+        ("sdxl", "text_encoder_2", 30, range(26, 31)),
+        ("sdxl", "text_encoder_2", 2, range(3)),
     ],
 )
-def test_family_goes_by_structure(copied: Path, name: str, width: int, family: str) -> None:
-    for path, key, value in (
-        ("model_index.json", "_class_name", name),
-        ("text_encoder/config.json", "hidden_size", width),
-    ):
-        content = json.loads((copied / path).read_text())
-        (copied / path).write_text(json.dumps({**content, key: value}))
-    assert pipeline_family(copied) == family
+def test_default_layers(family: str, encoder: str, last: int, layers: range) -> None:
+    assert default_layers(family, encoder, last=last) == tuple(layers)
 
 
 def test_refuses_an_unknown_family(copied: Path) -> None:

@@ -4,7 +4,7 @@ from io import BytesIO
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -20,7 +20,7 @@ DESTINATIONS = ("a dog", "dog")
 def destination_noise(pipeline: EditablePipeline, *, seed: int = 0) -> DestinationNoise:
     return DestinationNoise(
         pipeline,
-        [pipeline.tokenizer.encode(prompt) for prompt in DESTINATIONS],
+        DESTINATIONS,
         settings=SETTINGS,
         generator=Generator().manual_seed(seed),
     )
@@ -49,6 +49,18 @@ def test_add_noise_is_the_schedulers(pipeline: EditablePipeline) -> None:
     torch.testing.assert_close(noisy, scheduler.add_noise(latents, noise, timesteps))
 
 
+def test_sdxl_sees_what_its_euler_solver_feeds_it(sdxl: EditablePipeline) -> None:
+    """Euler's x_0 + σ ε, scaled as it scales the U-Net's input, is our x_t."""
+    assert sdxl.folder
+    euler = EulerDiscreteScheduler.from_pretrained(sdxl.folder / "scheduler")
+    latents = torch.randn(1, *sdxl.latent_shape, generator=Generator().manual_seed(1))
+    for seed in range(5):
+        noisy, timesteps, noise = add_noise(sdxl, latents, generator=Generator().manual_seed(seed))
+        euler.set_timesteps(timesteps=timesteps.tolist())
+        fed = euler.scale_model_input(euler.add_noise(latents, noise, euler.timesteps), euler.timesteps[0])
+        torch.testing.assert_close(noisy, fed, rtol=1e-4, atol=1e-4)
+
+
 def test_timesteps_are_uniform(pipeline: EditablePipeline) -> None:
     _, timesteps, _ = add_noise(pipeline, torch.zeros(9000, 1, 1, 1), generator=Generator().manual_seed(0))
     assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
@@ -59,8 +71,7 @@ class TestDestinationNoise:
     def test_target_is_what_the_destination_predicts(self, pipeline: EditablePipeline) -> None:
         batch = destination_noise(pipeline).draw()
         assert batch.noisy.shape == (5, *pipeline.latent_shape)
-        states = pipeline.encoder.encode([pipeline.tokenizer.encode(prompt).ids for prompt in DESTINATIONS])
-        expected = pipeline.predict(batch.noisy, batch.timesteps, states[batch.templates])
+        expected = pipeline.predict(batch.noisy, batch.timesteps, pipeline.encode(DESTINATIONS)[batch.templates])
         torch.testing.assert_close(batch.target, expected)
 
     def test_every_template_has_its_pictures(self, pipeline: EditablePipeline) -> None:
@@ -89,6 +100,20 @@ class TestReferenceNoise:
         distance = ((x_0[:, None] - posterior.mean) / posterior.std).abs().amax((2, 3, 4))  # (b, images)
         early = batch.timesteps < 900  # late x_t keep too little of x_0 for float32
         assert (distance.min(dim=1).values[early] < 6).all()
+
+    def test_target_of_a_velocity_is_the_velocity(self, sd2: EditablePipeline) -> None:
+        batch = reference_noise(sd2).draw()
+        signal = sd2.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+        x_0 = signal.sqrt() * batch.noisy - (1 - signal).sqrt() * batch.target
+        noise = (1 - signal).sqrt() * batch.noisy + signal.sqrt() * batch.target
+        expected = DDPMScheduler.from_config(sd2.scheduler.config).get_velocity(x_0, noise, batch.timesteps)
+        torch.testing.assert_close(batch.target, expected)
+        pixels = torch.stack([to_pixels(Image.new("RGB", (9, 9), color), size=(16, 16)) for color in ("red", "blue")])
+        posterior = sd2.vae.encode(pixels).latent_dist
+        sample = x_0 / sd2.vae.config.scaling_factor
+        distance = ((sample[:, None] - posterior.mean) / posterior.std).abs().amax((2, 3, 4))  # (b, images)
+        assert (distance.min(dim=1).values < 6).all()
+        assert noise.abs().max() < 6
 
     def test_each_step_has_fresh_noise(self, pipeline: EditablePipeline) -> None:
         noise = reference_noise(pipeline)

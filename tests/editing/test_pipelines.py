@@ -1,19 +1,43 @@
-"""Loading a pipeline: its shapes, and the folders that are refused."""
+"""Loading a pipeline of each family: its shapes, and that it does to prompts and latents what diffusers does."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from torch import Generator, Tensor
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
-from editing.pipelines import EditablePipeline, load_pipeline
-from tests.pipelines import LENGTH
+from editing.pipelines import Condition, EditablePipeline, load_pipeline
+from tests.pipelines import LENGTH, PROJECTION, WIDTH, WIDTH_2
+
+PROMPTS = ["a cat", "The old tree, in the sea!", "", "word " * 30]
+EXACT: dict[str, float] = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def diffusers(any_folder: Path) -> Any:
+    pipeline = DiffusionPipeline.from_pretrained(any_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def diffusers_condition(diffusers: Any, prompts: list[str]) -> Condition:
+    """What diffusers' own pipeline makes of prompts."""
+    with torch.no_grad():
+        encoded = diffusers.encode_prompt(
+            prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    return Condition(encoded[0], encoded[2] if isinstance(diffusers, StableDiffusionXLPipeline) else None)
 
 
 class TestLoadPipeline:
-    def test_takes_no_gradient(self, pipeline: EditablePipeline) -> None:
-        for model in (pipeline.encoder.model, pipeline.unet, pipeline.vae):
+    def test_takes_no_gradient(self, any_pipeline: EditablePipeline) -> None:
+        encoders = (encoder.model for encoder in any_pipeline.encoders)
+        for model in (*encoders, any_pipeline.unet, any_pipeline.vae):
             assert not model.training
             assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -22,6 +46,18 @@ class TestLoadPipeline:
         assert pipeline.image_size == (16, 16)
         assert pipeline.tokenizer.max_length == LENGTH
 
+    def test_knows_what_each_family_is(
+        self, pipeline: EditablePipeline, sd2: EditablePipeline, sdxl: EditablePipeline
+    ) -> None:
+        assert [len(p.encoders) for p in (pipeline, sd2, sdxl)] == [1, 1, 2]
+        assert [p.predicts_velocity for p in (pipeline, sd2, sdxl)] == [False, True, False]
+        assert [encoder.tokenizer.pad_id for encoder in (*sd2.encoders, *sdxl.encoders)] == [
+            0,
+            sdxl.tokenizer.eos_id,
+            0,
+        ]
+        assert [encoder.default_edited_layers for encoder in sdxl.encoders] == [(1, 2, 3), (1, 2, 3, 4, 5)]
+
     def test_refuses_pickles(self, folder: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(folder, tmp_path / "pickled")
         (weights,) = (copied / "unet").glob("*.safetensors")
@@ -29,18 +65,77 @@ class TestLoadPipeline:
         with pytest.raises(UnsafePipeline, match="unet/"):
             load_pipeline(copied)
 
-    @pytest.mark.parametrize(
-        ("path", "change", "message"),
-        [
-            ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "sdxl"),
-            ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction"),
-        ],
-    )
-    def test_refuses_other_families(
-        self, folder: Path, tmp_path: Path, path: str, change: dict[str, str], message: str
-    ) -> None:
-        copied = shutil.copytree(folder, tmp_path / "other")
-        content = json.loads((copied / path).read_text())
-        (copied / path).write_text(json.dumps({**content, **change}))
-        with pytest.raises(UnsupportedPipeline, match=message):
-            load_pipeline(copied)
+    def test_refuses_other_predictions(self, folder: Path, tmp_path: Path) -> None:
+        path = shutil.copytree(folder, tmp_path / "other") / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
+        with pytest.raises(UnsupportedPipeline, match="predicts sample"):
+            load_pipeline(tmp_path / "other")
+
+    def test_refuses_the_u_net_of_another_family(self, folder: Path, sdxl: EditablePipeline, tmp_path: Path) -> None:
+        assert sdxl.folder
+        mixed = shutil.copytree(sdxl.folder, tmp_path / "mixed")
+        shutil.rmtree(mixed / "unet")
+        shutil.copytree(folder / "unet", mixed / "unet")
+        with pytest.raises(UnsupportedPipeline, match="unet/ is not"):
+            load_pipeline(mixed)
+
+
+class TestEncode:
+    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
+        ours, theirs = any_pipeline.encode(PROMPTS), diffusers_condition(diffusers, PROMPTS)
+        torch.testing.assert_close(ours.states, theirs.states, **EXACT)
+        torch.testing.assert_close(ours.pooled, theirs.pooled, **EXACT)
+
+    def test_sdxl_reads_both_encoders(self, sdxl: EditablePipeline) -> None:
+        condition = sdxl.encode(PROMPTS)
+        assert condition.states.shape == (len(PROMPTS), LENGTH, WIDTH + WIDTH_2)
+        assert condition.pooled is not None
+        assert condition.pooled.shape == (len(PROMPTS), PROJECTION)
+
+
+class TestPredict:
+    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
+        """Every call of the U-Net that diffusers' own pipeline makes for a prompt, made by us."""
+        calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def record(_: object, inputs: tuple[Tensor, Tensor], __: object, output: tuple[Tensor]) -> None:
+            calls.append((*inputs, output[0]))
+
+        hook = diffusers.unet.register_forward_hook(record, with_kwargs=True)
+        diffusers(PROMPTS[1], num_inference_steps=3, guidance_scale=1.0, output_type="latent", generator=_seeded())
+        hook.remove()
+        assert len(calls) == 3
+        for noisy, timestep, expected in calls:
+            with torch.no_grad():
+                prediction = any_pipeline.predict(noisy, timestep.expand(1), any_pipeline.encode(PROMPTS[1:2]))
+            torch.testing.assert_close(prediction, expected, **EXACT)
+
+
+class TestSample:
+    @pytest.mark.parametrize("guidance", [1.0, 5.0])
+    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any, guidance: float) -> None:
+        """With the same solver and the same noise: its scaling, and what guidance leads away from."""
+        diffusers.scheduler = DPMSolverMultistepScheduler.from_config(diffusers.scheduler.config)
+        expected = diffusers(
+            PROMPTS[0],
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            latents=torch.randn(1, 4, 8, 8, generator=_seeded()),
+            output_type="latent",
+        ).images
+        drawn = any_pipeline.sample(PROMPTS[:1], generators=[_seeded()], steps=4, guidance=guidance)
+        torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
+
+    def test_guidance_may_know_the_empty_prompt_by_its_states(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
+        assert sdxl.folder
+        path = shutil.copytree(sdxl.folder, tmp_path / "other") / "model_index.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "force_zeros_for_empty_prompt": False}))
+        drawn, other = (
+            p.sample(PROMPTS[:1], generators=[_seeded()], steps=2, guidance=5.0)
+            for p in (sdxl, load_pipeline(tmp_path / "other"))
+        )
+        assert not torch.allclose(drawn, other)
+
+
+def _seeded() -> Generator:
+    return Generator().manual_seed(0)

@@ -9,6 +9,7 @@ from transformers import CLIPTokenizer
 
 from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import InvalidPrompt, UnsupportedPipeline
+from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer, destination_prompts, validate_edit
 
 STRINGS = [
@@ -37,6 +38,20 @@ class TestEncode:
         CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(tmp_path)
         assert (tmp_path / "tokenizer.json").is_file()
         assert PromptTokenizer.from_folder(tmp_path).encode(text) == tokenizer.encode(text)
+
+    @pytest.mark.parametrize("text", [*STRINGS, "a cat!", "!", "wow!dog ! !!", "!a"])
+    def test_may_pad_with_a_mark(self, sd2: EditablePipeline, text: str, tmp_path: Path) -> None:
+        """As SD 2.x and SDXL do: then every "!" of a prompt is that token too."""
+        assert sd2.folder
+        reference = CLIPTokenizer.from_pretrained(sd2.folder / "tokenizer")
+        expected = reference(text, padding="max_length", truncation=True, max_length=sd2.tokenizer.max_length).input_ids
+        assert sd2.tokenizer.pad(sd2.tokenizer.encode(text).ids) == expected
+        reference.save_pretrained(tmp_path)
+        assert PromptTokenizer.from_folder(tmp_path).encode(text) == sd2.tokenizer.encode(text)
+
+    def test_finds_a_subject_with_the_mark(self, sd2: EditablePipeline) -> None:
+        position = sd2.tokenizer.locate("a {} dog", "cat!")
+        assert position.ids[position.last_subject_index] == sd2.tokenizer.pad_id == 0
 
     def test_eos_is_where_the_encoder_pools(self, tokenizer: PromptTokenizer) -> None:
         prompt = tokenizer.encode("a cat")

@@ -1,5 +1,6 @@
 """Second moments: which tokens count, the file, and the factors."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from editing import statistics
@@ -268,6 +269,41 @@ class TestFile:
             SecondMoments.load(tmp_path / "cut.safetensors")
 
 
+class TestTwoEncoders:
+    @pytest.fixture
+    def both(self, sdxl: EditablePipeline) -> SecondMoments:
+        return SecondMoments.join([estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders])
+
+    def test_one_file_holds_both(self, sdxl: EditablePipeline, both: SecondMoments, tmp_path: Path) -> None:
+        both.save(tmp_path / "moments.safetensors")
+        again = SecondMoments.load(tmp_path / "moments.safetensors")
+        assert again.digest == both.digest
+        for encoder in sdxl.encoders:
+            own, expected = again.of(encoder.name), estimate_second_moments(encoder, CAPTIONS)
+            assert (own.encoder, own.others, own.tokens) == (encoder.name, (), expected.tokens)
+            assert tuple(own.moments) == encoder.default_edited_layers
+            assert own.digest == expected.digest
+            for layer, moment in expected.moments.items():
+                assert torch.equal(own.moments[layer], moment)
+
+    def test_keys_say_the_encoder(self, both: SecondMoments) -> None:
+        keys = set(load(both.to_bytes()))
+        assert keys == {
+            *(f"text_encoder.layer_{layer}" for layer in (1, 2, 3)),
+            *(f"text_encoder_2.layer_{layer}" for layer in (1, 2, 3, 4, 5)),
+        }
+        assert set(load(both.of("text_encoder_2").to_bytes())) == {key for key in keys if "encoder_2" in key}
+
+    def test_names_an_encoder_that_is_not_covered(self, second_moments: SecondMoments) -> None:
+        with pytest.raises(InvalidEdit, match="do not cover text_encoder_2"):
+            second_moments.of("text_encoder_2")
+
+
+def test_a_file_of_the_first_encoder_stays_what_it_is(emoji_folder: Path) -> None:
+    path = emoji_folder / "pipeline" / "second_moments.safetensors"
+    assert SecondMoments.load(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 class TestFactoredMoments:
     def test_is_a_lower_factor_computed_once(self, second_moments: SecondMoments) -> None:
         factored = FactoredMoments(second_moments)
@@ -311,14 +347,14 @@ class TestFactorsInAFolder:
         doubled = FactoredMoments(other, folder=tmp_path).factor(1)
         torch.testing.assert_close(doubled @ doubled.T, other.moments[1])
         assert {str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*.safetensors")} == {
-            f"{moments.digest}/layer_1.safetensors" for moments in (second_moments, other)
+            f"{moments.digest}/text_encoder.layer_1.safetensors" for moments in (second_moments, other)
         }
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "another", "no sha256", "condition", "empty"])
     def test_a_damaged_one_is_computed_again(self, second_moments: SecondMoments, tmp_path: Path, damage: str) -> None:
         factored = FactoredMoments(second_moments, folder=tmp_path)
         factor, condition = factored.factor(1), factored.condition(1)
-        (file,) = tmp_path.rglob("layer_1.safetensors")
+        (file,) = tmp_path.rglob("text_encoder.layer_1.safetensors")
         content = file.read_bytes()
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata()

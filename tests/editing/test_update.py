@@ -1,6 +1,7 @@
 """Stage II: Eq. 14 over many layers, against a second implementation, and what holds bit for bit."""
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ from editing.encoders import EditableEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
-from editing.statistics import FactoredMoments, SecondMoments
+from editing.statistics import FactoredMoments, SecondMoments, estimate_second_moments
 from editing.update import ResidualMode, Update, applied, apply_update, compute_update
-from editing.values import Value
+from editing.values import Value, optimize_values
+from tests.editing.conftest import CAPTIONS
 
 WIDTH, MLP_WIDTH, LAST = 32, 64, 2
 MANY = [f"thing {letter}{other}" for letter in "abcdefghij" for other in "klmnopq"]  # more than MLP_WIDTH
@@ -307,7 +309,7 @@ class TestDeterminism:
             found = compute_update(encoder, edits, values, factored)
             assert_equal(found, update)
             assert found.layers[1].moment_condition == update.layers[1].moment_condition
-        assert len(list(tmp_path.rglob("layer_*.safetensors"))) == 3
+        assert len(list(tmp_path.rglob("text_encoder.layer_*.safetensors"))) == 3
 
     def test_preserved_prompts_are_a_set(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
@@ -449,3 +451,36 @@ class TestRefusals:
 
 def _singular(moments: SecondMoments, *, layer: int) -> SecondMoments:
     return SecondMoments({**moments.moments, layer: torch.zeros(MLP_WIDTH, MLP_WIDTH).double()}, 0, 0)
+
+
+class TestEveryFamily:
+    def test_each_encoder_holds_its_values(
+        self,
+        any_pipeline: EditablePipeline,
+        edits: list[ConceptEdit],
+        any_values: list[Value],
+        any_moments: SecondMoments,
+    ) -> None:
+        for encoder in any_pipeline.encoders:
+            update = compute_update(encoder, edits, any_values, any_moments, mass=1e-4)
+            assert (update.encoder, tuple(update.layers)) == (encoder.name, encoder.default_edited_layers)
+            assert max(update.residuals) < 0.05
+
+    def test_is_that_of_the_encoder_alone(
+        self, sdxl: EditablePipeline, edits: list[ConceptEdit], tmp_path: Path
+    ) -> None:
+        """The other encoder's part of the values and moments changes nothing."""
+        values = [value for value in optimize_values(sdxl, edits) if isinstance(value, Value)]
+        moments = [estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders]
+        for index, encoder in enumerate(sdxl.encoders):
+            alone = [dataclasses.replace(value.parts[index], others=()) for value in values]
+            expected = compute_update(encoder, edits, alone, FactoredMoments(moments[index]))
+            assert_equal(compute_update(encoder, edits, values, SecondMoments.join(moments)), expected)
+
+    def test_needs_the_encoders_own_value(
+        self, sdxl: EditablePipeline, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        moments = dataclasses.replace(second_moments, encoder="text_encoder_2")
+        with pytest.raises(InvalidEdit, match="another text encoder") as refusal:
+            compute_update(sdxl.encoders[1], edits, values, moments)
+        assert refusal.value.pointer == "/edits/0"

@@ -1,5 +1,6 @@
 """Stage I on a random pipeline: the losses, the batch, and what holds bit for bit."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ from editing.concepts import (
     StageOneSettings,
 )
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimisationDiverged
-from editing.pipelines import EditablePipeline
+from editing.pipelines import Condition, EditablePipeline
 from editing.search import PromptBatch, searches_of
 from editing.values import StageOneProgress, Value, optimize_values
 
@@ -123,9 +124,10 @@ class TestNoiseObjectives:
         assert [progress.noise_loss is None for progress in seen].count(True) == 4 - noise_steps
 
     def test_gradient_is_that_of_the_whole_loss(
-        self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
+        self, any_pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
+        pipeline = any_pipeline
         monkeypatch.setattr(module, "UNET_BATCH", 3)
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
         searches = [search for i, edit in enumerate(edits) for search in searches_of(edit, pipeline, index=i)]
@@ -137,10 +139,11 @@ class TestNoiseObjectives:
             search.noise = _Repeat(batch)
             batches.append(batch)
         prompts = PromptBatch(pipeline, searches)
-        deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        context = prompts.context(deltas)
+        width = sum(encoder.width for encoder in pipeline.encoders)
+        deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        context = Condition.of(prompts.encode(deltas))
         losses, pull = module._noise_losses(pipeline, searches, prompts, context, step=0)
-        (pieces,) = torch.autograd.grad((context * pull).sum(), deltas, retain_graph=True)
+        (pieces,) = torch.autograd.grad(context.dot(pull), deltas, retain_graph=True)
 
         whole = torch.stack(
             [
@@ -166,6 +169,76 @@ class TestNoiseObjectives:
         assert isinstance(outcome, EditingError)
         assert outcome.pointer == "/destination/images/0"
         assert isinstance(value, Value)
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("settings", [TEXT, dataclasses.replace(QUICK, steps=20, noise_batch=6)])
+    def test_lowers_its_losses(self, any_pipeline: EditablePipeline, settings: StageOneSettings) -> None:
+        value = one(any_pipeline, dataclasses.replace(CAT, settings=settings))
+        assert value.text_losses[-1] < 0.95 * value.text_losses[0]
+        assert [part.encoder for part in value.parts] == [encoder.name for encoder in any_pipeline.encoders]
+        for part, encoder in zip(value.parts, any_pipeline.encoders, strict=True):
+            assert (part.layer, part.delta.shape) == (encoder.value_layer, (encoder.width,))
+            assert part.delta_norm > 0
+            assert part.delta_norm <= settings.clamp * part.hidden_norm * 1.00001
+
+    def test_the_noise_alone_moves_both_encoders(self, sdxl: EditablePipeline) -> None:
+        """Through cross-attention and the pooled output; each δ by itself can only do worse."""
+        picture = ReferenceImages((PICTURE,))
+        settings = dataclasses.replace(QUICK, steps=30, noise_batch=16, learning_rate=0.1, weight_decay=0.0, clamp=20.0)
+        value = one(sdxl, ConceptEdit("cat", picture, settings=settings, templates=("{}",)))
+        assert all(part.delta_norm > 0 for part in value.parts)
+        assert sum(value.noise_losses[-5:]) < sum(value.noise_losses[:5])
+
+    def test_the_text_loss_is_what_both_encoders_say(self, sdxl: EditablePipeline) -> None:
+        assert isinstance(CAT.destination, DestinationPrompt)
+        value = one(sdxl, CAT)
+        before = 0.0
+        for encoder in sdxl.encoders:
+            sources, targets = (
+                [encoder.tokenizer.encode(template.format(word)).ids for template in CAT.templates]
+                for word in (CAT.source, CAT.destination.prompt)
+            )
+            with torch.no_grad():
+                said, wanted = (encoder.model(encoder.ids(ids)) for ids in (sources, targets))
+            if encoder.projection is None:
+                before += (said.pooler_output - wanted.pooler_output).square().mean().item()
+            else:
+                before += (said.text_embeds - wanted.text_embeds).square().mean().item()
+        assert value.text_losses[0] == pytest.approx(before, rel=1e-4)
+        assert value.others[0].text_losses == value.text_losses
+
+    def test_clamps_each_encoder_by_its_own_norm(self, sdxl: EditablePipeline) -> None:
+        value = one(sdxl, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, clamp=0.1)))
+        for part in value.parts:
+            assert part.delta_norm == pytest.approx(0.1 * part.hidden_norm, rel=1e-5)
+
+    def test_at_eos_sdxl_reads_nothing_of_delta(self, sdxl: EditablePipeline) -> None:
+        """Why its text loss is taken one layer later: docs/decisions/0006."""
+        prompts = PromptBatch(sdxl, searches_of(CAT, sdxl, index=0))
+        deltas = torch.ones(1, sum(encoder.width for encoder in sdxl.encoders), requires_grad=True)
+        ends = torch.tensor([sdxl.tokenizer.locate(template, "cat").eos_index for template in CAT.templates])
+        encodings = prompts.encode(deltas)
+        for encoding in encodings:
+            read = encoding.states[torch.arange(len(ends)), ends].square().sum()
+            (gradient,) = torch.autograd.grad(read, deltas, retain_graph=True)
+            assert not gradient.any()
+        (gradient,) = torch.autograd.grad(sum(e.said.square().sum() for e in encodings), deltas)
+        assert gradient.all()
+
+    def test_one_layer_fits_one_encoder(self, sdxl: EditablePipeline) -> None:
+        (outcome,) = optimize_values(sdxl, [dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, layer=1))])
+        assert isinstance(outcome, InvalidEdit)
+        assert outcome.pointer == "/settings/layer"
+
+    def test_every_tokenizer_must_take_the_prompt(self, sdxl: EditablePipeline) -> None:
+        second = copy.copy(sdxl.encoders[1])
+        second.tokenizer = copy.copy(second.tokenizer)
+        second.tokenizer.max_length = 12
+        shorter = dataclasses.replace(sdxl, encoders=(sdxl.encoders[0], second))
+        (outcome,) = optimize_values(shorter, [CAT])  # "An image of cat" has 14 tokens
+        assert isinstance(outcome, InvalidPrompt)
+        assert outcome.pointer == "/templates/0"
 
 
 class TestBalance:

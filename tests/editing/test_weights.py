@@ -3,18 +3,21 @@
 import json
 import shutil
 import struct
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import CLIPTextModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from editing.encoders import EditableEncoder
 from editing.errors import UnsupportedPipeline
-from editing.pipelines import EditablePipeline, load_pipeline
+from editing.pipelines import Condition, EditablePipeline, load_pipeline
+from editing.prompts import PromptTokenizer
 from editing.statistics import SecondMoments
 from editing.update import Update, applied, compute_update
 from editing.weights import export_lora, export_text_encoder
@@ -93,6 +96,118 @@ class TestExportTextEncoder:
         loose = EditableEncoder(pipeline.encoder.model, pipeline.tokenizer)
         with pytest.raises(UnsupportedPipeline, match="no base file"):
             export_text_encoder(loose, update, tmp_path)
+
+
+class TestEveryFamily:
+    """What is exported is what was edited, wherever it is loaded."""
+
+    @pytest.fixture
+    def exported(
+        self, any_folder: Path, any_pipeline: EditablePipeline, any_updates: list[Update], tmp_path: Path
+    ) -> Path:
+        """The pipeline's folder with the edited text encoders in it."""
+        copied = shutil.copytree(any_folder, tmp_path / "edited")
+        for encoder, update in zip(any_pipeline.encoders, any_updates, strict=True):
+            export_text_encoder(encoder, update, copied)
+        return copied
+
+    @pytest.fixture
+    def edited(self, any_pipeline: EditablePipeline, any_updates: list[Update]) -> Condition:
+        """What the U-Net is told with the updates in place."""
+        before = any_pipeline.encode([PROMPT])
+        with ExitStack() as stack:
+            for encoder, update in zip(any_pipeline.encoders, any_updates, strict=True):
+                stack.enter_context(applied(encoder, update))
+            condition = any_pipeline.encode([PROMPT])
+        for now, then in zip(condition.tensors, before.tensors, strict=True):
+            assert (now - then).norm() > 0.003 * then.norm()
+        return condition
+
+    def test_diffusers_loads_it(self, exported: Path, edited: Condition) -> None:
+        assert_told(DiffusionPipeline.from_pretrained(exported), edited)
+
+    def test_an_older_layout_loads_it(self, exported: Path, edited: Condition, any_pipeline: EditablePipeline) -> None:
+        """A `text_model` inside, all keys matched; pooled where the ids are largest where `eos_token_id` is 2."""
+        read = []
+        for encoder in any_pipeline.encoders:
+            config = CLIPTextConfig.from_pretrained(exported / encoder.name)
+            model = _OlderTextModel(config, projects=encoder.projection is not None).eval()
+            stored = load_file(exported / encoder.name / "model.safetensors")
+            stored.pop("text_model.embeddings.position_ids", None)
+            model.load_state_dict(stored)
+            ids = encoder.ids([encoder.tokenizer.encode(PROMPT).ids])
+            with torch.no_grad():
+                output = model.text_model(ids, output_hidden_states=True)
+                penultimate = len(any_pipeline.encoders) > 1
+                read.append(output.hidden_states[-2] if penultimate else output.last_hidden_state)
+                if model.text_projection is not None:
+                    position = int(
+                        ids.argmax() if config.eos_token_id == 2 else (ids == config.eos_token_id).int().argmax()
+                    )
+                    pooled = model.text_projection(output.last_hidden_state[:, position])
+                    torch.testing.assert_close(pooled, edited.pooled)
+        torch.testing.assert_close(torch.cat(read, -1), edited.states)
+
+    def test_every_key_has_the_prefix(self, exported: Path, any_pipeline: EditablePipeline) -> None:
+        for encoder in any_pipeline.encoders:
+            keys = load_file(exported / encoder.name / "model.safetensors").keys()
+            bare = {key for key in keys if not key.startswith("text_model.")}
+            assert bare == ({"text_projection.weight"} if encoder.projection else set())
+
+    def test_diffusers_loads_and_unloads_the_lora(
+        self,
+        any_folder: Path,
+        any_pipeline: EditablePipeline,
+        any_updates: list[Update],
+        edited: Condition,
+        tmp_path: Path,
+    ) -> None:
+        diffusers = DiffusionPipeline.from_pretrained(any_folder)
+        assert export_lora(any_updates, tmp_path / "lora.safetensors")
+        diffusers.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+        assert_told(diffusers, edited)
+        diffusers.unload_lora_weights()
+        assert_told(diffusers, any_pipeline.encode([PROMPT]))
+        prefixes = {key.split("_text_model")[0] for key in load_file(tmp_path / "lora.safetensors")}
+        assert prefixes == ({"lora_te1", "lora_te2"} if len(any_updates) > 1 else {"lora_te"})
+
+
+@pytest.mark.parametrize(("depth", "name"), [(12, "CLIP-L"), (23, "OpenCLIP-H"), (32, "OpenCLIP-bigG")])
+def test_comfyui_knows_which_encoder_it_is(
+    depth: int, name: str, tokenizer: PromptTokenizer, second_moments: SecondMoments, tmp_path: Path
+) -> None:
+    """It goes by the deepest of three keys; the base file here has none of them, saved without the prefix."""
+    config = CLIPTextConfig(
+        vocab_size=514, hidden_size=8, intermediate_size=8, num_attention_heads=1, num_hidden_layers=depth
+    )
+    CLIPTextModel(config).save_pretrained(tmp_path / "text_encoder")
+    model = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    encoder = EditableEncoder(model, tokenizer, folder=tmp_path / "text_encoder")
+    _, weights = export_text_encoder(encoder, compute_update(encoder, [], [], second_moments), tmp_path / "out")
+    keys = load_file(weights).keys()
+    known = {30: "OpenCLIP-bigG", 22: "OpenCLIP-H", 0: "CLIP-L"}
+    found = [known[layer] for layer in known if f"text_model.encoder.layers.{layer}.mlp.fc1.weight" in keys]
+    assert found[0] == name
+
+
+def assert_told(diffusers: Any, expected: Condition) -> None:
+    """What diffusers' pipeline tells its U-Net of the prompt."""
+    with torch.no_grad():
+        encoded = diffusers.encode_prompt(
+            [PROMPT], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    torch.testing.assert_close(encoded[0], expected.states, rtol=1e-4, atol=1e-5)
+    if expected.pooled is not None:
+        torch.testing.assert_close(encoded[2], expected.pooled, rtol=1e-4, atol=1e-5)
+
+
+class _OlderTextModel(nn.Module):
+    """The modules as transformers before 5.6 names them."""
+
+    def __init__(self, config: CLIPTextConfig, *, projects: bool) -> None:
+        super().__init__()
+        self.text_model = CLIPTextModel(config)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False) if projects else None
 
 
 class TestExportLora:
