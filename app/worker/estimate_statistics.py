@@ -1,6 +1,7 @@
 """Estimate a model's second moments C0 over a list of captions."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
@@ -10,6 +11,9 @@ from app.db.leases import Lease
 from app.db.models import JsonObject, Model, Statistics
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError
+
+if TYPE_CHECKING:
+    from editing.statistics import SecondMoments
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
@@ -44,10 +48,15 @@ def _estimate(context: JobContext, lease: Lease) -> None:
                 raise Cancelled("the estimate was interrupted")
             yield caption
 
-    def progress(read: int) -> None:
-        context.progress(lease, {"captions": read, "of": len(captions)})
+    parts: list[SecondMoments] = []
 
-    moments = editing.estimate_second_moments(pipeline.encoder, interruptible(), progress=progress)
+    def progress(read: int) -> None:
+        done, encoders = len(parts) * len(captions) + read, len(pipeline.encoders)
+        context.progress(lease, {"captions": done, "of": len(captions) * encoders})
+
+    for encoder in pipeline.encoders:
+        parts.append(editing.estimate_second_moments(encoder, interruptible(), progress=progress))
+    moments = editing.SecondMoments.join(parts)
     digest = context.store.put(moments.to_bytes())
 
     with context.result(lease) as session:
