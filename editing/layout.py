@@ -14,6 +14,8 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""The component that makes the ids that each text encoder reads."""
 _NEEDED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
 _NEEDED_BY_SDXL = ("text_encoder_2", "tokenizer_2")
 _LAST_EDITED = {("sdxl", "text_encoder"): 3, ("sdxl", "text_encoder_2"): 5}

@@ -12,11 +12,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from editing.encoders import EditableEncoder, Encoding
 from editing.errors import UnsupportedPipeline
-from editing.layout import pipeline_family, read_json
+from editing.layout import TOKENIZERS, pipeline_family, read_json
 from editing.prompts import PromptTokenizer
 
 PREDICTIONS = ("epsilon", "v_prediction")
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 @dataclass(frozen=True)

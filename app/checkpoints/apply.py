@@ -1,6 +1,6 @@
 """Choose edits, number a version, hand its building to a worker; or say what would be done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from app.checkpoints.selection import Selection, conflicts, select_edits
 from app.checkpoints.service import checkpoint_out, edit_in, find_checkpoint, find_model
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
 from app.models.errors import ModelNotFound, ModelNotReady
-from app.models.tokenizers import tokenizer_of
+from app.models.tokenizers import tokenizers_of
 from app.problems import FieldError, Unprocessable
 from app.queueing.outbox import enqueue
 from app.storage.local import LocalStore
 from editing.errors import EditingError
+from editing.layout import default_layers
 from editing.prompts import PromptTokenizer
 
 
@@ -33,7 +34,7 @@ def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Loca
         superseded=list(selection.superseded),
         conflicts=conflicts(selection.edits),
         alpha=request.alpha,
-        layers=list(prepared.layers),
+        layers=_first_layers(prepared.layers),
         statistics=prepared.statistics.digest or "",
     )
 
@@ -47,13 +48,15 @@ def apply(
         raise ModelNotFound(model_name)
     prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
     options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
+    if len(prepared.layers) > 1:
+        options["layers"] = {encoder: list(layers) for encoder, layers in prepared.layers.items()}
     checkpoint = Checkpoint(
         model_id=model.id,
         number=queries.last_number(session, model_id=model.id) + 1,
         statistics_id=prepared.statistics.id,
         parent_id=prepared.start.id if prepared.start else None,
         alpha=request.alpha,
-        layers=list(prepared.layers),
+        layers=_first_layers(prepared.layers),
         options=options,
         notes=request.notes,
         created_by=actor,
@@ -75,7 +78,7 @@ def apply(
         details={
             "edits": [str(edit.id) for edit in prepared.selection.edits],
             "alpha": request.alpha,
-            "layers": list(prepared.layers),
+            "layers": options.get("layers", checkpoint.layers),
             "alias": request.alias,
             "notes": request.notes,
         },
@@ -87,7 +90,8 @@ def apply(
 @dataclass(frozen=True)
 class _Prepared:
     selection: Selection
-    layers: tuple[int, ...]
+    layers: Mapping[str, tuple[int, ...]]
+    """By text encoder."""
     statistics: Statistics
     start: Checkpoint | None
 
@@ -104,9 +108,9 @@ def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Loc
         except CheckpointNotFound as error:
             raise Unprocessable.at("/from", error.detail) from None
     selection = select_edits(session, model=model, request=request, start=start)
-    layers = _layers(model, request.layers, last=selection.layer)
+    layers = _layers(model, request.layers, lasts=selection.layers)
     if request.preserve:
-        _check_prompts(request.preserve, tokenizer_of(session, model_id=model.id, store=store, folder=folder))
+        _check_prompts(request.preserve, tokenizers_of(session, model_id=model.id, store=store, folder=folder))
     statistics = queries.newest_statistics(session, model_id=model.id)
     if statistics is None:
         latest = queries.newest_statistics(session, model_id=model.id, state=None)
@@ -123,21 +127,27 @@ def _check_choice(request: ApplyCreate) -> None:
                 raise Unprocessable.at(f"/{field}", f"`{field}` goes with `from`.")
 
 
-def _check_prompts(preserve: Sequence[str], tokenizer: PromptTokenizer) -> None:
+def _check_prompts(preserve: Sequence[str], tokenizers: Sequence[PromptTokenizer]) -> None:
     errors = []
     for index, prompt in enumerate(preserve):
         try:
-            tokenizer.locate("{}", prompt)
+            for tokenizer in tokenizers:
+                tokenizer.locate("{}", prompt)
         except EditingError as error:
             errors.append(FieldError(pointer=f"/preserve/{index}", detail=error.detail))
     if errors:
         raise Unprocessable(errors[0].detail, errors=errors[:100])
 
 
-def _layers(model: Model, asked: Sequence[int] | None, *, last: int) -> tuple[int, ...]:
-    """The layers to edit, ascending: those asked for, else 0 … `last`, where the values were optimised."""
+def _layers(model: Model, asked: Sequence[int] | None, *, lasts: Mapping[str, int]) -> Mapping[str, tuple[int, ...]]:
+    """The layers to edit by text encoder, ascending: those asked for, else the default ones up to `lasts`, where the
+    values were optimised."""
     if asked is None:
-        return tuple(range(last + 1))
+        return {name: default_layers(model.family or "", name, last=last) for name, last in lasts.items()}
+    if len(lasts) > 1:
+        detail = "The model has several text encoders, which one list cannot fit: leave `layers` out."
+        raise Unprocessable.at("/layers", detail)
+    ((name, last),) = lasts.items()
     depth = min(encoder["layers"] for encoder in model.encoders)
     errors = []
     for index, layer in enumerate(asked):
@@ -153,4 +163,9 @@ def _layers(model: Model, asked: Sequence[int] | None, *, last: int) -> tuple[in
             "/layers",
             f"The edits' values were optimised for layer {last}, so that one must be the last, not {max(asked)}.",
         )
-    return tuple(sorted(asked))
+    return {name: tuple(sorted(asked))}
+
+
+def _first_layers(layers: Mapping[str, Sequence[int]]) -> list[int]:
+    """Those of the first text encoder."""
+    return list(next(iter(layers.values())))

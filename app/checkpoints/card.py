@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.checkpoints.manifest import Inputs
@@ -24,6 +24,7 @@ def card(inputs: Inputs) -> bytes:
     count = f"{len(inputs.edits)} concept{'s' if len(inputs.edits) != 1 else ''}"
     settings = ", ".join(f"{name} {value}" for name, value in _settings(inputs).items())
     preserved = inputs.options.get("preserve") or []
+    encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
     kept = f"- prompts whose meaning was pinned: {', '.join(map(_cell, preserved))}\n" if preserved else ""
     text = f"""\
 ---
@@ -37,7 +38,7 @@ pipeline_tag: text-to-image
 
 # {_cell(inputs.model)}, {count} corrected
 
-The text encoder of {_cell(inputs.model)} with these corrections written into its fc2 weights in closed form (EMCID).
+The {encoders} of {_cell(inputs.model)} with these corrections written into its fc2 weights in closed form (EMCID).
 The rest of the pipeline is the base model's, byte for byte.
 
 | prompts that say | now draw |
@@ -61,11 +62,19 @@ load one or the other, not both.
 
 
 def _settings(inputs: Inputs) -> dict[str, object]:
-    layers = list(inputs.layers)
-    contiguous = layers == list(range(layers[0], layers[-1] + 1))
-    span = f"{layers[0]} to {layers[-1]}" if contiguous and len(layers) > 1 else ", ".join(map(str, layers))
+    spans = [_span(layers) for layers in inputs.layers.values()]
     options = inputs.options
-    return {"layers": span, "α": inputs.alpha, "λ": options.get("mass"), "residual": options.get("residual")}
+    return {
+        "layers": " and ".join(spans),
+        "α": inputs.alpha,
+        "λ": options.get("mass"),
+        "residual": options.get("residual"),
+    }
+
+
+def _span(layers: Sequence[int]) -> str:
+    contiguous = list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if contiguous and len(layers) > 1 else ", ".join(map(str, layers))
 
 
 def _destination(destination: Mapping[str, Any]) -> str:

@@ -37,13 +37,15 @@ class Inputs:
     engine: str
     edits: Sequence[ManifestEdit]
     alpha: float
-    layers: Sequence[int]
+    layers: Mapping[str, Sequence[int]]
+    """By text encoder."""
     options: Mapping[str, Any]
     """`residual`, `mass` and `preserve`."""
 
 
 def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
     """The manifest as JSON; `files` maps the paths of the weights to their sha256."""
+    layers = {encoder: list(own) for encoder, own in inputs.layers.items()}
     content = {
         "format": FORMAT,
         "engine": inputs.engine,
@@ -54,7 +56,11 @@ def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
             "digest": inputs.model_digest,
         },
         "statistics": {"digest": inputs.statistics},
-        "settings": {"alpha": inputs.alpha, "layers": list(inputs.layers), **inputs.options},
+        "settings": {
+            "alpha": inputs.alpha,
+            "layers": layers if len(layers) > 1 else next(iter(layers.values())),
+            **inputs.options,
+        },
         "edits": [
             {
                 "id": str(edit.id),

@@ -136,10 +136,13 @@ def edits_by_id(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, Edit]:
     return {edit.id: edit for edit in session.scalars(select(Edit).where(Edit.id.in_(set(ids))))}
 
 
-def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, int]:
-    """The layer that each edit's value was optimised for."""
-    query = select(EditValue.edit_id, EditValue.layer).where(EditValue.edit_id.in_(set(ids)))
-    return dict(session.execute(query).all())
+def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, dict[str, int]]:
+    """The layer that each edit's value was optimised for, by text encoder."""
+    query = select(EditValue.edit_id, EditValue.encoder, EditValue.layer).where(EditValue.edit_id.in_(set(ids)))
+    layers: dict[UUID, dict[str, int]] = {}
+    for edit_id, encoder, layer in session.execute(query.order_by(EditValue.edit_id, EditValue.encoder)):
+        layers.setdefault(edit_id, {})[encoder] = layer
+    return layers
 
 
 def ready_edits(session: Session, *, model_id: UUID) -> Sequence[Edit]:

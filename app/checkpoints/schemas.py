@@ -71,7 +71,8 @@ class ApplyCreate(BaseModel):
     layers: list[int] | None = Field(
         None,
         min_length=1,
-        description="the layers to edit, ending at the one the values were optimised for; default: 0 … it",
+        description="the layers to edit, ending at the one the values were optimised for; default: 0 … it, of SDXL the "
+        "published ones, which cannot be chosen",
     )
     residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
     mass: float = Field(4000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
@@ -128,7 +129,7 @@ class CheckpointSummary(BaseModel):
     commit: str | None = Field(description="40 hex digits derived from all files that the revision serves")
     edit_count: int
     alpha: float
-    layers: list[int]
+    layers: list[int] = Field(description="edited layers of the first text encoder; `changed_layers` has all")
     aliases: list[str]
     notes: str | None
     parent: str | None = Field(description="the version that `from` named")
@@ -160,7 +161,7 @@ class ApplyPlan(BaseModel):
     superseded: list[UUID] = Field(description="left out, since a newer edit has the same source")
     conflicts: list[ConflictOut]
     alpha: float
-    layers: list[int]
+    layers: list[int] = Field(description="of the first text encoder")
     statistics: str
 
 

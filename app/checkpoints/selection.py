@@ -22,8 +22,8 @@ class Selection:
     edits: tuple[Edit, ...]
     superseded: tuple[UUID, ...]
     """Left out because another one has the same source: an older ready one, or one that `add` replaces."""
-    layer: int
-    """The layer that all values were optimised for."""
+    layers: Mapping[str, int]
+    """The layer that all values were optimised for, by text encoder."""
 
 
 def select_edits(session: Session, *, model: Model, request: ApplyCreate, start: Checkpoint | None) -> Selection:
@@ -56,8 +56,8 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
         if not chosen:
             raise Unprocessable.at("/remove", "No edit would be left; a version needs at least one.")
     edits = tuple(chosen[edit_id] for edit_id in sorted(chosen))
-    layer = _common_layer(session, edits, pointers)
-    return Selection(edits=edits, superseded=tuple(edit.id for edit in superseded), layer=layer)
+    layers = _common_layers(session, edits, pointers)
+    return Selection(edits=edits, superseded=tuple(edit.id for edit in superseded), layers=layers)
 
 
 def conflicts(edits: Sequence[Edit]) -> list[ConflictOut]:
@@ -119,7 +119,7 @@ def _removed(ids: Sequence[str], chosen: Mapping[UUID, Edit], start: Checkpoint)
     return removed
 
 
-def _common_layer(session: Session, edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> int:
+def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> dict[str, int]:
     """A closed form over several layers ends at one of them: the values must have been made for the same."""
     layers = queries.value_layers(session, ids=[edit.id for edit in edits])
     first = layers[edits[0].id]
@@ -127,7 +127,8 @@ def _common_layer(session: Session, edits: Sequence[Edit], pointers: Mapping[UUI
         [
             FieldError(
                 pointer=pointers.get(edit.id, "/edits"),
-                detail=f"The edit {edit.id} was optimised for layer {layers[edit.id]}, others for layer {first}: "
+                detail=f"The edit {edit.id} was optimised for layer {_said(layers[edit.id])}, "
+                f"others for layer {_said(first)}: "
                 "apply them separately, or optimise it again with the same settings.layer.",
             )
             for edit in edits
@@ -135,6 +136,10 @@ def _common_layer(session: Session, edits: Sequence[Edit], pointers: Mapping[UUI
         ]
     )
     return first
+
+
+def _said(layers: Mapping[str, int]) -> str:
+    return " and ".join(map(str, layers.values()))
 
 
 def _uuid(text: str) -> UUID | None:

@@ -20,7 +20,7 @@ from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditRef
 from app.edits.validation import check
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.queries import find_model
-from app.models.tokenizers import tokenizer_of
+from app.models.tokenizers import tokenizers_of
 from app.queueing.outbox import enqueue, enqueue_many
 from app.queueing.states import CANCELLED
 from app.storage.local import BlobCorrupt, LocalStore
@@ -146,8 +146,8 @@ def _checked_model(
         raise ModelNotFound(name)
     if model.state != "ready":
         raise ModelNotReady(name, model.state)
-    tokenizer = tokenizer_of(session, model_id=model.id, store=store, folder=folder)
-    check(session, model=model, edits=edits, tokenizer=tokenizer)
+    tokenizers = tokenizers_of(session, model_id=model.id, store=store, folder=folder)
+    check(session, model=model, edits=edits, tokenizers=tokenizers)
     return model
 
 

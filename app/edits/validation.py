@@ -26,9 +26,11 @@ MOST_ERRORS = 100
 PICTURE = Image.new("RGB", (1, 1))  # stands for reference images, whose pixels were judged when they were uploaded
 
 
-def check(session: Session, *, model: Model, edits: Mapping[str, EditCreate], tokenizer: PromptTokenizer) -> None:
+def check(
+    session: Session, *, model: Model, edits: Mapping[str, EditCreate], tokenizers: Sequence[PromptTokenizer]
+) -> None:
     """Raise `Unprocessable` with the first error of each edit; `edits` are by the JSON pointer of each in the body."""
-    errors = list(_errors(model, edits, tokenizer)) + list(_missing_images(session, edits))
+    errors = list(_errors(model, edits, tokenizers)) + list(_missing_images(session, edits))
     if errors:
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise Unprocessable(
@@ -36,15 +38,21 @@ def check(session: Session, *, model: Model, edits: Mapping[str, EditCreate], to
         )
 
 
-def _errors(model: Model, edits: Mapping[str, EditCreate], tokenizer: PromptTokenizer) -> Iterator[FieldError]:
+def _errors(
+    model: Model, edits: Mapping[str, EditCreate], tokenizers: Sequence[PromptTokenizer]
+) -> Iterator[FieldError]:
     layers = min(encoder["layers"] for encoder in model.encoders)
     for pointer, edit in edits.items():
         try:
-            validate_edit(_concept(edit), tokenizer)
+            for tokenizer in tokenizers:
+                validate_edit(_concept(edit), tokenizer)
         except EditingError as error:
             yield FieldError(pointer=pointer + error.pointer, detail=error.detail)
             continue
-        if edit.settings.layer is not None and edit.settings.layer >= layers:
+        if edit.settings.layer is not None and len(model.encoders) > 1:
+            detail = "the model has several text encoders, which one layer cannot fit: leave it out"
+            yield FieldError(pointer=pointer + "/settings/layer", detail=detail)
+        elif edit.settings.layer is not None and edit.settings.layer >= layers:
             detail = f"the model's text encoder has the layers 0 to {layers - 1}"
             yield FieldError(pointer=pointer + "/settings/layer", detail=detail)
 

@@ -1,25 +1,29 @@
-"""The tokenizer of a ready model, read from the store once and kept. Free of torch."""
+"""The tokenizers of a ready model, read from the store once and kept. Free of torch."""
 
 from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.db.models import ModelFile
 from app.models.snapshot import snapshot
 from app.storage.local import LocalStore
+from editing.layout import TOKENIZERS
 from editing.prompts import PromptTokenizer
 
 
-def tokenizer_of(session: Session, *, model_id: UUID, store: LocalStore, folder: Path) -> PromptTokenizer:
-    """`folder` is `settings.folder`. Raises `BlobMissing` or `BlobCorrupt` where the store is damaged."""
-    files = select(ModelFile.path, ModelFile.sha256).where(
-        ModelFile.model_id == model_id, ModelFile.path.startswith("tokenizer/")
-    )
-    laid_out = snapshot(store, [(path, sha256) for path, sha256 in session.execute(files)], folder=folder)
-    return _read(laid_out / "tokenizer")
+def tokenizers_of(session: Session, *, model_id: UUID, store: LocalStore, folder: Path) -> tuple[PromptTokenizer, ...]:
+    """One for each text encoder; `folder` is `settings.folder`.
+
+    Raises `BlobMissing` or `BlobCorrupt` where the store is damaged.
+    """
+    inside = or_(*(ModelFile.path.startswith(f"{name}/") for name in TOKENIZERS.values()))
+    rows = session.execute(select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id, inside))
+    files = [(path, sha256) for path, sha256 in rows]
+    laid_out = snapshot(store, files, folder=folder)
+    return tuple(_read(laid_out / name) for name in sorted({path.partition("/")[0] for path, _ in files}))
 
 
 @lru_cache(maxsize=32)

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -25,6 +25,7 @@ from editing.concepts import ConceptEdit
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
+    from editing.pipelines import EditablePipeline
     from editing.update import Update
     from editing.values import Value
 
@@ -60,30 +61,13 @@ def _build(context: JobContext, lease: Lease) -> None:
         work = _read(session, store=context.store, checkpoint_id=lease.target_id)
     context.progress(lease, {"stage": "loading"})
     pipeline = context.pipeline(work.model_id)
-    encoder = pipeline.encoder
-
-    def progress(done: int, layers: int) -> None:
-        context.progress(lease, {"stage": "solving", "done": done, "total": layers})
-        if context.cancelled(lease):
-            raise Cancelled(f"stopped after {done} of {layers} layers")
-
-    update = editing.compute_update(
-        encoder,
-        work.edits,
-        [_value(row) for row in work.values],
-        context.pipelines.moments(work.inputs.statistics),
-        alpha=work.inputs.alpha,
-        mass=work.inputs.options["mass"],
-        layers=work.inputs.layers,
-        residual=work.inputs.options["residual"],
-        preserve=work.inputs.options["preserve"],
-        progress=progress,
-    )
+    updates = _updates(context, lease, work, pipeline)
     context.progress(lease, {"stage": "publishing"})
     with tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary:
         folder = Path(temporary)
-        editing.export_text_encoder(encoder, update, folder)
-        editing.export_lora(update, folder / LORA)
+        for encoder, update in zip(pipeline.encoders, updates, strict=True):
+            editing.export_text_encoder(encoder, update, folder)
+        editing.export_lora(updates, folder / LORA)
         files = store_folder(context.store, folder)
     digests = {file.path: file.sha256 for file in files}
     files += [
@@ -92,7 +76,36 @@ def _build(context: JobContext, lease: Lease) -> None:
     ]
     with context.result(lease) as session:
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
-        publish(session, checkpoint=checkpoint, files=files, report=_report(work, update))
+        publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates))
+
+
+def _updates(context: JobContext, lease: Lease, work: "_Work", pipeline: "EditablePipeline") -> list["Update"]:
+    """Stage II, for one text encoder after the other."""
+    values = [_value(rows) for rows in work.values]
+    total = sum(map(len, work.inputs.layers.values()))
+    updates: list[Update] = []
+
+    def progress(done: int, _: int) -> None:
+        done += sum(len(update.layers) for update in updates)
+        context.progress(lease, {"stage": "solving", "done": done, "total": total})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {total} layers")
+
+    for encoder in pipeline.encoders:
+        update = editing.compute_update(
+            encoder,
+            work.edits,
+            values,
+            context.pipelines.moments(work.inputs.statistics, encoder=encoder.name),
+            alpha=work.inputs.alpha,
+            mass=work.inputs.options["mass"],
+            layers=work.inputs.layers[encoder.name],
+            residual=work.inputs.options["residual"],
+            preserve=work.inputs.options["preserve"],
+            progress=progress,
+        )
+        updates.append(update)
+    return updates
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ class _Work:
     model_id: UUID
     inputs: Inputs
     edits: tuple[ConceptEdit, ...]
-    values: tuple[EditValue, ...]
+    values: tuple[Sequence[EditValue], ...]
+    """Of each edit, one for each text encoder."""
 
 
 def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
@@ -110,6 +124,8 @@ def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
     model = checkpoint.model
     statistics = session.get_one(Statistics, checkpoint.statistics_id)
     edits = queries.edits_in(session, checkpoint_id=checkpoint_id, with_values=True)
+    options = dict(checkpoint.options)
+    layers = options.pop("layers", {model.encoders[0]["name"]: checkpoint.layers})  # kept apart where there are several
     inputs = Inputs(
         model=model.name,
         model_source=model.source,
@@ -128,18 +144,24 @@ def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
             for edit in edits
         ],
         alpha=checkpoint.alpha,
-        layers=tuple(checkpoint.layers),
-        options=checkpoint.options,
+        layers={encoder: tuple(own) for encoder, own in layers.items()},
+        options=options,
     )
     return _Work(
         model_id=model.id,
         inputs=inputs,
         edits=tuple(concept_edit(edit, store=store) for edit in edits),
-        values=tuple(edit.values[0] for edit in edits),
+        values=tuple(edit.values for edit in edits),
     )
 
 
-def _value(row: EditValue) -> "Value":
+def _value(rows: Sequence[EditValue]) -> "Value":
+    """The value of one edit, of all text encoders."""
+    first, *others = map(_part, rows)
+    return replace(first, others=tuple(others))
+
+
+def _part(row: EditValue) -> "Value":
     """The value vectors, checked against the digest that was stored with them."""
     content = row.delta + row.hidden
     if hashlib.sha256(content).hexdigest() != row.sha256:
@@ -147,10 +169,12 @@ def _value(row: EditValue) -> "Value":
     return editing.Value.from_bytes(content, encoder=row.encoder, layer=row.layer)
 
 
-def _report(work: _Work, update: "Update") -> JsonObject:
+def _report(work: _Work, updates: Sequence["Update"]) -> JsonObject:
+    """What stage II left: per edit the larger residual of the text encoders, each conflict once."""
     ids = [str(edit.id) for edit in work.inputs.edits]
+    conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
     return {
-        "residuals": dict(zip(ids, update.residuals, strict=True)),
+        "residuals": dict(zip(ids, map(max, zip(*(update.residuals for update in updates), strict=True)), strict=True)),
         "layers": [
             {
                 "encoder": update.encoder,
@@ -158,10 +182,11 @@ def _report(work: _Work, update: "Update") -> JsonObject:
                 "relative_norm": change.relative_norm,
                 "condition": change.condition,
             }
+            for update in updates
             for layer, change in update.layers.items()
         ],
         "conflicts": [
             {"kind": conflict.kind, "edits": [ids[i] for i in conflict.edits], "cosine": conflict.cosine}
-            for conflict in update.conflicts
+            for conflict in conflicts.values()
         ],
     }

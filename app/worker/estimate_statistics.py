@@ -21,6 +21,7 @@ from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError, ForeignSums
 
 if TYPE_CHECKING:
+    from editing.encoders import EditableEncoder
     from editing.statistics import SecondMoments
 
 log = structlog.get_logger()
@@ -52,26 +53,31 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     if statistics.captions_sha256 is None:
         raise EditingError("these statistics name no captions", pointer="/captions")
     captions = context.store.read(statistics.captions_sha256).decode().splitlines()
-    encoder = context.pipeline(statistics.model_id).encoder
+    pipeline = context.pipeline(statistics.model_id)
     scratch = _scratch(context.settings.folder / "estimates", str(statistics.id), keep=ours)
-    partial = scratch / f"{encoder.name}.safetensors"
 
     def progress(read: int) -> None:
         if context.cancelled(lease):
             raise Cancelled("the estimate was interrupted")
-        context.progress(lease, {"captions": read, "of": len(captions)})
+        done, encoders = len(parts) * len(captions) + read, len(pipeline.encoders)
+        context.progress(lease, {"captions": done, "of": len(captions) * encoders})
 
-    def estimate() -> "SecondMoments":
+    def estimate(encoder: "EditableEncoder", partial: Path) -> "SecondMoments":
         return editing.estimate_second_moments(encoder, captions, progress=progress, partial=partial)
 
-    if partial.exists():
-        log.info("estimate goes on", statistics=str(statistics.id))
-    try:
-        moments = estimate()
-    except ForeignSums as reason:
-        log.warning("estimate begun anew", reason=reason.detail)
-        partial.unlink()
-        moments = estimate()
+    parts: list[SecondMoments] = []
+    for encoder in pipeline.encoders:
+        partial = scratch / f"{encoder.name}.safetensors"
+        if partial.exists():
+            log.info("estimate goes on", statistics=str(statistics.id), encoder=encoder.name)
+        try:
+            part = estimate(encoder, partial)
+        except ForeignSums as reason:
+            log.warning("estimate begun anew", reason=reason.detail)
+            partial.unlink()
+            part = estimate(encoder, partial)
+        parts.append(part)
+    moments = editing.SecondMoments.join(parts)
     digest = context.store.put(moments.to_bytes())
 
     with context.result(lease) as session:

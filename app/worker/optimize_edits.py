@@ -92,29 +92,33 @@ def _conclude(context: JobContext, lease: Lease, outcome: "Value | Exception") -
 
 
 def _write(session: Session, lease: Lease, value: "Value") -> None:
-    content = value.to_bytes()  # δ, then h
-    sha256 = hashlib.sha256(content).hexdigest()
-    half = len(content) // 2
-    session.add(
-        EditValue(
-            edit_id=lease.target_id,
-            encoder=value.encoder,
-            layer=value.layer,
-            delta=content[:half],
-            hidden=content[half:],
-            sha256=sha256,
-            losses={
-                "text": list(value.text_losses),
-                "noise": list(value.noise_losses),
-                "delta_norm": value.delta_norm,
-                "hidden_norm": value.hidden_norm,
-                "settings": dict(value.settings),
-            },
-            attempt=lease.attempt,
-            engine=value.engine_version,
-        )
-    )
+    rows = [_row(lease, part) for part in value.parts]
+    session.add_all(rows)
     edit = session.get_one(Edit, lease.target_id)
     edit.state, edit.problem = "ready", None
-    details = {"job": str(lease.job_id), "attempt": lease.attempt, "value": sha256}
+    details = {"job": str(lease.job_id), "attempt": lease.attempt, "value": rows[0].sha256}
+    if len(rows) > 1:
+        details["values"] = {row.encoder: row.sha256 for row in rows}
     record(session, actor="worker", action="edit.ready", target=f"edit:{edit.id}", details=details)
+
+
+def _row(lease: Lease, value: "Value") -> EditValue:
+    content = value.to_bytes()  # δ, then h
+    half = len(content) // 2
+    return EditValue(
+        edit_id=lease.target_id,
+        encoder=value.encoder,
+        layer=value.layer,
+        delta=content[:half],
+        hidden=content[half:],
+        sha256=hashlib.sha256(content).hexdigest(),
+        losses={
+            "text": list(value.text_losses),
+            "noise": list(value.noise_losses),
+            "delta_norm": value.delta_norm,
+            "hidden_norm": value.hidden_norm,
+            "settings": dict(value.settings),
+        },
+        attempt=lease.attempt,
+        engine=value.engine_version,
+    )

@@ -31,8 +31,8 @@ class WarmPipeline:
         self.threads = threads
         self._digest: str | None = None
         self._pipeline: EditablePipeline | None = None
-        self._statistics: str | None = None
-        self._moments: FactoredMoments | None = None
+        self._statistics: tuple[str, Path] | None = None
+        self._moments: dict[str, FactoredMoments] = {}
 
     def get(self, session: Session, *, model_id: UUID) -> "EditablePipeline":
         """The pipeline of a ready model, on the worker's device."""
@@ -46,13 +46,15 @@ class WarmPipeline:
             log.info("pipeline loaded", model=model.name, digest=model.digest)
         return self._pipeline
 
-    def moments(self, statistics: str) -> "FactoredMoments":
-        """The second moments of this sha256, checked against it once; their factors lie beside the blobs."""
-        if self._moments is None or self._statistics != statistics:
-            path = self.store.verified(statistics)
-            self._moments = editing.FactoredMoments(path, folder=self.store.cache("factors"), digest=statistics)
-            self._statistics = statistics
-        return self._moments
+    def moments(self, statistics: str, *, encoder: str) -> "FactoredMoments":
+        """An encoder's second moments in the blob of this sha256, checked against it once; the factors lie beside."""
+        if self._statistics is None or self._statistics[0] != statistics:
+            self._statistics, self._moments = (statistics, self.store.verified(statistics)), {}
+        if encoder not in self._moments:
+            self._moments[encoder] = editing.FactoredMoments(
+                self._statistics[1], encoder=encoder, folder=self.store.cache("factors"), digest=statistics
+            )
+        return self._moments[encoder]
 
     def files(self, session: Session, *, model_id: UUID) -> list[tuple[str, str]]:
         """(path, sha256) of the model's files, by path."""

@@ -87,16 +87,16 @@ def _register(context: JobContext, lease: Lease) -> None:
 
 
 def _shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":
-    """The second moments in the pipeline's folder, if any; they must be of its own text encoder."""
+    """The second moments in the pipeline's folder, if any; they must be of its own text encoders."""
     if not (folder / SHIPPED).is_file():
         return None
     moments = editing.SecondMoments.load(folder / SHIPPED)
-    encoder = description.encoders[0]
-    for layer, moment in moments.moments.items():
-        if not 0 <= layer < encoder.layers or moment.shape[0] != encoder.mlp_width:
-            raise InvalidEdit(
-                f"{SHIPPED} is of another text encoder: it has a layer {layer} of width {moment.shape[0]}, and "
-                f"{encoder.name} has {encoder.layers} layers of {encoder.mlp_width}",
-                pointer="/source",
-            )
+    for encoder in description.encoders:
+        for layer, moment in moments.of(encoder.name).moments.items():
+            if not 0 <= layer < encoder.layers or moment.shape[0] != encoder.mlp_width:
+                raise InvalidEdit(
+                    f"{SHIPPED} is of another text encoder: it has a layer {layer} of width {moment.shape[0]}, and "
+                    f"{encoder.name} has {encoder.layers} layers of {encoder.mlp_width}",
+                    pointer="/source",
+                )
     return moments

@@ -474,7 +474,7 @@ class TestEveryFamily:
         moments = [estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders]
         for index, encoder in enumerate(sdxl.encoders):
             alone = [dataclasses.replace(value.parts[index], others=()) for value in values]
-            expected = compute_update(encoder, edits, alone, FactoredMoments(moments[index]))
+            expected = compute_update(encoder, edits, alone, FactoredMoments(moments[index], encoder=encoder.name))
             assert_equal(compute_update(encoder, edits, values, SecondMoments.join(moments)), expected)
 
     def test_needs_the_encoders_own_value(
