@@ -59,6 +59,21 @@ def test_gives_the_means_of_the_encoders_own_pass(
         torch.testing.assert_close(states[:, column], whole(encoder, group, layers=3)[0], rtol=1e-10, atol=1e-12)
 
 
+@torch.no_grad()
+def test_never_holds_more_keys_than_a_chunk(
+    encoder: EditableEncoder, groups: list[list[tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    keys_of = prefixes._keys
+    monkeypatch.setattr(prefixes, "_ROWS", 3)
+    monkeypatch.setattr(prefixes, "_keys", lambda layer, stream: (held.append(len(stream)), keys_of(layer, stream))[1])
+    tree = PrefixTree(groups, device=encoder.device)
+    stream = tree.attend(encoder.layers[0], tree.embed(encoder).double())
+    tree.keys(encoder.layers[0], stream)
+    tree.advance(encoder.layers[0], stream)
+    assert max(held) == 3 < len(tree)
+
+
 def test_holds_each_prefix_once(encoder: EditableEncoder, groups: list[list[tuple[int, ...]]]) -> None:
     prompts = [prompt for group in groups for prompt in group]
     assert len(PrefixTree(groups, device=encoder.device)) == len(
