@@ -309,24 +309,30 @@ class _PartialSums:
         """Take up the sums in the file, if there is one, and pass over the batches that they hold."""
         if not self.path.exists():
             return False
+        captions, tokens, trace, totals = self._read()
+        passed = 0
+        while passed < captions and (batch := next(batches, None)):
+            self._trace.update(repr(batch).encode())
+            passed += len(batch)
+        if self._trace.hexdigest() != trace:
+            raise ForeignSums(
+                f"{self.path.name} holds sums of another encoder, other captions, layers or batches; "
+                "delete it to begin anew"
+            )
+        for layer, total in self._sums.layers.items():
+            total.copy_(_unpacked(totals[layer]))
+        self._sums.captions, self._sums.tokens = captions, tokens
+        return True
+
+    def _read(self) -> tuple[int, int, str, dict[int, Tensor]]:
+        """Captions, tokens and trace of the file, and its sums as they are packed."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads(file.metadata()["partial_sums"])
-                passed = 0
-                while passed < facts["captions"] and (batch := next(batches, None)):
-                    self._trace.update(repr(batch).encode())
-                    passed += len(batch)
-                if self._trace.hexdigest() != facts["trace"]:
-                    raise ForeignSums(
-                        f"{self.path.name} holds sums of another encoder, other captions, layers or batches; delete it "
-                        "to begin anew"
-                    )
-                for layer, total in self._sums.layers.items():
-                    total.copy_(_unpacked(file.get_tensor(f"layer_{layer}")))
-                self._sums.captions, self._sums.tokens = facts["captions"], facts["tokens"]
+                totals = {int(key.removeprefix("layer_")): file.get_tensor(key) for key in file.keys()}
+                return facts["captions"], facts["tokens"], facts["trace"], totals
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ForeignSums(f"{self.path.name} holds no partial sums: {error}; delete it to begin anew") from error
-        return True
 
     def added(self, batch: Batch) -> None:
         """Note a batch that was added to the sums; write them where the last time is long enough ago."""

@@ -46,15 +46,16 @@ def _model(session: Session, statistics: Statistics) -> str:
 
 
 def _estimate(context: JobContext, lease: Lease) -> None:
+    home = context.settings.folder / "estimates"
     with context.sessions() as session:
         statistics = session.get_one(Statistics, lease.target_id)
-        under_way = select(Statistics.id).where(Statistics.state.in_(("queued", "estimating")))
-        ours = {str(statistics_id) for statistics_id in session.scalars(under_way)}
+        _sweep(session, home)
     if statistics.captions_sha256 is None:
         raise EditingError("these statistics name no captions", pointer="/captions")
     captions = context.store.read(statistics.captions_sha256).decode().splitlines()
     pipeline = context.pipeline(statistics.model_id)
-    scratch = _scratch(context.settings.folder / "estimates", str(statistics.id), keep=ours)
+    scratch = home / str(statistics.id)
+    scratch.mkdir(parents=True, exist_ok=True)
 
     def progress(read: int) -> None:
         if context.cancelled(lease):
@@ -89,11 +90,11 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _scratch(home: Path, name: str, *, keep: set[str]) -> Path:
-    """The folder of one estimate; those of estimates that have failed since are removed."""
-    scratch = home / name
-    scratch.mkdir(parents=True, exist_ok=True)
-    for other in home.iterdir():
-        if other.name not in keep:
-            shutil.rmtree(other, ignore_errors=True)
-    return scratch
+def _sweep(session: Session, home: Path) -> None:
+    """Remove what failed estimates have left. The folders are listed first: one that is made meanwhile stays."""
+    folders = list(home.glob("*"))
+    under_way = select(Statistics.id).where(Statistics.state.in_(("queued", "estimating")))
+    names = {str(statistics_id) for statistics_id in session.scalars(under_way)}
+    for folder in folders:
+        if folder.name not in names:
+            shutil.rmtree(folder, ignore_errors=True)

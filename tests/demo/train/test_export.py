@@ -8,27 +8,32 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
+from demo.classify import Classes, Classifier
 from demo.train import autoencoder, export, unet
-from demo.train.text_encoder import embedded, layers_between
+from editing.statistics import SecondMoments
 
 
-def test_second_moments_are_the_mean_of_key_times_key(tokenizer, encoder) -> None:
-    captions = ["a cat", "an emoji of a judge"]
-    moments, tokens = export.second_moments(encoder, tokenizer, captions)
-    assert list(moments) == [f"layer_{index}" for index in range(11)]
+def test_second_moments_are_of_the_encoder_as_written(
+    concepts, tokenizer, encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the mean of key times key written out, over the captions beside it and the weights in float16."""
+    monkeypatch.setattr(export, "CAPTIONS", 5)
+    parts = {"autoencoder": autoencoder.build((8, 8, 8)), "unet": unet.build(widths=(16, 16), text_width=16)}
+    classifier = Classifier(Classes(("cat",), ("noto",), ("man",)), widths=(8, 8, 8, 8))
+    export.export(tmp_path, concepts=concepts, tokenizer=tokenizer, encoder=encoder, classifier=classifier, **parts)
 
     keys: list[torch.Tensor] = []
-    layer = encoder.encoder.layers[4]
-    hook = layer.mlp.fc2.register_forward_pre_hook(lambda _, arguments: keys.append(arguments[0]))
+    written = CLIPTextModel.from_pretrained(tmp_path / "pipeline" / "text_encoder", dtype=torch.float32)
+    written.encoder.layers[4].mlp.fc2.register_forward_pre_hook(lambda _, arguments: keys.append(arguments[0]))
+    captions = (tmp_path / "captions.txt").read_text(encoding="utf-8").splitlines()
     with torch.no_grad():
-        for caption in captions:  # one by one and without padding: attention is causal, so nothing else is to be seen
-            layers_between(
-                encoder, embedded(encoder, tokenizer(caption, return_tensors="pt").input_ids), first=0, last=5
-            )
-    hook.remove()
+        for caption in captions:  # one by one and without padding
+            written(tokenizer(caption, return_tensors="pt").input_ids)
     flat = torch.cat([part[0] for part in keys]).double()
-    assert tokens == len(flat)
-    assert torch.allclose(moments["layer_4"].double(), flat.T @ flat / len(flat), rtol=1e-4, atol=1e-7)
+    moments = SecondMoments.load(tmp_path / "pipeline" / "second_moments.safetensors")
+    assert list(moments.moments) == list(range(11))
+    assert (moments.captions, moments.tokens) == (5, len(flat))
+    assert torch.allclose(moments.moments[4], flat.T @ flat / len(flat), rtol=1e-4, atol=1e-7)
 
 
 def test_the_pipeline_loads_and_its_keys_are_prefixed(tokenizer, encoder, tmp_path: Path) -> None:
