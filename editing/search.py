@@ -3,17 +3,21 @@
 Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d width.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from editing.concepts import ConceptEdit, ReferenceImages
 from editing.errors import EditingError, InvalidEdit
 from editing.noise import DestinationNoise, NoiseSource, ReferenceNoise
 from editing.pipelines import EditablePipeline
 from editing.prompts import SubjectPosition, TokenizedPrompt, destination_prompts, validate_edit
+
+_WINDOW = 3  # steps over which the loss must fall
 
 
 @dataclass(eq=False)
@@ -28,9 +32,19 @@ class Search:
     """One for each template."""
     destinations: list[TokenizedPrompt]
     """The same for the destination; none for reference images."""
-    delta: nn.Parameter
+    delta: Tensor
+    """(d,) float32: as far as it has come."""
     hidden: Tensor
+    """(d,) float32"""
+    step: int = 0
+    """Steps done."""
+    prompts: "PromptBatch | None" = None
+    """Its own, while it runs or is about to."""
     noise: NoiseSource | None = None
+    losses: list[float] = field(default_factory=list)
+    """Per step, the whole loss."""
+    converged: bool = False
+    """Whether nothing lowers the loss any more."""
     text_losses: list[float] = field(default_factory=list)
     noise_losses: list[float] = field(default_factory=list)
     error: EditingError | None = None
@@ -43,13 +57,18 @@ class Search:
     def text_weight(self) -> float:
         return {"text": 1.0, "noise": 0.0, "hybrid": self.edit.settings.text_weight}[self.edit.objective]
 
-    def uses_noise(self, step: int) -> bool:
-        settings, objective = self.edit.settings, self.edit.objective
-        start = min(settings.warm_start, settings.steps * 4 // 5) if objective == "hybrid" else 0
-        return objective != "text" and step >= start
+    @property
+    def text_steps(self) -> int:
+        """How many steps, the first, need no U-Net."""
+        settings = self.edit.settings
+        warm = min(settings.warm_start, settings.steps * 4 // 5)
+        return {"text": settings.steps, "noise": 0, "hybrid": warm}[self.edit.objective]
 
-    def runs(self, step: int) -> bool:
-        return self.error is None and step < self.edit.settings.steps
+    @property
+    def settled(self) -> bool:
+        """Whether its last steps together lowered the loss by less than its tolerance."""
+        losses = self.losses
+        return len(losses) > _WINDOW and losses[-1 - _WINDOW] - losses[-1] < self.edit.settings.tolerance * losses[0]
 
     def prepare(self, pipeline: EditablePipeline) -> None:
         """Draw what the noise loss compares, from the edit's seed."""
@@ -62,9 +81,9 @@ class Search:
         else:
             self.noise = DestinationNoise(pipeline, self.destinations, settings=settings, generator=generator)
 
-    def stop(self, error: EditingError) -> None:
-        self.error = error
-        self.delta.grad = None  # the optimiser passes it over
+    def release(self) -> None:
+        """Let go of what only a running search needs, which is the bulk of the memory."""
+        self.prompts = self.noise = None
 
 
 def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Search]:
@@ -87,7 +106,7 @@ def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) ->
             layer=layer,
             positions=positions,
             destinations=[tokenizer.encode(prompt) for prompt in prompts],
-            delta=nn.Parameter(torch.zeros(encoder.width, device=encoder.device)),
+            delta=torch.zeros(encoder.width, device=encoder.device),
             hidden=torch.zeros(encoder.width, device=encoder.device),
         )
         for share, prompts in zip(shares, columns, strict=True)
@@ -95,21 +114,27 @@ def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) ->
 
 
 class PromptBatch:
-    """The source prompts of the searches that share a step, with their states after layer L."""
+    """The source prompts of the searches that share a step, with their states after layer L.
 
-    def __init__(self, pipeline: EditablePipeline, searches: Sequence[Search]) -> None:
+    The states are computed once for a search: `split` gives each its own, and `join` puts those that run together.
+    """
+
+    _PER_SEARCH = ("hidden", "text_weights", "_decay", "_limit")
+    _PER_PROMPT = ("_states", "_subject", "_eos", "_targets")
+
+    def __init__(
+        self, pipeline: EditablePipeline, searches: Sequence[Search], *, full_length: bool | None = None
+    ) -> None:
+        """`full_length`: with the padding, which the U-Net reads too; by default where any of the searches needs it."""
         self._encoder = encoder = pipeline.encoder
         self._layer = searches[0].layer
         device = encoder.device
         positions = [position for search in searches for position in search.positions]
-        counts = [len(search.positions) for search in searches]
         settings = [search.edit.settings for search in searches]
-        full_length = any(search.edit.objective != "text" for search in searches)  # the U-Net reads the padding too
+        if full_length is None:
+            full_length = any(search.edit.objective != "text" for search in searches)
+        self._index([len(search.positions) for search in searches])
 
-        self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): each search's first prompt
-        self._row = torch.arange(len(searches), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        self._share = 1 / torch.tensor(counts, device=device)[self._row]  # (p,)
-        self._prompt = torch.arange(len(positions), device=device)
         self._subject = torch.tensor([position.last_subject_index for position in positions], device=device)
         self._eos = torch.tensor([position.eos_index for position in positions], device=device)
         with torch.no_grad():
@@ -120,6 +145,7 @@ class PromptBatch:
 
         self.text_weights = torch.tensor([search.text_weight for search in searches], device=device)  # (e,)
         self._decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
+        self._limit = self.hidden.norm(dim=1) * torch.tensor([setting.clamp for setting in settings], device=device)
         self._targets = torch.zeros(len(positions), encoder.width, device=device)  # (p, d)
         destinations = [destination for search in searches if search.uses_text for destination in search.destinations]
         if destinations:
@@ -127,6 +153,42 @@ class PromptBatch:
                 said = encoder.encode([destination.ids for destination in destinations], full_length=False)
             ends = torch.tensor([destination.eos_index for destination in destinations], device=device)
             self._targets[self.text_weights[self._row] > 0] = said[torch.arange(len(ends), device=device), ends].float()
+
+    def split(self) -> list["PromptBatch"]:
+        """One for each search."""
+        parts = []
+        for row, (first, count) in enumerate(zip(self.first.tolist(), self._counts, strict=True)):
+            part = copy.copy(self)
+            part._index([count])
+            for name in self._PER_SEARCH:
+                setattr(part, name, getattr(self, name)[row : row + 1])
+            for name in self._PER_PROMPT:
+                setattr(part, name, getattr(self, name)[first : first + count])
+            parts.append(part)
+        return parts
+
+    @classmethod
+    def join(cls, batches: Sequence["PromptBatch"]) -> "PromptBatch":
+        """The searches of batches of one layer, in order. Shorter prompts are padded: attention does not look ahead."""
+        whole = copy.copy(batches[0])
+        whole._index([count for batch in batches for count in batch._counts])
+        for name in cls._PER_SEARCH + cls._PER_PROMPT:
+            entries = [getattr(batch, name) for batch in batches]
+            if name == "_states":
+                longest = max(states.shape[1] for states in entries)
+                entries = [F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in entries]
+            setattr(whole, name, torch.cat(entries))
+        return whole
+
+    def _index(self, counts: list[int]) -> None:
+        """Which search each prompt belongs to, from the number of prompts of each search."""
+        device = self._encoder.device
+        self._counts = counts
+        number = torch.tensor(counts, device=device)
+        self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): each search's first prompt
+        self._row = torch.arange(len(counts), device=device).repeat_interleave(number)
+        self._share = 1 / number[self._row]  # (p,)
+        self._prompt = torch.arange(len(self._row), device=device)
 
     def context(self, deltas: Tensor) -> Tensor:
         """What the U-Net reads with δ (e, d) in place, (p, s, d)."""
@@ -144,6 +206,11 @@ class PromptBatch:
     def regulariser(self, deltas: Tensor) -> Tensor:
         """weight_decay · ‖δ‖²/‖h‖² (e,)"""
         return self._decay * deltas.square().sum(1) / self.hidden.square().sum(1)
+
+    def clamp(self, deltas: Tensor) -> Tensor:
+        """δ (e, d), each no longer than its edit's `clamp` times ‖h‖."""
+        shrink = self._limit / deltas.norm(dim=1).clamp_min(1e-12)
+        return deltas * shrink.clamp(max=1)[:, None]
 
     def _mean(self, rows: Tensor) -> Tensor:
         """(p, ·) to the mean over each search's templates, (e, ·)."""

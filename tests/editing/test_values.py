@@ -21,11 +21,12 @@ from editing.concepts import (
     StageOneSettings,
 )
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimisationDiverged
+from editing.memory import PartSize
 from editing.pipelines import EditablePipeline
 from editing.search import PromptBatch, searches_of
 from editing.values import StageOneProgress, Value, optimize_values
 
-TEXT = StageOneSettings(objective="text", steps=20)
+TEXT = StageOneSettings(objective="text", steps=20, tolerance=0)
 QUICK = StageOneSettings(steps=4, warm_start=0, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
 CAT = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
 TREE = ConceptEdit("old tree", DestinationPrompt("the sea"), settings=TEXT, templates=("a {}", "{}"))
@@ -126,7 +127,7 @@ class TestNoiseObjectives:
         self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
-        monkeypatch.setattr(module, "UNET_BATCH", 3)
+        monkeypatch.setattr(pipeline, "unet_parts", PartSize(3))
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
         searches = [search for i, edit in enumerate(edits) for search in searches_of(edit, pipeline, index=i)]
         batches = []
@@ -139,7 +140,7 @@ class TestNoiseObjectives:
         prompts = PromptBatch(pipeline, searches)
         deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
         context = prompts.context(deltas)
-        losses, pull = module._noise_losses(pipeline, searches, prompts, context, step=0)
+        losses, pull = module._noise_losses(pipeline, searches, prompts, context)
         (pieces,) = torch.autograd.grad((context * pull).sum(), deltas, retain_graph=True)
 
         whole = torch.stack(
