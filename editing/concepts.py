@@ -15,6 +15,8 @@ DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
 STYLE_TEMPLATES = ("painting by {}", "artwork by {}", "style of {}")
 
 Objective = Literal["text", "noise", "hybrid"]
+TextOptimizer = Literal["lbfgs", "adam"]
+Preset = Literal["published"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class StageOneSettings:
     steps: int = 200
     learning_rate: float = 0.2
     """Of Adam."""
-    text_optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    text_optimizer: TextOptimizer = "lbfgs"
     """What takes the steps that follow the text loss alone; Adam takes those that see noise."""
     tolerance: float = 1e-3
     """Those steps end early once three of them together lower the loss by less than this share of the first loss.
@@ -156,7 +158,6 @@ class StageOneSettings:
         return cls(**{**PRESETS[name], **overrides})
 
 
-Preset = Literal["published"]
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "published": MappingProxyType(
