@@ -63,7 +63,7 @@ class RowOptimizer(ABC):
 
 
 class Adam(RowOptimizer):
-    """Adam (Kingma and Ba, 2015) with each row's own learning rate (e,) and its own count of steps.
+    """Adam (arXiv:1412.6980) with each row's own learning rate (e,) and its own count of steps.
 
     `torch.optim.Adam` on one parameter a row spends more time in Python than a text step takes: docs/decisions/0009.
     """
