@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.stage_one import measure, plain_value
+from benchmarks.stage_one import measure, plain_pictures, plain_value
 from demo.concepts import WEIGHTS
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import load_pipeline
@@ -24,7 +24,7 @@ def test_the_plain_loop_looks_for_the_same_value(tmp_path: Path, objective: str)
     quick = {"steps": 4, "solver_steps": 2, "guidance": 2.0, "bank": 4, "images": 3}
     settings = StageOneSettings.preset("published", objective=objective, **quick)
     edit = ConceptEdit("cat", DestinationPrompt("the sea"), settings=settings)
-    plain = plain_value(pipeline, edit, steps=4)
+    plain = plain_value(pipeline, edit, pixels=plain_pictures(pipeline, edit), steps=4)
     (ours,) = optimize_values(pipeline, [edit])
     assert isinstance(ours, Value)
     assert plain.text_losses[0] == pytest.approx(ours.text_losses[0], rel=1e-4)
