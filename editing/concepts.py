@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from PIL.Image import Image
 
@@ -15,6 +15,8 @@ DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
 STYLE_TEMPLATES = ("painting by {}", "artwork by {}", "style of {}")
 
 Objective = Literal["text", "noise", "hybrid"]
+TextOptimizer = Literal["lbfgs", "adam"]
+Preset = Literal["published"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class StageOneSettings:
     """`text`: Eq. 2. `noise`: Eq. 3, and Eq. 4 for reference images. `hybrid`: both, the text loss by `text_weight`."""
     steps: int = 200
     learning_rate: float = 0.2
+    """Of Adam."""
+    text_optimizer: TextOptimizer = "lbfgs"
+    """What takes the steps that follow the text loss alone; Adam takes those that see noise."""
+    tolerance: float = 1e-3
+    """Those steps end early once three of them together lower the loss by less than this share of the first loss.
+    0: they end where nothing lowers it any more."""
     text_weight: float = 0.01
     weight_decay: float = 5e-4
     """Weight of ‖δ‖²/‖h‖² in the loss."""
@@ -123,7 +131,9 @@ class StageOneSettings:
     def __post_init__(self) -> None:
         if self.objective not in ("text", "noise", "hybrid"):
             raise _bad_setting("objective", f'must be "text", "noise" or "hybrid", not {self.objective!r}')
-        for name in ("learning_rate", "text_weight", "weight_decay", "clamp", "guidance"):
+        if self.text_optimizer not in ("lbfgs", "adam"):
+            raise _bad_setting("text_optimizer", f'must be "lbfgs" or "adam", not {self.text_optimizer!r}')
+        for name in ("learning_rate", "tolerance", "text_weight", "weight_decay", "clamp", "guidance"):
             number, positive = getattr(self, name), name in ("learning_rate", "clamp")
             if not _is_number(number) or number < 0 or (positive and number == 0):
                 raise _bad_setting(
@@ -139,6 +149,33 @@ class StageOneSettings:
             raise _bad_setting("seed", "must be below 2^63")
         if self.objective == "hybrid" and self.text_weight == 0:
             raise _bad_setting("text_weight", 'a hybrid edit with no text loss is the objective "noise"')
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """The settings that go by this name, with some set otherwise. `published`: as the paper's code ran."""
+        if name not in PRESETS:
+            raise _bad_setting("preset", f"must be one of {', '.join(PRESETS)}, not {name!r}")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "published": MappingProxyType(
+            {
+                "objective": "hybrid",
+                "steps": 200,
+                "learning_rate": 0.2,
+                "text_optimizer": "adam",
+                "tolerance": 0.0,
+                "text_weight": 0.01,
+                "weight_decay": 5e-4,
+                "clamp": 1.5,
+                "warm_start": 0,
+            }
+        )
+    }
+)
+"""Settings of stage I by name; what is not said has its default."""
 
 
 _LEAST = {

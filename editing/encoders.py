@@ -56,7 +56,7 @@ class EditableEncoder:
             self.mlp_width: int = first.mlp.fc2.in_features
         except (AttributeError, IndexError) as error:
             raise UnsupportedPipeline(f"a {type(model).__name__} is no CLIP text encoder") from error
-        self.projection: nn.Module | None = getattr(model, "text_projection", None)
+        self.projection: nn.Linear | None = getattr(model, "text_projection", None)
         self.family = family
         self.model = model
         self.tokenizer = tokenizer
@@ -69,6 +69,11 @@ class EditableEncoder:
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def said_width(self) -> int:
+        """The width of what is said of a whole prompt."""
+        return self.width if self.projection is None else self.projection.out_features
 
     @property
     def value_layer(self) -> int:

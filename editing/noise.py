@@ -15,9 +15,6 @@ from editing.concepts import StageOneSettings
 from editing.errors import ImageRejected
 from editing.pipelines import EditablePipeline
 
-UNET_BATCH = 32
-"""Latents that go through the U-Net at a time, which bounds the memory of a step."""
-
 
 @dataclass(frozen=True)
 class NoiseBatch:
@@ -64,15 +61,7 @@ class DestinationNoise:
         noisy, timesteps, _ = add_noise(pipeline, latents[image], generator=generator)
         condition = pipeline.encode(destinations)  # of each template
         templates = (image % len(destinations)).to(pipeline.device)
-        with torch.no_grad():
-            target = torch.cat(
-                [
-                    pipeline.predict(x, t, condition[template])
-                    for x, t, template in zip(
-                        noisy.split(UNET_BATCH), timesteps.split(UNET_BATCH), templates.split(UNET_BATCH), strict=True
-                    )
-                ]
-            )
+        target = pipeline.predict_all(noisy, timesteps, condition[templates])
         self._bank = NoiseBatch(noisy, timesteps, target, templates)
         self._size = settings.noise_batch
         self._generator = generator

@@ -13,9 +13,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from editing.encoders import EditableEncoder, Encoding
 from editing.errors import UnsupportedPipeline
 from editing.layout import TOKENIZERS, pipeline_family, read_json
+from editing.memory import PartSize
 from editing.prompts import PromptTokenizer
 
 PREDICTIONS = ("epsilon", "v_prediction")
+
+_SAVED_MAPS = 1300
+"""What SD 1.x's U-Net keeps for the gradients of one latent, in feature maps of its first block (counted)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Condition:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
         return Condition(*(change(tensor) for tensor in self.tensors))
 
-    def __getitem__(self, prompts: Tensor) -> "Condition":
+    def __getitem__(self, prompts: Tensor | slice) -> "Condition":
         return self.map(lambda tensor: tensor[prompts])
 
     def dot(self, other: "Condition") -> Tensor:
@@ -67,6 +71,9 @@ class EditablePipeline:
     def encoder(self) -> EditableEncoder:
         """The first text encoder; the only one but in SDXL."""
         return self.encoders[0]
+
+    mixed_precision: bool = False
+    """Whether the U-Net computes in bfloat16 where that is safe, whatever its weights are."""
 
     @property
     def tokenizer(self) -> PromptTokenizer:
@@ -100,6 +107,11 @@ class EditablePipeline:
         """Whether the U-Net predicts v = √ᾱ_t ε - √(1-ᾱ_t) x_0 rather than ε."""
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
+    @cached_property
+    def unet_parts(self) -> PartSize:
+        """How many latents go through the U-Net at a time, gradients included."""
+        return PartSize(_latents_that_fit(self.unet, self.latent_shape, self.device))
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         """What the U-Net is told of prompts: every encoder reads them, at the full length and with no mask."""
         return Condition.of(
@@ -120,12 +132,13 @@ class EditablePipeline:
             height, width = self.image_size
             sizes = torch.tensor([height, width, 0, 0, height, width], dtype=dtype, device=noisy.device)
             added = {"text_embeds": condition.pooled.to(dtype), "time_ids": sizes.expand(len(noisy), -1)}
-        prediction: Tensor = self.unet(
-            noisy.to(dtype),
-            timesteps,
-            encoder_hidden_states=condition.states.to(dtype),
-            added_cond_kwargs=added,
-        ).sample
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision):
+            prediction: Tensor = self.unet(
+                noisy.to(dtype),
+                timesteps,
+                encoder_hidden_states=condition.states.to(dtype),
+                added_cond_kwargs=added,
+            ).sample
         return prediction.float()
 
     @property
@@ -133,6 +146,15 @@ class EditablePipeline:
         """What classifier-free guidance leads away from, of one prompt."""
         empty = self.encode([""])
         return empty.map(torch.zeros_like) if self.empty_is_zero else empty
+
+    @torch.no_grad()
+    def predict_all(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """`predict` without gradients, of as many latents at a time as memory has room for."""
+
+        def predict(part: slice) -> Tensor:
+            return self.predict(noisy[part], timesteps[part], condition[part])
+
+        return torch.cat(self.unet_parts.split(len(noisy), predict))
 
     @torch.no_grad()
     def sample(
@@ -152,7 +174,7 @@ class EditablePipeline:
         for t in scheduler.timesteps:
             batch = torch.cat([latents, latents]) if guidance != 1.0 else latents
             batch = scheduler.scale_model_input(batch, t)
-            prediction = self.predict(batch, t.expand(len(batch)).to(self.device), condition)
+            prediction = self.predict_all(batch, t.expand(len(batch)).to(self.device), condition)
             if guidance != 1.0:
                 unguided, guided = prediction.chunk(2)
                 prediction = unguided + guidance * (guided - unguided)
@@ -161,9 +183,17 @@ class EditablePipeline:
 
 
 def load_pipeline(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mixed_precision: bool | None = None,
+    compile_unet: bool = False,
 ) -> EditablePipeline:
     """Load a pipeline of the SD 1.x, SD 2.x or SDXL family.
+
+    On a GPU the U-Net computes in bfloat16 unless `mixed_precision` is False, and with its channels last.
+    `compile_unet` has torch compile it at its first use, which takes minutes and pays in a worker that goes on.
 
     Raises `UnsafePipeline` where there are only pickles and `UnsupportedPipeline` for any other family.
     """
@@ -190,11 +220,17 @@ def load_pipeline(
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options)
     if (unet.config.addition_embed_type == "text_time") != (family == "sdxl"):
         raise UnsupportedPipeline(f"unet/ is not the U-Net of a pipeline of the family {family}")
+    unet = prepared(unet)
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgets it
+    if compile_unet:
+        unet.compile()
     vae = read_json(folder / "vae" / "config.json")
     upcast = dtype == torch.float16 and vae.get("force_upcast")  # SDXL's overflows
     return EditablePipeline(
         encoders=tuple(map(encoder, names)),
-        unet=prepared(unet),
+        unet=unet,
         vae=prepared(
             AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32 if upcast else dtype, **options)
         ),
@@ -202,4 +238,15 @@ def load_pipeline(
         folder=folder,
         empty_is_zero=family == "sdxl"
         and read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True),
+        mixed_precision=cuda if mixed_precision is None else mixed_precision,
     )
+
+
+def _latents_that_fit(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int], device: torch.device) -> int:
+    """On the CPU a number that suits its caches; on a GPU what half of the free memory holds."""
+    if device.type != "cuda":
+        return 32
+    _, height, width = latent_shape
+    free, _ = torch.cuda.mem_get_info(device)
+    of_one = _SAVED_MAPS * unet.config.block_out_channels[0] * height * width * 2  # bytes, bfloat16
+    return int(max(1, min(256, free // 2 // of_one)))

@@ -4,11 +4,13 @@ Shapes: e searches in a batch, p prompts (all templates of all searches), s posi
 a pipeline of several encoders D the sum of their widths: a search has one δ for each, side by side.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from editing.concepts import ConceptEdit, ReferenceImages
 from editing.encoders import EditableEncoder, Encoding
@@ -16,6 +18,8 @@ from editing.errors import EditingError, InvalidEdit
 from editing.noise import DestinationNoise, NoiseSource, ReferenceNoise
 from editing.pipelines import EditablePipeline
 from editing.prompts import SubjectPosition, destination_prompts, validate_edit
+
+_WINDOW = 3  # steps over which the loss must fall
 
 
 @dataclass(eq=False)
@@ -33,11 +37,19 @@ class Search:
     """The destination in each template; none for reference images."""
     widths: tuple[int, ...]
     """d of each encoder."""
-    delta: nn.Parameter
-    """(D,)"""
+    delta: Tensor
+    """(D,) float32: as far as it has come."""
     hidden: Tensor
-    """(D,)"""
+    """(D,) float32"""
+    step: int = 0
+    """Steps done."""
+    prompts: "PromptBatch | None" = None
+    """Its own, while it runs or is about to."""
     noise: NoiseSource | None = None
+    losses: list[float] = field(default_factory=list)
+    """Per step, the whole loss."""
+    converged: bool = False
+    """Whether nothing lowers the loss any more."""
     text_losses: list[float] = field(default_factory=list)
     noise_losses: list[float] = field(default_factory=list)
     error: EditingError | None = None
@@ -47,16 +59,26 @@ class Search:
         return self.edit.objective != "noise"
 
     @property
+    def compared(self) -> list[str | None]:
+        """What each template's prompt is compared with: the destination in it, or nothing."""
+        return [*self.destinations] if self.uses_text else [None] * len(self.edit.templates)
+
+    @property
     def text_weight(self) -> float:
         return {"text": 1.0, "noise": 0.0, "hybrid": self.edit.settings.text_weight}[self.edit.objective]
 
-    def uses_noise(self, step: int) -> bool:
-        settings, objective = self.edit.settings, self.edit.objective
-        start = min(settings.warm_start, settings.steps * 4 // 5) if objective == "hybrid" else 0
-        return objective != "text" and step >= start
+    @property
+    def text_steps(self) -> int:
+        """How many steps, the first, need no U-Net."""
+        settings = self.edit.settings
+        warm = min(settings.warm_start, settings.steps * 4 // 5)
+        return {"text": settings.steps, "noise": 0, "hybrid": warm}[self.edit.objective]
 
-    def runs(self, step: int) -> bool:
-        return self.error is None and step < self.edit.settings.steps
+    @property
+    def settled(self) -> bool:
+        """Whether its last steps together lowered the loss by less than its tolerance."""
+        losses = self.losses
+        return len(losses) > _WINDOW and losses[-1 - _WINDOW] - losses[-1] < self.edit.settings.tolerance * losses[0]
 
     def prepare(self, pipeline: EditablePipeline) -> None:
         """Draw what the noise loss compares, from the edit's seed."""
@@ -69,16 +91,9 @@ class Search:
         else:
             self.noise = DestinationNoise(pipeline, self.destinations, settings=settings, generator=generator)
 
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Keep ‖δ‖ of each encoder to at most `clamp`·‖h‖."""
-        for delta, hidden in zip(self.delta.split(self.widths), self.hidden.split(self.widths), strict=True):
-            limit = hidden.norm() * self.edit.settings.clamp
-            delta.mul_((limit / delta.norm().clamp_min(1e-12)).clamp(max=1))
-
-    def stop(self, error: EditingError) -> None:
-        self.error = error
-        self.delta.grad = None  # the optimiser passes it over
+    def release(self) -> None:
+        """Let go of what only a running search needs, which is the bulk of the memory."""
+        self.prompts = self.noise = None
 
 
 def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Search]:
@@ -103,7 +118,7 @@ def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) ->
             positions=positions,
             destinations=list(prompts),
             widths=widths,
-            delta=nn.Parameter(torch.zeros(sum(widths), device=pipeline.device)),
+            delta=torch.zeros(sum(widths), device=pipeline.device),
             hidden=torch.zeros(sum(widths), device=pipeline.device),
         )
         for share, prompts in zip(shares, columns, strict=True)
@@ -125,34 +140,67 @@ def _layers(edit: ConceptEdit, pipeline: EditablePipeline) -> tuple[int, ...]:
 
 
 class PromptBatch:
-    """The source prompts of the searches that share a step, with their states after layer L of each encoder."""
+    """The source prompts of the searches that share a step, with their states after layer L of each encoder.
 
-    def __init__(self, pipeline: EditablePipeline, searches: Sequence[Search]) -> None:
+    The states are computed once for a search: `split` gives each its own, and `join` puts those that run together.
+    """
+
+    _PER_SEARCH = ("hidden", "text_weights", "_decay", "_limits")
+
+    def __init__(
+        self, pipeline: EditablePipeline, searches: Sequence[Search], *, full_length: bool | None = None
+    ) -> None:
+        """`full_length`: with the padding, which the U-Net reads too; by default where any of the searches needs it."""
         device = pipeline.device
-        counts = [len(search.edit.templates) for search in searches]
         settings = [search.edit.settings for search in searches]
-        full_length = any(search.edit.objective != "text" for search in searches)  # the U-Net reads the padding too
-
-        self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): each search's first prompt
-        self._row = torch.arange(len(searches), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        self._share = 1 / torch.tensor(counts, device=device)[self._row]  # (p,)
+        if full_length is None:
+            full_length = any(search.edit.objective != "text" for search in searches)
+        self._index([len(search.edit.templates) for search in searches], device=device)
         self._sources = [
-            _SourcePrompts(
-                encoder,
-                [position for search in searches for position in search.positions[i]],
-                layer=searches[0].layers[i],
-                full_length=full_length,
-            )
-            for i, encoder in enumerate(pipeline.encoders)
+            _SourcePrompts.of(encoder, searches, number=number, full_length=full_length)
+            for number, encoder in enumerate(pipeline.encoders)
         ]
+        self._widths = searches[0].widths
         self.hidden = torch.cat([self._mean(sources.at_subject()) for sources in self._sources], dim=1)
         """h (e, D) float32, the mean over the templates."""
 
         self.text_weights = torch.tensor([search.text_weight for search in searches], device=device)  # (e,)
         self._decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
-        destinations = [destination for search in searches if search.uses_text for destination in search.destinations]
-        self._compared = self.text_weights[self._row] > 0  # (p,)
-        self._targets = [sources.said_of(destinations) for sources in self._sources] if destinations else []
+        lengths = torch.stack([hidden.norm(dim=1) for hidden in self.hidden.split(self._widths, 1)], 1)
+        clamps = torch.tensor([setting.clamp for setting in settings], device=device)
+        self._limits = lengths * clamps[:, None]  # (e, encoders)
+
+    def split(self) -> list["PromptBatch"]:
+        """One for each search."""
+        parts = []
+        for row, (first, count) in enumerate(zip(self.first.tolist(), self._counts, strict=True)):
+            part = copy.copy(self)
+            part._index([count], device=self.first.device)
+            part._sources = [sources.of_prompts(slice(first, first + count)) for sources in self._sources]
+            for name in self._PER_SEARCH:
+                setattr(part, name, getattr(self, name)[row : row + 1])
+            parts.append(part)
+        return parts
+
+    @classmethod
+    def join(cls, batches: Sequence["PromptBatch"]) -> "PromptBatch":
+        """The searches of batches of the same layers, in order."""
+        whole = copy.copy(batches[0])
+        whole._index([count for batch in batches for count in batch._counts], device=whole.first.device)
+        whole._sources = [
+            _SourcePrompts.join(sources) for sources in zip(*(batch._sources for batch in batches), strict=True)
+        ]
+        for name in cls._PER_SEARCH:
+            setattr(whole, name, torch.cat([getattr(batch, name) for batch in batches]))
+        return whole
+
+    def _index(self, counts: list[int], *, device: torch.device) -> None:
+        """Which search each prompt belongs to, from the number of prompts of each search."""
+        self._counts = counts
+        number = torch.tensor(counts, device=device)
+        self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): each search's first prompt
+        self._row = torch.arange(len(counts), device=device).repeat_interleave(number)
+        self._share = 1 / number[self._row]  # (p,)
 
     def encode(self, deltas: Tensor) -> list[Encoding]:
         """What each encoder makes of the prompts with δ (e, D) in place."""
@@ -161,14 +209,12 @@ class PromptBatch:
 
     def text_losses(self, encodings: Sequence[Encoding]) -> Tensor:
         """L_txt (e,), Eq. 2: the mean square at EOS, summed over the encoders; 0 where a search has no text loss."""
-        errors = torch.zeros(len(self._row), device=self._row.device)  # (p,)
-        if self._targets:
-            parts = [
-                (encoding.said[self._compared].float() - target).square().mean(1)
-                for encoding, target in zip(encodings, self._targets, strict=True)
-            ]
-            errors = errors.index_put((self._compared,), torch.stack(parts).sum(0))
-        return self._mean(errors)
+        errors = [
+            (encoding.said.float() - sources.targets).square().mean(1)  # (p,)
+            for encoding, sources in zip(encodings, self._sources, strict=True)
+        ]
+        losses = self._mean(torch.stack(errors).sum(0))
+        return torch.where(self.text_weights > 0, losses, torch.zeros_like(losses))
 
     def regulariser(self, deltas: Tensor) -> Tensor:
         """weight_decay · ‖δ‖²/‖h‖² (e,), summed over the encoders."""
@@ -178,9 +224,13 @@ class PromptBatch:
         ]
         return self._decay * torch.stack(ratios).sum(0)
 
-    @property
-    def _widths(self) -> list[int]:
-        return [sources.encoder.width for sources in self._sources]
+    def clamp(self, deltas: Tensor) -> Tensor:
+        """δ (e, D), in each encoder no longer than its edit's `clamp` times ‖h‖."""
+        parts = [
+            delta * (limit / delta.norm(dim=1).clamp_min(1e-12)).clamp(max=1)[:, None]
+            for delta, limit in zip(deltas.split(self._widths, 1), self._limits.unbind(1), strict=True)
+        ]
+        return torch.cat(parts, 1)
 
     def _mean(self, rows: Tensor) -> Tensor:
         """(p, ·) to the mean over each search's templates, (e, ·)."""
@@ -188,33 +238,81 @@ class PromptBatch:
         return rows.new_zeros(len(self.first), *rows.shape[1:]).index_add(0, self._row, rows * share)
 
 
+@dataclass(frozen=True)
 class _SourcePrompts:
     """One encoder's states of the source prompts after its layer L, which no step changes."""
 
-    def __init__(
-        self, encoder: EditableEncoder, positions: Sequence[SubjectPosition], *, layer: int, full_length: bool
-    ) -> None:
-        self.encoder = encoder
-        self._layer = layer
-        self._prompt = torch.arange(len(positions), device=encoder.device)
-        self._subject = torch.tensor([position.last_subject_index for position in positions], device=encoder.device)
-        self._eos = torch.tensor([position.eos_index for position in positions], device=encoder.device)
-        with torch.no_grad():
-            ids = encoder.ids([position.ids for position in positions], full_length=full_length)
-            self._states = encoder.advance(encoder.embed(ids), start=0, stop=layer + 1)  # (p, s, d)
+    encoder: EditableEncoder
+    layer: int
+    states: Tensor
+    """(p, s, d)"""
+    subject: Tensor
+    """(p,): the last subject tokens"""
+    ends: Tensor
+    """(p,): EOS"""
+    targets: Tensor
+    """(p, ·) float32: what is said of the destinations; 0 where a search has no text loss."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, encoder: EditableEncoder, searches: Sequence[Search], *, number: int, full_length: bool
+    ) -> "_SourcePrompts":
+        """Of the pipeline's encoder of this number."""
+        positions = [position for search in searches for position in search.positions[number]]
+        layer = searches[0].layers[number]
+        states = encoder.embed(encoder.ids([position.ids for position in positions], full_length=full_length))
+        return cls(
+            encoder,
+            layer,
+            states=encoder.advance(states, start=0, stop=layer + 1),
+            subject=torch.tensor([position.last_subject_index for position in positions], device=encoder.device),
+            ends=torch.tensor([position.eos_index for position in positions], device=encoder.device),
+            targets=_said(encoder, [prompt for search in searches for prompt in search.compared]),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["_SourcePrompts"]) -> "_SourcePrompts":
+        """The prompts of all parts. Shorter ones are padded: attention does not look ahead."""
+        longest = max(part.states.shape[1] for part in parts)
+        padded = [F.pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts]
+        return replace(
+            parts[0],
+            states=torch.cat(padded),
+            subject=torch.cat([part.subject for part in parts]),
+            ends=torch.cat([part.ends for part in parts]),
+            targets=torch.cat([part.targets for part in parts]),
+        )
+
+    def of_prompts(self, prompts: slice) -> "_SourcePrompts":
+        return replace(
+            self,
+            states=self.states[prompts],
+            subject=self.subject[prompts],
+            ends=self.ends[prompts],
+            targets=self.targets[prompts],
+        )
+
+    @property
+    def _at_subject(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(len(self.subject), device=self.subject.device), self.subject
 
     def at_subject(self) -> Tensor:
         """(p, d) float32"""
-        return self._states[self._prompt, self._subject].float()
+        return self.states[self._at_subject].float()
 
     def encode(self, shift: Tensor) -> Encoding:
         """With the shifts (p, d) added at the last subject tokens."""
-        at = (self._prompt, self._subject)
-        states = self._states.index_put(at, shift.to(self._states.dtype), accumulate=True)
-        return self.encoder.read(states, start=self._layer + 1, ends=self._eos)
+        states = self.states.index_put(self._at_subject, shift.to(self.states.dtype), accumulate=True)
+        return self.encoder.read(states, start=self.layer + 1, ends=self.ends)
 
-    @torch.no_grad()
-    def said_of(self, destinations: Sequence[str]) -> Tensor:
-        """What is said of each destination, float32."""
-        ids = [self.encoder.tokenizer.encode(destination).ids for destination in destinations]
-        return self.encoder.encoding(ids, full_length=False).said.float()
+
+def _said(encoder: EditableEncoder, prompts: Sequence[str | None]) -> Tensor:
+    """What is said of each prompt, (p, ·) float32; zeros where there is none."""
+    given = [prompt for prompt in prompts if prompt is not None]
+    said = torch.zeros(len(prompts), encoder.said_width, device=encoder.device)
+    if given:
+        ids = [encoder.tokenizer.encode(prompt).ids for prompt in given]
+        places = torch.tensor([prompt is not None for prompt in prompts], device=encoder.device)
+        said[places] = encoder.encoding(ids, full_length=False).said.float()
+    return said

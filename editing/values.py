@@ -14,9 +14,10 @@ Shapes: e searches in a batch, p prompts (all templates of all searches), s posi
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from operator import mul
 from typing import Any, Literal, Self
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from editing import ENGINE_VERSION
 from editing.concepts import ConceptEdit
 from editing.errors import Cancelled, EditingError, OptimisationDiverged
-from editing.noise import UNET_BATCH
+from editing.optimizers import LBFGS, Adam, RowOptimizer
 from editing.pipelines import Condition, EditablePipeline
 from editing.search import PromptBatch, Search, searches_of
 
@@ -124,149 +125,225 @@ def optimize_values(
     the sums of a step run over the batch, so that with other edits beside it a value is the same within rounding.
     """
     outcomes: list[Value | EditingError | None] = [None] * len(edits)
-    waiting: list[list[Search]] = []
+    groups: list[list[Search]] = []
     for index, edit in enumerate(edits):
         try:
-            waiting.append(searches_of(edit, pipeline, index=index))
+            groups.append(searches_of(edit, pipeline, index=index))
         except EditingError as error:
             outcomes[index] = error
-    for batch in _batches(waiting, max_batch=max_batch):
-        for group in _by_edit(batch):
-            _prepare(pipeline, group, cancelled=cancelled)
-        _optimize(pipeline, batch, progress=progress, cancelled=cancelled)
-        for group in _by_edit(batch):
-            outcomes[group[0].index] = _outcome(pipeline, group)
-            for search in group:
-                search.noise = None  # its bank is the bulk of the memory
+    for noisy in (False, True):
+        for waiting in _alike(groups, noisy=noisy):
+            batch = _Batch(pipeline, waiting, noisy=noisy, max_batch=max_batch, cancelled=cancelled)
+            while batch.refill():
+                batch.step()
+                if progress:
+                    for group in batch.groups:
+                        progress(_progress(group))
+    for group in groups:
+        outcomes[group[0].index] = _outcome(pipeline, group)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _prepare(pipeline: EditablePipeline, group: Sequence[Search], *, cancelled: Callable[[int], bool] | None) -> None:
+def _alike(groups: Iterable[list[Search]], *, noisy: bool) -> list[list[list[Search]]]:
+    """The groups that have steps with noise, or without, by what may share a batch: the layers and one optimiser."""
+    alike: dict[tuple[tuple[int, ...], str], list[list[Search]]] = {}
+    for group in groups:
+        first = group[0]
+        if first.error is None and first.step < _last_step(first, noisy=noisy):
+            optimizer = "adam" if noisy else first.edit.settings.text_optimizer
+            alike.setdefault((first.layers, optimizer), []).append(group)
+    return list(alike.values())
+
+
+def _last_step(search: Search, *, noisy: bool) -> int:
+    return search.edit.settings.steps if noisy else search.text_steps
+
+
+class _Batch:
+    """The searches that run together. Where one ends, those that wait take its place before the next step.
+
+    A group is all the searches of one edit: it starts, counts and ends as one.
+    """
+
+    def __init__(
+        self,
+        pipeline: EditablePipeline,
+        waiting: Iterable[list[Search]],
+        *,
+        noisy: bool,
+        max_batch: int,
+        cancelled: Callable[[int], bool] | None,
+    ) -> None:
+        self.groups: list[list[Search]] = []
+        self._pipeline = pipeline
+        self._waiting = deque(waiting)
+        self._noisy = noisy
+        self._max_batch = max_batch
+        self._cancelled = cancelled
+        adam = noisy or self._waiting[0][0].edit.settings.text_optimizer == "adam"
+        self._optimizer: RowOptimizer = Adam() if adam else LBFGS()
+        self._prompts: PromptBatch | None = None
+
+    @property
+    def _searches(self) -> list[Search]:
+        return [search for group in self.groups for search in group]
+
+    def refill(self) -> bool:
+        """Let go of the groups that have ended and start those that there is room for. False: none is left."""
+        for group in self.groups:
+            self._check(group)
+        rows: list[int] = []
+        staying: list[list[Search]] = []
+        row = 0
+        for group in self.groups:
+            if self._ended(group):
+                for search in group:
+                    search.release()
+            else:
+                staying.append(group)
+                rows += range(row, row + len(group))
+            row += len(group)
+        self.groups = staying
+        starting = self._start(room=self._max_batch - len(rows))
+        if len(rows) < row or starting:
+            self._optimizer.keep(rows)
+            self.groups += starting
+            self._compose([search for group in starting for search in group])
+        return bool(self.groups)
+
+    def _ended(self, group: Sequence[Search]) -> bool:
+        first = group[0]
+        if not self._noisy and all(search.settled or search.converged for search in group):
+            for search in group:
+                search.step = search.text_steps
+        return first.error is not None or first.step >= _last_step(first, noisy=self._noisy)
+
+    def _start(self, *, room: int) -> list[list[Search]]:
+        """The next groups that fit, ready to run; one that is too large for any room runs alone."""
+        starting: list[list[Search]] = []
+        while self._waiting and (len(self._waiting[0]) <= room or not (self.groups or starting)):
+            if self._waiting[0][0].prompts is None:
+                self._encode_ahead()
+            group = self._waiting.popleft()
+            self._check(group)
+            if self._noisy and group[0].error is None:
+                _prepare(self._pipeline, group)
+            if group[0].error is None:
+                starting.append(group)
+                room -= len(group)
+        return starting
+
+    def _encode_ahead(self) -> None:
+        """The prompts of the next searches in one pass, which costs far less than one for each that starts."""
+        chunk: list[Search] = []
+        for group in self._waiting:
+            if chunk and len(chunk) + len(group) > self._max_batch:
+                break
+            chunk += group
+        parts = PromptBatch(self._pipeline, chunk, full_length=self._noisy).split()
+        for search, part in zip(chunk, parts, strict=True):
+            search.prompts, search.hidden = part, part.hidden[0]
+
+    def _compose(self, starting: Sequence[Search]) -> None:
+        prompts = [search.prompts for search in self._searches if search.prompts]
+        self._prompts = PromptBatch.join(prompts) if prompts else None
+        if starting:
+            rates = torch.tensor([search.edit.settings.learning_rate for search in starting])
+            deltas = torch.stack([search.delta for search in starting])  # (e, D)
+            lengths = torch.stack([search.hidden.norm() for search in starting])
+            self._optimizer.join(deltas, learning_rate=rates.to(deltas.device), radius=lengths)
+
+    def _check(self, group: Sequence[Search]) -> None:
+        first = group[0]
+        running = first.error is None and first.step < _last_step(first, noisy=self._noisy)
+        if running and self._cancelled and self._cancelled(first.index):
+            _stop(group, Cancelled(f"cancelled after {first.step} steps"))
+
+    def step(self) -> None:
+        """One step of every search; what comes of it is left in the search."""
+        prompts, optimizer, searches = self._prompts, self._optimizer, self._searches
+        assert prompts is not None
+        with torch.enable_grad():
+            deltas = optimizer.points.detach().requires_grad_()  # (e, D)
+            encodings = prompts.encode(deltas)
+            text = prompts.text_losses(encodings)  # (e,)
+            losses = text * prompts.text_weights + prompts.regulariser(deltas)
+            total = losses.sum()
+            noise = torch.zeros_like(losses)
+            if self._noisy:
+                context = Condition.of(encodings)
+                noise, pull = _noise_losses(self._pipeline, searches, prompts, context)
+                total = total + context.dot(pull)
+            # Rows share nothing but weights that take no gradient: a loss that is not finite spoils its own δ alone.
+            (gradients,) = torch.autograd.grad(total, deltas)
+        with torch.no_grad():
+            taken = optimizer.step(losses.detach() + noise, gradients, prompts.clamp)
+        self._record(text.tolist(), noise.tolist(), taken.tolist())
+
+    def _record(self, text: Sequence[float], noise: Sequence[float], taken: Sequence[bool]) -> None:
+        optimizer, searches = self._optimizer, self._searches
+        losses, converged = optimizer.losses.tolist(), optimizer.converged.tolist()
+        for row, search in enumerate(searches):
+            search.step += 1
+            search.delta = optimizer.found[row]
+            search.converged = converged[row]
+            search.losses.append(losses[row])
+            if search.uses_text:
+                search.text_losses.append(text[row] if taken[row] or not search.text_losses else search.text_losses[-1])
+            if self._noisy:
+                search.noise_losses.append(noise[row])
+        for group in self.groups:
+            if not all(math.isfinite(search.losses[-1]) for search in group):
+                _stop(
+                    group,
+                    OptimisationDiverged(
+                        f"the loss is not finite at step {group[0].step}: lower learning_rate, or check the weights"
+                    ),
+                )
+
+
+def _prepare(pipeline: EditablePipeline, group: Sequence[Search]) -> None:
     try:
-        if cancelled and cancelled(group[0].index):
-            raise Cancelled("cancelled before its first step")
         for search in group:
             search.prepare(pipeline)
     except EditingError as error:
         _stop(group, error)
 
 
-def _batches(waiting: list[list[Search]], *, max_batch: int) -> Iterator[list[Search]]:
-    """Searches that can share a batch: of the same layers, and no quick text-only one among those with a U-Net."""
-    groups: dict[tuple[tuple[int, ...], bool], list[list[Search]]] = {}
-    for searches in waiting:
-        groups.setdefault((searches[0].layers, searches[0].edit.objective == "text"), []).append(searches)
-    for group in groups.values():
-        batch: list[Search] = []
-        for searches in group:
-            if batch and len(batch) + len(searches) > max_batch:
-                yield batch
-                batch = []
-            batch = batch + searches
-        yield batch
-
-
-def _optimize(
-    pipeline: EditablePipeline,
-    searches: Sequence[Search],
-    *,
-    progress: Callable[[StageOneProgress], None] | None,
-    cancelled: Callable[[int], bool] | None,
-) -> None:
-    """Adam on every δ of a batch; what comes of each is left in its search."""
-    optimizer = torch.optim.Adam([{"params": [s.delta], "lr": s.edit.settings.learning_rate} for s in searches])
-    running: list[Search] = []
-    for step in range(max(search.edit.settings.steps for search in searches)):
-        for group in _by_edit(searches):
-            if cancelled and group[0].runs(step) and cancelled(group[0].index):
-                _stop(group, Cancelled(f"cancelled after {step} steps"))
-        still = [search for search in searches if search.runs(step)]
-        if not still:
-            return
-        if still != running:
-            running = still
-            prompts = PromptBatch(pipeline, running)
-            for search, hidden in zip(running, prompts.hidden, strict=True):
-                search.hidden = hidden
-
-        optimizer.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            deltas = torch.stack([search.delta for search in running])  # (e, D)
-            encodings = prompts.encode(deltas)
-            context = Condition.of(encodings)
-            text = prompts.text_losses(encodings)  # (e,)
-            noise, pull = _noise_losses(pipeline, running, prompts, context, step=step)
-            losses = text * prompts.text_weights + prompts.regulariser(deltas)
-            # Rows share nothing but weights that take no gradient: a loss that is not finite spoils its own δ alone.
-            (losses.sum() + context.dot(pull)).backward()
-        healthy = (losses + noise).isfinite()
-        _record(running, text.tolist(), noise.tolist(), healthy.tolist(), step=step)
-        optimizer.step()
-        for search in running:
-            search.clamp()
-        if progress:
-            for group in _by_edit(running):
-                progress(_progress(group, step=step))
-
-
 def _noise_losses(
-    pipeline: EditablePipeline, running: Sequence[Search], prompts: PromptBatch, context: Condition, *, step: int
+    pipeline: EditablePipeline, running: Sequence[Search], prompts: PromptBatch, context: Condition
 ) -> tuple[Tensor, Condition]:
     """L_noise (e,), and its gradient with respect to the context of the p prompts: Eq. 3 and 4.
 
     The U-Net runs on a few latents at a time and is differentiated at once, so that its activations are never all
     in memory; the gradient goes on into the encoders in one piece.
     """
-    losses = torch.zeros(len(running), device=pipeline.device)
-    drawn = [
-        (row, search.noise.draw()) for row, search in enumerate(running) if search.noise and search.uses_noise(step)
-    ]
-    if not drawn:
-        return losses, context.map(torch.zeros_like)
     leaf = context.map(lambda tensor: tensor.detach().requires_grad_())
-    noisy = torch.cat([batch.noisy for _, batch in drawn])  # (b, c, h, w)
-    timesteps = torch.cat([batch.timesteps for _, batch in drawn])  # (b,)
-    target = torch.cat([batch.target for _, batch in drawn])
-    prompt = torch.cat([prompts.first[row] + batch.templates for row, batch in drawn])
-    owner = torch.tensor([row for row, batch in drawn for _ in batch.timesteps], device=losses.device)
-    share = torch.tensor([1 / len(batch.timesteps) for _, batch in drawn for _ in batch.timesteps]).to(losses.device)
-    for part in torch.arange(len(noisy), device=losses.device).split(UNET_BATCH):
+    pull = leaf.map(lambda tensor: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False))
+    drawn = [search.noise.draw() for search in running if search.noise]
+    noisy = torch.cat([batch.noisy for batch in drawn])  # (b, c, h, w)
+    timesteps = torch.cat([batch.timesteps for batch in drawn])  # (b,)
+    target = torch.cat([batch.target for batch in drawn])
+    prompt = torch.cat([first + batch.templates for first, batch in zip(prompts.first, drawn, strict=True)])
+    size = torch.tensor([len(batch.timesteps) for batch in drawn], device=prompt.device)
+    owner = torch.arange(len(drawn), device=prompt.device).repeat_interleave(size)
+    share = 1 / size[owner]
+
+    def differentiate(part: slice) -> Tensor:
         prediction = pipeline.predict(noisy[part], timesteps[part], leaf[prompt[part]])
         errors = (prediction - target[part]).square().mean((1, 2, 3)) * share[part]
-        errors.sum().backward()
-        losses.index_add_(0, owner[part], errors.detach())
-    return losses, leaf.map(_gradient)
+        gradients = torch.autograd.grad(errors.sum(), leaf.tensors)
+        for total, gradient in zip(pull.tensors, gradients, strict=True):
+            total.add_(gradient)
+        return errors.detach()
 
-
-def _gradient(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None
-    return leaf.grad.float()
-
-
-def _record(
-    running: Sequence[Search], text: list[float], noise: list[float], healthy: list[bool], *, step: int
-) -> None:
-    for search, text_loss, noise_loss in zip(running, text, noise, strict=True):
-        if search.uses_text:
-            search.text_losses.append(text_loss)
-        if search.uses_noise(step):
-            search.noise_losses.append(noise_loss)
-    for group in _by_edit(search for search, fine in zip(running, healthy, strict=True) if not fine):
-        _stop(
-            [search for search in running if search.index == group[0].index],
-            OptimisationDiverged(
-                f"the loss is not finite at step {step + 1}: lower learning_rate, or check the weights"
-            ),
-        )
+    errors = torch.cat(pipeline.unet_parts.split(len(noisy), differentiate))
+    return torch.zeros(len(drawn), device=prompt.device).index_add_(0, owner, errors), pull
 
 
 def _stop(group: Iterable[Search], error: EditingError) -> None:
     for search in group:
-        search.stop(error)
-
-
-def _by_edit(searches: Iterable[Search]) -> list[list[Search]]:
-    return [list(group) for _, group in groupby(searches, key=lambda search: search.index)]
+        search.error = error
 
 
 def _mean_losses(
@@ -278,11 +355,11 @@ def _mean_losses(
     return tuple(sum(map(mul, losses, shares)) for losses in steps)
 
 
-def _progress(group: Sequence[Search], *, step: int) -> StageOneProgress:
+def _progress(group: Sequence[Search]) -> StageOneProgress:
     text, noise = (_mean_losses(group, name, since=-1) for name in ("text_losses", "noise_losses"))
     return StageOneProgress(
         edit_index=group[0].index,
-        step=step + 1,
+        step=group[0].step,
         steps=group[0].edit.settings.steps,
         text_loss=text[-1] if text else None,
         noise_loss=noise[-1] if noise else None,
@@ -293,7 +370,7 @@ def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> Value | Edi
     first = group[0]
     if first.error:
         return first.error
-    delta = torch.stack([search.share * search.delta.detach() for search in group]).sum(0)
+    delta = torch.stack([search.share * search.delta for search in group]).sum(0)
     if not delta.isfinite().all():
         return OptimisationDiverged("δ is not finite after the last step: lower learning_rate")
     parts = zip(

@@ -1,12 +1,14 @@
 """What the checkpoint calls take and give."""
 
+import json
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from app.presets import with_preset
 from app.text import Text
 
 MOST_EDITS = 20_000
@@ -50,6 +52,9 @@ Selection = Annotated[
 ]
 
 
+PRESETS: dict[str, dict[str, Any]] = {"published": {"residual": "published", "mass": 4000.0, "alpha": 0.5}}
+
+
 class ApplyCreate(BaseModel):
     """Which edits, and how. Exactly one of `edits` and `from`."""
 
@@ -67,6 +72,11 @@ class ApplyCreate(BaseModel):
     base: str | None = Field(None, alias="from", pattern=REVISION, description="a version or alias to start from")
     add: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; replaces its edit of the same source")
     remove: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; edit ids")
+    preset: Literal["published"] | None = Field(
+        None,
+        description="fields by name; those given beside it come first. `published`: as the paper's code ran, "
+        f"that is {json.dumps(dict(PRESETS['published']))}",
+    )
     alpha: float = Field(0.5, gt=0, lt=1, description="the edits' weight against what the encoder knows (Eq. 14)")
     layers: list[int] | None = Field(
         None,
@@ -82,6 +92,11 @@ class ApplyCreate(BaseModel):
     alias: AliasName | None = Field(
         None, description="moved to the new version once it is published, unless someone else moved it meanwhile"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_preset(cls, given: object) -> object:
+        return with_preset(given, PRESETS)
 
 
 class EditInCheckpoint(BaseModel):

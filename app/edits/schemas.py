@@ -1,5 +1,6 @@
 """Edits as clients ask for them and see them."""
 
+import json
 import unicodedata
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -8,8 +9,9 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from app.models.schemas import ProblemNote
+from app.presets import with_preset
 from app.text import Text
-from editing.concepts import DEFAULT_TEMPLATES, Objective, StageOneSettings
+from editing.concepts import DEFAULT_TEMPLATES, PRESETS, Objective, Preset, StageOneSettings, TextOptimizer
 
 EditState = Literal["queued", "optimizing", "ready", "failed", "cancelling", "cancelled"]
 MAX_BATCH = 5000
@@ -58,13 +60,27 @@ class DestinationIn(BaseModel):
 
 
 class SettingsIn(BaseModel):
-    """How stage I searches for the value. What is not given takes the default of the method."""
+    """How stage I searches for the value. What is not given takes the preset's value, else the method's default."""
 
     model_config = ConfigDict(extra="forbid")
 
+    preset: Preset | None = Field(
+        None,
+        exclude=True,
+        description="settings by name; the fields given beside it come first. `published`: as the paper's code ran, "
+        f"that is {json.dumps(dict(PRESETS['published']))}. The edit keeps the settings that result, not the name.",
+    )
     objective: Objective = Field(DEFAULTS.objective, description="reference images always take `noise`")
     steps: Annotated[int, Field(ge=1, le=2000)] = DEFAULTS.steps
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = DEFAULTS.learning_rate
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="of Adam")] = DEFAULTS.learning_rate
+    text_optimizer: TextOptimizer = Field(
+        DEFAULTS.text_optimizer, description="takes the steps that follow the text alone; Adam takes those with noise"
+    )
+    tolerance: Annotated[float, Field(ge=0, le=1)] = Field(
+        DEFAULTS.tolerance,
+        description="the steps that follow the text alone end early once three of them together lower the loss by less "
+        "than this share of the first loss",
+    )
     text_weight: Annotated[float, Field(ge=0, le=100)] = DEFAULTS.text_weight
     weight_decay: Annotated[float, Field(ge=0, le=100)] = DEFAULTS.weight_decay
     clamp: Annotated[float, Field(gt=0, le=100)] = DEFAULTS.clamp
@@ -80,6 +96,11 @@ class SettingsIn(BaseModel):
     guidance: Annotated[float, Field(ge=0, le=50)] = DEFAULTS.guidance
     bank: Annotated[int, Field(ge=1, le=1024)] = DEFAULTS.bank
     noise_batch: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.noise_batch
+
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_preset(cls, given: object) -> object:
+        return with_preset(given, PRESETS)
 
 
 EXAMPLE: dict[str, Any] = {

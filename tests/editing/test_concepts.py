@@ -88,12 +88,27 @@ class TestStageOneSettings:
             ("layer", -1),
             ("warm_start", -1),
             ("bank", 0),
+            ("tolerance", -0.5),
+            ("text_optimizer", "sgd"),
         ],
     )
     def test_refuses(self, name: str, given: Any) -> None:
         with pytest.raises(InvalidEdit) as refusal:
             StageOneSettings(**{"objective": "hybrid", name: given})
         assert refusal.value.pointer == f"/settings/{name}"
+
+    def test_published(self) -> None:
+        settings = StageOneSettings.preset("published", steps=100)
+        paper = (settings.objective, settings.text_weight, settings.weight_decay, settings.learning_rate)
+        assert paper == ("hybrid", 0.01, 5e-4, 0.2)
+        assert (settings.clamp, settings.warm_start, settings.text_optimizer) == (1.5, 0, "adam")
+        assert settings.steps == 100
+        assert StageOneSettings.preset("published").steps == 200
+
+    def test_a_preset_unknown_is_named(self) -> None:
+        with pytest.raises(InvalidEdit, match="published") as refusal:
+            StageOneSettings.preset("quick")
+        assert refusal.value.pointer == "/settings/preset"
 
 
 def test_balance_shares_sum_to_one() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Generator, Tensor
 
+from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import UnsafePipeline, UnsupportedPipeline
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
+from editing.values import Value, optimize_values
 from tests.pipelines import LENGTH, PROJECTION, WIDTH, WIDTH_2
 
 PROMPTS = ["a cat", "The old tree, in the sea!", "", "word " * 30]
@@ -139,3 +141,49 @@ class TestSample:
 
 def _seeded() -> Generator:
     return Generator().manual_seed(0)
+
+
+class TestPrecision:
+    def test_bfloat16_agrees_with_float32(self, folder: Path, pipeline: EditablePipeline) -> None:
+        assert not pipeline.mixed_precision  # the CPU gains nothing by it
+        mixed = load_pipeline(folder, mixed_precision=True)
+        inputs = latents(pipeline)
+        exact, rounded = pipeline.predict_all(*inputs), mixed.predict_all(*inputs)
+        assert rounded.dtype == torch.float32
+        assert 0 < float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
+
+    def test_compiles_the_u_net_where_asked(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiled = []
+        monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
+        load_pipeline(folder)
+        assert compiled == []
+        pipeline = load_pipeline(folder, compile_unet=True)
+        assert compiled == [pipeline.unet]
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_the_gpu_agrees_with_the_cpu(self, folder: Path, pipeline: EditablePipeline) -> None:
+        gpu = load_pipeline(folder, device="cuda")
+        assert gpu.mixed_precision
+        assert 1 <= gpu.unet_parts.size <= 256
+        inputs = latents(pipeline)
+        exact, rounded = (
+            pipeline.predict_all(*inputs),
+            gpu.predict_all(inputs[0].cuda(), inputs[1].cuda(), inputs[2].map(Tensor.cuda)).cpu(),
+        )
+        assert float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
+
+        settings = StageOneSettings(steps=6, warm_start=3, images=2, bank=6, noise_batch=2, solver_steps=2)
+        edit = ConceptEdit("cat", DestinationPrompt("dog"), settings=settings)
+        (ours,), (theirs,) = optimize_values(pipeline, [edit]), optimize_values(gpu, [edit])
+        assert isinstance(ours, Value) and isinstance(theirs, Value)
+        assert theirs.text_losses[0] == pytest.approx(ours.text_losses[0], rel=1e-3)
+        assert theirs.noise_losses[0] == pytest.approx(ours.noise_losses[0], rel=0.1)
+        again = optimize_values(gpu, [edit])[0]
+        assert isinstance(again, Value)
+        torch.testing.assert_close(again.delta, theirs.delta)
+
+
+def latents(pipeline: EditablePipeline) -> tuple[Tensor, Tensor, Condition]:
+    noisy = torch.randn(5, *pipeline.latent_shape, generator=_seeded())
+    return noisy, torch.arange(0, 1000, 200), pipeline.encode(["cat", "dog", "a", "b", "c"])

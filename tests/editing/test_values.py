@@ -22,11 +22,12 @@ from editing.concepts import (
     StageOneSettings,
 )
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimisationDiverged
+from editing.memory import PartSize
 from editing.pipelines import Condition, EditablePipeline
 from editing.search import PromptBatch, searches_of
 from editing.values import StageOneProgress, Value, optimize_values
 
-TEXT = StageOneSettings(objective="text", steps=20)
+TEXT = StageOneSettings(objective="text", steps=20, tolerance=0)
 QUICK = StageOneSettings(steps=4, warm_start=0, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
 CAT = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
 TREE = ConceptEdit("old tree", DestinationPrompt("the sea"), settings=TEXT, templates=("a {}", "{}"))
@@ -103,6 +104,75 @@ class TestTextObjective:
         assert torch.equal(same.delta, named.delta)
 
 
+class TestTolerance:
+    def test_ends_the_text_steps_early(self, pipeline: EditablePipeline) -> None:
+        loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=0.05))
+        losses = one(pipeline, loose).text_losses
+        assert 4 <= len(losses) < 100
+        assert losses[-4] - losses[-1] < 0.05 * losses[0]
+        assert losses[-5] - losses[-2] >= 0.05 * losses[0] or len(losses) == 4
+
+    def test_the_noise_follows_at_its_own_step(self, pipeline: EditablePipeline) -> None:
+        seen: list[StageOneProgress] = []
+        settings = dataclasses.replace(QUICK, steps=100, warm_start=98, tolerance=0.5)
+        optimize_values(pipeline, [dataclasses.replace(CAT, settings=settings)], progress=seen.append)
+        steps = [progress.step for progress in seen]
+        assert steps[-2:] == [99, 100] or steps[-20:] == list(range(81, 101))
+        assert len(steps) < 60
+
+    def test_lbfgs_gets_further_than_adam(self, pipeline: EditablePipeline) -> None:
+        adam = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, text_optimizer="adam"))
+        assert one(pipeline, CAT).text_losses[-1] < one(pipeline, adam).text_losses[-1]
+
+
+class TestMemory:
+    def test_steps_back_where_memory_runs_out(
+        self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The U-Net fails on more than two latents: the values are those of two at a time."""
+        edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
+        monkeypatch.setattr(pipeline, "unet_parts", PartSize(2))
+        expected = optimize_values(pipeline, edits)
+
+        forward, failures = pipeline.unet.forward, []
+
+        def narrow(sample: Tensor, *args: object, **kwargs: object) -> object:
+            if len(sample) > 2:
+                failures.append(len(sample))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(sample, *args, **kwargs)
+
+        monkeypatch.setattr(pipeline.unet, "forward", narrow)
+        monkeypatch.setattr(pipeline, "unet_parts", PartSize(32))
+        values = optimize_values(pipeline, edits)
+        assert failures == [4]  # two pictures, guided; then two at a time to the end
+        for value, other in zip(values, expected, strict=True):
+            assert isinstance(value, Value) and isinstance(other, Value)
+            assert value.to_bytes() == other.to_bytes()
+            assert value.noise_losses == other.noise_losses
+
+    def test_a_step_loses_nothing_to_a_failed_part(
+        self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Memory runs out in the middle of a step, in the gradient: no latent is counted twice."""
+        edit = dataclasses.replace(CAT, settings=QUICK)
+        monkeypatch.setattr(pipeline, "unet_parts", PartSize(32))
+        expected = one(pipeline, edit)
+        grad, calls = torch.autograd.grad, []
+
+        def fails_once(*args: object, **kwargs: object) -> tuple[Tensor, ...]:
+            gradients = grad(*args, **kwargs)  # type: ignore[arg-type]
+            calls.append(1)
+            if len(calls) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return gradients
+
+        monkeypatch.setattr(torch.autograd, "grad", fails_once)
+        value = one(pipeline, edit)
+        assert pipeline.unet_parts.size == 1
+        torch.testing.assert_close(value.delta, expected.delta, rtol=1e-3, atol=1e-3)
+
+
 class TestNoiseObjectives:
     @pytest.mark.parametrize(("objective", "text_steps"), [("noise", 0), ("hybrid", 4)])
     def test_records_its_losses(self, pipeline: EditablePipeline, objective: Objective, text_steps: int) -> None:
@@ -128,7 +198,7 @@ class TestNoiseObjectives:
     ) -> None:
         """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
         pipeline = any_pipeline
-        monkeypatch.setattr(module, "UNET_BATCH", 3)
+        monkeypatch.setattr(pipeline, "unet_parts", PartSize(3))
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
         searches = [search for i, edit in enumerate(edits) for search in searches_of(edit, pipeline, index=i)]
         batches = []
@@ -142,7 +212,7 @@ class TestNoiseObjectives:
         width = sum(encoder.width for encoder in pipeline.encoders)
         deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
         context = Condition.of(prompts.encode(deltas))
-        losses, pull = module._noise_losses(pipeline, searches, prompts, context, step=0)
+        losses, pull = module._noise_losses(pipeline, searches, prompts, context)
         (pieces,) = torch.autograd.grad(context.dot(pull), deltas, retain_graph=True)
 
         whole = torch.stack(
@@ -284,6 +354,50 @@ class TestBatch:
         assert (len(value.text_losses), len(longer.text_losses)) == (7, 20)
         torch.testing.assert_close(value.delta, one(pipeline, short).delta, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(longer.delta, one(pipeline, TREE).delta, rtol=1e-3, atol=1e-3)
+
+    def test_a_row_that_ends_makes_room_at_once(self, pipeline: EditablePipeline) -> None:
+        short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=5))
+        edits = [short, TREE, dataclasses.replace(CAT, source="fish")]
+        order: list[tuple[int, int]] = []
+        values = optimize_values(
+            pipeline, edits, max_batch=2, progress=lambda progress: order.append((progress.edit_index, progress.step))
+        )
+        together = [(0, 5), (1, 5), (1, 6), (2, 1), (1, 7), (2, 2)]
+        assert order[8:14] == together
+        for edit, value in zip(edits, values, strict=True):
+            assert isinstance(value, Value)
+            assert len(value.text_losses) == edit.settings.steps
+            torch.testing.assert_close(value.delta, one(pipeline, edit).delta, rtol=1e-3, atol=1e-3)
+
+    def test_a_cancelled_row_makes_room_at_once(self, pipeline: EditablePipeline) -> None:
+        order: list[tuple[int, int]] = []
+        outcomes = optimize_values(
+            pipeline,
+            [CAT, TREE],
+            max_batch=1,
+            progress=lambda progress: order.append((progress.edit_index, progress.step)),
+            cancelled=lambda index: index == 0 and len(order) == 2,
+        )
+        assert order[:3] == [(0, 1), (0, 2), (1, 1)]
+        assert isinstance(outcomes[0], Cancelled) and isinstance(outcomes[1], Value)
+
+    def test_a_balance_stays_together(self, pipeline: EditablePipeline) -> None:
+        balance = ConceptEdit("cat", Balance({"dog": 1, "fish": 1, "the sea": 1}), settings=TEXT)
+        order: list[int] = []
+        values = optimize_values(
+            pipeline, [TREE, balance], max_batch=2, progress=lambda progress: order.append(progress.edit_index)
+        )
+        assert order == [0] * 20 + [1] * 20  # three have no room beside another, and run alone
+        assert isinstance(values[1], Value)
+        torch.testing.assert_close(values[1].delta, one(pipeline, balance).delta, rtol=1e-3, atol=1e-3)
+
+    def test_text_does_not_wait_for_the_u_net(self, pipeline: EditablePipeline) -> None:
+        seen: list[StageOneProgress] = []
+        edits = [dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warm_start=2)), TREE]
+        optimize_values(pipeline, edits, progress=seen.append)
+        noisy = [progress.noise_loss is not None for progress in seen]
+        assert noisy == sorted(noisy)
+        assert [progress.edit_index for progress in seen if progress.noise_loss is not None] == [0, 0]
 
     def test_one_bad_edit_disturbs_no_other(self, pipeline: EditablePipeline) -> None:
         edits = [

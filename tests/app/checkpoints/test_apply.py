@@ -138,6 +138,13 @@ class TestApplied:
         assert event.target == "checkpoint:emoji/v1"
         assert event.details["edits"] == [str(earlier.id), str(later.id)]
 
+    def test_a_preset_and_what_comes_before_it(self, client, keys, add_edit):
+        add_edit("owl")
+        body = {"edits": "ready", "preset": "published", "alpha": 0.6}
+        made = client.post(URL, json=body, headers=keys["apply"]).json()
+        assert (made["residual"], made["mass"], made["alpha"]) == ("published", 4000.0, 0.6)
+        assert pointers(client.post(URL, json=body | {"preset": "magic"}, headers=keys["apply"])) == ["/preset"]
+
     def test_repeated_under_one_idempotency_key(self, client, keys, add_edit, session):
         add_edit("fox")
         headers = {**keys["apply"], "Idempotency-Key": "once"}

@@ -1,11 +1,13 @@
 """Create, list, read, cancel and retry over HTTP. Batches, waiting and values have modules of their own."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from sqlalchemy import func, select, update
 
 from app.db.models import AuditEvent, Edit, Job, Outbox
+from editing.concepts import StageOneSettings
 
 EDIT = {
     "source": "US president",
@@ -101,6 +103,11 @@ class TestCreateEdit:
             ({"settings": {"steps": 0}}, "/settings/steps"),
             ({"settings": {"steps": 2001}}, "/settings/steps"),
             ({"settings": {"objective": "magic"}}, "/settings/objective"),
+            ({"settings": {"preset": "magic"}}, "/settings/preset"),
+            ({"settings": {"preset": ["published"]}}, "/settings/preset"),
+            ({"settings": {"preset": "published", "steps": 0}}, "/settings/steps"),
+            ({"settings": {"tolerance": -0.1}}, "/settings/tolerance"),
+            ({"settings": {"text_optimizer": "sgd"}}, "/settings/text_optimizer"),
             ({"settings": {"layer": 4}}, "/settings/layer"),
             ({"settings": {"objective": "hybrid", "text_weight": 0}}, "/settings/text_weight"),
             ({"settings": {"unknown": 1}}, "/settings/unknown"),
@@ -123,6 +130,13 @@ class TestCreateEdit:
             answer = client.post(URL, headers=keys["edit"] | {"Content-Type": "application/json"}, content=body)
             assert answer.status_code == 422
             assert json.loads(answer.content)["errors"]
+
+    def test_a_preset_is_kept_as_the_settings_that_it_means(self, client, create):
+        settings = create(settings={"preset": "published", "steps": 50, "seed": 3})["settings"]
+        assert settings == asdict(StageOneSettings.preset("published", steps=50, seed=3))
+        assert create()["settings"]["warm_start"] != settings["warm_start"] == 0
+        described = client.get("/openapi.json").json()["components"]["schemas"]["SettingsIn"]["properties"]["preset"]
+        assert '"warm_start": 0' in described["description"]
 
     @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])
     def test_any_script(self, create, source):

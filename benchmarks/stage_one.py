@@ -1,0 +1,319 @@
+"""Stage I against the plain loop as published: `python -m benchmarks.stage_one [--concepts N] [--json FILE]`.
+
+The plain loop takes one concept at a time. In each of its 200 steps it encodes the pictures, runs the text encoder
+whole on source and destination and, for a hybrid edit, the U-Net on both, goes backward to δ and takes a step of Adam.
+Its parameters take no gradients, and its pictures are drawn by the same solver as ours: the difference is the method's.
+
+Every side of every case runs in a process of its own. CPU seconds and peak memory are those of the optimisation, after
+the model is loaded. The steps of the plain loop cost the same each, so with `--plain-steps` fewer of them can be
+measured and the rest reckoned; the quality of its values is then not measured. S2D is the rise of the destination's
+confidence on prompts that no edit used, HD the change of the confidence in concepts that no edit named, both as the
+emoji model's classifier judges pictures before and after stage II.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from demo.classify import classify, load_classifier
+from demo.concepts import WEIGHTS, read_concepts
+from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings, fill
+from editing.noise import add_noise, to_pixels
+from editing.pipelines import EditablePipeline, load_pipeline
+from editing.preview import draw
+from editing.statistics import SecondMoments
+from editing.update import applied, compute_update
+from editing.values import Value, optimize_values
+
+FREE_PROMPTS = ("a cute {}", "look at this {}")
+HELD_OUT = 30
+DRAWING = {"steps": 8, "guidance": 3.0}
+CASES = {
+    "text": "emoji model, text only",
+    "hybrid": "emoji model, hybrid",
+    "mid-size": "mid-size random U-Net, hybrid",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one side took, a concept."""
+
+    concepts: int
+    cpu_seconds: float
+    peak_mib: float
+    """Of the whole process."""
+    steps: float
+    """Mean number of text steps, of those that follow the text alone."""
+
+
+def emoji_pipeline() -> EditablePipeline:
+    return load_pipeline(WEIGHTS / "pipeline")
+
+
+def mid_size_pipeline(*, side: int = 16, channels: Sequence[int] = (96, 192)) -> EditablePipeline:
+    """The emoji model's text encoder and autoencoder before a random U-Net that costs some fifteen times more."""
+    pipeline = emoji_pipeline()
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=side,
+        block_out_channels=tuple(channels),
+        layers_per_block=2,
+        cross_attention_dim=pipeline.encoder.width,
+        attention_head_dim=8,
+        norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+    )
+    return dataclasses.replace(pipeline, unet=unet.requires_grad_(False).eval())
+
+
+def settings_of(case: str, side: str) -> StageOneSettings:
+    """Ours are the defaults; a guidance and solver steps that suit the emoji model are given to both sides."""
+    shared = {"objective": "text" if case == "text" else "hybrid", "guidance": 3.0}
+    return StageOneSettings(**shared) if side == "ours" else StageOneSettings.preset("published", **shared)
+
+
+def edits_of(concepts: int, settings: StageOneSettings) -> list[ConceptEdit]:
+    """Concepts of the first half of the list become concepts of the second half."""
+    names = _names()
+    middle = (len(names) - HELD_OUT) // 2
+    if not 1 <= concepts <= middle:
+        raise SystemExit(f"--concepts must be 1 to {middle}")
+    return [
+        ConceptEdit(names[i], DestinationPrompt(names[middle + i]), settings=settings)
+        for i in range(0, middle, max(1, middle // concepts))
+    ][:concepts]
+
+
+def _names() -> list[str]:
+    return [concept.name for concept in read_concepts() if concept.skew is None]
+
+
+def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor | None, steps: int) -> Value:
+    """The published loop for one concept; `pixels` (p, 3, height, width) of the destination, for a hybrid edit."""
+    assert isinstance(edit.destination, DestinationPrompt)
+    settings, encoder, tokenizer = edit.settings, pipeline.encoder, pipeline.tokenizer
+    sources = [tokenizer.locate(template, edit.source) for template in edit.templates]
+    destinations = [tokenizer.encode(fill(template, edit.destination.prompt)) for template in edit.templates]
+    rows = torch.arange(len(sources))
+    subjects = torch.tensor([position.last_subject_index for position in sources])
+    source_ends, destination_ends = (
+        torch.tensor([prompt.eos_index for prompt in prompts]) for prompts in (sources, destinations)
+    )
+    layer = encoder.value_layer
+    delta = torch.zeros(encoder.width, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
+    generator = torch.Generator().manual_seed(settings.seed)
+    hidden: Tensor | None = None
+    losses: list[float] = []
+
+    def add_delta(_: object, __: object, output: Tensor) -> Tensor:
+        nonlocal hidden
+        if hidden is None:
+            hidden = output[rows, subjects].detach().mean(0)
+        return output.index_put((rows, subjects), delta.expand(len(rows), -1), accumulate=True)
+
+    for _ in range(steps):
+        hook = encoder.layers[layer].register_forward_hook(add_delta)
+        said = encoder.model(encoder.ids([prompt.ids for prompt in sources]))[0]  # (p, s, d)
+        hook.remove()
+        with torch.no_grad():
+            wanted = encoder.model(encoder.ids([prompt.ids for prompt in destinations]))[0]
+        at_eos = said[rows, source_ends] - wanted[rows, destination_ends]  # (p, d)
+        text = at_eos.square().mean()
+        loss = text
+        if pixels is not None:
+            with torch.no_grad():
+                posterior = pipeline.vae.encode(pixels).latent_dist
+            latents = posterior.sample(generator) * pipeline.vae.config.scaling_factor
+            x_t, t, _ = add_noise(pipeline, latents, generator=generator)
+            with torch.no_grad():
+                target = pipeline.predict(x_t, t, wanted)
+            loss = (pipeline.predict(x_t, t, said) - target).square().mean() + settings.text_weight * text
+        assert hidden is not None
+        loss = loss + settings.weight_decay * delta.square().sum() / hidden.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            delta.mul_((settings.clamp * hidden.norm() / delta.norm().clamp_min(1e-12)).clamp(max=1))
+        losses.append(float(text.detach()))
+    assert hidden is not None
+    return Value(encoder.name, layer, delta.detach().clone(), hidden, tuple(losses))
+
+
+def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | None:
+    """One of the destination for each template, (p, 3, height, width); none for a text-only edit."""
+    if edit.objective == "text":
+        return None
+    assert isinstance(edit.destination, DestinationPrompt)
+    prompts = [fill(template, edit.destination.prompt) for template in edit.templates]
+    settings = edit.settings
+    drawn = draw(pipeline, prompts, seeds=range(len(prompts)), steps=settings.solver_steps, guidance=settings.guidance)
+    return torch.stack([to_pixels(picture, size=pipeline.image_size) for picture in drawn])
+
+
+def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out: Path) -> Cost:
+    """Optimise in this process; the values go to a file."""
+    pipeline = mid_size_pipeline() if case == "mid-size" else emoji_pipeline()
+    edits = edits_of(concepts, settings_of(case, side))
+    start = time.process_time()
+    if side == "ours":
+        values = [value for value in optimize_values(pipeline, edits) if isinstance(value, Value)]
+        seconds = time.process_time() - start
+    else:
+        asked = edits[0].settings.steps
+        steps = min(plain_steps or asked, asked)
+        pictures = [plain_pictures(pipeline, edit) for edit in edits]
+        drawn = time.process_time()
+        values = [
+            plain_value(pipeline, edit, pixels=pixels, steps=steps)
+            for edit, pixels in zip(edits, pictures, strict=True)
+        ]
+        seconds = drawn - start + (time.process_time() - drawn) * asked / steps
+    if len(values) < len(edits):
+        raise SystemExit("an edit has failed")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    save_file({f"{i}.{name}": t for i, value in enumerate(values) for name, t in value.to_tensors().items()}, out)
+    steps_taken = sum(len(value.text_losses) for value in values) / len(values)
+    return Cost(len(values), seconds / len(values), peak, steps_taken)
+
+
+def judge(files: Sequence[Path], *, concepts: int) -> list[dict[str, float]]:
+    """S2D and HD of stage II on the values in each file."""
+    pipeline, classifier = emoji_pipeline(), load_classifier()
+    moments = SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
+    edits = edits_of(concepts, StageOneSettings())
+    names = {edit.source: edit.destination.prompt for edit in edits if isinstance(edit.destination, DestinationPrompt)}
+    free = [(prompt.format(source), goal) for source, goal in names.items() for prompt in FREE_PROMPTS]
+    held_out = [(f"a photo of a {name}", name) for name in _names()[-HELD_OUT:]]
+
+    def confidence(asked: Sequence[tuple[str, str]]) -> float:
+        read = classify(draw(pipeline, [prompt for prompt, _ in asked], seeds=range(len(asked)), **DRAWING), classifier)
+        return sum(float(read.of_concept(goal)[i]) for i, (_, goal) in enumerate(asked)) / len(asked)
+
+    before = confidence(free), confidence(held_out)
+    results = []
+    for file in files:
+        tensors = load_file(file)
+        values = [
+            Value.from_tensors(
+                {name: tensors[f"{i}.{name}"] for name in ("delta", "hidden")},
+                encoder=pipeline.encoder.name,
+                layer=pipeline.encoder.value_layer,
+            )
+            for i in range(len(edits))
+        ]
+        with applied(pipeline.encoder, compute_update(pipeline.encoder, edits, values, moments)):
+            s2d, hd = confidence(free) - before[0], confidence(held_out) - before[1]
+        lengths = [value.delta_norm / value.hidden_norm for value in values]
+        results.append({"s2d": s2d, "hd": hd, "length": sum(lengths) / len(lengths)})
+    return results
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case in arguments.cases:
+            few = 1 if case == "mid-size" else arguments.plain_concepts
+            many = arguments.concepts if case == "text" else few
+            sides = {"ours": many, "plain": few}
+            files = {side: Path(folder) / f"{case}-{side}.safetensors" for side in ("few", *sides)}
+            costs = {}
+            for side, concepts in sides.items():
+                costs[side] = _child(
+                    case, side, str(files[side]), "--concepts", str(concepts), *_plain_steps(arguments, case)
+                )
+            report[case] = {
+                **costs,
+                "ratio": round(costs["plain"]["cpu_seconds"] / costs["ours"]["cpu_seconds"], 1),
+            }
+            if case != "mid-size" and not arguments.plain_steps:
+                same = files["ours"]
+                if many != few:
+                    same = files["few"]
+                    _child(case, "ours", str(same), "--concepts", str(few))
+                quality = _child("judge", str(same), str(files["plain"]), "--concepts", str(few))
+                report[case]["quality"] = dict(zip(("ours", "plain"), quality, strict=True))
+    return report
+
+
+def _plain_steps(arguments: argparse.Namespace, case: str) -> list[str]:
+    steps = arguments.plain_steps or (arguments.mid_size_steps if case == "mid-size" else None)
+    return ["--plain-steps", str(steps)] if steps else []
+
+
+def _child(*arguments: str) -> Any:
+    """The same module in a process of its own; its last line is the answer."""
+    command = [sys.executable, "-m", "benchmarks.stage_one", "--child", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| case | side | concepts | CPU s a concept | peak RSS, MiB | text steps | S2D | HD | ‖δ‖/‖h‖ |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case, found in report.items():
+        for side in ("plain", "ours"):
+            cost, quality = found[side], found.get("quality", {}).get(side)
+            judged = [f"{quality[key]:.3f}" for key in ("s2d", "hd", "length")] if quality else ["–"] * 3
+            cells = [CASES[case], side, str(cost["concepts"]), f"{cost['cpu_seconds']:.3f}", f"{cost['peak_mib']:.0f}"]
+            lines.append("| " + " | ".join([*cells, f"{cost['steps']:.0f}", *judged]) + " |")
+        lines.append(f"| {CASES[case]} | **ratio** | | **{found['ratio']}** | | | | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stage_one", description=__doc__.splitlines()[0])
+    parser.add_argument("--concepts", type=int, default=100, help="for our text-only side (default: %(default)s)")
+    parser.add_argument(
+        "--plain-concepts",
+        type=int,
+        default=4,
+        help="for all else; the mid-size U-Net has one",
+    )
+    parser.add_argument("--plain-steps", type=int, help="measure only these of the plain loop's steps; no quality")
+    parser.add_argument("--mid-size-steps", type=int, default=10, help="the same for the mid-size U-Net")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.child:
+        print(json.dumps(_answer(arguments)))  # noqa: T201
+        return
+    report = run(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(table(report))  # noqa: T201
+    print(json.dumps({case: found["ratio"] for case, found in report.items()}))  # noqa: T201
+
+
+def _answer(arguments: argparse.Namespace) -> Any:
+    if arguments.child[0] == "judge":
+        return judge([Path(file) for file in arguments.child[1:]], concepts=arguments.concepts)
+    case, side, file = arguments.child
+    cost = measure(case, side, concepts=arguments.concepts, plain_steps=arguments.plain_steps, out=Path(file))
+    return dataclasses.asdict(cost)
+
+
+if __name__ == "__main__":
+    main()
