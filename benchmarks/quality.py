@@ -89,6 +89,8 @@ class Examiner:
 
     pipeline: EditablePipeline
     classifier: Classifier
+    steps: int = STEPS
+    """of the solver"""
 
     def means(self, task: Task, update: Update | None = None) -> Means:
         """With the update in place, or of the base."""
@@ -111,7 +113,7 @@ class Examiner:
             return 0.0
         asked = [(prompt.format(name), wanted) for name, wanted in named for prompt in prompts]
         pictures = draw(
-            self.pipeline, [prompt for prompt, _ in asked], seeds=range(len(asked)), steps=STEPS, guidance=GUIDANCE
+            self.pipeline, [prompt for prompt, _ in asked], seeds=range(len(asked)), steps=self.steps, guidance=GUIDANCE
         )
         read = classify(pictures, self.classifier)
         places = [read.classes.concepts.index(wanted) for _, wanted in asked]

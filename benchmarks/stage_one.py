@@ -29,19 +29,18 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.classify import classify, load_classifier
+from benchmarks.quality import Examiner, Task, compare
+from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings, fill
 from editing.noise import add_noise, to_pixels
-from editing.pipelines import EditablePipeline, load_pipeline
+from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.preview import draw
 from editing.statistics import SecondMoments
-from editing.update import applied, compute_update
+from editing.update import compute_update
 from editing.values import Value, optimize_values
 
-FREE_PROMPTS = ("a cute {}", "look at this {}")
 HELD_OUT = 30
-DRAWING = {"steps": 8, "guidance": 3.0}
 CASES = {
     "text": "emoji model, text only",
     "hybrid": "emoji model, hybrid",
@@ -88,16 +87,17 @@ def settings_of(case: str, side: str) -> StageOneSettings:
     return StageOneSettings(**shared) if side == "ours" else StageOneSettings.preset("published", **shared)
 
 
-def edits_of(concepts: int, settings: StageOneSettings) -> list[ConceptEdit]:
+def pairs_of(concepts: int) -> list[tuple[str, str]]:
     """Concepts of the first half of the list become concepts of the second half."""
     names = _names()
     middle = (len(names) - HELD_OUT) // 2
     if not 1 <= concepts <= middle:
         raise SystemExit(f"--concepts must be 1 to {middle}")
-    return [
-        ConceptEdit(names[i], DestinationPrompt(names[middle + i]), settings=settings)
-        for i in range(0, middle, max(1, middle // concepts))
-    ][:concepts]
+    return [(names[i], names[middle + i]) for i in range(0, middle, max(1, middle // concepts))][:concepts]
+
+
+def edits_of(concepts: int, settings: StageOneSettings) -> list[ConceptEdit]:
+    return [ConceptEdit(source, DestinationPrompt(goal), settings=settings) for source, goal in pairs_of(concepts)]
 
 
 def _names() -> list[str]:
@@ -143,8 +143,8 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
             latents = posterior.sample(generator) * pipeline.vae.config.scaling_factor
             x_t, t, _ = add_noise(pipeline, latents, generator=generator)
             with torch.no_grad():
-                target = pipeline.predict(x_t, t, wanted)
-            loss = (pipeline.predict(x_t, t, said) - target).square().mean() + settings.text_weight * text
+                target = pipeline.predict(x_t, t, Condition(wanted))
+            loss = (pipeline.predict(x_t, t, Condition(said)) - target).square().mean() + settings.text_weight * text
         assert hidden is not None
         loss = loss + settings.weight_decay * delta.square().sum() / hidden.square().sum()
         optimizer.zero_grad()
@@ -196,18 +196,15 @@ def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out
 
 def judge(files: Sequence[Path], *, concepts: int) -> list[dict[str, float]]:
     """S2D and HD of stage II on the values in each file."""
-    pipeline, classifier = emoji_pipeline(), load_classifier()
+    pipeline = emoji_pipeline()
+    examiner = Examiner(pipeline, load_classifier())
     moments = SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
     edits = edits_of(concepts, StageOneSettings())
-    names = {edit.source: edit.destination.prompt for edit in edits if isinstance(edit.destination, DestinationPrompt)}
-    free = [(prompt.format(source), goal) for source, goal in names.items() for prompt in FREE_PROMPTS]
-    held_out = [(f"a photo of a {name}", name) for name in _names()[-HELD_OUT:]]
-
-    def confidence(asked: Sequence[tuple[str, str]]) -> float:
-        read = classify(draw(pipeline, [prompt for prompt, _ in asked], seeds=range(len(asked)), **DRAWING), classifier)
-        return sum(float(read.of_concept(goal)[i]) for i, (_, goal) in enumerate(asked)) / len(asked)
-
-    before = confidence(free), confidence(held_out)
+    pairs = [
+        (edit.source, edit.destination.prompt) for edit in edits if isinstance(edit.destination, DestinationPrompt)
+    ]
+    task = Task(tuple(pairs), aliases=(), held_out=tuple(_names()[-HELD_OUT:]))
+    before = examiner.means(task)
     results = []
     for file in files:
         tensors = load_file(file)
@@ -219,10 +216,10 @@ def judge(files: Sequence[Path], *, concepts: int) -> list[dict[str, float]]:
             )
             for i in range(len(edits))
         ]
-        with applied(pipeline.encoder, compute_update(pipeline.encoder, edits, values, moments)):
-            s2d, hd = confidence(free) - before[0], confidence(held_out) - before[1]
+        update = compute_update(pipeline.encoder, edits, values, moments)
+        scores = compare(before, examiner.means(task, update))
         lengths = [value.delta_norm / value.hidden_norm for value in values]
-        results.append({"s2d": s2d, "hd": hd, "length": sum(lengths) / len(lengths)})
+        results.append({"s2d": scores.s2d_free, "hd": scores.hd, "length": sum(lengths) / len(lengths)})
     return results
 
 
