@@ -285,11 +285,12 @@ class _Sums:
         self.tokens += int(lengths.sum())
 
     def mean(self) -> SecondMoments:
+        """E[k kᵀ]. The sums are given up layer by layer: memory has no room for both."""
         if not self.tokens:
             raise EditingError("no captions to estimate second moments from")
-        moments = {
-            layer: _mirrored((total / self.tokens).float()).double().cpu() for layer, total in self.layers.items()
-        }
+        moments = {}
+        for layer in sorted(self.layers):
+            moments[layer] = _mirrored((self.layers.pop(layer) / self.tokens).float()).double().cpu()
         return SecondMoments(moments, captions=self.captions, tokens=self.tokens, encoder=self.encoder.name)
 
 
