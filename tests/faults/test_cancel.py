@@ -39,7 +39,7 @@ def test_cancel_against_every_moment(
     ledger.register()
     assert runner.work()
     chance = random.Random(0)
-    jobs = [ledger.add_edit({"objective": "text", "steps": 30}, source=f"cat {n}") for n in range(24)]
+    jobs = [ledger.add_edit({"objective": "text", "steps": 30, "text_optimizer": "adam", "tolerance": 0}, source=f"cat {n}") for n in range(24)]
     worker = threading.Thread(target=work_until_done, args=(runner,))
     worker.start()
     while worker.is_alive():
