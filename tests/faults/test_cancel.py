@@ -17,7 +17,7 @@ from app.edits.service import cancel_edit
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
-from tests.faults.conftest import Ledger
+from tests.faults.conftest import EVERY_STEP, Ledger
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -39,7 +39,7 @@ def test_cancel_against_every_moment(
     ledger.register()
     assert runner.work()
     chance = random.Random(0)
-    jobs = [ledger.add_edit({"objective": "text", "steps": 30, "text_optimizer": "adam", "tolerance": 0}, source=f"cat {n}") for n in range(24)]
+    jobs = [ledger.add_edit(EVERY_STEP | {"steps": 30}, source=f"cat {n}") for n in range(24)]
     worker = threading.Thread(target=work_until_done, args=(runner,))
     worker.start()
     while worker.is_alive():
