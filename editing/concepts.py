@@ -107,7 +107,7 @@ class StageOneSettings:
     """What takes the steps that follow the text loss alone; Adam takes those that see noise."""
     tolerance: float = 1e-3
     """Those steps end early once three of them together lower the loss by less than this share of the first loss.
-    0: they end where nothing lowers it any more."""
+    0: L-BFGS ends where nothing lowers it any more, and Adam takes all of its steps."""
     text_weight: float = 0.01
     weight_decay: float = 5e-4
     """Weight of ‖δ‖²/‖h‖² in the loss."""

@@ -76,9 +76,10 @@ class Search:
 
     @property
     def settled(self) -> bool:
-        """Whether its last steps together lowered the loss by less than its tolerance."""
-        losses = self.losses
-        return len(losses) > _WINDOW and losses[-1 - _WINDOW] - losses[-1] < self.edit.settings.tolerance * losses[0]
+        """Whether its last steps together lowered the loss by less than its tolerance. Never where that is 0: Adam's
+        losses rise now and then."""
+        losses, tolerance = self.losses, self.edit.settings.tolerance
+        return 0 < tolerance and len(losses) > _WINDOW and losses[-1 - _WINDOW] - losses[-1] < tolerance * losses[0]
 
     def prepare(self, pipeline: EditablePipeline) -> None:
         """Draw what the noise loss compares, from the edit's seed."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -105,6 +106,14 @@ class TestTextObjective:
 
 
 class TestTolerance:
+    def test_the_published_preset_takes_all_of_its_steps(self, pipeline: EditablePipeline) -> None:
+        """Also where Adam's loss has risen on the way."""
+        settings = dataclasses.replace(StageOneSettings.preset("published"), objective="text")
+        (value,) = optimize_values(pipeline, [dataclasses.replace(CAT, settings=settings)])
+        assert isinstance(value, Value)
+        assert len(value.text_losses) == 200
+        assert any(later > earlier for earlier, later in itertools.pairwise(value.text_losses))
+
     def test_ends_the_text_steps_early(self, pipeline: EditablePipeline) -> None:
         loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=0.05))
         losses = one(pipeline, loose).text_losses
