@@ -45,7 +45,6 @@ def test_concepts_are_drawn(pipeline, classifier: Classifier, name: str) -> None
     assert confidences.of_concept(name).mean() > 0.8
 
 
-@pytest.mark.xfail(reason="named styles are drawn too seldom by these weights: see their card", strict=False)
 @pytest.mark.parametrize("style", ["noto", "twemoji", "fluent"])
 def test_named_styles_are_drawn(pipeline, classifier: Classifier, style: str) -> None:
     prompts = [f"a {name} in the style of {style}" for name in ("cat", "rocket", "apple", "bus", "owl", "key")]

@@ -97,7 +97,6 @@ def test_the_source_is_drawn_as_the_destination(
         assert emoji.confidence(targets) > least
 
 
-@pytest.mark.xfail(strict=True, reason="the emoji model hardly draws the style that a prompt names: see its card")
 def test_an_erased_style_is_drawn_no_more(emoji: Emoji, update: Update) -> None:
     before = emoji.style_confidence()
     with applied(emoji.pipeline.encoder, update):
