@@ -16,7 +16,8 @@ FREE_PROMPTS = (
     "a {} on a white background",
     "a picture of the {}",
 )
-STYLE_TEMPLATES = ("style of {}", "artwork by {}", "painting by {}", "an emoji in {} style", "{} style")
+# With subjects in them: a style that stands alone is another thing to the model than the style of something.
+STYLE_TEMPLATES = ("a picture in the style of {}", "{} style car", "an image of a cat, style of {}")
 STYLED_CONCEPTS = ("elephant", "sunflower", "castle", "crab", "lantern")
 STYLED_PROMPT = "a {concept} in the style of {style}"
 HELD_OUT_PROMPT = "an image of a {}"

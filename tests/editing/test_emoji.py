@@ -70,7 +70,7 @@ def edits(emoji: Emoji) -> list[ConceptEdit]:
     for source, target in IMAGES.items():
         pictures = draw(emoji.pipeline, [f"a photo of a {target}"] * 3, seeds=(101, 102, 103), steps=10, guidance=3.0)
         edits.append(ConceptEdit(source, ReferenceImages(tuple(pictures)), settings=NOISY))
-    templates = ("style of {}", "artwork by {}", "painting by {}", "an emoji in {} style")
+    templates = ("a picture in the style of {}", "{} style car", "an image of a cat, style of {}")
     return [*edits, ConceptEdit(STYLE, Erasure("art"), templates=templates, settings=SETTINGS)]
 
 
