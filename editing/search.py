@@ -47,7 +47,7 @@ class Search:
     """Its own, while it runs or is about to."""
     noise: NoiseSource | None = None
     losses: list[float] = field(default_factory=list)
-    """Per step, the whole loss."""
+    """The whole loss at each point that was taken."""
     converged: bool = False
     """Whether nothing lowers the loss any more."""
     text_losses: list[float] = field(default_factory=list)

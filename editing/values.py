@@ -287,7 +287,8 @@ class _Batch:
             search.step += 1
             search.delta = optimizer.found[row]
             search.converged = converged[row]
-            search.losses.append(losses[row])
+            if taken[row] or not search.losses:  # a point that the line search passed over says nothing of progress
+                search.losses.append(losses[row])
             if search.uses_text:
                 search.text_losses.append(text[row] if taken[row] or not search.text_losses else search.text_losses[-1])
             if self._noisy:

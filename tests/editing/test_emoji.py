@@ -121,6 +121,15 @@ def test_losses_fall(edits: list[ConceptEdit], values: list[Value]) -> None:
             assert sum(value.noise_losses[-tenth:]) < 0.8 * sum(value.noise_losses[:tenth]), edit
 
 
+def test_a_search_goes_on_after_points_that_were_passed_over(emoji: Emoji) -> None:
+    """On the way to this value the line search passes over three points in a row, which is no standing still."""
+    (value,) = optimize_values(
+        emoji.pipeline, [ConceptEdit("brolly", DestinationPrompt("umbrella"), settings=SETTINGS)]
+    )
+    assert isinstance(value, Value)
+    assert value.text_losses[-1] < 0.05 * value.text_losses[0]
+
+
 def test_the_exported_files_draw_what_was_applied(
     emoji: Emoji, emoji_folder: Path, update: Update, tmp_path: Path
 ) -> None:

@@ -116,8 +116,10 @@ class TestTolerance:
 
     def test_ends_the_text_steps_early(self, pipeline: EditablePipeline) -> None:
         loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=0.05))
-        losses = one(pipeline, loose).text_losses
-        assert 4 <= len(losses) < 100
+        all_losses = one(pipeline, loose).text_losses
+        assert len(all_losses) < 100
+        losses = [loss for loss, _ in itertools.groupby(all_losses)]  # a point that was passed over repeats the last
+        assert len(losses) >= 4
         assert losses[-4] - losses[-1] < 0.05 * losses[0]
         assert losses[-5] - losses[-2] >= 0.05 * losses[0] or len(losses) == 4
 
