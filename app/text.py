@@ -4,12 +4,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from editing.concepts import has_half_a_pair
+
 
 def storable(text: str) -> str:
     """The text itself; raises `ValueError` saying what cannot be kept."""
     if "\0" in text:
         raise ValueError("must not hold a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_half_a_pair(text):
         raise ValueError("must not hold half of a surrogate pair")
     return text
 

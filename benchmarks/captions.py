@@ -12,7 +12,6 @@ deviation. The last line on stdout is JSON.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 import editing
+from benchmarks.measuring import say
 from benchmarks.quality import STEPS, Examiner, Scores, arbitrary_editing, compare
 from demo.captions import caption_set
 from demo.classify import load_classifier
@@ -83,10 +83,6 @@ def table(rows: Sequence[Row], *, edits: int) -> str:
 def figures(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = {"edits": arguments.edits, "held_out": arguments.held_out, "steps": arguments.steps}
     return {"benchmark": "captions", **chosen, "rows": [asdict(row) for row in rows]}
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

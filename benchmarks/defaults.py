@@ -1,4 +1,4 @@
-"""Which settings of both stages edit best: `python -m benchmarks.defaults` fills and prints the table of decision 10.
+"""Which settings of both stages edit best: `python -m benchmarks.defaults` fills and prints a table.
 
 Every setting is tried on the emoji model at each number of edits with each seed of the choice of concepts. What was
 measured is kept in `--out` and never measured twice, so that a run can be stopped and a setting added at any time.

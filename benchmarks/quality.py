@@ -11,18 +11,12 @@ from statistics import mean
 
 from demo.classify import Classifier, classify
 from demo.concepts import Concept
+from demo.corrections import FREE_PROMPTS
 from editing.concepts import DEFAULT_TEMPLATES
 from editing.pipelines import EditablePipeline
 from editing.preview import draw
 from editing.update import Update, applied
 
-FREE_PROMPTS = (
-    "a cute {}",
-    "a drawing of a {}",
-    "look at this {}",
-    "a {} on a white background",
-    "a picture of the {}",
-)
 HELD_OUT_PROMPTS = ("an image of a {}", *FREE_PROMPTS)
 STEPS, GUIDANCE = 8, 3.0
 

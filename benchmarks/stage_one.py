@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.measuring import child
 from benchmarks.quality import Examiner, Task, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
@@ -40,6 +39,7 @@ from editing.statistics import SecondMoments
 from editing.update import compute_update
 from editing.values import Value, optimize_values
 
+MODULE = "benchmarks.stage_one"
 HELD_OUT = 30
 CASES = {
     "text": "emoji model, text only",
@@ -233,8 +233,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             files = {side: Path(folder) / f"{case}-{side}.safetensors" for side in ("few", *sides)}
             costs = {}
             for side, concepts in sides.items():
-                costs[side] = _child(
-                    case, side, str(files[side]), "--concepts", str(concepts), *_plain_steps(arguments, case)
+                costs[side] = child(
+                    MODULE, case, side, str(files[side]), "--concepts", str(concepts), *_plain_steps(arguments, case)
                 )
             report[case] = {
                 **costs,
@@ -244,8 +244,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 same = files["ours"]
                 if many != few:
                     same = files["few"]
-                    _child(case, "ours", str(same), "--concepts", str(few))
-                quality = _child("judge", str(same), str(files["plain"]), "--concepts", str(few))
+                    child(MODULE, case, "ours", str(same), "--concepts", str(few))
+                quality = child(MODULE, "judge", str(same), str(files["plain"]), "--concepts", str(few))
                 report[case]["quality"] = dict(zip(("ours", "plain"), quality, strict=True))
     return report
 
@@ -253,13 +253,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _plain_steps(arguments: argparse.Namespace, case: str) -> list[str]:
     steps = arguments.plain_steps or (arguments.mid_size_steps if case == "mid-size" else None)
     return ["--plain-steps", str(steps)] if steps else []
-
-
-def _child(*arguments: str) -> Any:
-    """The same module in a process of its own; its last line is the answer."""
-    command = [sys.executable, "-m", "benchmarks.stage_one", "--child", *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(report: dict[str, Any]) -> str:

@@ -14,34 +14,36 @@ import argparse
 import json
 import math
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.measuring import (
+    POSITIONS,
+    TOKENIZER,
+    child,
+    cpu_seconds,
+    difference,
+    measured,
+    read_encoder,
+    say,
+    write_encoder,
+)
 from editing.concepts import ConceptEdit, DestinationPrompt
-from editing.encoders import EditableEncoder
-from editing.prompts import PromptTokenizer
 from editing.statistics import FactoredMoments, SecondMoments
 from editing.update import ResidualMode, compute_update
 from editing.values import Value
 
-TOKENIZER = Path(__file__).parents[1] / "demo" / "weights" / "pipeline" / "tokenizer"
 ALPHA, MASS = 0.5, 4000.0
-POSITIONS = 77
 TOLERANCE = 1e-4  # ‖ΔW - ΔW plain‖ / ‖ΔW plain‖ of any layer: the plain encoder computes in float32
 BATCH = 48  # prompts in one forward pass of the plain implementation
 
@@ -50,10 +52,7 @@ class Workload:
     """The encoder, the edits and their values: the same in every process, from files and seeds."""
 
     def __init__(self, folder: Path, *, edits: int) -> None:
-        tokenizer = PromptTokenizer.from_folder(TOKENIZER)
-        tokenizer.max_length = POSITIONS
-        self.model = CLIPTextModel.from_pretrained(folder / "text_encoder").requires_grad_(False).eval()
-        self.encoder = EditableEncoder(self.model, tokenizer)
+        self.encoder = read_encoder(folder)
         self.moments = folder / "second_moments.safetensors"
         self.layers = self.encoder.default_edited_layers
         self.edits = [ConceptEdit(subject, DestinationPrompt("art")) for subject in subjects(edits)]
@@ -73,17 +72,8 @@ def subjects(count: int) -> list[str]:
 
 def write_workload(folder: Path, *, width: int, mlp_width: int, layers: int) -> None:
     """A random encoder, and second moments of its size whose eigenvalues fall off over three decades."""
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64),
-        max_position_embeddings=POSITIONS,
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    encoder = Workload(folder, edits=8).encoder
+    write_encoder(folder, width=width, mlp_width=mlp_width, layers=layers)
+    encoder = read_encoder(folder)
     moments = {}
     states = encoder.embed(torch.arange(POSITIONS)[None] + 500)
     for layer in range(layers):
@@ -118,7 +108,7 @@ def plain(work: Workload, residual: ResidualMode, *, padding: str) -> dict[int, 
         for batch, at in zip(ids.split(BATCH), last.split(BATCH), strict=True):
             seen: list[Any] = []
             hook = module.register_forward_hook(lambda _, inputs, result: seen.append(result if output else inputs[0]))  # noqa: B023
-            work.model(input_ids=batch)
+            work.encoder.model(input_ids=batch)
             hook.remove()
             states = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
             rows.append(states[torch.arange(len(at)), at])
@@ -140,38 +130,21 @@ def plain(work: Workload, residual: ResidualMode, *, padding: str) -> dict[int, 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """In a process of its own: one run, its CPU seconds and its peak memory over the loaded model."""
     work = Workload(folder, edits=arguments.edits[0])
-    loaded = psutil.Process().memory_info().rss
-    start, clock = cpu_seconds(), time.perf_counter()
-    if arguments.child == "plain":
-        changes = plain(work, arguments.modes[0], padding=arguments.padding)
-    else:
-        changes = ours(work, arguments.modes[0], folder)
-    seconds, wall = cpu_seconds() - start, time.perf_counter() - clock
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    mode = arguments.modes[0]
+
+    def run() -> dict[int, Tensor]:
+        return ours(work, mode, folder) if arguments.child == "ours" else plain(work, mode, padding=arguments.padding)
+
+    changes, took = measured(run)
     save_file({str(layer): change.contiguous() for layer, change in changes.items()}, folder / arguments.child)
-    return {"cpu_seconds": seconds, "wall_seconds": wall, "peak_bytes_over_model": max(0, peak - loaded)}
+    return took
 
 
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def run_child(arguments: argparse.Namespace, folder: Path, child: str, *, edits: int, mode: str) -> dict[str, Any]:
+def run_child(arguments: argparse.Namespace, folder: Path, side: str, *, edits: int, mode: str) -> dict[str, Any]:
     """The median of the repeats; the figures of the last one stand for the rest."""
-    command = [sys.executable, "-m", "benchmarks.stage_two", "--child", child, "--folder", str(folder)]
-    command += ["--edits", str(edits), "--modes", mode, "--padding", arguments.padding]
-    runs = []
-    for _ in range(arguments.repeats):
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        runs.append(json.loads(answer.stdout.splitlines()[-1]))
+    given = ["--folder", str(folder), "--edits", str(edits), "--modes", mode, "--padding", arguments.padding]
+    runs = [child("benchmarks.stage_two", side, *given) for _ in range(arguments.repeats)]
     return {name: median(run[name] for run in runs) for name in runs[0]}
-
-
-def difference(folder: Path) -> float:
-    """The largest relative difference of any layer's ΔW, Frobenius."""
-    found, expected = load_file(folder / "ours"), load_file(folder / "plain")
-    return max(float((found[layer] - change).norm() / change.norm()) for layer, change in expected.items())
 
 
 def matmul_peak(dtype: torch.dtype) -> float:
@@ -231,12 +204,12 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         for mode in arguments.modes:
             row: dict[str, Any] = {"edits": edits, "mode": mode, "ours": None, "plain": None, "difference": None}
             flop = ledger(work, mode, padding=arguments.padding)
-            for child in ("ours", "plain"):
-                if child == "ours" or edits <= arguments.plain_up_to:
-                    row[child] = run_child(arguments, folder, child, edits=edits, mode=mode)
-                    row[child]["flop"] = flop[child]
-                    row[child]["share_of_peak"] = share_of_peak(flop[child], peaks, row[child]["cpu_seconds"])
-                    say(f"{edits} edits, {mode}, {child}: {row[child]['cpu_seconds']:.1f} s of CPU")
+            for side in ("ours", "plain"):
+                if side == "ours" or edits <= arguments.plain_up_to:
+                    row[side] = run_child(arguments, folder, side, edits=edits, mode=mode)
+                    row[side]["flop"] = flop[side]
+                    row[side]["share_of_peak"] = share_of_peak(flop[side], peaks, row[side]["cpu_seconds"])
+                    say(f"{edits} edits, {mode}, {side}: {row[side]['cpu_seconds']:.1f} s of CPU")
             if row["plain"] is not None:
                 row["difference"] = difference(folder)
                 row["ratio"] = row["plain"]["cpu_seconds"] / row["ours"]["cpu_seconds"]
@@ -266,10 +239,6 @@ def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, Table]:
             for part, flop in (row[name] or {"flop": {}})["flop"].items():
                 parts.add_row(*run, name, part, f"{flop / 1e9:.0f}", f"{row[name]['share_of_peak']:.0%}")
     return results, parts
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,53 +13,26 @@ more than the tolerance.
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.measuring import POSITIONS, child, difference, measured, read_encoder, write_encoder
 from demo.captions import caption_set
-from demo.concepts import WEIGHTS, read_concepts
+from demo.concepts import read_concepts
 from editing.encoders import EditableEncoder
-from editing.prompts import PromptTokenizer
 from editing.statistics import estimate_second_moments
 
-POSITIONS = 77
 BATCH = 64
 TOLERANCE = 1e-4  # ‖C - C plain‖ / ‖C plain‖ of any layer: the plain one adds in float32
-
-
-def write_encoder(folder: Path, *, width: int, mlp_width: int, layers: int) -> None:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64),
-        max_position_embeddings=POSITIONS,
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-
-
-def read_encoder(folder: Path) -> EditableEncoder:
-    """The encoder with the emoji model's tokenizer, which splits its captions into words or parts of words."""
-    tokenizer = PromptTokenizer.from_folder(WEIGHTS / "pipeline" / "tokenizer")
-    tokenizer.max_length = POSITIONS
-    model = CLIPTextModel.from_pretrained(folder / "text_encoder").requires_grad_(False).eval()
-    return EditableEncoder(model, tokenizer)
 
 
 def ours(encoder: EditableEncoder, captions: Sequence[str]) -> dict[int, Tensor]:
@@ -100,29 +73,17 @@ def plain_layer(encoder: EditableEncoder, captions: Sequence[str], layer: int) -
     return total / tokens
 
 
-def measure(child: str, folder: Path) -> dict[str, Any]:
+def measure(side: str, folder: Path) -> dict[str, float]:
     """In a process of its own: one run, its CPU seconds and its peak memory over the loaded model."""
     encoder = read_encoder(folder)
     captions = (folder / "captions.txt").read_text().splitlines()
-    loaded = psutil.Process().memory_info().rss
-    start, clock = time.process_time(), time.perf_counter()
-    moments = ours(encoder, captions) if child == "ours" else plain(encoder, captions)
-    seconds, wall = time.process_time() - start, time.perf_counter() - clock
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    save_file({str(layer): moment.float() for layer, moment in moments.items()}, folder / child)
-    return {"cpu_seconds": seconds, "wall_seconds": wall, "peak_bytes_over_model": max(0, peak - loaded)}
+    moments, took = measured(lambda: ours(encoder, captions) if side == "ours" else plain(encoder, captions))
+    save_file({str(layer): moment.float() for layer, moment in moments.items()}, folder / side)
+    return took
 
 
-def run_child(child: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.statistics", "--child", child, "--folder", str(folder)]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(answer.stdout.splitlines()[-1]))
-
-
-def difference(folder: Path) -> float:
-    """The largest relative difference of any layer, Frobenius."""
-    found, expected = load_file(folder / "ours"), load_file(folder / "plain")
-    return max(float((found[layer] - moment).norm() / moment.norm()) for layer, moment in expected.items())
+def run_child(side: str, folder: Path) -> dict[str, Any]:
+    return dict(child("benchmarks.statistics", side, "--folder", str(folder)))
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

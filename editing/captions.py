@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from editing.concepts import has_half_a_pair
 from editing.errors import CaptionsUnreadable
 
 COLUMNS = ("caption", "text")
@@ -47,7 +48,7 @@ def _captions(path: Path, items: Numbered) -> Iterator[str]:
                 raise _Wrong(f"a caption must be text, not {_kind(caption)}", place=place)
             if "\0" in caption:
                 raise _Wrong("a caption must not hold a NUL character", place=place)
-            if any("\ud800" <= character <= "\udfff" for character in caption):
+            if has_half_a_pair(caption):
                 raise _Wrong("a caption must be UTF-8 without halves of surrogate pairs", place=place)
             if caption := caption.strip():
                 yield caption

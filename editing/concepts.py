@@ -237,8 +237,13 @@ def check_text(text: Any, *, pointer: str) -> None:
         raise InvalidPrompt(f"must be text, not {type(text).__name__}", pointer=pointer)
     if "\0" in text:
         raise InvalidPrompt("the text holds a NUL character", pointer=pointer)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_half_a_pair(text):
         raise InvalidPrompt("the text holds half of a surrogate pair, which is no character", pointer=pointer)
+
+
+def has_half_a_pair(text: str) -> bool:
+    """Whether the text holds half of a surrogate pair, which no encoding can write."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_number(number: Any) -> bool:

@@ -94,24 +94,22 @@ class Ledger:
     def add_edit(self, settings: dict[str, Any], source: str = "cat") -> UUID:
         """Ask for an edit; returns the id of its job."""
         destination = {"prompt": "dog"}
-        with self.factory() as session:
-            edit = Edit(model_id=self.model_id, source=source, destination=destination, templates=["a {}", "{}"])
-            edit.settings, edit.created_by = settings, "test"
-            session.add(edit)
-            session.flush()
-            job_id = enqueue(session, kind="optimize_edit", target_id=edit.id)
-            session.commit()
-        return job_id
+        edit = Edit(model_id=self.model_id, source=source, destination=destination, templates=["a {}", "{}"])
+        edit.settings, edit.created_by = settings, "test"
+        return self._ask(edit, kind="optimize_edit")
 
     def add_statistics(self, store: LocalStore, captions: Sequence[str]) -> UUID:
         """Ask for second moments over captions; returns the id of the job."""
         content, count = pack(captions, samples=len(captions))
+        statistics = Statistics(model_id=self.model_id, captions_name="test", captions_sha256=store.put(content))
+        statistics.captions, statistics.created_by = count, "test"
+        return self._ask(statistics, kind="estimate_statistics")
+
+    def _ask(self, target: Edit | Statistics, *, kind: str) -> UUID:
         with self.factory() as session:
-            statistics = Statistics(model_id=self.model_id, captions_name="test", captions_sha256=store.put(content))
-            statistics.captions, statistics.created_by = count, "test"
-            session.add(statistics)
+            session.add(target)
             session.flush()
-            job_id = enqueue(session, kind="estimate_statistics", target_id=statistics.id)
+            job_id = enqueue(session, kind=kind, target_id=target.id)
             session.commit()
         return job_id
 

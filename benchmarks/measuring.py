@@ -1,0 +1,84 @@
+"""What the benchmarks at full size share: an encoder of CLIP-L's kind with random weights, and measurements that are
+each a process of their own, so that CPU time (user + system) and peak memory are its own."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from demo.concepts import WEIGHTS
+from editing.encoders import EditableEncoder
+from editing.prompts import PromptTokenizer
+
+TOKENIZER = WEIGHTS / "pipeline" / "tokenizer"
+POSITIONS = 77
+T = TypeVar("T")
+
+
+def write_encoder(folder: Path, *, width: int, mlp_width: int, layers: int) -> None:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=mlp_width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=POSITIONS,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+
+
+def read_encoder(folder: Path) -> EditableEncoder:
+    """The encoder with the emoji model's tokenizer, which splits its captions into words or parts of words."""
+    tokenizer = PromptTokenizer.from_folder(TOKENIZER)
+    tokenizer.max_length = POSITIONS
+    return EditableEncoder(
+        CLIPTextModel.from_pretrained(folder / "text_encoder").requires_grad_(False).eval(), tokenizer
+    )
+
+
+def cpu_seconds() -> float:
+    """Of this process so far, user and system."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measured(run: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What a run gives, and what it took: CPU and wall seconds, and the peak memory over what was held before it."""
+    loaded = psutil.Process().memory_info().rss
+    start, clock = cpu_seconds(), time.perf_counter()
+    result = run()
+    seconds, wall = cpu_seconds() - start, time.perf_counter() - clock
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result, {
+        "cpu_seconds": seconds,
+        "wall_seconds": wall,
+        "peak_bytes_over_model": max(0, peak - loaded),
+    }
+
+
+def child(module: str, *arguments: str) -> Any:
+    """A benchmark's module in a process of its own with `--child`; the last line that it prints is the answer."""
+    command = [sys.executable, "-m", module, "--child", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def difference(folder: Path) -> float:
+    """Of the files `ours` and `plain`: the largest relative difference of any layer, Frobenius."""
+    found, expected = load_file(folder / "ours"), load_file(folder / "plain")
+    return max(float((found[layer] - tensor).norm() / tensor.norm()) for layer, tensor in expected.items())
+
+
+def say(line: str) -> None:
+    """Progress, on stderr: stdout is for the table and the JSON."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
