@@ -17,6 +17,10 @@ from editing.encoders import EditableEncoder
 
 _ROWS = 512  # keys held at a time: (512, m)
 _GATHERED = 8192  # states gathered for attention at a time: (8192, d), twice
+_KEPT = 10_000  # nodes whose keys are kept rather than computed twice: (10,000, m)
+
+Keys = Callable[[Tensor | slice], Tensor]
+"""What fc2 reads at some nodes, (nodes, m)."""
 
 
 class PrefixTree:
@@ -24,7 +28,7 @@ class PrefixTree:
     of prompts of what is at their last tokens.
 
     `attend` and `advance` take a CLIP layer and the states of every node, in the layer's dtype; columns are float64.
-    They hold four (N, d) at most, and chunks of bounded size.
+    They hold four (N, d) at most, and chunks of bounded size; of a small tree the keys, (N, m), as well.
     """
 
     def __init__(self, groups: Sequence[Sequence[tuple[int, ...]]], *, device: torch.device) -> None:
@@ -78,19 +82,30 @@ class PrefixTree:
         stream: Tensor = attention.out_proj(normed).add_(states)
         return stream
 
-    def advance(self, layer: Any, stream: Tensor) -> Tensor:
-        """The states after the layer, (N, d), from its residual stream after attention."""
-        return torch.cat([rows + layer.mlp.fc2(_keys(layer, rows)) for rows in stream.split(_ROWS)])
+    def keys(self, layer: Any, stream: Tensor) -> Keys:
+        """What fc2 reads at any node. Of a small tree it is computed for all of them here and now; of a large one
+        whenever it is asked for, since memory has no room for it."""
+        if len(stream) > _KEPT:
+            return _reads(layer, stream)
+        kept = torch.cat([_keys(layer, rows) for rows in stream.split(_ROWS)])
+        return lambda nodes: kept[nodes]
 
-    def keys(self, layer: Any, stream: Tensor) -> Tensor:
+    def advance(self, layer: Any, stream: Tensor, keys: Keys | None = None) -> Tensor:
+        """The states after the layer, (N, d), from its residual stream after attention; its keys, if they are known."""
+        read = keys or _reads(layer, stream)
+        chunks = (slice(start, start + _ROWS) for start in range(0, len(stream), _ROWS))
+        return torch.cat([stream[rows] + layer.mlp.fc2(read(rows)) for rows in chunks])
+
+    def last_keys(self, layer: Any, stream: Tensor, keys: Keys | None = None) -> Tensor:
         """What fc2 reads at the prompts' last tokens, (m, c)."""
-        return self._mean(lambda nodes: _keys(layer, stream[nodes]), width=layer.mlp.fc2.in_features)
+        return self._mean(keys or _reads(layer, stream), width=layer.mlp.fc2.in_features)
 
     def states_after(self, layer: Any, stream: Tensor) -> Tensor:
         """The states after the layer at the prompts' last tokens, (d, c): what `advance` gives, there alone."""
-        return self._mean(lambda nodes: stream[nodes], width=stream.shape[1]) + recall(layer, self.keys(layer, stream))
+        last = self._mean(lambda nodes: stream[nodes], width=stream.shape[1])
+        return last + recall(layer, self.last_keys(layer, stream))
 
-    def _mean(self, read: Callable[[Tensor], Tensor], *, width: int) -> Tensor:
+    def _mean(self, read: Keys, *, width: int) -> Tensor:
         means = torch.zeros(self.columns, width, dtype=torch.float64, device=self._last.device)
         for nodes, column, share in zip(
             *(x.split(_ROWS) for x in (self._last, self._column, self._share)), strict=True
@@ -104,6 +119,10 @@ def recall(layer: Any, keys: Tensor) -> Tensor:
     fc2 = layer.mlp.fc2
     given: Tensor = fc2.weight.double() @ keys + fc2.bias.double()[:, None]
     return given
+
+
+def _reads(layer: Any, stream: Tensor) -> Keys:
+    return lambda nodes: _keys(layer, stream[nodes])
 
 
 def _keys(layer: Any, stream: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Keys and solves are float64. The published code scales C0 in float32 before it s
 Shapes: n edits, c columns (edits, then preserved prompts), N nodes of the tree of prompts, d width, m MLP width.
 
 Beyond the encoder, and the factors where they are kept in memory, this holds four (N, d) and three (m, c) float64, one
-layer in float64, (n, n) cosines in float32, three (m, m) where c reaches m, and the result, at most (d + m)·d a layer.
+layer in float64, the keys (N, m) of a tree of up to 10,000 nodes, (n, n) cosines in float32, three (m, m) where c reaches m, and the result, at most (d + m)·d a layer.
 """
 
 import copy
@@ -128,9 +128,10 @@ def compute_update(
     for number in range(layers[-1] + 1):
         layer = _in(torch.float64, encoder.layers[number])
         stream = tree.attend(layer, states)
+        read = tree.keys(layer, stream) if number < layers[-1] else None  # of the last layer, only at the last tokens
         if number in layers:
             done = len(updates)
-            keys = tree.keys(layer, stream)  # (m, c)
+            keys = tree.last_keys(layer, stream, read)  # (m, c)
             if residual == "spread":
                 r = (z - _look_ahead(tree, layer, stream, encoder.layers[number + 1 : layers[-1] + 1])[:, :n]) / (
                     q - done
@@ -155,7 +156,7 @@ def compute_update(
             if progress:
                 progress(done + 1, q)
         if number < layers[-1]:
-            states = tree.advance(layer, stream)
+            states = tree.advance(layer, stream, read)
 
     left = (z - tree.states_after(layer, stream)[:, :n]).norm(dim=0) / delta.norm(dim=0).clamp_min(1e-12)
     residuals = [0.0] * n

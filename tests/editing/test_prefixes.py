@@ -49,10 +49,13 @@ def test_gives_the_means_of_the_encoders_own_pass(
     if chunked:
         monkeypatch.setattr(prefixes, "_ROWS", 2)
         monkeypatch.setattr(prefixes, "_GATHERED", 5)
+        monkeypatch.setattr(prefixes, "_KEPT", 0)
     tree = PrefixTree(groups, device=encoder.device)
     layer = encoder.layers[2]
     stream = tree.attend(layer, walk(tree, encoder, layers=2))
-    keys, states = tree.keys(layer, stream), tree.states_after(layer, stream)
+    read = tree.keys(layer, stream)
+    keys, states = tree.last_keys(layer, stream, read), tree.states_after(layer, stream)
+    assert torch.equal(tree.advance(layer, stream, read), tree.advance(layer, stream))
     assert (keys.shape, states.shape) == ((encoder.mlp_width, len(groups)), (encoder.width, len(groups)))
     for column, group in enumerate(groups):
         torch.testing.assert_close(keys[:, column], whole(encoder, group, layers=2)[1], rtol=1e-10, atol=1e-12)
@@ -60,18 +63,22 @@ def test_gives_the_means_of_the_encoders_own_pass(
 
 
 @torch.no_grad()
-def test_never_holds_more_keys_than_a_chunk(
+def test_of_a_large_tree_never_holds_more_keys_than_a_chunk(
     encoder: EditableEncoder, groups: list[list[tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[int] = []
     keys_of = prefixes._keys
     monkeypatch.setattr(prefixes, "_ROWS", 3)
+    monkeypatch.setattr(prefixes, "_KEPT", 10)
     monkeypatch.setattr(prefixes, "_keys", lambda layer, stream: (held.append(len(stream)), keys_of(layer, stream))[1])
     tree = PrefixTree(groups, device=encoder.device)
     stream = tree.attend(encoder.layers[0], tree.embed(encoder).double())
-    tree.keys(encoder.layers[0], stream)
-    tree.advance(encoder.layers[0], stream)
-    assert max(held) == 3 < len(tree)
+    assert len(tree) > 10
+    read = tree.keys(encoder.layers[0], stream)
+    assert not held
+    tree.last_keys(encoder.layers[0], stream, read)
+    tree.advance(encoder.layers[0], stream, read)
+    assert max(held) == 3
 
 
 def test_holds_each_prefix_once(encoder: EditableEncoder, groups: list[list[tuple[int, ...]]]) -> None:
