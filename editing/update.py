@@ -5,8 +5,9 @@ Keys and solves are float64. The published code scales C0 in float32 before it s
 
 Shapes: n edits, c columns (edits, then preserved prompts), N nodes of the tree of prompts, d width, m MLP width.
 
-Beyond the encoder, and the factors where they are kept in memory, this holds four (N, d) and three (m, c) float64, one
-layer in float64, the keys (N, m) of a tree of up to 10,000 nodes, (n, n) cosines in float32, three (m, m) where c reaches m, and the result, at most (d + m)·d a layer.
+Beyond the encoder, and the factors where they are kept in memory, this holds four (N, d) and three (m, c) float64, the
+keys (N, m) where the tree is small, one layer in float64, (n, n) cosines in float32, three (m, m) where c reaches m,
+and the result, at most (d + m)·d a layer.
 """
 
 import copy
