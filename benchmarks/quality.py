@@ -7,6 +7,7 @@ a seed that depends on its place alone, so that all settings of one task are jud
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from statistics import mean
 
 from demo.classify import Classifier, classify
@@ -19,6 +20,7 @@ from editing.update import Update, applied
 
 HELD_OUT_PROMPTS = ("an image of a {}", *FREE_PROMPTS)
 STEPS, GUIDANCE = 8, 3.0
+PICTURES = 200  # of a mean, about: of many concepts, each is asked for by a few of the prompts in turn
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,16 @@ class Examiner:
         )
 
     def _mean(self, named: Sequence[tuple[str, str]], prompts: Sequence[str]) -> float:
-        """Mean over all prompts that name the first of each pair, of the confidence of the second."""
+        """Mean over prompts that name the first of each pair, of the confidence of the second: all the prompts, or of
+        many pairs as many for each as give about `PICTURES`, in turn."""
         if not named:
             return 0.0
-        asked = [(prompt.format(name), wanted) for name, wanted in named for prompt in prompts]
+        few = min(len(prompts), ceil(PICTURES / len(named)))
+        asked = [
+            (prompts[(index * few + turn) % len(prompts)].format(name), wanted)
+            for index, (name, wanted) in enumerate(named)
+            for turn in range(few)
+        ]
         pictures = draw(
             self.pipeline, [prompt for prompt, _ in asked], seeds=range(len(asked)), steps=self.steps, guidance=GUIDANCE
         )
