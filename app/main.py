@@ -17,6 +17,7 @@ from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
 from app.dependencies import SessionDep
 from app.edits.routes import router as edits
+from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
 from app.idempotency import HOLDERS
 from app.images.routes import router as images
@@ -69,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         session.execute(text("SELECT version_num FROM alembic_version"))
         return {"status": "ready"}
 
-    for router in (keys, models, images, edits, checkpoints, audit):
+    for router in (keys, models, images, edits, checkpoints, evaluations, audit):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
     app.include_router(hub)
     describe(app)

@@ -24,11 +24,12 @@ _HOMES = {
     "editing.errors": ("EditingError",),
     "editing.layout": ("describe_pipeline",),
     "editing.pipelines": ("EditablePipeline", "load_pipeline"),
+    "editing.grid": ("Row", "draw_grid"),
     "editing.preview": ("draw",),
     "editing.statistics": ("FactoredMoments", "SecondMoments", "estimate_second_moments"),
     "editing.update": ("Update", "applied", "apply_update", "compute_update"),
     "editing.values": ("Value", "optimize_values"),
-    "editing.weights": ("export_lora", "export_text_encoder"),
+    "editing.weights": ("export_lora", "export_text_encoder", "holding"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from editing.concepts import ReferenceImages as ReferenceImages
     from editing.concepts import StageOneSettings as StageOneSettings
     from editing.errors import EditingError as EditingError
+    from editing.grid import Row as Row
+    from editing.grid import draw_grid as draw_grid
     from editing.layout import describe_pipeline as describe_pipeline
     from editing.pipelines import EditablePipeline as EditablePipeline
     from editing.pipelines import load_pipeline as load_pipeline
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from editing.values import optimize_values as optimize_values
     from editing.weights import export_lora as export_lora
     from editing.weights import export_text_encoder as export_text_encoder
+    from editing.weights import holding as holding
 
 
 def __getattr__(name: str) -> Any:

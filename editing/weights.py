@@ -1,12 +1,13 @@
 """Write what stage II found as files: the whole text encoder, or its exact low-rank update as a LoRA adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from editing.encoders import EditableEncoder
 from editing.errors import UnsupportedPipeline
@@ -55,6 +56,35 @@ def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), save(tensors, metadata={"format": "pt"}))
     return bool(tensors)
+
+
+@contextmanager
+def holding(module: nn.Module, path: str | Path) -> Iterator[None]:
+    """The module with the weights of a safetensors file, in the module's dtype; on leaving, its own, bit for bit.
+
+    Keys may have the prefix `text_model.` or not, whichever the module has. Only tensors that differ are held twice.
+    Raises `UnsupportedPipeline` where the file does not fit the module.
+    """
+    own = {key.removeprefix(PREFIX): tensor for key, tensor in module.state_dict().items()}
+    before: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for name in file.keys():
+                key = name.removeprefix(PREFIX)
+                if key.endswith("position_ids"):  # a buffer that old files have
+                    continue
+                given = file.get_tensor(name)
+                if key not in own or own[key].shape != given.shape:
+                    raise UnsupportedPipeline(f"{Path(path).name} is of another architecture: it has {name}")
+                given = given.to(own[key])
+                if not torch.equal(own[key], given):
+                    before[key] = own[key].clone()
+                    own[key].copy_(given)
+        yield
+    finally:
+        with torch.no_grad():
+            for key, tensor in before.items():
+                own[key].copy_(tensor)
 
 
 def lora_tensors(update: Update, *, prefix: str) -> dict[str, Tensor]:

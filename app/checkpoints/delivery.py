@@ -12,7 +12,12 @@ from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.service import ServedFile
 from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
 
-MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8", ".txt": "text/plain; charset=utf-8"}
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".json": "application/json",
+    ".md": "text/markdown; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+}
 RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 

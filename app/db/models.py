@@ -236,18 +236,41 @@ class AliasMove(Base):
     moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Evaluation(Identified, Base):
+    """Something drawn or measured of a published checkpoint; its pictures and reports are blobs in the store."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        one_of("kind", "preview", "check", "evaluation"),
+        one_of("state", "queued", "running", "ready", "failed", "cancelled"),
+    )
+
+    checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(default="queued")
+    request: Mapped[JsonObject]
+    report: Mapped[JsonObject | None]
+    files: Mapped[list[JsonObject]] = mapped_column(default=list)  # name, sha256, size
+    problem: Mapped[JsonObject | None]
+    created_by: Mapped[str]
+
+    checkpoint: Mapped[Checkpoint] = relationship()
+
+
 class Job(Identified, Base):
     """A piece of work. At most one attempt holds it, and only that attempt may write its result."""
 
     __tablename__ = "jobs"
     __table_args__ = (
-        one_of("kind", "register_model", "estimate_statistics", "optimize_edit", "build_checkpoint"),
+        one_of(
+            "kind", "register_model", "estimate_statistics", "optimize_edit", "build_checkpoint", "evaluate_checkpoint"
+        ),
         one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
         Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
     )
 
     kind: Mapped[str]
-    target_id: Mapped[UUID] = mapped_column(index=True)  # the model, statistics, edit or checkpoint
+    target_id: Mapped[UUID] = mapped_column(index=True)  # the model, statistics, edit, checkpoint or evaluation
     state: Mapped[str] = mapped_column(default="queued")
     attempt: Mapped[int] = mapped_column(default=0)  # counts the claims
     payload_version: Mapped[int] = mapped_column(default=1)

@@ -39,6 +39,7 @@ MODULES = {
     "estimate_statistics": "app.worker.estimate_statistics",
     "optimize_edit": "app.worker.optimize_edits",
     "build_checkpoint": "app.worker.build_checkpoint",
+    "evaluate_checkpoint": "app.worker.evaluate_checkpoint",
 }
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 from demo.classify import Classes, Confidences
 from demo.concepts import read_concepts
 from demo.corrections import CORRECTIONS, FREE_PROMPTS, HELD_OUT, SEEDS, STYLED_CONCEPTS, Correction, held_out
-from demo.grid import Row, draw_grid
 from demo.judge import Asked, Judgement, Seen, as_images, picture_count, report_of, save_picture
 from demo.memory import PeakMemory, descendants, held_mb
 from demo.run import DemoError, run
@@ -121,15 +120,6 @@ class TestJudge:
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.width > 1000
             assert grid.height > 80 * (len(CORRECTIONS) + 4)
-
-
-def test_grid_puts_before_left_and_after_right():
-    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    grid = draw_grid("title", [("heading", [Row("dog", "to robot", [red, red], [blue, blue])])])
-    colours = [grid.getpixel((x, grid.height - 60)) for x in range(grid.width)]
-    reds, blues = ([x for x, c in enumerate(colours) if c == colour] for colour in ((255, 0, 0), (0, 0, 255)))
-    assert len(reds) == len(blues) == 160
-    assert max(reds) < min(blues)
 
 
 class TestPeakMemory:

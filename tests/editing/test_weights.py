@@ -20,7 +20,7 @@ from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
 from editing.statistics import SecondMoments
 from editing.update import Update, applied, compute_update
-from editing.weights import export_lora, export_text_encoder
+from editing.weights import export_lora, export_text_encoder, holding
 
 EDITED = {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (0, 1, 2)}
 PROMPT = "a cat in the sea"
@@ -170,6 +170,37 @@ class TestEveryFamily:
         assert_told(diffusers, any_pipeline.encode([PROMPT]))
         prefixes = {key.split("_text_model")[0] for key in load_file(tmp_path / "lora.safetensors")}
         assert prefixes == ({"lora_te1", "lora_te2"} if len(any_updates) > 1 else {"lora_te"})
+
+
+class TestHolding:
+    def test_draws_as_the_exported_file_then_as_before(
+        self, base: EditablePipeline, update: Update, tmp_path: Path
+    ) -> None:
+        _, weights = export_text_encoder(base.encoder, update, tmp_path)
+        before = {key: bits(tensor) for key, tensor in base.encoder.model.state_dict().items()}
+        plain = base.encode([PROMPT]).states
+        loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=base.encoder.dtype).eval()
+        expected = EditableEncoder(loaded, base.tokenizer).encode([base.tokenizer.encode(PROMPT).ids]).detach()
+        with holding(base.encoder.model, weights):
+            torch.testing.assert_close(base.encode([PROMPT]).states, expected)
+            assert not torch.equal(base.encode([PROMPT]).states, plain)
+        assert {key: bits(tensor) for key, tensor in base.encoder.model.state_dict().items()} == before
+
+    def test_refuses_another_architecture_and_changes_nothing(
+        self, pipeline: EditablePipeline, update: Update, tmp_path: Path
+    ) -> None:
+        _, weights = export_text_encoder(pipeline.encoder, update, tmp_path)
+        stored = load_file(weights)
+        key = "text_model.final_layer_norm.weight"
+        stored |= {name: tensor + 1 for name, tensor in stored.items()} | {key: stored[key][:-1].clone()}
+        save_file(stored, weights)
+        plain = pipeline.encode([PROMPT]).states
+        with (
+            pytest.raises(UnsupportedPipeline, match="another architecture"),
+            holding(pipeline.encoder.model, weights),
+        ):
+            raise AssertionError("entered")
+        assert torch.equal(pipeline.encode([PROMPT]).states, plain)
 
 
 @pytest.mark.parametrize(("depth", "name"), [(12, "CLIP-L"), (23, "OpenCLIP-H"), (32, "OpenCLIP-bigG")])

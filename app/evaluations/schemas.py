@@ -1,0 +1,73 @@
+"""What the calls for previews and evaluations take and give."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.text import Text
+
+MOST_PICTURES = 400
+EvaluationKind = Literal["preview"]
+EvaluationState = Literal["queued", "running", "ready", "failed", "cancelled"]
+
+Prompt = Annotated[Text, Field(min_length=1, max_length=1_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Drawing(BaseModel):
+    """How pictures are drawn."""
+
+    steps: int = Field(20, ge=1, le=100, description="of the solver")
+    guidance: float = Field(7.5, ge=0, le=50, allow_inf_nan=False)
+
+
+class PreviewCreate(Drawing):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompts": ["a photo of the US president"], "controls": ["a photo of a cat"], "seeds": [1, 2]}
+            ]
+        },
+    )
+
+    prompts: list[Prompt] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="default: the first template of each edit, with its source, of the first 20 edits",
+    )
+    controls: list[Prompt] = Field([], max_length=100, description="prompts that should be drawn as before")
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=8)
+
+    @model_validator(mode="after")
+    def be_bounded(self) -> "PreviewCreate":
+        pictures = 2 * len(self.seeds) * (len(self.prompts or []) + len(self.controls))
+        if pictures > MOST_PICTURES:
+            raise ValueError(f"would draw {pictures} pictures, before and after; ask for at most {MOST_PICTURES}")
+        return self
+
+
+class EvaluationFile(BaseModel):
+    name: str = Field(examples=["before-after.png"])
+    sha256: str
+    size: int
+
+
+class EvaluationOut(BaseModel):
+    """Something that was drawn or measured of a published version."""
+
+    id: UUID
+    kind: EvaluationKind
+    model: str
+    version: str
+    state: EvaluationState
+    request: dict[str, Any]
+    progress: dict[str, Any] | None
+    report: dict[str, Any] | None = Field(description="what was found, once it is ready")
+    files: list[EvaluationFile] = Field(description="to be had below /files/{name}")
+    problem: dict[str, Any] | None
+    created_by: str
+    created_at: datetime

@@ -1,0 +1,121 @@
+"""Ask for pictures and figures of a published version, and read them."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.audit.service import record
+from app.checkpoints.service import ServedFile, find_checkpoint, find_model, require_served
+from app.db.models import Checkpoint, Evaluation, JsonObject
+from app.dependencies import Page, PageRequest
+from app.evaluations import queries
+from app.evaluations.errors import EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
+from app.evaluations.schemas import EvaluationFile, EvaluationOut, PreviewCreate
+from app.queueing.outbox import enqueue
+from app.queueing.states import CANCELLED
+
+KIND = "evaluate_checkpoint"
+
+
+def create_preview(
+    session: Session,
+    *,
+    model_name: str,
+    version: str,
+    request: PreviewCreate,
+    actor: str,
+) -> EvaluationOut:
+    """Queue pictures before and after. Raises what is said against the version."""
+    checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)
+    require_served(checkpoint)
+    return _create(session, checkpoint=checkpoint, kind="preview", request=request.model_dump(), actor=actor)
+
+
+def list_evaluations(
+    session: Session, *, model_name: str, version: str, kind: str | None, page: PageRequest
+) -> Page[EvaluationOut]:
+    """Newest first."""
+    checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)
+    query = queries.of_checkpoint(checkpoint.id, kind=kind)
+    rows = session.scalars(page.select(query, Evaluation.id)).all()
+    return page.page(rows, _describe(session, rows), [row.id for row in rows])
+
+
+def read_evaluation(session: Session, *, model_name: str, version: str, evaluation_id: UUID) -> EvaluationOut:
+    return _describe(session, [_find(session, model_name=model_name, version=version, evaluation_id=evaluation_id)])[0]
+
+
+def find_file(session: Session, *, model_name: str, version: str, evaluation_id: UUID, name: str) -> ServedFile:
+    """A file of an evaluation, found by comparing its name with those that there are."""
+    evaluation = _find(session, model_name=model_name, version=version, evaluation_id=evaluation_id)
+    for file in evaluation.files:
+        if file["name"] == name:
+            return ServedFile(name, file["sha256"], file["size"], commit=evaluation.checkpoint.commit or "")
+    raise EvaluationFileNotFound(name, ", ".join(file["name"] for file in evaluation.files))
+
+
+def cancel_evaluation(
+    session: Session, *, model_name: str, version: str, evaluation_id: UUID, actor: str
+) -> EvaluationOut:
+    """One that is queued ends at once; one at work is asked to stop. Cancelling twice changes nothing."""
+    _find(session, model_name=model_name, version=version, evaluation_id=evaluation_id)
+    job = queries.latest_job(session, evaluation_id=evaluation_id)
+    evaluation = session.get_one(Evaluation, evaluation_id, with_for_update=True, populate_existing=True)
+    if evaluation.state in ("ready", "failed"):
+        raise EvaluationHasEnded(evaluation_id, evaluation.state)
+    if evaluation.state in ("queued", "running") and not job.cancel_requested:
+        if job.state == "queued":
+            job.state, job.problem, job.finished_at = "cancelled", CANCELLED, session.scalar(select(func.now()))
+            evaluation.state, evaluation.problem = "cancelled", CANCELLED
+        else:
+            job.cancel_requested = True
+        session.flush()
+        record(session, actor=actor, action="evaluation.cancel", target=_target(evaluation), details={})
+    return _describe(session, [evaluation])[0]
+
+
+def _create(session: Session, *, checkpoint: Checkpoint, kind: str, request: JsonObject, actor: str) -> EvaluationOut:
+    evaluation = Evaluation(checkpoint_id=checkpoint.id, kind=kind, request=request, created_by=actor)
+    session.add(evaluation)
+    session.flush()
+    enqueue(session, kind=KIND, target_id=evaluation.id)
+    details = {"evaluation": str(evaluation.id), "request": request}
+    record(session, actor=actor, action=f"evaluation.{kind}", target=_target(evaluation), details=details)
+    session.refresh(evaluation)
+    return _describe(session, [evaluation])[0]
+
+
+def _find(session: Session, *, model_name: str, version: str, evaluation_id: UUID) -> Evaluation:
+    checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)
+    evaluation = session.get(Evaluation, evaluation_id, populate_existing=True)
+    if evaluation is None or evaluation.checkpoint_id != checkpoint.id:
+        raise EvaluationNotFound(f"v{checkpoint.number}", evaluation_id)
+    return evaluation
+
+
+def _describe(session: Session, rows: Sequence[Evaluation]) -> list[EvaluationOut]:
+    progress = queries.running_progress(session, ids=[row.id for row in rows])
+    return [
+        EvaluationOut(
+            id=row.id,
+            kind=row.kind,
+            model=row.checkpoint.model.name,
+            version=f"v{row.checkpoint.number}",
+            state=row.state,
+            request=row.request,
+            progress=progress.get(row.id),
+            report=row.report,
+            files=[EvaluationFile(**file) for file in row.files],
+            problem=row.problem,
+            created_by=row.created_by,
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]
+
+
+def _target(evaluation: Evaluation) -> str:
+    checkpoint = evaluation.checkpoint
+    return f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}"

@@ -1,0 +1,5 @@
+"""The whole service of the checkpoints' tests."""
+
+from tests.app.checkpoints.conftest import base_folder, service
+
+__all__ = ["base_folder", "service"]
