@@ -63,6 +63,7 @@ SETTINGS: Mapping[str, Setting] = {
     "even, λ 100": replace(BASE, residual="even", mass=100.0),
     "λ 100": replace(BASE, mass=100.0),
     "λ 400": replace(BASE, mass=400.0),
+    "λ 1000": replace(BASE, mass=1000.0),
     "λ 10000": replace(BASE, mass=10_000.0),
     "α 0.6": replace(BASE, alpha=0.6),
     "layers 4–10": replace(BASE, first_layer=4),
