@@ -219,6 +219,8 @@ def apply(
             path = f"/v1/models/{model}/checkpoints/{made['version']}"
             made = _follow(client, path, what=f"building {made['version']}")
     typer.echo(f"{made['version']} {made['state']} {made['commit'] or ''}".rstrip())
+    for warning in made["warnings"]:
+        typer.echo(f"warning: {warning['detail']}", err=True)
     if wait and made["alias"] is not None and not made["alias"]["moved"]:
         raise CommandError(made["alias"]["detail"])
 

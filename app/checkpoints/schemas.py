@@ -122,6 +122,13 @@ class ConflictOut(BaseModel):
     cosine: float | None = None
 
 
+class EditWarning(BaseModel):
+    """An edit that did not take."""
+
+    edit: UUID
+    detail: str = Field(description="what is the matter, and what to do")
+
+
 class LayerOut(BaseModel):
     encoder: str
     layer: int
@@ -162,6 +169,7 @@ class CheckpointOut(CheckpointSummary):
     statistics: str = Field(description="digest of the second moments")
     files: list[FileOut]
     conflicts: list[ConflictOut]
+    warnings: list[EditWarning]
     changed_layers: list[LayerOut]
     alias: AliasOutcome | None
     progress: dict[str, Any] | None

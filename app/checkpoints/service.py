@@ -20,6 +20,7 @@ from app.checkpoints.schemas import (
     CheckpointSummary,
     ConflictOut,
     EditInCheckpoint,
+    EditWarning,
     FileOrigin,
     FileOut,
     FileProvenance,
@@ -30,6 +31,8 @@ from app.dependencies import Page, PageRequest
 from app.models.errors import ModelNotFound
 
 MOST_ORIGINS = 100
+LEFT = 0.5
+"""An edit of which more than this is left undone is warned of."""
 
 
 @dataclass(frozen=True)
@@ -133,15 +136,17 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
     report = checkpoint.report or {}
     statistics = session.get_one(Statistics, checkpoint.statistics_id)
     summary = _summaries(session, rows=[checkpoint])[0]
+    edits = edits_out(session, checkpoint=checkpoint)
     return CheckpointOut(
         **summary.model_dump(),
-        edits=edits_out(session, checkpoint=checkpoint),
+        edits=edits,
         residual=checkpoint.options["residual"],
         mass=checkpoint.options["mass"],
         preserve=checkpoint.options["preserve"],
         statistics=statistics.digest or "",
         files=[FileOut(path=file.path, sha256=file.sha256, size=file.size) for file in checkpoint.files],
         conflicts=[ConflictOut(**conflict) for conflict in report.get("conflicts", [])],
+        warnings=[_left(edit, mass=checkpoint.options["mass"]) for edit in edits if (edit.residual or 0) > LEFT],
         changed_layers=[LayerOut(**layer) for layer in report.get("layers", [])],
         alias=_alias_outcome(checkpoint),
         progress=queries.progress(session, checkpoint_id=checkpoint.id) if checkpoint.state == "building" else None,
@@ -160,6 +165,15 @@ def edits_out(session: Session, *, checkpoint: Checkpoint) -> list[EditInCheckpo
 
 def edit_in(edit: Edit, *, residual: float | None = None) -> EditInCheckpoint:
     return EditInCheckpoint(id=edit.id, source=edit.source, destination=edit.destination, residual=residual)
+
+
+def _left(edit: EditInCheckpoint, *, mass: float) -> EditWarning:
+    return EditWarning(
+        edit=edit.id,
+        detail=f"{edit.source!r} was hardly changed: {edit.residual:.0%} of what was asked is left undone. Words that "
+        "are frequent in the statistics' captions resist; apply with a lower `mass`, "
+        f"{mass / 10:g} perhaps instead of {mass:g}.",
+    )
 
 
 def _alias_outcome(checkpoint: Checkpoint) -> AliasOutcome | None:

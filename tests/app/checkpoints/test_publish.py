@@ -52,6 +52,16 @@ class TestPublished:
             actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.sequence)).all()
         assert actions[-3:] == ["checkpoint.apply", "alias.move", "checkpoint.published"]
 
+    def test_warns_of_an_edit_that_did_not_take(self, service):
+        fox = str(service.edit("fox"))
+        resisting, taken = service.apply(edits=[fox], mass=1e9), service.apply(edits=[fox], mass=1)
+        assert resisting["edits"][0]["residual"] > 0.9
+        assert [warning["edit"] for warning in resisting["warnings"]] == [fox]
+        assert "'fox' was hardly changed" in resisting["warnings"][0]["detail"]
+        assert "1e+08" in resisting["warnings"][0]["detail"]
+        assert taken["edits"][0]["residual"] < 0.1
+        assert taken["warnings"] == []
+
     def test_manifest_names_every_input(self, service):
         edit = service.edit("fox")
         made = service.apply(edits=[str(edit)], preserve=["a red fox"])
