@@ -177,6 +177,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Settings of stage I by name; what is not said has its default."""
 
+UPDATE_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"published": MappingProxyType({"residual": "published", "mass": 4000.0, "alpha": 0.5})}
+)
+"""Arguments of stage II (`compute_update`) by name; what is not said has its default."""
+
 
 _LEAST = {
     "steps": 1, "seed": 0, "layer": 0, "warm_start": 0, "images": 1, "solver_steps": 1, "bank": 1, "noise_batch": 1,

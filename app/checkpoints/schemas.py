@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from app.presets import with_preset
 from app.text import Text
+from editing.concepts import UPDATE_PRESETS
 
 MOST_EDITS = 20_000
 VERSION = r"^v[1-9][0-9]{0,8}$"
@@ -52,9 +53,6 @@ Selection = Annotated[
 ]
 
 
-PRESETS: dict[str, dict[str, Any]] = {"published": {"residual": "published", "mass": 4000.0, "alpha": 0.5}}
-
-
 class ApplyCreate(BaseModel):
     """Which edits, and how. Exactly one of `edits` and `from`."""
 
@@ -75,7 +73,7 @@ class ApplyCreate(BaseModel):
     preset: Literal["published"] | None = Field(
         None,
         description="fields by name; those given beside it come first. `published`: as the paper's code ran, "
-        f"that is {json.dumps(dict(PRESETS['published']))}",
+        f"that is {json.dumps(dict(UPDATE_PRESETS['published']))}",
     )
     alpha: float = Field(0.5, gt=0, lt=1, description="the edits' weight against what the encoder knows (Eq. 14)")
     layers: list[int] | None = Field(
@@ -96,7 +94,7 @@ class ApplyCreate(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def resolve_preset(cls, given: object) -> object:
-        return with_preset(given, PRESETS)
+        return with_preset(given, UPDATE_PRESETS)
 
 
 class EditInCheckpoint(BaseModel):

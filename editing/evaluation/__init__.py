@@ -1,0 +1,1 @@
+"""Measure what edits do to a model: benchmarks of concept editing, and the methods that they compare."""

@@ -1,0 +1,107 @@
+"""Methods under test: each holds a pipeline edited for as long as a `with` block lasts."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from editing.concepts import PRESETS, UPDATE_PRESETS, ConceptEdit
+from editing.pipelines import EditablePipeline
+from editing.statistics import SecondMoments
+from editing.update import applied, compute_update
+from editing.values import StageOneProgress, optimize_values
+
+Progress = Callable[[int, int], None]
+"""Called with the work done and all of it, in whatever unit the method works."""
+
+ORACLE = "oracle"
+"""The method that the runner draws the destination's prompts for, where others are asked for the source's."""
+
+
+class Method(Protocol):
+    """A way to edit a pipeline.
+
+    Inside the context the pipeline is edited; after it every weight is what it was, bit for bit, also where an error
+    is raised. The work is done on entering. The edits' settings say what suits the pipeline (guidance, solver steps)
+    and the seed of each; `seed` is the run's, for whatever else is random. The same call gives the same weights.
+
+    `second_moments` are those of all text encoders of the pipeline. Raises `EditingError` where an edit fails.
+    """
+
+    def __call__(
+        self,
+        pipeline: EditablePipeline,
+        edits: Sequence[ConceptEdit],
+        second_moments: SecondMoments,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Unedited:
+    """The model as it is."""
+
+    @contextmanager
+    def __call__(
+        self,
+        pipeline: EditablePipeline,
+        edits: Sequence[ConceptEdit],
+        second_moments: SecondMoments,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Iterator[None]:
+        yield
+
+
+@dataclass(frozen=True)
+class Emcid:
+    """Both stages of this package, with defaults but for what is given."""
+
+    stage_one: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `StageOneSettings` that replace those of each edit."""
+    stage_two: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `compute_update`."""
+
+    @contextmanager
+    def __call__(
+        self,
+        pipeline: EditablePipeline,
+        edits: Sequence[ConceptEdit],
+        second_moments: SecondMoments,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Iterator[None]:
+        edits = [replace(edit, settings=replace(edit.settings, **self.stage_one)) for edit in edits]
+        values = optimize_values(pipeline, edits, progress=_in_all(edits, progress))
+        with ExitStack() as stack:
+            for encoder in pipeline.encoders:
+                update = compute_update(encoder, edits, values, second_moments, **self.stage_two)
+                stack.enter_context(applied(encoder, update))
+            yield
+
+
+METHODS: Mapping[str, Method] = {
+    "base": Unedited(),
+    ORACLE: Unedited(),
+    "emender": Emcid(),
+    "published": Emcid(PRESETS["published"], UPDATE_PRESETS["published"]),
+}
+"""By the name that the command line and the tables know it by. `repr` of a method says all that it was set to."""
+
+
+def _in_all(edits: Sequence[ConceptEdit], progress: Progress | None) -> Callable[[StageOneProgress], None] | None:
+    """Stage I's progress as steps of all edits together."""
+    if progress is None:
+        return None
+    done = [0] * len(edits)
+    total = sum(edit.settings.steps for edit in edits)
+
+    def report(step: StageOneProgress) -> None:
+        done[step.edit_index] = step.step
+        progress(sum(done), total)
+
+    return report
