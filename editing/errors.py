@@ -50,6 +50,14 @@ class ForeignSums(EditingError):
     """Partial sums of second moments that this run cannot go on from."""
 
 
+class ClassifierUnusable(EditingError):
+    """An image classifier that cannot be loaded, or that does not know a class that it is asked for."""
+
+
+class TaskUnreadable(EditingError):
+    """A file of a benchmark that cannot be read, or a task that it cannot give."""
+
+
 class Cancelled(EditingError):
     """The caller asked for the edit to stop."""
 
