@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo.concepts import WEIGHTS
+from editing.errors import ClassifierUnusable
 
 SIDE = 32
 WIDTHS = (40, 80, 128, 192)
@@ -78,6 +79,20 @@ class Classifier(nn.Module):
         self.features = nn.Sequential(*blocks)
         heads = {"concept": len(classes.concepts), "style": len(classes.styles), "gender": len(classes.genders)}
         self.heads = nn.ModuleDict({name: nn.Linear(before * 4, count) for name, count in heads.items()})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the concepts: what `editing.evaluation` knows it by."""
+        return self.classes.concepts
+
+    def confidences(self, pictures: Sequence[Image.Image], classes: Sequence[str]) -> Tensor:
+        """(pictures, classes) confidences of concepts; see `editing.evaluation.classifiers.Classifier`."""
+        unknown = [name for name in classes if name not in self.names]
+        if unknown:
+            raise ClassifierUnusable(f"the emoji classifier knows no concept {unknown[0]!r}")
+        if not pictures:
+            return torch.empty(0, len(classes))
+        return classify(pictures, self).concept[:, [self.names.index(name) for name in classes]]
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Logits of each head for pictures (pictures, 3, 32, 32) with values in [-1, 1]."""

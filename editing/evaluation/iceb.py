@@ -128,15 +128,6 @@ def _asked(part: Part, index: int, case: Case, subject: str, prompts: Sequence[P
 class Suite(Protocol):
     """A benchmark's tasks."""
 
-    @property
-    def seeds(self) -> int | None:
-        """How many choices of edits there are; None: any number."""
-        ...
-
-    def largest(self, name: TaskName) -> int:
-        """How many edits a task has at most."""
-        ...
-
     def task(self, name: TaskName, *, edits: int, seed: int) -> Task:
         """The same for the same arguments. Raises `TaskUnreadable` for more edits or another seed than there are."""
         ...

@@ -40,7 +40,6 @@ class IcebFiles:
 
     folder: Path
     settings: StageOneSettings = StageOneSettings()
-    seeds: int | None = None
 
     def largest(self, name: TaskName) -> int:
         return len(self._cases(name))

@@ -1,0 +1,138 @@
+"""What is measured on: a model, a classifier and the tasks; and how to open one, also in another process."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from editing.concepts import StageOneSettings
+from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
+from editing.evaluation.classifiers import Classifier, HuggingFaceClassifier
+from editing.evaluation.iceb import Suite
+from editing.evaluation.iceb_files import IcebFiles
+from editing.pipelines import EditablePipeline, load_pipeline
+from editing.statistics import SecondMoments
+
+GROUP = "emender.benchmarks"
+"""Of the entry points by which a package brings a benchmark: a function of the keyword `device` that returns one."""
+
+SECOND_MOMENTS = "second_moments.safetensors"
+_PIPELINE_FILES = [
+    "model_index.json", "*/*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors",
+    SECOND_MOMENTS,
+]  # fmt: skip
+_UNUSED_PARTS = ["safety_checker/*", "feature_extractor/*"]
+
+
+@dataclass
+class Benchmark:
+    name: str
+    pipeline: EditablePipeline
+    classifier: Classifier
+    second_moments: SecondMoments
+    """Of all text encoders of the pipeline."""
+    suite: Suite
+    steps: int
+    """Of the solver, for each picture."""
+    guidance: float
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """sha256 of what results depend on: the model's weights, the classifier's where it has any, the statistics."""
+        model = (self.pipeline.unet, self.pipeline.vae, *(encoder.model for encoder in self.pipeline.encoders))
+        judge = getattr(self.classifier, "model", self.classifier)
+        return {
+            "model": _digest(tensor for module in model for tensor in module.state_dict().values()),
+            "classifier": _digest(judge.state_dict().values()) if isinstance(judge, nn.Module) else "",
+            "second_moments": self.second_moments.digest,
+        }
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to open a benchmark. It can be sent to another process, which opens its own."""
+
+    model: str
+    """An installed benchmark's name, a pipeline's folder, or its id on the Hugging Face Hub."""
+    classifier: str | None = None
+    """Of a model that is no installed benchmark: a folder or an id on the hub."""
+    data: Path | None = None
+    """The folder of ICEB's files, for the same."""
+    second_moments: Path | None = None
+    """Their file; by default it is looked for in the pipeline's folder."""
+    device: str = "cpu"
+    steps: int | None = None
+    """Of the solver; None: the installed benchmark's own, else 20."""
+
+    @property
+    def installed(self) -> bool:
+        return self.model in installed_benchmarks()
+
+    def __call__(self) -> Benchmark:
+        """Raises `EditingError` where the parts cannot be found or read."""
+        found = {point.name: point for point in entry_points(group=GROUP)}
+        if self.model in found:
+            benchmark: Benchmark = found[self.model].load()(device=self.device)
+            if self.steps is not None:
+                benchmark.steps = self.steps
+            return benchmark
+        if self.classifier is None or self.data is None:
+            raise TaskUnreadable(
+                f"{self.model!r} is none of the installed benchmarks ({', '.join(sorted(found)) or 'there are none'}): "
+                "for another model, give a classifier and the folder of ICEB's files"
+            )
+        steps = 20 if self.steps is None else self.steps
+        files = IcebFiles(self.data, StageOneSettings(solver_steps=steps))
+        classifier = HuggingFaceClassifier.load(self.classifier, names=files.names, device=self.device)
+        folder = _pipeline_folder(self.model)
+        pipeline = load_pipeline(folder, device=self.device, dtype=_dtype(self.device))
+        return Benchmark(
+            name="iceb",
+            pipeline=pipeline,
+            classifier=classifier,
+            second_moments=_moments(self.second_moments or folder / SECOND_MOMENTS),
+            suite=files,
+            steps=steps,
+            guidance=files.settings.guidance,
+        )
+
+
+def installed_benchmarks() -> tuple[str, ...]:
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def _pipeline_folder(model: str) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(model, allow_patterns=_PIPELINE_FILES, ignore_patterns=_UNUSED_PARTS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UnsupportedPipeline(f"{model} is no folder, and cannot be had from the hub: {error}") from error
+
+
+def _moments(path: Path) -> SecondMoments:
+    if not path.is_file():
+        raise EditingError(
+            f"there is no {path}: estimate the second moments of the model's keys with "
+            "`editing.estimate_second_moments` over some ten thousand captions, and save them there"
+        )
+    return SecondMoments.load(path)
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
