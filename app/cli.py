@@ -119,11 +119,16 @@ def add_model(
     source: Annotated[str, typer.Argument(help="A hub id, or the name of a folder in EMENDER_MODEL_ROOTS.")],
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Under which it is pulled.")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="What judges its pictures: an installed classifier, a folder, or a hub id.")
+    ] = None,
     wait: Wait = False,
 ) -> None:
     """Register a base model."""
     with _client() as client:
-        made = client.register_model(model, source=source, revision=revision, namespace=namespace)
+        made = client.register_model(
+            model, source=source, revision=revision, namespace=namespace, classifier=classifier
+        )
         if wait:
             made = _follow(client, f"/v1/models/{model}", what=f"registering {model}")
     typer.echo(f"{made['name']} {made['state']}")

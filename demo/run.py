@@ -38,6 +38,7 @@ from demo.memory import PeakMemory
 
 MODEL = "emoji"
 SOURCE = "pipeline"  # the folder below the weights
+CLASSIFIER = "emoji"
 ALIAS = "production"
 ENCODER = "text_encoder/model.safetensors"
 PATIENCE = 1200.0  # seconds for any one wait
@@ -126,7 +127,7 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
 def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, stages: Stages) -> Json:
     """From registration to the published checkpoint, all of it over HTTP."""
     with stages("register", "Registering the emoji model"):
-        client.register_model(MODEL, source=SOURCE)
+        client.register_model(MODEL, source=SOURCE, classifier=CLASSIFIER)
         model = client.wait(f"/v1/models/{MODEL}", timeout=PATIENCE)
         if model["statistics"] is None:
             asked = client.post(f"/v1/models/{MODEL}/statistics", {"captions": "captions"})

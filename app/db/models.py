@@ -68,6 +68,7 @@ class Model(Identified, Base):
     namespace: Mapped[str]
     source: Mapped[str]
     revision: Mapped[str | None]
+    classifier: Mapped[str | None]  # what judges its pictures
     state: Mapped[str] = mapped_column(default="registering")
     family: Mapped[str | None]
     encoders: Mapped[list[JsonObject]] = mapped_column(default=list)  # name, layers, width, mlp_width

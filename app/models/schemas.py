@@ -47,6 +47,18 @@ class ModelCreate(BaseModel):
         Name | None, Field(description="under which the Hub's protocol serves it; default: EMENDER_NAMESPACE")
     ] = None
 
+    classifier: Annotated[
+        str | None,
+        Field(
+            max_length=193,
+            description="what judges the model's pictures in checks and evaluations: the name of an installed "
+            "classifier, or an image-classification model of transformers by its hub id or its folder's name under "
+            "EMENDER_MODEL_ROOTS",
+            examples=["emoji", "google/vit-base-patch16-224"],
+        ),
+        AfterValidator(_source),
+    ] = None
+
     @model_validator(mode="after")
     def revision_of_hub_id(self) -> "ModelCreate":
         if self.revision is not None and "/" not in self.source:
@@ -87,6 +99,7 @@ class ModelOut(BaseModel):
     namespace: str
     source: str
     revision: str | None
+    classifier: str | None = Field(description="what judges its pictures; null: nothing does")
     state: ModelState
     family: str | None = Field(description="null until ready")
     encoders: list[EncoderOut]

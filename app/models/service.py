@@ -38,7 +38,7 @@ def register_model(
     elif row.state != "failed":
         raise ModelExists(row.name, row.state)
     row.namespace = model.namespace or namespace
-    row.source, row.revision = model.source, model.revision
+    row.source, row.revision, row.classifier = model.source, model.revision, model.classifier
     row.state, row.problem, row.created_by = "registering", None, actor
     session.add(row)
     try:
@@ -46,7 +46,7 @@ def register_model(
     except IntegrityError:
         raise ModelExists(model.name, "registering") from None  # by a request at the same time
     enqueue(session, kind="register_model", target_id=row.id)
-    details = {"source": row.source, "revision": row.revision, "namespace": row.namespace}
+    details = {"source": row.source, "revision": row.revision, "namespace": row.namespace, "classifier": row.classifier}
     record(session, actor=actor, action="model.register", target=f"model:{row.name}", details=details)
     session.refresh(row)
     return _out(session, [row])[0]

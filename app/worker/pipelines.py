@@ -1,5 +1,6 @@
-"""The one pipeline that a worker keeps in memory, and the second moments of the last checkpoint."""
+"""The one pipeline that a worker keeps in memory, what judges its pictures, and the last second moments."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -12,9 +13,11 @@ import editing
 from app.db.models import Model, ModelFile
 from app.models.snapshot import snapshot
 from app.storage.local import LocalStore
+from app.worker.sources import open_classifier
 from editing.errors import UnsupportedPipeline
 
 if TYPE_CHECKING:
+    from editing.evaluation.classifiers import Classifier
     from editing.pipelines import EditablePipeline
     from editing.statistics import FactoredMoments
 
@@ -24,12 +27,16 @@ log = structlog.get_logger()
 class WarmPipeline:
     """Loads a model's pipeline from the store on first use and keeps it until another model is asked for."""
 
-    def __init__(self, store: LocalStore, *, folder: Path, device: str, threads: int | None) -> None:
+    def __init__(
+        self, store: LocalStore, *, folder: Path, model_roots: Sequence[Path], device: str, threads: int | None
+    ) -> None:
         self.store = store
+        self.model_roots = model_roots
         self.folder = folder
         self.device = device
         self.threads = threads
         self._digest: str | None = None
+        self._classifier: tuple[str, Classifier] | None = None
         self._pipeline: EditablePipeline | None = None
         self._statistics: tuple[str, Path] | None = None
         self._moments: dict[str, FactoredMoments] = {}
@@ -45,6 +52,15 @@ class WarmPipeline:
             self._digest = model.digest
             log.info("pipeline loaded", model=model.name, digest=model.digest)
         return self._pipeline
+
+    def classifier(self, session: Session, *, model_id: UUID) -> "Classifier | None":
+        """What judges the model's pictures, kept until another is asked for; None where nothing does."""
+        source = session.get_one(Model, model_id).classifier
+        if source is None:
+            return None
+        if self._classifier is None or self._classifier[0] != source:
+            self._classifier = (source, open_classifier(source, roots=self.model_roots, device=self.prepare()))
+        return self._classifier[1]
 
     def moments(self, statistics: str, *, encoder: str) -> "FactoredMoments":
         """An encoder's second moments in the blob of this sha256, checked against it once; the factors lie beside."""

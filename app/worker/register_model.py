@@ -11,7 +11,7 @@ from app.audit.service import record
 from app.db.leases import Lease
 from app.db.models import JsonObject, Model, ModelFile, Statistics
 from app.worker.runner import JobContext
-from app.worker.sources import obtain
+from app.worker.sources import obtain, open_classifier
 from editing.errors import Cancelled, EditingError, InvalidEdit
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def _register(context: JobContext, lease: Lease) -> None:
                 raise EditingError(
                     f"{file.path} changed while it was read; register the model again", pointer="/source"
                 )
+        if model.classifier is not None:
+            context.pipelines.prepare()
+            open_classifier(model.classifier, roots=context.settings.model_roots, device="cpu")
         moments = _shipped_moments(source.folder, description)
     digest = context.store.put(moments.to_bytes()) if moments else None
 

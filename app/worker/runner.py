@@ -27,6 +27,7 @@ from app.worker.problems import INTERNAL, problem_of
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
+    from editing.evaluation.classifiers import Classifier
     from editing.pipelines import EditablePipeline
 
 log = structlog.get_logger()
@@ -117,6 +118,11 @@ class JobContext:
         with self.sessions() as session:
             return self.pipelines.get(session, model_id=model_id)
 
+    def classifier(self, model_id: UUID) -> "Classifier | None":
+        """What judges the model's pictures; None where nothing does. Raises `ClassifierUnusable`."""
+        with self.sessions() as session:
+            return self.pipelines.classifier(session, model_id=model_id)
+
 
 def job_module(kind: str) -> JobModule:
     """The module that does the work of this kind."""
@@ -143,7 +149,13 @@ class Runner:
         self.sessions = sessions
         self.worker = worker
         self.heartbeat = Heartbeat(sessions, lease_seconds=settings.lease_seconds, interval=settings.poll_seconds)
-        pipelines = WarmPipeline(store, folder=settings.folder, device=settings.device, threads=settings.torch_threads)
+        pipelines = WarmPipeline(
+            store,
+            folder=settings.folder,
+            model_roots=settings.model_roots,
+            device=settings.device,
+            threads=settings.torch_threads,
+        )
         self.context = JobContext(settings, sessions, store, self.heartbeat, stopping, pipelines)
 
     def work(self, job_id: UUID | None = None) -> bool:

@@ -5,13 +5,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from app.models.roots import find_folder
 from app.settings import Settings
-from editing.errors import EditingError, UnsafePipeline
+from editing.errors import ClassifierUnusable, EditingError, UnsafePipeline
+
+if TYPE_CHECKING:
+    from editing.evaluation.classifiers import Classifier
 
 WANTED = {".json", ".txt", ".safetensors", ".model"}
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
@@ -63,6 +67,28 @@ def obtain(
             reason = f"the Hub could not be reached for {source}: {type(error).__name__}; retry"
             raise SourceUnavailable(reason, pointer="/source") from error
         yield Source(Path(temporary), commit=commit)
+
+
+def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Classifier":
+    """An installed classifier by its name, else a folder of the model roots, else one of the Hub by `namespace/name`.
+
+    Raises `ClassifierUnusable`.
+    """
+    from editing.evaluation import classifiers  # imports torch
+
+    if source in classifiers.installed_classifiers():
+        return classifiers.open_installed(source)
+    if "/" in source:
+        return classifiers.HuggingFaceClassifier.load(source, device=device)
+    folder = find_folder(roots, source)
+    if folder is None:
+        installed = ", ".join(classifiers.installed_classifiers()) or "none"
+        raise ClassifierUnusable(
+            f"there is no classifier {source!r}: installed are {installed}, and no model root has a folder of that "
+            "name; EMENDER_MODEL_ROOTS lists them",
+            pointer="/classifier",
+        )
+    return classifiers.HuggingFaceClassifier.load(folder, device=device)
 
 
 def wanted(names: Sequence[str]) -> list[str]:

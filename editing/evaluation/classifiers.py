@@ -1,6 +1,7 @@
 """What judges pictures: anything that says how sure it is of a named class."""
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from editing.errors import ClassifierUnusable
+
+GROUP = "emender.classifiers"
+"""Of the entry points by which a package brings a classifier: a function without arguments that returns one."""
 
 _BATCH = 32
 
@@ -26,6 +30,17 @@ class Classifier(Protocol):
         """How sure it is that each picture shows each of these classes: softmax over all that it knows, (pictures,
         classes) float32 on the CPU. Raises `ClassifierUnusable` for a class that it does not know."""
         ...
+
+
+def installed_classifiers() -> tuple[str, ...]:
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def open_installed(name: str) -> Classifier:
+    """One of `installed_classifiers`."""
+    (point,) = entry_points(group=GROUP, name=name)
+    classifier: Classifier = point.load()()
+    return classifier
 
 
 class HuggingFaceClassifier:

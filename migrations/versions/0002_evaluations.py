@@ -1,4 +1,4 @@
-"""evaluations"""
+"""evaluations, and what judges pictures"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoints.id"], name=op.f("fk_evaluations_checkpoint_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evaluations")),
     )
+    op.add_column("base_models", sa.Column("classifier", sa.String(), nullable=True))
     op.create_index(op.f("ix_evaluations_checkpoint_id"), "evaluations", ["checkpoint_id"], unique=False)
     op.drop_constraint(op.f("ck_jobs_kind"), "jobs", type_="check")
     op.create_check_constraint(op.f("ck_jobs_kind"), "jobs", f"kind IN ({KINDS}, 'evaluate_checkpoint')")
@@ -40,5 +41,6 @@ def downgrade() -> None:
     op.execute("DELETE FROM jobs WHERE kind = 'evaluate_checkpoint'")
     op.drop_constraint(op.f("ck_jobs_kind"), "jobs", type_="check")
     op.create_check_constraint(op.f("ck_jobs_kind"), "jobs", f"kind IN ({KINDS})")
+    op.drop_column("base_models", "classifier")
     op.drop_index(op.f("ix_evaluations_checkpoint_id"), table_name="evaluations")
     op.drop_table("evaluations")

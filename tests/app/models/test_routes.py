@@ -23,16 +23,18 @@ class TestRegisterModel:
 
     def test_hub_id(self, client, keys, session):
         body = {"name": "turbo", "source": "stabilityai/sd-turbo", "revision": "main", "namespace": "acme"}
+        body["classifier"] = "google/vit-base-patch16-224"
         answer = client.post("/v1/models", headers=keys["admin"], json=body)
         assert answer.status_code == 202
         assert answer.headers["Location"] == "/v1/models/turbo"
         model = answer.json()
         assert (model["state"], model["namespace"], model["revision"]) == ("registering", "acme", "main")
+        assert model["classifier"] == "google/vit-base-patch16-224"
         assert client.get("/v1/models/turbo", headers=keys["read"]).json() == model
         job = session.scalars(select(Job)).one()
         assert (job.kind, str(job.target_id)) == ("register_model", model["id"])
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.register")).one()
-        assert event.details == {"source": "stabilityai/sd-turbo", "revision": "main", "namespace": "acme"}
+        assert event.details == {key: value for key, value in body.items() if key != "name"}
 
     def test_folder(self, client, keys, root):
         answer = client.post("/v1/models", headers=keys["admin"], json={"name": "tiny", "source": "tiny"})
@@ -71,6 +73,7 @@ class TestRegisterModel:
             ({"name": "m", "source": "a/b", "namespace": "docs"}, "/namespace"),
             ({"name": "m", "source": "a/b", "revision": "../x"}, "/revision"),
             ({"name": "m", "source": "folder", "revision": "main"}, ""),
+            ({"name": "m", "source": "a/b", "classifier": "../x"}, "/classifier"),
             ({"name": "m"}, "/source"),
         ],
     )

@@ -16,7 +16,7 @@ from app.storage.local import LocalStore
 from app.worker.runner import Runner
 from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH
 
-Register = Callable[[str], Model]
+Register = Callable[..., Model]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def copy(tmp_path: Path, roots: Path) -> Path:
 def register(runner: Runner, add_model: Callable[..., Model], factory: Sessions) -> Register:
     """Register a source; the model as it is after its job."""
 
-    def run(source: str) -> Model:
-        model = add_model(source=source)
+    def run(source: str, **columns: str) -> Model:
+        model = add_model(source=source, **columns)
         with factory() as session:
             enqueue(session, kind="register_model", target_id=model.id)
             session.commit()
@@ -175,3 +175,25 @@ def test_the_job_reports_its_stage(register: Register, runner: Runner, monkeypat
     register("tiny")
     assert [step["stage"] for step in seen] == ["storing"] * 11
     assert [step["files"] for step in seen] == list(range(11)) and {step["of"] for step in seen} == {11}
+
+
+def test_a_classifier_is_opened(register: Register, runner: Runner) -> None:
+    model = register("tiny", classifier="emoji")
+    assert model.state == "ready"
+    judge = runner.context.classifier(model.id)
+    assert judge is not None and "dog" in judge.names
+    assert runner.context.classifier(model.id) is judge  # kept warm
+
+
+def test_without_a_classifier_nothing_judges(register: Register, runner: Runner) -> None:
+    assert runner.context.classifier(register("tiny").id) is None
+
+
+def test_a_classifier_that_is_not_there(register: Register) -> None:
+    found = problem(register("tiny", classifier="absent"))
+    assert "no classifier 'absent'" in found["detail"] and "emoji" in found["detail"]
+    assert found["errors"][0]["pointer"] == "/classifier"
+
+
+def test_a_folder_that_holds_no_classifier(register: Register) -> None:
+    assert "no image classifier" in problem(register("tiny", classifier="tiny"))["detail"]
