@@ -22,14 +22,13 @@ from editing import ENGINE_VERSION
 from editing.errors import TaskUnreadable
 from editing.evaluation.benchmark import Benchmark, Opening
 from editing.evaluation.cost import measured
-from editing.evaluation.iceb import METRICS, Answers, Means, Question, Scores, Task, TaskName
+from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskName
 from editing.evaluation.intervals import Interval
+from editing.evaluation.judging import answer
 from editing.evaluation.methods import METHODS, ORACLE, Progress
 from editing.files import write_whole
-from editing.preview import draw
 
 BASE = "base"
-_DRAWN = 128  # pictures drawn before they are judged
 
 
 @dataclass(frozen=True)
@@ -78,32 +77,15 @@ def measure(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = Non
     with ExitStack() as stack:
         with measured(benchmark.pipeline.device) as cost:
             stack.enter_context(edited)
-        answers = _answers(benchmark, questions, oracle=unit.method == ORACLE)
-    return Measurement(answers, cost.seconds, cost.peak_mb)
-
-
-def _answers(benchmark: Benchmark, questions: Sequence[Question], *, oracle: bool) -> Answers:
-    wanted: list[float | None] = [None] * len(questions)
-    original: list[float | None] = [None] * len(questions)
-    asked = [place for place, question in enumerate(questions) if not oracle or question.oracle is not None]
-    for start in range(0, len(asked), _DRAWN):
-        places = asked[start : start + _DRAWN]
-        chosen = [questions[place] for place in places]
-        pictures = draw(
+        answers = answer(
             benchmark.pipeline,
-            [question.oracle if oracle and question.oracle is not None else question.prompt for question in chosen],
-            seeds=[question.seed for question in chosen],
+            benchmark.classifier,
+            questions,
             steps=benchmark.steps,
             guidance=benchmark.guidance,
+            oracle=unit.method == ORACLE,
         )
-        classes = sorted({name for q in chosen for name in (q.wanted, q.original) if name is not None})
-        column = {name: number for number, name in enumerate(classes)}
-        read = benchmark.classifier.confidences(pictures, classes).tolist()  # (pictures, classes)
-        for place, question, row in zip(places, chosen, read, strict=True):
-            wanted[place] = row[column[question.wanted]]
-            if question.original is not None:
-                original[place] = row[column[question.original]]
-    return Answers(tuple(wanted), tuple(original))
+    return Measurement(answers, cost.seconds, cost.peak_mb)
 
 
 @dataclass(frozen=True)

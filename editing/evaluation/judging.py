@@ -1,0 +1,48 @@
+"""Draw the pictures that questions ask for, and read the confidences off them."""
+
+from collections.abc import Callable, Sequence
+
+from editing.evaluation.classifiers import Classifier
+from editing.evaluation.iceb import Answers, Question
+from editing.pipelines import EditablePipeline
+from editing.preview import draw
+
+_DRAWN = 128  # pictures drawn before they are judged
+
+
+def answer(
+    pipeline: EditablePipeline,
+    classifier: Classifier,
+    questions: Sequence[Question],
+    *,
+    steps: int,
+    guidance: float,
+    oracle: bool = False,
+    at_a_time: int = _DRAWN,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """The pipeline's answers as it stands. An oracle is asked with the destination in the source's place, and not at
+    all for held-out concepts. `progress` is called with the pictures judged so far, and may raise."""
+    wanted: list[float | None] = [None] * len(questions)
+    original: list[float | None] = [None] * len(questions)
+    asked = [place for place, question in enumerate(questions) if not oracle or question.oracle is not None]
+    for start in range(0, len(asked), at_a_time):
+        if progress:
+            progress(start)
+        places = asked[start : start + at_a_time]
+        chosen = [questions[place] for place in places]
+        pictures = draw(
+            pipeline,
+            [question.oracle if oracle and question.oracle is not None else question.prompt for question in chosen],
+            seeds=[question.seed for question in chosen],
+            steps=steps,
+            guidance=guidance,
+        )
+        classes = sorted({name for q in chosen for name in (q.wanted, q.original) if name is not None})
+        column = {name: number for number, name in enumerate(classes)}
+        read = classifier.confidences(pictures, classes).tolist()  # (pictures, classes)
+        for place, question, row in zip(places, chosen, read, strict=True):
+            wanted[place] = row[column[question.wanted]]
+            if question.original is not None:
+                original[place] = row[column[question.original]]
+    return Answers(tuple(wanted), tuple(original))
