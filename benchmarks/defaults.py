@@ -30,8 +30,9 @@ from editing.update import Update, applied, compute_update
 from editing.values import Value, optimize_values
 
 OUT = Path("out/defaults")
-TEXT = StageOneSettings(objective="text", steps=150)
+TEXT = StageOneSettings(objective="text", steps=150, weight_decay=5e-4)
 HYBRID = StageOneSettings(objective="hybrid", guidance=3.0, solver_steps=10)
+DECAYED = replace(HYBRID, weight_decay=5e-4)
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ SETTINGS: Mapping[str, Setting] = {
     "weight decay 5e-2": replace(BASE, stage_one=replace(TEXT, weight_decay=5e-2)),
     "layer 9": replace(BASE, stage_one=replace(TEXT, layer=9)),
     "hybrid": replace(BASE, stage_one=HYBRID),
-    "hybrid, λ 400": replace(BASE, stage_one=HYBRID, mass=400.0),
-    "noise, 60 steps": replace(BASE, stage_one=replace(HYBRID, objective="noise", steps=60)),
+    "hybrid, λ 1000": replace(BASE, stage_one=HYBRID, mass=1000.0),
+    "hybrid, weight decay 5e-4": replace(BASE, stage_one=DECAYED),
+    "the same, λ 400": replace(BASE, stage_one=DECAYED, mass=400.0),
+    "noise, 60 steps, weight decay 5e-4": replace(BASE, stage_one=replace(DECAYED, objective="noise", steps=60)),
     "rehearsal α 0.2, target": replace(BASE, rehearsal=0.2, rehearsed="target"),
     "preserve 100 others": replace(BASE, preserve=100),
 }
