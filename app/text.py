@@ -1,5 +1,6 @@
 """Text as a client may send it: neither Postgres nor a tokenizer takes NUL or half of a surrogate pair."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -17,3 +18,8 @@ def storable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(storable)]
+
+
+def cell(text: str) -> str:
+    """A client's words as plain text in Markdown, on one line."""
+    return re.sub(r"([\\`*_{}\[\]()<>#|~&])", r"\\\1", " ".join(text.split()))

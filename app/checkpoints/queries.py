@@ -15,7 +15,9 @@ from app.db.models import (
     CheckpointFile,
     Edit,
     EditValue,
+    Evaluation,
     Job,
+    JsonObject,
     Model,
     ModelFile,
     Statistics,
@@ -130,6 +132,16 @@ def edits_in(session: Session, *, checkpoint_id: UUID, with_values: bool = False
     if with_values:
         query = query.options(selectinload(Edit.values))
     return session.scalars(query).all()
+
+
+def latest_judgement(session: Session, *, checkpoint_id: UUID) -> JsonObject | None:
+    """The newest report of a classifier on the checkpoint."""
+    query = select(Evaluation.report).where(
+        Evaluation.checkpoint_id == checkpoint_id,
+        Evaluation.kind.in_(("check", "evaluation")),
+        Evaluation.state == "ready",
+    )
+    return session.scalars(query.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
 
 
 def edits_by_id(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, Edit]:

@@ -1,6 +1,6 @@
 """What can be asked about checkpoints and their files, and how one is retracted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -26,7 +26,7 @@ from app.checkpoints.schemas import (
     FileProvenance,
     LayerOut,
 )
-from app.db.models import Checkpoint, Edit, Model, Statistics
+from app.db.models import Checkpoint, Edit, JsonObject, Model, Statistics
 from app.dependencies import Page, PageRequest
 from app.models.errors import ModelNotFound
 
@@ -146,7 +146,10 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
         statistics=statistics.digest or "",
         files=[FileOut(path=file.path, sha256=file.sha256, size=file.size) for file in checkpoint.files],
         conflicts=[ConflictOut(**conflict) for conflict in report.get("conflicts", [])],
-        warnings=[_left(edit, mass=checkpoint.options["mass"]) for edit in edits if (edit.residual or 0) > LEFT],
+        warnings=[
+            *(_left(edit, mass=checkpoint.options["mass"]) for edit in edits if (edit.residual or 0) > LEFT),
+            *_judged(queries.latest_judgement(session, checkpoint_id=checkpoint.id)),
+        ],
         changed_layers=[LayerOut(**layer) for layer in report.get("layers", [])],
         alias=_alias_outcome(checkpoint),
         progress=queries.progress(session, checkpoint_id=checkpoint.id) if checkpoint.state == "building" else None,
@@ -174,6 +177,23 @@ def _left(edit: EditInCheckpoint, *, mass: float) -> EditWarning:
         "are frequent in the statistics' captions resist; apply with a lower `mass`, "
         f"{mass / 10:g} perhaps instead of {mass:g}.",
     )
+
+
+def _judged(report: JsonObject | None) -> Iterator[EditWarning]:
+    """What the classifier saw of edits that did not take."""
+    for edit in (report or {}).get("edits", []):
+        if edit["took"]:
+            continue
+        if edit["destination"] is None:
+            detail = (
+                f"{edit['source']!r} is still seen, with confidence {edit['after']:.2f}; before {edit['before']:.2f}."
+            )
+        else:
+            detail = (
+                f"Pictures of {edit['source']!r} show {edit['destination']!r} with confidence {edit['after']:.2f}, "
+                f"its own pictures with {edit['oracle']:.2f}."
+            )
+        yield EditWarning(edit=edit["edit"], detail=f"{detail} Look at previews; other templates or settings may help.")
 
 
 def _alias_outcome(checkpoint: Checkpoint) -> AliasOutcome | None:

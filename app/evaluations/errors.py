@@ -12,6 +12,16 @@ class EvaluationNotFound(NotFound):
         super().__init__(f"{version} has no evaluation {evaluation_id}; GET …/{version}/evaluations lists them.")
 
 
+class ClassifierMissing(Conflict):
+    title = "Classifier missing"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"Nothing judges the pictures of {model!r}: register it with a `classifier`, or ask for previews, which "
+            "people judge."
+        )
+
+
 class EvaluationFileNotFound(NotFound):
     title = "Evaluation file not found"
 

@@ -17,8 +17,8 @@ from app.checkpoints.errors import (
 from app.checkpoints.schemas import VERSION
 from app.dependencies import Page, PageDep, SessionDep, StoreDep
 from app.evaluations import service
-from app.evaluations.errors import EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
-from app.evaluations.schemas import EvaluationKind, EvaluationOut, PreviewCreate
+from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
+from app.evaluations.schemas import EvaluationCreate, EvaluationKind, EvaluationOut, PreviewCreate
 from app.models.errors import ModelNotFound
 from app.problems import documented
 from app.routing import Route
@@ -54,6 +54,33 @@ def create_preview(
         version=version,
         request=preview,
         actor=principal.actor,
+    )
+    response.headers["Location"] = f"/v1/models/{model}/checkpoints/{version}/evaluations/{created.id}"
+    return created
+
+
+@router.post(
+    "/evaluations",
+    status_code=202,
+    responses={
+        202: {"headers": {"Location": {"description": "the evaluation", "schema": {"type": "string"}}}},
+        **documented(*NO_VERSION, CheckpointNotPublished, CheckpointRetracted, ClassifierMissing),
+    },
+)
+def create_evaluation(
+    session: SessionDep,
+    principal: ApplyPrincipal,
+    model: ModelName,
+    version: Version,
+    evaluation: EvaluationCreate,
+    response: Response,
+) -> EvaluationOut:
+    """Measure a version with the model's classifier: which edits took, and what they cost other concepts.
+
+    Its files: `report.json`, `report.md` and `before-after.png`.
+    """
+    created = service.create_evaluation(
+        session, model_name=model, version=version, request=evaluation, actor=principal.actor
     )
     response.headers["Location"] = f"/v1/models/{model}/checkpoints/{version}/evaluations/{created.id}"
     return created

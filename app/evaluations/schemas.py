@@ -4,16 +4,38 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from app.text import Text
+from editing.concepts import split_template
+from editing.errors import EditingError
 
 MOST_PICTURES = 400
-EvaluationKind = Literal["preview"]
+EvaluationKind = Literal["preview", "check", "evaluation"]
 EvaluationState = Literal["queued", "running", "ready", "failed", "cancelled"]
 
 Prompt = Annotated[Text, Field(min_length=1, max_length=1_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+FREE_PROMPTS = (
+    "a picture of the {}",
+    "look at this {}",
+    "a drawing of a {}",
+    "a {} on a white background",
+    "a small {}",
+)
+
+
+def _template(text: str) -> str:
+    try:
+        split_template(text)
+    except EditingError as error:
+        raise ValueError(error.detail) from None
+    return text
+
+
+Template = Annotated[Prompt, AfterValidator(_template)]
 
 
 class Drawing(BaseModel):
@@ -48,6 +70,26 @@ class PreviewCreate(Drawing):
         if pictures > MOST_PICTURES:
             raise ValueError(f"would draw {pictures} pictures, before and after; ask for at most {MOST_PICTURES}")
         return self
+
+
+class EvaluationCreate(Drawing):
+    """What is measured. Templates hold `{}` where a concept goes."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"guidance": 7.5, "seed": 0}]})
+
+    prompts: list[Template] = Field(
+        list(FREE_PROMPTS),
+        min_length=1,
+        max_length=20,
+        description="by which edits are judged beside their own templates: better none of those",
+    )
+    held_out: list[Prompt] | None = Field(
+        None,
+        max_length=500,
+        description="classes that no edit should change; default: 30 of those that the classifier knows, evenly",
+    )
+    held_out_prompts: list[Template] = Field(list(FREE_PROMPTS[:2]), min_length=1, max_length=20)
+    seed: Seed = Field(0, description="of the first picture of each concept; the others count up from it")
 
 
 class EvaluationFile(BaseModel):

@@ -11,8 +11,8 @@ from app.checkpoints.service import ServedFile, find_checkpoint, find_model, req
 from app.db.models import Checkpoint, Evaluation, JsonObject
 from app.dependencies import Page, PageRequest
 from app.evaluations import queries
-from app.evaluations.errors import EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
-from app.evaluations.schemas import EvaluationFile, EvaluationOut, PreviewCreate
+from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
+from app.evaluations.schemas import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
 from app.queueing.outbox import enqueue
 from app.queueing.states import CANCELLED
 
@@ -31,6 +31,32 @@ def create_preview(
     checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)
     require_served(checkpoint)
     return _create(session, checkpoint=checkpoint, kind="preview", request=request.model_dump(), actor=actor)
+
+
+def create_evaluation(
+    session: Session, *, model_name: str, version: str, request: EvaluationCreate, actor: str
+) -> EvaluationOut:
+    """Queue the measurement of a version's edits by the model's classifier. Raises `ClassifierMissing`, and what is
+    said against the version."""
+    model = find_model(session, name=model_name)
+    checkpoint = find_checkpoint(session, model=model, revision=version)
+    require_served(checkpoint)
+    if model.classifier is None:
+        raise ClassifierMissing(model.name)
+    return _create(session, checkpoint=checkpoint, kind="evaluation", request=request.model_dump(), actor=actor)
+
+
+def request_check(session: Session, *, checkpoint: Checkpoint) -> None:
+    """Queue the quick check of a version that has just been published, if its model has a classifier."""
+    if checkpoint.model.classifier is not None and checkpoint.edits:
+        suited = checkpoint.edits[0].edit.settings  # what its destination's pictures were drawn with
+        request = EvaluationCreate(
+            prompts=list(FREE_PROMPTS[:2]),
+            held_out_prompts=list(FREE_PROMPTS[:1]),
+            steps=min(suited.get("solver_steps", 20), 20),
+            guidance=suited.get("guidance", 7.5),
+        )
+        _create(session, checkpoint=checkpoint, kind="check", request=request.model_dump(), actor="worker")
 
 
 def list_evaluations(

@@ -18,6 +18,7 @@ from app.checkpoints.manifest import Inputs, ManifestEdit, manifest
 from app.checkpoints.publish import publish, store_content, store_folder
 from app.db.leases import Lease
 from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
+from app.evaluations.service import request_check
 from app.storage.local import LocalStore
 from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
@@ -77,6 +78,7 @@ def _build(context: JobContext, lease: Lease) -> None:
     with context.result(lease) as session:
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
         publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates))
+        request_check(session, checkpoint=checkpoint)
 
 
 def _updates(context: JobContext, lease: Lease, work: "_Work", pipeline: "EditablePipeline") -> list["Update"]:

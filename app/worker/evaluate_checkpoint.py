@@ -1,7 +1,8 @@
 """Draw and measure a published version: the very weights that are served, in the place of the base model's."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,23 @@ from app.checkpoints import queries
 from app.checkpoints.publish import StoredFile, own_files, store_content
 from app.db.leases import Lease
 from app.db.models import Evaluation, JsonObject
+from app.evaluations.report import as_markdown
 from app.queueing.states import CANCELLED
 from app.storage.local import LocalStore
+from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
-from editing.concepts import fill
-from editing.errors import Cancelled
+from editing.concepts import ConceptEdit, DestinationPrompt, fill
+from editing.errors import Cancelled, ClassifierUnusable
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from editing.evaluation.classifiers import Classifier
     from editing.pipelines import EditablePipeline
 
 SHOWN_EDITS = 20
+HELD_OUT = 30
+GRID_SEEDS = (0, 1, 2)
 WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
@@ -34,10 +40,13 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     """Do what each evaluation asks for, and keep its report and files."""
     for lease in leases:
         with context.sessions() as session:
-            work = _read(session, lease.target_id)
+            work = _read(session, context.store, lease.target_id)
         context.progress(lease, {"stage": "loading"})
         pipeline = context.pipeline(work.model_id)
-        report, files = _preview(context, lease, work, pipeline)
+        if work.kind == "preview":
+            report, files = _preview(context, lease, work, pipeline)
+        else:
+            report, files = _evaluation(context, lease, work, pipeline)
         with context.result(lease) as session:
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
             evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
@@ -60,24 +69,41 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
 class _Work:
     """What the job needs, out of the database."""
 
+    kind: str
     model_id: UUID
     title: str
     request: Mapping[str, Any]
-    edits: Sequence[tuple[str, str]]
-    """Source and first template of the first edits."""
+    edits: Sequence[ConceptEdit]
+    ids: Sequence[str]
+    """Of the edits."""
+    residuals: Mapping[str, float]
+    """What the update left of each edit, by its id."""
     files: Sequence[StoredFile]
+    facts: Mapping[str, Any]
+    """Of the version, for the report."""
 
 
-def _read(session: Session, evaluation_id: UUID) -> _Work:
+def _read(session: Session, store: LocalStore, evaluation_id: UUID) -> _Work:
     evaluation = session.get_one(Evaluation, evaluation_id)
     checkpoint = evaluation.checkpoint
+    model = checkpoint.model
     edits = queries.edits_in(session, checkpoint_id=checkpoint.id)
     return _Work(
-        model_id=checkpoint.model_id,
-        title=f"{checkpoint.model.name}: v{checkpoint.number} beside the base model",
+        kind=evaluation.kind,
+        model_id=model.id,
+        title=f"{model.name}: v{checkpoint.number} beside the base model",
         request=evaluation.request,
-        edits=[(edit.source, edit.templates[0]) for edit in edits[:SHOWN_EDITS]],
+        edits=[concept_edit(edit, store=store) for edit in edits],
+        ids=[str(edit.id) for edit in edits],
+        residuals=(checkpoint.report or {}).get("residuals", {}),
         files=own_files(checkpoint),
+        facts={
+            "model": model.digest,
+            "classifier": model.classifier,
+            "commit": checkpoint.commit,
+            "alpha": checkpoint.alpha,
+            **checkpoint.options,
+        },
     )
 
 
@@ -86,18 +112,35 @@ def _preview(
 ) -> tuple[JsonObject, list[StoredFile]]:
     """Every prompt at every seed, before and after, as one picture."""
     request = work.request
-    prompts = request["prompts"] or [fill(template, source) for source, template in work.edits]
+    prompts = request["prompts"] or _first_prompts(work)
     controls, seeds = request["controls"], request["seeds"]
+    grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=seeds)
+    return {"prompts": list(prompts), "controls": list(controls), "seeds": list(seeds)}, [grid]
+
+
+def _first_prompts(work: _Work) -> list[str]:
+    return [fill(edit.templates[0], edit.source) for edit in work.edits[:SHOWN_EDITS]]
+
+
+def _grid(
+    context: JobContext,
+    lease: Lease,
+    work: _Work,
+    pipeline: "EditablePipeline",
+    *,
+    prompts: Sequence[str],
+    controls: Sequence[str],
+    seeds: Sequence[int],
+) -> StoredFile:
     drawn = (*prompts, *controls)
+    report = _progress(context, lease, "drawing")
     total = 2 * len(drawn) * len(seeds)
+    steps, guidance = work.request["steps"], work.request["guidance"]
 
     def draw(*, done: int) -> list[list["Image.Image"]]:
         rows: list[list[Image.Image]] = []
         for prompt in drawn:
-            context.progress(lease, {"stage": "drawing", "done": done, "total": total})
-            if context.cancelled(lease):
-                raise Cancelled(f"stopped after {done} of {total} pictures")
-            steps, guidance = request["steps"], request["guidance"]
+            report(done, total)
             rows.append(editing.draw(pipeline, [prompt] * len(seeds), seeds=seeds, steps=steps, guidance=guidance))
             done += len(seeds)
         return rows
@@ -109,8 +152,107 @@ def _preview(
     sections = [("Edited", rows[: len(prompts)]), ("Controls", rows[len(prompts) :])]
     grid = io.BytesIO()
     editing.draw_grid(work.title, [section for section in sections if section[1]]).save(grid, format="PNG")
-    report = {"prompts": list(prompts), "controls": list(controls), "seeds": list(seeds)}
-    return report, [store_content(context.store, "before-after.png", grid.getvalue())]
+    return store_content(context.store, "before-after.png", grid.getvalue())
+
+
+def _evaluation(
+    context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
+) -> tuple[JsonObject, list[StoredFile]]:
+    """Every edit that the classifier can judge, and held-out concepts; with pictures, unless it is a mere check."""
+    from editing.evaluation import published
+
+    classifier = context.classifier(work.model_id)
+    if classifier is None:
+        raise ClassifierUnusable("the model has no classifier any more")
+    request = work.request
+    held_out = request["held_out"]
+    asked = published.plan(
+        work.edits,
+        classifier,
+        prompts=request["prompts"],
+        held_out=_evenly(classifier, work) if held_out is None else held_out,
+        held_out_prompts=request["held_out_prompts"],
+        seed=request["seed"],
+    )
+    judgement = published.judge(
+        pipeline,
+        classifier,
+        asked,
+        lambda: _published(context.store, work.files, pipeline),
+        steps=request["steps"],
+        guidance=request["guidance"],
+        progress=_progress(context, lease, "judging"),
+    )
+    report: JsonObject = {
+        **judgement.as_json(),
+        "edits": [
+            {
+                "edit": work.ids[verdict.index],
+                "source": verdict.source,
+                "destination": verdict.destination,
+                "before": verdict.before,
+                "after": verdict.after,
+                "oracle": verdict.oracle,
+                "took": verdict.took,
+                "residual": work.residuals.get(work.ids[verdict.index]),
+            }
+            for verdict in judgement.verdicts
+        ],
+        "unjudged": [
+            {"edit": work.ids[index], "source": work.edits[index].source, "reason": reason}
+            for index, reason in asked.unjudged
+        ],
+        "held_out": [concept.name for concept in asked.replaced.held_out],
+        "settings": _settings(work, pipeline),
+    }
+    if work.kind == "check":
+        return report, []
+    controls = [fill(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
+    prompts = _first_prompts(work)
+    grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
+    content = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    return report, [
+        grid,
+        store_content(context.store, "report.json", content.encode()),
+        store_content(context.store, "report.md", as_markdown(report, title=work.title).encode()),
+    ]
+
+
+def _evenly(classifier: "Classifier", work: _Work) -> list[str]:
+    """Classes over the whole of what it knows, without those that an edit names."""
+    named = {edit.source for edit in work.edits}
+    named |= {edit.destination.prompt for edit in work.edits if isinstance(edit.destination, DestinationPrompt)}
+    names = [name for name in classifier.names if name not in named]
+    count = min(HELD_OUT, len(names))
+    return [names[number * len(names) // count] for number in range(count)]
+
+
+def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
+    """What a reader needs to get the same numbers."""
+    import diffusers
+    import torch
+    import transformers
+
+    request = work.request
+    return {
+        "sampler": type(pipeline.scheduler).__name__,
+        **{name: request[name] for name in ("steps", "guidance", "seed", "prompts", "held_out_prompts")},
+        "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
+        "engine": editing.ENGINE_VERSION,
+        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+        **work.facts,
+        "files": {file.path: file.sha256 for file in work.files},
+    }
+
+
+def _progress(context: JobContext, lease: Lease, stage: str) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        context.progress(lease, {"stage": stage, "done": done, "total": total})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {total} pictures")
+
+    return report
 
 
 @contextmanager
