@@ -46,6 +46,10 @@ class CaptionsUnreadable(EditingError):
     """A file that holds no captions, or a line of one that is none."""
 
 
+class MetricUnavailable(EditingError):
+    """A metric that lacks what it measures with: a package, a model in the folder given, or enough pictures."""
+
+
 class ForeignSums(EditingError):
     """Partial sums of second moments that this run cannot go on from."""
 

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from editing.errors import EditingError
 from editing.evaluation.benchmark import Opening, installed_benchmarks
+from editing.evaluation.commands import add_commands
 from editing.evaluation.methods import METHODS
 from editing.evaluation.report import as_json, as_table
 from editing.evaluation.runner import BASE, Unit, results, run
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what was measured is kept there, and not measured again (default: %(default)s)",
     )
     add.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
+    add_commands(benchmarks)
     return parser
 
 

@@ -1,0 +1,99 @@
+"""What edits leave of a model: CLIP score and FID on captions that have nothing to do with them, such as COCO's.
+
+The paper's figures (Tables 4 and 6) are of 30,000 captions of COCO, with FID against its photographs. A set of captions
+is any file that `editing.captions` reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from editing.captions import read_captions
+from editing.errors import TaskUnreadable
+from editing.evaluation.drawing import Progress, Sampling, draw_in_batches
+from editing.evaluation.intervals import Interval
+from editing.evaluation.metrics import Clip, FeatureExtractor, FeatureMoments, frechet_distance
+from editing.pipelines import EditablePipeline
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_BATCH = 32
+
+
+def load_captions(path: str | Path, *, column: str | None = None, limit: int | None = None) -> list[str]:
+    """The first `limit` captions of a file, or all.
+
+    Raises `CaptionsUnreadable` with the line, and `TaskUnreadable` for a file without captions.
+    """
+    captions = list(islice(read_captions(path, column), limit))
+    if not captions:
+        raise TaskUnreadable(f"{Path(path).name}: holds no captions")
+    return captions
+
+
+def open_pictures(folder: str | Path) -> Iterator[list[Image.Image]]:
+    """The pictures of a folder, PNG, JPEG and WebP, by their names and in batches; folders inside it are not read.
+
+    Raises `TaskUnreadable`, naming the file, for one that cannot be opened, and for a folder without pictures.
+    """
+    folder = Path(folder)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise TaskUnreadable(f"{folder.name}/ holds no pictures ({', '.join(_SUFFIXES)})")
+    for start in range(0, len(paths), _BATCH):
+        yield [_open(path) for path in paths[start : start + _BATCH]]
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise TaskUnreadable(f"{path.name}: cannot be read as a picture: {error}") from error
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """What one model made of the captions."""
+
+    clip: tuple[float, ...]
+    """The CLIP score of each caption's picture."""
+    features: FeatureMoments | None = None
+    """Of all pictures; None where FID is not asked for."""
+
+
+def measure_captions(
+    pipeline: EditablePipeline,
+    captions: Sequence[str],
+    clip: Clip,
+    *,
+    seed: int = 0,
+    sampling: Sampling,
+    extract: FeatureExtractor | None = None,
+    progress: Progress | None = None,
+) -> CaptionScores:
+    """Draw each caption once, the first at `seed` and each at the one after its neighbour's."""
+    seeds = range(seed, seed + len(captions))
+    scores: list[float] = []
+    features = []
+    for pictures in draw_in_batches(pipeline, captions, seeds=seeds, sampling=sampling, progress=progress):
+        scores += clip.score(pictures, captions[len(scores) : len(scores) + len(pictures)]).tolist()
+        if extract is not None:
+            features.append(extract(pictures))
+    return CaptionScores(tuple(scores), FeatureMoments.of_batches(features) if extract is not None else None)
+
+
+def compare(
+    base: CaptionScores, edited: CaptionScores, *, photographs: FeatureMoments | None = None
+) -> dict[str, dict[str, Interval]]:
+    """Rows of both models: "clip", and where features were taken "fid" against the photographs, as papers report it,
+    and "fid_base" of the edited model's pictures against the base's, which is 0 where the edits changed nothing."""
+    rows = {"base": {"clip": Interval.of(base.clip)}, "edited": {"clip": Interval.of(edited.clip)}}
+    if base.features is not None and edited.features is not None:
+        rows["edited"]["fid_base"] = Interval(frechet_distance(edited.features, base.features), None)
+        if photographs is not None:
+            rows["base"]["fid"] = Interval(frechet_distance(base.features, photographs), None)
+            rows["edited"]["fid"] = Interval(frechet_distance(edited.features, photographs), None)
+    return rows
