@@ -66,7 +66,7 @@ class StyleScores:
 
     @property
     def clip_change(self) -> float:
-        """Of the mean CLIP score, relative to the base's: -0.02 is a loss of 2 %."""
+        """Of the mean CLIP score, relative to the base's, which must not be 0: -0.02 is a loss of 2 %."""
         return fmean(self.edited_clip) / fmean(self.base_clip) - 1
 
     def by_artist(self, values: Sequence[float]) -> dict[str, float]:
@@ -82,7 +82,9 @@ class StyleScores:
         def over_artists(values: Sequence[float]) -> Interval:
             return Interval.of(list(self.by_artist(values).values()))
 
-        edited = {"clip": over_artists(self.edited_clip), "clip_change": Interval(self.clip_change, None)}
+        edited = {"clip": over_artists(self.edited_clip)}
+        if any(self.base_clip):
+            edited["clip_change"] = Interval(self.clip_change, None)
         if self.lpips:
             edited["lpips"] = over_artists(self.lpips)
         return {"base": {"clip": over_artists(self.base_clip)}, "edited": edited}

@@ -86,6 +86,10 @@ class TestStyleScores:
     def test_without_lpips(self) -> None:
         assert "lpips" not in StyleScores(("Ann",), (20.0,), (20.0,)).rows()["edited"]
 
+    def test_no_change_of_nothing(self) -> None:
+        """Pictures that CLIP finds as far from their texts as can be."""
+        assert list(StyleScores(("Ann",), (0.0,), (20.0,)).rows()["edited"]) == ["clip"]
+
 
 def colour_distance(ones: list[Image.Image], others: list[Image.Image]) -> Tensor:
     return torch.tensor(
@@ -107,7 +111,7 @@ class TestMeasureStyles:
         assert scores.base_clip == pytest.approx(clip.score(before, texts).tolist(), abs=1e-3)
         assert scores.edited_clip == pytest.approx(clip.score(after, texts).tolist(), abs=1e-3)
         assert scores.lpips == pytest.approx(colour_distance(before, after).tolist())
-        assert max(scores.lpips) > 0
+        assert max(scores.lpips) > 0 and min(scores.base_clip) > 0 and scores.base_clip != scores.edited_clip
 
     def test_a_model_is_as_near_to_itself_as_can_be(self, pipeline: EditablePipeline, clip: Clip) -> None:
         scores = measure_styles(

@@ -61,6 +61,7 @@ class TestMeasureCaptions:
         found = measure_captions(pipeline, self.CAPTIONS, clip, seed=5, sampling=sampling, extract=colours)
         pictures = draw(pipeline, self.CAPTIONS, seeds=range(5, 39), steps=2, guidance=2.0)
         assert found.clip == pytest.approx(clip.score(pictures, self.CAPTIONS).tolist(), abs=1e-3)
+        assert min(found.clip) > 0
         expected = colours(pictures).numpy()
         assert found.features is not None
         assert found.features.mean.numpy() == pytest.approx(expected.mean(0))
