@@ -1,0 +1,226 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
+from editing.evaluation import __main__ as command
+from editing.evaluation import runner
+from editing.evaluation.benchmark import Benchmark, Opening
+from editing.evaluation.iceb import Means
+from editing.evaluation.runner import Kept, Unit, measure, results, run
+from editing.preview import draw
+from tests.editing.conftest import ROOT
+
+UNIT = Unit("arbitrary", edits=2, seed=0, method="base")
+
+
+@pytest.fixture
+def opening(folder: Path, classifier_folder: Path, iceb_folder: Path, moments_file: Path) -> Opening:
+    return Opening(str(folder), str(classifier_folder), iceb_folder, moments_file, steps=2)
+
+
+@pytest.fixture
+def benchmark(opening: Opening) -> Benchmark:
+    return opening()
+
+
+def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Benchmark) -> None:
+    questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
+    answers = measure(benchmark, UNIT).answers
+    pictures = draw(
+        benchmark.pipeline, [q.prompt for q in questions], seeds=[q.seed for q in questions], steps=2, guidance=7.5
+    )
+    for picture, question, wanted, original in zip(pictures, questions, answers.wanted, answers.original, strict=True):
+        expected = benchmark.classifier.confidences([picture], [question.wanted, question.original or "cat"])[0]
+        assert wanted == pytest.approx(float(expected[0]), abs=1e-4)
+        assert original == (None if question.original is None else pytest.approx(float(expected[1]), abs=1e-4))
+    assert len(set(answers.wanted)) > 6  # the pictures differ
+
+
+def test_the_oracle_draws_the_destinations(benchmark: Benchmark) -> None:
+    questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
+    answers = measure(benchmark, replace(UNIT, method="oracle")).answers
+    assert [answer is None for answer in answers.wanted] == [q.part == "held out" for q in questions]
+    asked = [q for q in questions if q.oracle]
+    pictures = draw(benchmark.pipeline, [q.oracle for q in asked], seeds=[q.seed for q in asked], steps=2, guidance=7.5)
+    expected = [float(benchmark.classifier.confidences([p], [q.wanted])) for p, q in zip(pictures, asked, strict=True)]
+    assert [answer for answer in answers.wanted if answer is not None] == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_over_seeds(opening: Opening, tmp_path: Path) -> None:
+    units = [Unit("arbitrary", 1, seed, method) for seed in (0, 1, 5) for method in ("base", "oracle")]
+    benchmark, found = run(opening, units, folder=tmp_path / "kept")
+    table = results(benchmark, found)
+    assert list(table) == ["base", "oracle"]
+    assert all(interval.mean == interval.ci95 == 0 for interval in table["base"].scores.values() if interval)
+    differences = []
+    for seed in (0, 1, 5):  # the last of them another edit
+        questions = benchmark.suite.task("arbitrary", edits=1, seed=seed).questions()
+        means = [Means.of(questions, found[Unit("arbitrary", 1, seed, name)].answers) for name in ("base", "oracle")]
+        differences.append(means[1].destination - means[0].destination)
+    s2d = table["oracle"].scores["s2d"]
+    assert s2d.mean == pytest.approx(sum(differences) / 3) and s2d.ci95 > 0
+    assert table["oracle"].scores["hd"].mean == 0
+    assert table["oracle"].scores["f1"].mean == pytest.approx(s2d.mean / 2)
+
+
+def test_nothing_is_measured_twice(opening: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [UNIT, replace(UNIT, method="oracle")]
+    _, first = run(opening, units, folder=tmp_path)
+    measured: list[Unit] = []
+
+    def counted(benchmark: Benchmark, unit: Unit) -> Any:
+        measured.append(unit)
+        return measure(benchmark, unit)
+
+    monkeypatch.setattr(runner, "measure", counted)
+    told: list[Unit] = []
+    _, second = run(opening, units, folder=tmp_path, done=told.append)
+    assert second == first and measured == [] and set(told) == set(units)
+
+    run(opening, [*units, replace(UNIT, seed=1)], folder=tmp_path)
+    assert measured == [replace(UNIT, seed=1)]
+    run(replace(opening, steps=3), [UNIT], folder=tmp_path)  # other pictures
+    assert measured[1:] == [UNIT]
+    damaged = Kept(tmp_path, opening()).path(UNIT)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert run(opening, [UNIT], folder=tmp_path)[1][UNIT].answers == first[UNIT].answers
+    assert measured[2:] == [UNIT]
+
+
+def test_a_class_that_the_classifier_does_not_know(benchmark: Benchmark) -> None:
+    class Narrow:
+        names = ("cat", "dog", "fish")
+
+    benchmark.classifier = Narrow()
+    with pytest.raises(TaskUnreadable, match="knows no class 'bird'"):
+        measure(benchmark, UNIT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier": None}, "is none of the installed benchmarks"),
+        ({"data": None}, "is none of the installed benchmarks"),
+        ({"data": Path("nowhere")}, "no readable class2id.json"),
+        ({"second_moments": Path("nowhere")}, "estimate the second moments"),
+    ],
+)
+def test_a_benchmark_that_lacks_a_part(opening: Opening, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(EditingError, match=message):
+        replace(opening, **change)()
+
+
+def test_no_such_model(opening: Opening) -> None:
+    with pytest.raises(UnsupportedPipeline, match="no folder"):
+        replace(opening, model="no/such/model")()
+
+
+@pytest.fixture
+def arguments(opening: Opening) -> list[str]:
+    chosen = {
+        "--model": opening.model,
+        "--classifier": opening.classifier,
+        "--data": opening.data,
+        "--second-moments": opening.second_moments,
+        "--steps": 2,
+        "--edits": 2,
+    }
+    return ["iceb", *(str(part) for pair in chosen.items() for part in pair)]
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    kept = ["--out", str(tmp_path / "kept"), "--seeds", "2", "--methods", "oracle"]
+    command.main([*arguments, *kept, "--json", str(report)])
+    assert "oracle" in capsys.readouterr().out
+    written = json.loads(report.read_text())
+    assert written["edits"] == 2 and list(written["methods"]) == ["base", "oracle"]
+    oracle = written["methods"]["oracle"]
+    for metric in ("sf", "s2d_template", "s2d", "al2d", "hd", "f1"):
+        assert set(oracle[metric]) == {"mean", "ci95"}
+    assert oracle["seconds"] >= 0 and oracle["peak_mb"] > 50
+    assert written["guidance"] == 7.5 and len(written["digests"]["model"]) == 64
+
+    command.main([*arguments, *kept])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written
+
+    command.main(
+        [*arguments, "--out", str(tmp_path / "kept"), "--task", "rectification", "--edits", "1", "--seeds", "1"]
+    )
+    rectified = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]["emender"]
+    assert rectified["sf"] is rectified["al2d"] is None and rectified["s2d"]["ci95"] is None
+
+
+def test_the_command_says_what_is_wrong(arguments: list[str], tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main([*arguments, "--edits", "3", "--out", str(tmp_path)])
+    assert end.value.code == 1
+    assert "from 1 to 2 edits, not 3" in capsys.readouterr().err
+
+
+@pytest.fixture
+def started() -> Any:
+    """Starts the command in a process of its own, and ends what is left of it."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "editing.evaluation", *arguments]
+        running.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_killed_run_goes_on_to_the_same_numbers(
+    jobs: str, arguments: list[str], tmp_path: Path, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    kept, report = tmp_path / "kept", tmp_path / "report.json"
+    arguments = [*arguments, "--seeds", "4", "--methods", "oracle", "emender", "--jobs", jobs]
+    interrupted = [*arguments, "--out", str(kept), "--json", str(report)]
+    first = started(interrupted)
+    wait_for(lambda: len(list(kept.glob("*.json"))) >= 2)
+    children = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    wait_for(lambda: not any(child.is_running() for child in children), seconds=30)
+    done = {path: path.stat().st_mtime_ns for path in kept.glob("*.json")}
+    assert 2 <= len(done) < 12 and not report.exists()
+
+    assert started(interrupted).wait() == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # what was there was not measured again
+    whole = tmp_path / "whole.json"
+    assert started([*arguments, "--out", str(tmp_path / "other"), "--json", str(whole)]).wait() == 0
+    assert numbers(report) == numbers(whole)
+
+
+def numbers(report: Path) -> Any:
+    """A report without what depends on the machine's mood."""
+    written = json.loads(report.read_text())
+    for method in written["methods"].values():
+        del method["seconds"], method["peak_mb"]
+    return written
