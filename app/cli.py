@@ -201,9 +201,13 @@ def apply(
     start: Annotated[str | None, typer.Option("--from", help="A version to start from.")] = None,
     add: Annotated[list[str] | None, typer.Option(help="With --from: an edit's id.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="With --from: an edit's id.")] = None,
+    method: Annotated[str | None, typer.Option(help="memory (default), or cross_attention: the U-Net's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="The edits' weight, between 0 and 1.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="A layer to edit; default: all up to the values'.")] = None,
     preserve: Annotated[list[str] | None, typer.Option(help="A prompt that is to keep its meaning.")] = None,
+    erase_scale: Annotated[float | None, typer.Option(help="Of cross_attention: the edits' weight.")] = None,
+    preserve_scale: Annotated[float | None, typer.Option(help="Of cross_attention: that of preserved prompts.")] = None,
+    lamb: Annotated[float | None, typer.Option(help="Of cross_attention: λ, the weight of everything else.")] = None,
     notes: Annotated[str | None, typer.Option()] = None,
     alias: Annotated[str | None, typer.Option(help="Moved to the version once it is published.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be applied.")] = False,
@@ -214,7 +218,8 @@ def apply(
         selection: Json = {"edits": edit or "ready"} | _given(add=add, remove=remove)
     else:
         selection = {"from": start} | _given(edits=edit, add=add, remove=remove)
-    request = selection | _given(alpha=alpha, layers=layer, preserve=preserve, notes=notes, alias=alias)
+    request = selection | _given(method=method, alpha=alpha, layers=layer, preserve=preserve, notes=notes, alias=alias)
+    request |= _given(erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb)
     with _client() as client:
         made = client.apply(model, request | ({"dry_run": True} if dry_run else {}))
         if dry_run:
@@ -237,7 +242,7 @@ def list_checkpoints(model: Model) -> None:
     with _client() as client:
         for item in client.checkpoints(model):
             published = (item["published_at"] or "")[:16].replace("T", " ")
-            facts = [item["version"], item["state"], str(item["edit_count"]), str(item["alpha"])]
+            facts = [item["version"], item["state"], str(item["edit_count"]), str(item["alpha"] or "")]
             table.add_row(*facts, ", ".join(item["aliases"]), published, item["commit"] or "", item["notes"] or "")
     Console().print(table)
 

@@ -21,6 +21,7 @@ _HOMES = {
     "editing.concepts": (
         "Balance", "ConceptEdit", "DestinationPrompt", "Erasure", "ReferenceImages", "StageOneSettings",
     ),
+    "editing.cross_attention": ("CrossAttentionUpdate", "compute_cross_attention_update"),
     "editing.errors": ("EditingError",),
     "editing.layout": ("describe_pipeline",),
     "editing.pipelines": ("EditablePipeline", "load_pipeline"),
@@ -29,7 +30,7 @@ _HOMES = {
     "editing.statistics": ("FactoredMoments", "SecondMoments", "estimate_second_moments"),
     "editing.update": ("Update", "applied", "apply_update", "compute_update"),
     "editing.values": ("Value", "optimize_values"),
-    "editing.weights": ("export_lora", "export_text_encoder", "holding"),
+    "editing.weights": ("export_lora", "export_text_encoder", "export_unet", "holding"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from editing.concepts import Erasure as Erasure
     from editing.concepts import ReferenceImages as ReferenceImages
     from editing.concepts import StageOneSettings as StageOneSettings
+    from editing.cross_attention import CrossAttentionUpdate as CrossAttentionUpdate
+    from editing.cross_attention import compute_cross_attention_update as compute_cross_attention_update
     from editing.errors import EditingError as EditingError
     from editing.grid import Row as Row
     from editing.grid import draw_grid as draw_grid
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from editing.values import optimize_values as optimize_values
     from editing.weights import export_lora as export_lora
     from editing.weights import export_text_encoder as export_text_encoder
+    from editing.weights import export_unet as export_unet
     from editing.weights import holding as holding
 
 

@@ -14,6 +14,8 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+UNET_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+"""Where a U-Net has its weights in several files."""
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The component that makes the ids that each text encoder reads."""
 _NEEDED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
@@ -89,8 +91,10 @@ def default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
 
 
 def find_weights(folder: Path, component: str) -> Path:
-    """The component's safetensors file; never a pickle."""
+    """The component's safetensors file, of a sharded U-Net its index; never a pickle."""
     path = folder / component / WEIGHTS[component]
+    if component == "unet" and (index := path.with_name(UNET_INDEX)).is_file():
+        return index
     if path.is_file():
         return path
     if any(other.suffix in _PICKLES for other in (folder / component).glob("*")):

@@ -1,5 +1,7 @@
-"""Write what stage II found as files: the whole text encoder, or its exact low-rank update as a LoRA adapter."""
+"""Write what was found as files: the whole text encoder, its exact low-rank update as a LoRA adapter, the U-Net."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from editing.cross_attention import CrossAttentionUpdate
 from editing.encoders import EditableEncoder
 from editing.errors import UnsupportedPipeline
-from editing.files import write_whole
-from editing.layout import WEIGHTS
+from editing.files import whole, write_whole
+from editing.layout import UNET_INDEX, WEIGHTS, find_weights
+from editing.pipelines import EditablePipeline
 from editing.update import Update
 
 PREFIX = "text_model."
@@ -85,6 +89,48 @@ def holding(module: nn.Module, path: str | Path) -> Iterator[None]:
         with torch.no_grad():
             for key, tensor in before.items():
                 own[key].copy_(tensor)
+
+
+def export_unet(pipeline: EditablePipeline, update: CrossAttentionUpdate, folder: str | Path) -> tuple[Path, ...]:
+    """Write `unet/` into a folder: the configuration and the weights, in as many files as the base has; returns them.
+
+    Each file is the base's, byte for byte, but for the keys' and values' projections, which keep their dtype and are
+    rounded to it once from float64. Equal inputs give equal bytes. One tensor at a time is held in memory.
+    """
+    if pipeline.folder is None:
+        raise UnsupportedPipeline("this pipeline was not loaded from a folder, so there is no base file to edit")
+    found = find_weights(pipeline.folder, "unet")
+    parts, copied = [found], ["config.json"]
+    if found.name == UNET_INDEX:
+        parts = sorted(found.parent.glob("diffusion_pytorch_model-*-of-*.safetensors"))
+        copied.append(UNET_INDEX)
+    target = Path(folder) / "unet"
+    target.mkdir(parents=True, exist_ok=True)
+    missing = {f"{name}.weight" for name in update.relative_norms}
+    for part in parts:
+        with whole(target / part.name) as temporary:
+            shutil.copyfile(part, temporary)
+            missing -= _rewrite(temporary, update, missing)
+    if missing:
+        raise UnsupportedPipeline(f"unet/ has no {min(missing)}")
+    for name in copied:
+        write_whole(target / name, (found.parent / name).read_bytes())
+    return tuple(target / name for name in (*copied, *(part.name for part in parts)))
+
+
+def _rewrite(path: Path, update: CrossAttentionUpdate, keys: set[str]) -> set[str]:
+    """Put the edited weights in the place of those of these keys that the safetensors file has; returns which."""
+    with path.open("r+b") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        held = keys & header.keys()
+        with safe_open(path, framework="pt") as tensors:
+            for key in sorted(held):
+                weight = tensors.get_tensor(key)
+                edited = (weight.double() + update.dense(weight)).to(weight.dtype)
+                file.seek(start + header[key]["data_offsets"][0])
+                file.write(edited.contiguous().view(torch.uint8).numpy().tobytes())
+    return held
 
 
 def lora_tensors(update: Update, *, prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Choose edits, number a version, hand its building to a worker; or say what would be done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import CheckpointNotFound, StatisticsMissing
-from app.checkpoints.schemas import ApplyCreate, ApplyPlan, CheckpointOut
+from app.checkpoints.schemas import SETTINGS_OF, ApplyCreate, ApplyPlan, CheckpointOut
 from app.checkpoints.selection import Selection, conflicts, select_edits
-from app.checkpoints.service import checkpoint_out, edit_in, find_checkpoint, find_model
+from app.checkpoints.service import checkpoint_out, cross_attention_out, edit_in, find_checkpoint, find_model
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.tokenizers import tokenizers_of
@@ -30,12 +30,13 @@ def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Loca
     selection = prepared.selection
     return ApplyPlan(
         model=model.name,
-        edits=[edit_in(edit) for edit in selection.edits],
+        edits=[edit_in(edit, method=selection.method_of(edit)) for edit in selection.edits],
         superseded=list(selection.superseded),
         conflicts=conflicts(selection.edits),
-        alpha=request.alpha,
-        layers=_first_layers(prepared.layers),
-        statistics=prepared.statistics.digest or "",
+        alpha=prepared.alpha,
+        layers=prepared.layers,
+        cross_attention=cross_attention_out(prepared.options),
+        statistics=(prepared.statistics.digest or "") if prepared.statistics else None,
     )
 
 
@@ -47,17 +48,14 @@ def apply(
     if model is None:
         raise ModelNotFound(model_name)
     prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
-    options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
-    if len(prepared.layers) > 1:
-        options["layers"] = {encoder: list(layers) for encoder, layers in prepared.layers.items()}
     checkpoint = Checkpoint(
         model_id=model.id,
         number=queries.last_number(session, model_id=model.id) + 1,
-        statistics_id=prepared.statistics.id,
+        statistics_id=prepared.statistics.id if prepared.statistics else None,
         parent_id=prepared.start.id if prepared.start else None,
-        alpha=request.alpha,
-        layers=_first_layers(prepared.layers),
-        options=options,
+        alpha=prepared.alpha,
+        layers=prepared.layers,
+        options=prepared.options,
         notes=request.notes,
         created_by=actor,
     )
@@ -65,7 +63,8 @@ def apply(
         checkpoint.alias = request.alias
         checkpoint.alias_moves = queries.alias_moves(session, model_id=model.id, name=request.alias)
     checkpoint.edits = [
-        CheckpointEdit(position=position, edit_id=edit.id) for position, edit in enumerate(prepared.selection.edits)
+        CheckpointEdit(position=position, edit_id=edit.id, method=prepared.selection.method_of(edit))
+        for position, edit in enumerate(prepared.selection.edits)
     ]
     session.add(checkpoint)
     session.flush()
@@ -77,8 +76,9 @@ def apply(
         target=f"checkpoint:{model.name}/v{checkpoint.number}",
         details={
             "edits": [str(edit.id) for edit in prepared.selection.edits],
-            "alpha": request.alpha,
-            "layers": options.get("layers", checkpoint.layers),
+            "method": request.method,
+            "alpha": prepared.alpha,
+            "layers": prepared.options.get("layers", checkpoint.layers),
             "alias": request.alias,
             "notes": request.notes,
         },
@@ -89,10 +89,14 @@ def apply(
 
 @dataclass(frozen=True)
 class _Prepared:
+    """What goes into the checkpoint's row. Of the method that has no edits there are no settings either."""
+
     selection: Selection
-    layers: Mapping[str, tuple[int, ...]]
-    """By text encoder."""
-    statistics: Statistics
+    alpha: float | None
+    layers: list[int]
+    """Of the first text encoder; `options` has those of several."""
+    options: JsonObject
+    statistics: Statistics | None
     start: Checkpoint | None
 
 
@@ -108,23 +112,74 @@ def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Loc
         except CheckpointNotFound as error:
             raise Unprocessable.at("/from", error.detail) from None
     selection = select_edits(session, model=model, request=request, start=start)
-    layers = _layers(model, request.layers, lasts=selection.layers)
     if request.preserve:
         _check_prompts(request.preserve, tokenizers_of(session, model_id=model.id, store=store, folder=folder))
-    statistics = queries.newest_statistics(session, model_id=model.id)
-    if statistics is None:
+    prepared = _Prepared(selection, alpha=None, layers=[], options={}, statistics=None, start=start)
+    if selection.layers:
+        prepared = _with_memory(session, prepared, model=model, request=request)
+    if selection.in_cross_attention:
+        prepared = _with_cross_attention(prepared, request=request)
+    return prepared
+
+
+def _with_memory(session: Session, prepared: _Prepared, *, model: Model, request: ApplyCreate) -> _Prepared:
+    """The settings of the edits in the memory: the request's; those of the start where it adds to cross-attention."""
+    start = prepared.start
+    if request.method != "memory":
+        assert start is not None and start.statistics_id is not None
+        statistics = session.get_one(Statistics, start.statistics_id)
+        kept = {name: setting for name, setting in start.options.items() if name != "cross_attention"}
+        return replace(prepared, alpha=start.alpha, layers=start.layers, options=kept, statistics=statistics)
+    layers = _layers(model, request.layers, lasts=prepared.selection.layers)
+    newest = queries.newest_statistics(session, model_id=model.id)
+    if newest is None:
         latest = queries.newest_statistics(session, model_id=model.id, state=None)
         raise StatisticsMissing(model.name, under_way=latest is not None and latest.state != "failed")
-    return _Prepared(selection=selection, layers=layers, statistics=statistics, start=start)
+    options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
+    if len(layers) > 1:
+        options["layers"] = {encoder: list(own) for encoder, own in layers.items()}
+    return replace(
+        prepared, alpha=request.alpha, layers=list(next(iter(layers.values()))), options=options, statistics=newest
+    )
+
+
+def _with_cross_attention(prepared: _Prepared, *, request: ApplyCreate) -> _Prepared:
+    """The settings of the edits in cross-attention: the request's; those of the start where it adds to the memory."""
+    if request.method == "cross_attention":
+        names = (*SETTINGS_OF["cross_attention"], "preserve")
+        settings = {name: getattr(request, name) for name in names}
+    else:
+        assert prepared.start is not None
+        settings = prepared.start.options["cross_attention"]
+    return replace(prepared, options=prepared.options | {"cross_attention": settings})
 
 
 def _check_choice(request: ApplyCreate) -> None:
+    _check_settings(request)
     if (request.edits is None) == (request.base is None):
         raise Unprocessable.at("/edits", "Give exactly one of `edits` and `from`.")
     if request.base is None:
         for field in ("add", "remove"):
             if getattr(request, field):
                 raise Unprocessable.at(f"/{field}", f"`{field}` goes with `from`.")
+
+
+def _check_settings(request: ApplyCreate) -> None:
+    """Refuse settings that the method would leave unread."""
+    other = next(method for method in SETTINGS_OF if method != request.method)
+    foreign = [name for name in SETTINGS_OF[other] if name in request.model_fields_set]
+    if request.preset is not None and "preset" in foreign:
+        foreign = ["preset"]  # it has filled in the others
+    if foreign:
+        own = ", ".join(f"`{name}`" for name in (*SETTINGS_OF[request.method], "preserve"))
+        errors = [
+            FieldError(
+                pointer=f"/{name}",
+                detail=f"`{name}` is a setting of the method {other!r}; {request.method!r} takes {own}.",
+            )
+            for name in foreign
+        ]
+        raise Unprocessable(errors[0].detail, errors=errors)
 
 
 def _check_prompts(preserve: Sequence[str], tokenizers: Sequence[PromptTokenizer]) -> None:
@@ -164,8 +219,3 @@ def _layers(model: Model, asked: Sequence[int] | None, *, lasts: Mapping[str, in
             f"The edits' values were optimised for layer {last}, so that one must be the last, not {max(asked)}.",
         )
     return {name: tuple(sorted(asked))}
-
-
-def _first_layers(layers: Mapping[str, Sequence[int]]) -> list[int]:
-    """Those of the first text encoder."""
-    return list(next(iter(layers.values())))

@@ -5,27 +5,66 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.checkpoints.manifest import Inputs
+from app.checkpoints.manifest import Inputs, ManifestEdit
 
 LIMITS = """\
 ## Limits
 
-- Only the text encoder was changed. What a prompt does not reach through the words above is drawn as before, and other
+- Only {changed} changed. What a prompt does not reach through the words above is drawn as before, and other
   names of an edited concept may still reach what it used to be.
 - Concepts near an edited one, in words or in meaning, may have moved a little.
 - This is no safety filter: it does not stop prompts that ask for unsafe pictures (NSFW), and an erased concept may be
   brought back by other prompts, by further training or by other weights. Keep the filters that you have.
+{of_cross_attention}"""
+REST = "The rest of the pipeline is the base model's, byte for byte.\n"
+OF_CROSS_ATTENTION = """\
+- Edits of cross-attention cost other concepts more than edits of the text encoder do, and more with each edit.
+"""
+LORA = """\
+`adapters/lora.safetensors` holds the same update as a low-rank adapter for the base model:
+load one or the other, not both.
+"""
+LORA_OF_TEXT_ENCODER = """\
+`adapters/lora.safetensors` holds the update of the text encoder alone as a low-rank adapter for the base model: load
+one or the other, not both. No adapter holds what changed in the U-Net: take `unet/` from here.
+"""
+NO_LORA = """\
+`unet/` takes the place of the base model's; no adapter holds this change.
 """
 
 
 def card(inputs: Inputs) -> bytes:
     """The card as Markdown with the Hub's front matter."""
-    rows = "\n".join(f"| {_cell(edit.source)} | {_destination(edit.destination)} |" for edit in inputs.edits)
+    in_memory, in_cross_attention = inputs.edits_by("memory"), inputs.edits_by("cross_attention")
     count = f"{len(inputs.edits)} concept{'s' if len(inputs.edits) != 1 else ''}"
-    settings = ", ".join(f"{name} {value}" for name, value in _settings(inputs).items())
-    preserved = inputs.options.get("preserve") or []
     encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
-    kept = f"- prompts whose meaning was pinned: {', '.join(map(_cell, preserved))}\n" if preserved else ""
+    model = _cell(inputs.model)
+    what, made, changed = [], [], []
+    if in_memory:
+        what.append(
+            f"The {encoders} of {model} with these corrections written into its fc2 weights in closed form (EMCID)"
+        )
+        made.append(_made("", _settings(inputs), inputs.options.get("preserve")))
+        made.append(f"- second moments: `{inputs.statistics}`\n")
+        changed.append(f"the {encoders}")
+    if in_cross_attention:
+        settings = inputs.options["cross_attention"]
+        own = {name: settings[name] for name in ("erase_scale", "preserve_scale", "lamb")}
+        what.append(
+            f"The U-Net of {model} was changed: these corrections are written into the keys and values of its "
+            "cross-attention in closed form (UCE)"
+        )
+        made.append(_made("cross-attention: ", own, settings["preserve"]))
+        changed.append("the U-Net")
+    tables = [_table(edits) for edits in (in_memory, in_cross_attention) if edits]
+    intro = "\n".join(
+        f"{said}.\n{REST if said == what[-1] else ''}\n{rows}" for said, rows in zip(what, tables, strict=True)
+    )
+    use = NO_LORA if not in_memory else LORA_OF_TEXT_ENCODER if in_cross_attention else LORA
+    limits = LIMITS.format(
+        changed=f"{' and '.join(changed)} {'was' if changed in (['the text encoder'], ['the U-Net']) else 'were'}",
+        of_cross_attention=OF_CROSS_ATTENTION if in_cross_attention else "",
+    )
     text = f"""\
 ---
 library_name: diffusers
@@ -36,29 +75,30 @@ pipeline_tag: text-to-image
 - emender
 ---
 
-# {_cell(inputs.model)}, {count} corrected
+# {model}, {count} corrected
 
-The {encoders} of {_cell(inputs.model)} with these corrections written into its fc2 weights in closed form (EMCID).
-The rest of the pipeline is the base model's, byte for byte.
-
-| prompts that say | now draw |
-|---|---|
-{rows}
-
+{intro}
 ## How it was made
 
 - base model: {_cell(inputs.model_source)}, digest `{inputs.model_digest}`
-- {settings}
-{kept}- second moments: `{inputs.statistics}`
-- engine version {inputs.engine}; `manifest.json` has every input with its digest
+{"".join(made)}- engine version {inputs.engine}; `manifest.json` has every input with its digest
 
 ## Use
 
-`adapters/lora.safetensors` holds the same update as a low-rank adapter for the base model:
-load one or the other, not both.
-
-{LIMITS}"""
+{use}
+{limits}"""
     return text.encode()
+
+
+def _table(edits: Sequence[ManifestEdit]) -> str:
+    rows = "".join(f"| {_cell(edit.source)} | {_destination(edit.destination)} |\n" for edit in edits)
+    return f"| prompts that say | now draw |\n|---|---|\n{rows}"
+
+
+def _made(method: str, settings: Mapping[str, object], preserved: Sequence[str] | None) -> str:
+    line = f"- {method}{', '.join(f'{name} {value}' for name, value in settings.items())}\n"
+    kept = f"- {method}prompts whose meaning was pinned: {', '.join(map(_cell, preserved))}\n" if preserved else ""
+    return line + kept
 
 
 def _settings(inputs: Inputs) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What lies between two versions: edits, files, and how far each tensor of the text encoders moved."""
+"""What lies between two versions: edits, files, and how far each tensor of the text encoders and the U-Net moved."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints import queries
 from app.checkpoints.errors import FileUnreadable
+from app.checkpoints.publish import EDITABLE
 from app.checkpoints.schemas import DifferenceOut, EditInCheckpoint, FileDifference, LayerDifference
 from app.checkpoints.service import edits_out, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Model
@@ -37,7 +38,7 @@ def difference(session: Session, *, store: LocalStore, model_name: str, revision
         against=f"v{other.number}" if other else BASE,
         added=[edit for edit_id, edit in edits.items() if edit_id not in other_edits],
         removed=[edit for edit_id, edit in other_edits.items() if edit_id not in edits],
-        layers=_layers(store, files=files, here=here, there=there),
+        layers=_layers(store, edited=files.keys() | other_files.keys(), here=here, there=there),
         files=_files(here, there),
     )
 
@@ -61,15 +62,15 @@ def tensor_changes(path: Path, against: Path) -> Iterable[tuple[str, float]]:
 
 
 def _layers(
-    store: LocalStore, *, files: Mapping[str, str], here: Mapping[str, str], there: Mapping[str, str]
+    store: LocalStore, *, edited: Iterable[str], here: Mapping[str, str], there: Mapping[str, str]
 ) -> list[LayerDifference]:
     changed = []
-    for path in sorted(files):
-        against = there.get(path)
-        if not re.fullmatch(r"text_encoder(_2)?/.*\.safetensors", path) or against in (None, here[path]):
+    for path in sorted(edited):
+        now, against = here.get(path), there.get(path)
+        weights = path.startswith(EDITABLE) and path.endswith(".safetensors")
+        if not weights or now is None or against is None or now == against:
             continue
-        assert against is not None
-        for key, norm in tensor_changes(_verified(store, path, here[path]), _verified(store, path, against)):
+        for key, norm in tensor_changes(_verified(store, path, now), _verified(store, path, against)):
             layer = LAYER.search(key)
             number = int(layer[1]) if layer else None
             changed.append(LayerDifference(path=path, tensor=key, layer=number, relative_norm=norm))

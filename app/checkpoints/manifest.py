@@ -22,31 +22,38 @@ class ManifestEdit:
     destination: Mapping[str, Any]
     templates: Sequence[str]
     values: Mapping[str, str]
-    """The sha256 of its value, per text encoder."""
+    """The sha256 of its value, per text encoder; empty where it is written into cross-attention, which needs none."""
+    method: str = "memory"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a checkpoint is a function of."""
+    """What a checkpoint is a function of. Settings of a method are there where it has edits."""
 
     model: str
     model_source: str
     model_revision: str | None
     model_digest: str
-    statistics: str
+    statistics: str | None
     engine: str
     edits: Sequence[ManifestEdit]
-    alpha: float
+    alpha: float | None
     layers: Mapping[str, Sequence[int]]
     """By text encoder."""
     options: Mapping[str, Any]
-    """`residual`, `mass` and `preserve`."""
+    """`residual`, `mass` and `preserve` of the memory; `cross_attention`, the arguments of UCE."""
+
+    def edits_by(self, method: str) -> list[ManifestEdit]:
+        return [edit for edit in self.edits if edit.method == method]
 
 
 def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
     """The manifest as JSON; `files` maps the paths of the weights to their sha256."""
-    layers = {encoder: list(own) for encoder, own in inputs.layers.items()}
-    content = {
+    settings = dict(inputs.options)
+    if inputs.layers:
+        layers = {encoder: list(own) for encoder, own in inputs.layers.items()}
+        settings |= {"alpha": inputs.alpha, "layers": layers if len(layers) > 1 else next(iter(layers.values()))}
+    content: dict[str, Any] = {
         "format": FORMAT,
         "engine": inputs.engine,
         "base_model": {
@@ -55,25 +62,23 @@ def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
             "revision": inputs.model_revision,
             "digest": inputs.model_digest,
         },
-        "statistics": {"digest": inputs.statistics},
-        "settings": {
-            "alpha": inputs.alpha,
-            "layers": layers if len(layers) > 1 else next(iter(layers.values())),
-            **inputs.options,
-        },
-        "edits": [
-            {
-                "id": str(edit.id),
-                "source": edit.source,
-                "destination": dict(edit.destination),
-                "templates": list(edit.templates),
-                "values": dict(edit.values),
-            }
-            for edit in inputs.edits
-        ],
+        "settings": settings,
+        "edits": [_edit(edit) for edit in inputs.edits],
         "files": dict(files),
     }
+    if inputs.statistics is not None:
+        content["statistics"] = {"digest": inputs.statistics}
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _edit(edit: ManifestEdit) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "id": str(edit.id),
+        "source": edit.source,
+        "destination": dict(edit.destination),
+        "templates": list(edit.templates),
+    }
+    return content | ({"values": dict(edit.values)} if edit.method == "memory" else {"method": edit.method})
 
 
 def commit_of(files: Iterable[tuple[str, str]]) -> str:

@@ -16,6 +16,7 @@ from app.db.models import Checkpoint, CheckpointFile, JsonObject
 from app.storage.local import LocalStore
 
 WEIGHTS = re.compile(r".*\.(safetensors|safetensors\.index\.json)")
+EDITABLE = ("text_encoder/", "text_encoder_2/", "unet/")
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def store_content(store: LocalStore, path: str, content: bytes) -> StoredFile:
 def served_files(base: Iterable[StoredFile], own: Iterable[StoredFile]) -> dict[str, StoredFile]:
     """What a revision serves, by path: the checkpoint's own files over those of the base model.
 
-    Of an edited text encoder only the edited weights are served: a loader that asks for another variant
+    Of an edited text encoder or U-Net only the edited weights are served: a loader that asks for another variant
     (`model.fp16.safetensors`) finds none, rather than the unedited one.
     """
     own = list(own)
-    edited = {file.path.partition("/")[0] for file in own if file.path.startswith("text_encoder")}
+    edited = {file.path.partition("/")[0] for file in own if file.path.startswith(EDITABLE)}
     kept = (f for f in base if not (f.path.partition("/")[0] in edited and WEIGHTS.fullmatch(f.path)))
     return dict(sorted({file.path: file for file in (*kept, *own)}.items()))
 

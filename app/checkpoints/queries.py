@@ -144,6 +144,12 @@ def latest_judgement(session: Session, *, checkpoint_id: UUID) -> JsonObject | N
     return session.scalars(query.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
 
 
+def methods_in(session: Session, *, checkpoint_id: UUID) -> dict[UUID, str]:
+    """Where each edit of a checkpoint is written."""
+    query = select(CheckpointEdit.edit_id, CheckpointEdit.method).where(CheckpointEdit.checkpoint_id == checkpoint_id)
+    return dict(session.execute(query).all())
+
+
 def edits_by_id(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, Edit]:
     return {edit.id: edit for edit in session.scalars(select(Edit).where(Edit.id.in_(set(ids))))}
 

@@ -74,7 +74,8 @@ def apply(
     request: ApplyCreate,
     response: Response,
 ) -> CheckpointOut | ApplyPlan:
-    """Write a set of edits into the base model's text encoder and publish it as the next version.
+    """Write a set of edits into the base model and publish it as the next version: into its text encoder or, by the
+    method `cross_attention`, into its U-Net.
 
     The set is named whole (`edits`), as "ready" (of each source the newest edit that is ready), or as a version `from`
     which some are removed and to which others are added. Equal sets with equal settings give equal files.

@@ -19,6 +19,13 @@ RESERVED_ALIASES = frozenset({"main", "base"})
 
 CheckpointState = Literal["building", "published", "failed", "retracted"]
 ResidualMode = Literal["spread", "even", "published"]
+Method = Literal["memory", "cross_attention"]
+
+SETTINGS_OF: dict[Method, tuple[str, ...]] = {
+    "memory": ("preset", "alpha", "layers", "residual", "mass"),
+    "cross_attention": ("erase_scale", "preserve_scale", "lamb"),
+}
+"""The fields of an apply that mean something to one method only."""
 
 
 def _alias_name(name: str) -> str:
@@ -62,6 +69,7 @@ class ApplyCreate(BaseModel):
             "examples": [
                 {"edits": "ready", "alpha": 0.5, "alias": "staging", "notes": "weekly corrections"},
                 {"from": "v3", "remove": ["019376f0-6f3c-7a10-8e25-3d2f6a1b9c04"]},
+                {"from": "v3", "add": ["019376f0-6f3c-7a10-8e25-3d2f6a1b9c04"], "method": "cross_attention"},
             ]
         },
     )
@@ -70,6 +78,13 @@ class ApplyCreate(BaseModel):
     base: str | None = Field(None, alias="from", pattern=REVISION, description="a version or alias to start from")
     add: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; replaces its edit of the same source")
     remove: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; edit ids")
+    method: Method = Field(
+        "memory",
+        description="where `edits` or `add` are written. `memory`: into the text encoder's MLPs, from their values "
+        "(EMCID). `cross_attention`: into the keys and values of the U-Net's cross-attention, from their words alone "
+        "(UCE), for concepts that a text encoder cannot forget; it costs other concepts more. With `from`, edits that "
+        "are there already stay where they were written, with the settings of that version",
+    )
     preset: Literal["published"] | None = Field(
         None,
         description="fields by name; those given beside it come first. `published`: as the paper's code ran, "
@@ -84,7 +99,21 @@ class ApplyCreate(BaseModel):
     )
     residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
     mass: float = Field(4000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
-    preserve: list[Text] = Field([], max_length=5_000, description="prompts whose last token is to keep its value")
+    preserve: list[Text] = Field(
+        [],
+        max_length=5_000,
+        description="prompts that are to keep their meaning: of `memory` the value of their last token, of "
+        "`cross_attention` all that the U-Net reads of them",
+    )
+    erase_scale: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="`cross_attention`: the weight of each of an edit's states"
+    )
+    preserve_scale: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="`cross_attention`: the weight of each of a preserved prompt's"
+    )
+    lamb: float = Field(
+        0.5, gt=0, allow_inf_nan=False, description="`cross_attention`: λ; raise it where other concepts suffer"
+    )
     notes: Text | None = Field(None, max_length=4_000)
     dry_run: bool = Field(False, description="answer what would be applied, and create nothing")
     alias: AliasName | None = Field(
@@ -104,6 +133,7 @@ class EditInCheckpoint(BaseModel):
     residual: float | None = Field(
         None, description="what the update left undone, ‖z - h‖ / ‖δ‖: 0 is an edit met exactly, 1 one not begun"
     )
+    method: Method = Field("memory", description="where the edit is written")
 
 
 class FileOut(BaseModel):
@@ -134,6 +164,20 @@ class LayerOut(BaseModel):
     condition: float = Field(description="condition number of the system that was solved")
 
 
+class ProjectionOut(BaseModel):
+    tensor: str = Field(examples=["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"])
+    relative_norm: float = Field(description="‖ΔW‖ / ‖W‖")
+
+
+class CrossAttentionOut(BaseModel):
+    """How edits were written into the U-Net's cross-attention."""
+
+    erase_scale: float
+    preserve_scale: float
+    lamb: float
+    preserve: list[str]
+
+
 class AliasOutcome(BaseModel):
     """What became of the alias that apply was asked to move."""
 
@@ -148,7 +192,7 @@ class CheckpointSummary(BaseModel):
     state: CheckpointState
     commit: str | None = Field(description="40 hex digits derived from all files that the revision serves")
     edit_count: int
-    alpha: float
+    alpha: float | None = Field(description="null where no edit is in the memory, as are `residual` and `mass`")
     layers: list[int] = Field(description="edited layers of the first text encoder; `changed_layers` has all")
     aliases: list[str]
     notes: str | None
@@ -161,14 +205,16 @@ class CheckpointSummary(BaseModel):
 
 class CheckpointOut(CheckpointSummary):
     edits: list[EditInCheckpoint]
-    residual: ResidualMode
-    mass: float
+    residual: ResidualMode | None
+    mass: float | None
     preserve: list[str]
-    statistics: str = Field(description="digest of the second moments")
+    cross_attention: CrossAttentionOut | None = Field(description="null where no edit is there")
+    statistics: str | None = Field(description="digest of the second moments; null where no edit is in the memory")
     files: list[FileOut]
     conflicts: list[ConflictOut]
     warnings: list[EditWarning]
     changed_layers: list[LayerOut]
+    changed_projections: list[ProjectionOut] = Field(description="of the U-Net's cross-attention")
     alias: AliasOutcome | None
     progress: dict[str, Any] | None
     problem: dict[str, Any] | None = Field(description="why it failed or was retracted")
@@ -181,9 +227,10 @@ class ApplyPlan(BaseModel):
     edits: list[EditInCheckpoint]
     superseded: list[UUID] = Field(description="left out, since a newer edit has the same source")
     conflicts: list[ConflictOut]
-    alpha: float
+    alpha: float | None
     layers: list[int] = Field(description="of the first text encoder")
-    statistics: str
+    cross_attention: CrossAttentionOut | None
+    statistics: str | None
 
 
 class AliasOut(BaseModel):
@@ -224,7 +271,7 @@ class DifferenceOut(BaseModel):
     against: str
     added: list[EditInCheckpoint]
     removed: list[EditInCheckpoint]
-    layers: list[LayerDifference] = Field(description="every tensor of the text encoders that differs")
+    layers: list[LayerDifference] = Field(description="every tensor of the text encoders and of the U-Net that differs")
     files: list[FileDifference]
 
 

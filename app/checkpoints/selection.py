@@ -22,16 +22,22 @@ class Selection:
     edits: tuple[Edit, ...]
     superseded: tuple[UUID, ...]
     """Left out because another one has the same source: an older ready one, or one that `add` replaces."""
+    in_cross_attention: frozenset[UUID]
+    """Those that are written there; the others go into the memory."""
     layers: Mapping[str, int]
-    """The layer that all values were optimised for, by text encoder."""
+    """The layer that all values for the memory were optimised for, by text encoder; empty where there are none."""
+
+    def method_of(self, edit: Edit) -> str:
+        return "cross_attention" if edit.id in self.in_cross_attention else "memory"
 
 
 def select_edits(session: Session, *, model: Model, request: ApplyCreate, start: Checkpoint | None) -> Selection:
     """The edits that the request names; `start` is the checkpoint that `from` names.
 
-    Raises `Unprocessable` with a pointer to each id that is unknown, of another model, not ready, given twice, or to
-    be removed from where it is not.
+    Raises `Unprocessable` with a pointer to each id that is unknown, of another model, not ready, given twice, to be
+    removed from where it is not, or that the method cannot write.
     """
+    stayed: Mapping[UUID, str] = {}
     superseded: list[Edit] = []
     pointers: dict[UUID, str] = {}
     if request.edits == "ready":
@@ -45,6 +51,7 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
         chosen, pointers = _named(session, model=model, ids=request.edits, field="edits")
     else:
         chosen = {edit.id: edit for edit in queries.edits_in(session, checkpoint_id=start.id)}
+        stayed = queries.methods_in(session, checkpoint_id=start.id)
         removed = _removed(request.remove, chosen, start)
         added, pointers = _named(session, model=model, ids=request.add, field="add")
         sources = {sameness(edit.source) for edit in added.values()}
@@ -53,11 +60,21 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
         for edit in superseded:
             del chosen[edit.id]
         chosen |= added
+        stayed = {edit_id: method for edit_id, method in stayed.items() if edit_id not in added}
         if not chosen:
             raise Unprocessable.at("/remove", "No edit would be left; a version needs at least one.")
     edits = tuple(chosen[edit_id] for edit_id in sorted(chosen))
-    layers = _common_layers(session, edits, pointers)
-    return Selection(edits=edits, superseded=tuple(edit.id for edit in superseded), layers=layers)
+    methods = {edit.id: stayed.get(edit.id, request.method) for edit in edits}
+    in_cross_attention = frozenset(edit_id for edit_id, method in methods.items() if method == "cross_attention")
+    _check_words([edit for edit in edits if edit.id in in_cross_attention], pointers)
+    in_memory = [edit for edit in edits if edit.id not in in_cross_attention]
+    layers = _common_layers(session, in_memory, pointers) if in_memory else {}
+    return Selection(
+        edits=edits,
+        superseded=tuple(edit.id for edit in superseded),
+        in_cross_attention=in_cross_attention,
+        layers=layers,
+    )
 
 
 def conflicts(edits: Sequence[Edit]) -> list[ConflictOut]:
@@ -117,6 +134,21 @@ def _removed(ids: Sequence[str], chosen: Mapping[UUID, Edit], start: Checkpoint)
             removed.add(edit_id)
     _raise(errors)
     return removed
+
+
+def _check_words(edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> None:
+    """Cross-attention is edited by what destinations say: pictures say nothing."""
+    _raise(
+        [
+            FieldError(
+                pointer=pointers.get(edit.id, "/edits"),
+                detail=f"The edit {edit.id} has reference images, which have no words for cross-attention to read: "
+                'leave it out, or apply it with the method "memory".',
+            )
+            for edit in edits
+            if "images" in edit.destination
+        ]
+    )
 
 
 def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -19,12 +20,15 @@ from app.checkpoints.schemas import (
     CheckpointOut,
     CheckpointSummary,
     ConflictOut,
+    CrossAttentionOut,
     EditInCheckpoint,
     EditWarning,
     FileOrigin,
     FileOut,
     FileProvenance,
     LayerOut,
+    Method,
+    ProjectionOut,
 )
 from app.db.models import Checkpoint, Edit, JsonObject, Model, Statistics
 from app.dependencies import Page, PageRequest
@@ -134,23 +138,26 @@ def trace_file(session: Session, *, sha256: str) -> FileProvenance:
 
 def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut:
     report = checkpoint.report or {}
-    statistics = session.get_one(Statistics, checkpoint.statistics_id)
+    statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
+    options = checkpoint.options
     summary = _summaries(session, rows=[checkpoint])[0]
     edits = edits_out(session, checkpoint=checkpoint)
     return CheckpointOut(
         **summary.model_dump(),
         edits=edits,
-        residual=checkpoint.options["residual"],
-        mass=checkpoint.options["mass"],
-        preserve=checkpoint.options["preserve"],
-        statistics=statistics.digest or "",
+        residual=options.get("residual"),
+        mass=options.get("mass"),
+        preserve=options.get("preserve", []),
+        cross_attention=cross_attention_out(options),
+        statistics=(statistics.digest or "") if statistics else None,
         files=[FileOut(path=file.path, sha256=file.sha256, size=file.size) for file in checkpoint.files],
         conflicts=[ConflictOut(**conflict) for conflict in report.get("conflicts", [])],
         warnings=[
-            *(_left(edit, mass=checkpoint.options["mass"]) for edit in edits if (edit.residual or 0) > LEFT),
+            *(_left(edit, options=options) for edit in edits if (edit.residual or 0) > LEFT),
             *_judged(queries.latest_judgement(session, checkpoint_id=checkpoint.id)),
         ],
         changed_layers=[LayerOut(**layer) for layer in report.get("layers", [])],
+        changed_projections=[ProjectionOut(**changed) for changed in report.get("projections", [])],
         alias=_alias_outcome(checkpoint),
         progress=queries.progress(session, checkpoint_id=checkpoint.id) if checkpoint.state == "building" else None,
         problem=checkpoint.problem,
@@ -160,22 +167,35 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
 def edits_out(session: Session, *, checkpoint: Checkpoint) -> list[EditInCheckpoint]:
     """The checkpoint's edits in order, each with the residual that stage II left."""
     residuals: dict[str, float] = (checkpoint.report or {}).get("residuals", {})
+    methods = queries.methods_in(session, checkpoint_id=checkpoint.id)
     return [
-        edit_in(edit, residual=residuals.get(str(edit.id)))
+        edit_in(edit, residual=residuals.get(str(edit.id)), method=methods[edit.id])
         for edit in queries.edits_in(session, checkpoint_id=checkpoint.id)
     ]
 
 
-def edit_in(edit: Edit, *, residual: float | None = None) -> EditInCheckpoint:
-    return EditInCheckpoint(id=edit.id, source=edit.source, destination=edit.destination, residual=residual)
+def edit_in(edit: Edit, *, residual: float | None = None, method: str) -> EditInCheckpoint:
+    return EditInCheckpoint(
+        id=edit.id, source=edit.source, destination=edit.destination, residual=residual, method=cast(Method, method)
+    )
 
 
-def _left(edit: EditInCheckpoint, *, mass: float) -> EditWarning:
+def cross_attention_out(options: JsonObject) -> CrossAttentionOut | None:
+    settings = options.get("cross_attention")
+    return CrossAttentionOut(**settings) if settings else None
+
+
+def _left(edit: EditInCheckpoint, *, options: JsonObject) -> EditWarning:
+    if edit.method == "memory":
+        name, weight = "mass", options["mass"]
+        why = "Words that are frequent in the statistics' captions resist"
+    else:
+        name, weight = "lamb", options["cross_attention"]["lamb"]
+        why = "What the U-Net reads of it is held by preserved prompts or by `lamb`"
     return EditWarning(
         edit=edit.id,
-        detail=f"{edit.source!r} was hardly changed: {edit.residual:.0%} of what was asked is left undone. Words that "
-        "are frequent in the statistics' captions resist; apply with a lower `mass`, "
-        f"{mass / 10:g} perhaps instead of {mass:g}.",
+        detail=f"{edit.source!r} was hardly changed: {edit.residual:.0%} of what was asked is left undone. {why}; "
+        f"apply with a lower `{name}`, {weight / 10:g} perhaps instead of {weight:g}.",
     )
 
 

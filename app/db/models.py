@@ -161,7 +161,10 @@ class EditValue(Base):
 
 
 class Checkpoint(Identified, Base):
-    """A published version: a function of the base model, the values, alpha, the layers and the statistics."""
+    """A published version: a function of the base model, the edits with their values, the settings and the statistics.
+
+    Settings of the memory are null or empty where no edit is written there.
+    """
 
     __tablename__ = "checkpoints"
     __table_args__ = (
@@ -173,11 +176,11 @@ class Checkpoint(Identified, Base):
     number: Mapped[int]  # version v<number>
     state: Mapped[str] = mapped_column(default="building")
     commit: Mapped[str | None] = mapped_column(index=True)  # 40 lowercase hex, derived from the content
-    statistics_id: Mapped[UUID] = mapped_column(ForeignKey("statistics.id"))
+    statistics_id: Mapped[UUID | None] = mapped_column(ForeignKey("statistics.id"))
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
-    alpha: Mapped[float]
+    alpha: Mapped[float | None]
     layers: Mapped[list[int]]
-    options: Mapped[JsonObject]  # residual mode, mass, preserved prompts
+    options: Mapped[JsonObject]  # residual mode, mass, preserved prompts; settings of `cross_attention`
     notes: Mapped[str | None]
     alias: Mapped[str | None]  # to be moved here once published, if its moves still count `alias_moves`
     alias_moves: Mapped[int | None]
@@ -194,10 +197,12 @@ class Checkpoint(Identified, Base):
 
 class CheckpointEdit(Base):
     __tablename__ = "checkpoint_edits"
+    __table_args__ = (one_of("method", "memory", "cross_attention"),)
 
     checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     edit_id: Mapped[UUID] = mapped_column(ForeignKey("edits.id"), index=True)
+    method: Mapped[str] = mapped_column(server_default="memory")  # where the edit is written
 
     edit: Mapped[Edit] = relationship()
 

@@ -1,11 +1,12 @@
-"""Stage II as a job: one closed form over all chosen edits, written as files, published as one version."""
+"""Stage II and UCE as a job: closed forms over all chosen edits, written as files, published as one version."""
 
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -23,9 +24,11 @@ from app.storage.local import LocalStore
 from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
 from editing.concepts import ConceptEdit
+from editing.conflicts import Conflict
 from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
+    from editing.cross_attention import CrossAttentionUpdate
     from editing.pipelines import EditablePipeline
     from editing.update import Update
     from editing.values import Value
@@ -62,13 +65,17 @@ def _build(context: JobContext, lease: Lease) -> None:
         work = _read(session, store=context.store, checkpoint_id=lease.target_id)
     context.progress(lease, {"stage": "loading"})
     pipeline = context.pipeline(work.model_id)
-    updates = _updates(context, lease, work, pipeline)
+    updates = _updates(context, lease, work, pipeline) if work.edits else []
+    crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
     context.progress(lease, {"stage": "publishing"})
     with tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary:
         folder = Path(temporary)
-        for encoder, update in zip(pipeline.encoders, updates, strict=True):
-            editing.export_text_encoder(encoder, update, folder)
-        editing.export_lora(updates, folder / LORA)
+        if updates:
+            for encoder, update in zip(pipeline.encoders, updates, strict=True):
+                editing.export_text_encoder(encoder, update, folder)
+            editing.export_lora(updates, folder / LORA)
+        if crossed is not None:
+            editing.export_unet(pipeline, crossed, folder)
         files = store_folder(context.store, folder)
     digests = {file.path: file.sha256 for file in files}
     files += [
@@ -77,7 +84,7 @@ def _build(context: JobContext, lease: Lease) -> None:
     ]
     with context.result(lease) as session:
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
-        publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates))
+        publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates, crossed))
         request_check(session, checkpoint=checkpoint)
 
 
@@ -93,6 +100,7 @@ def _updates(context: JobContext, lease: Lease, work: "_Work", pipeline: "Editab
         if context.cancelled(lease):
             raise Cancelled(f"stopped after {done} of {total} layers")
 
+    assert work.inputs.alpha is not None and work.inputs.statistics is not None
     for encoder in pipeline.encoders:
         update = editing.compute_update(
             encoder,
@@ -110,30 +118,55 @@ def _updates(context: JobContext, lease: Lease, work: "_Work", pipeline: "Editab
     return updates
 
 
+def _cross_attention_update(
+    context: JobContext, lease: Lease, work: "_Work", pipeline: "EditablePipeline", updates: Sequence["Update"]
+) -> "CrossAttentionUpdate":
+    """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
+
+    def progress(done: int, total: int) -> None:
+        context.progress(lease, {"stage": "reading", "done": done, "total": total})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {total} edits")
+
+    with ExitStack() as stack:
+        for encoder, update in zip(pipeline.encoders, updates, strict=False):  # none where the memory has no edits
+            stack.enter_context(editing.applied(encoder, update))
+        return editing.compute_cross_attention_update(
+            pipeline, work.crossed, progress=progress, **work.inputs.options["cross_attention"]
+        )
+
+
 @dataclass(frozen=True)
 class _Work:
-    """What the job needs, out of the database: `edits` and `values` are in the checkpoint's order."""
+    """What the job needs, out of the database, in the checkpoint's order."""
 
     model_id: UUID
     inputs: Inputs
     edits: tuple[ConceptEdit, ...]
+    """Those of the memory."""
     values: tuple[Sequence[EditValue], ...]
-    """Of each edit, one for each text encoder."""
+    """Of each edit of the memory, one for each text encoder."""
+    crossed: tuple[ConceptEdit, ...]
+    """Those of cross-attention."""
 
 
 def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
-    statistics = session.get_one(Statistics, checkpoint.statistics_id)
+    statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
+    methods = queries.methods_in(session, checkpoint_id=checkpoint_id)
     edits = queries.edits_in(session, checkpoint_id=checkpoint_id, with_values=True)
     options = dict(checkpoint.options)
-    layers = options.pop("layers", {model.encoders[0]["name"]: checkpoint.layers})  # kept apart where there are several
+    layers = {model.encoders[0]["name"]: checkpoint.layers} if checkpoint.layers else {}
+    layers = options.pop("layers", layers)  # kept apart where there are several
+    in_memory = [edit for edit in edits if methods[edit.id] == "memory"]
+    crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
     inputs = Inputs(
         model=model.name,
         model_source=model.source,
         model_revision=model.revision,
         model_digest=model.digest or "",
-        statistics=statistics.digest or "",
+        statistics=(statistics.digest or "") if statistics else None,
         engine=editing.ENGINE_VERSION,
         edits=[
             ManifestEdit(
@@ -141,7 +174,8 @@ def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
                 source=edit.source,
                 destination=edit.destination,
                 templates=edit.templates,
-                values={value.encoder: value.sha256 for value in edit.values},
+                values={value.encoder: value.sha256 for value in edit.values if methods[edit.id] == "memory"},
+                method=methods[edit.id],
             )
             for edit in edits
         ],
@@ -152,8 +186,9 @@ def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
     return _Work(
         model_id=model.id,
         inputs=inputs,
-        edits=tuple(concept_edit(edit, store=store) for edit in edits),
-        values=tuple(edit.values for edit in edits),
+        edits=tuple(concept_edit(edit, store=store) for edit in in_memory),
+        values=tuple(edit.values for edit in in_memory),
+        crossed=tuple(concept_edit(edit, store=store) for edit in crossed),
     )
 
 
@@ -171,11 +206,13 @@ def _part(row: EditValue) -> "Value":
     return editing.Value.from_bytes(content, encoder=row.encoder, layer=row.layer)
 
 
-def _report(work: _Work, updates: Sequence["Update"]) -> JsonObject:
-    """What stage II left: per edit the larger residual of the text encoders, each conflict once."""
-    ids = [str(edit.id) for edit in work.inputs.edits]
+def _report(work: _Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
+    """What was left undone: per edit the larger residual of the text encoders, or that of cross-attention; each
+    conflict within a method once."""
+    ids = [str(edit.id) for edit in work.inputs.edits_by("memory")]
+    crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
-    return {
+    report: dict[str, Any] = {
         "residuals": dict(zip(ids, map(max, zip(*(update.residuals for update in updates), strict=True)), strict=True)),
         "layers": [
             {
@@ -187,8 +224,16 @@ def _report(work: _Work, updates: Sequence["Update"]) -> JsonObject:
             for update in updates
             for layer, change in update.layers.items()
         ],
-        "conflicts": [
-            {"kind": conflict.kind, "edits": [ids[i] for i in conflict.edits], "cosine": conflict.cosine}
-            for conflict in conflicts.values()
-        ],
+        "conflicts": [_conflict(conflict, ids) for conflict in conflicts.values()],
     }
+    if crossed is not None:
+        report["residuals"] |= dict(zip(crossed_ids, crossed.residuals, strict=True))
+        report["projections"] = [
+            {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in crossed.relative_norms.items()
+        ]
+        report["conflicts"] += [_conflict(conflict, crossed_ids) for conflict in crossed.conflicts]
+    return report
+
+
+def _conflict(conflict: Conflict, ids: Sequence[str]) -> JsonObject:
+    return {"kind": conflict.kind, "edits": [ids[i] for i in conflict.edits], "cosine": conflict.cosine}

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.audit.service import record
 from app.checkpoints import queries
-from app.checkpoints.publish import StoredFile, own_files, store_content
+from app.checkpoints.publish import EDITABLE, StoredFile, own_files, store_content
 from app.db.leases import Lease
 from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import as_markdown
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 SHOWN_EDITS = 20
 HELD_OUT = 30
 GRID_SEEDS = (0, 1, 2)
-WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
@@ -262,7 +261,7 @@ def _published(store: LocalStore, files: Sequence[StoredFile], pipeline: "Editab
     with ExitStack() as stack:
         for file in files:
             component, _, name = file.path.partition("/")
-            if name in WEIGHTS:
+            if file.path.startswith(EDITABLE) and name.endswith(".safetensors"):
                 module = modules.get(component) or getattr(pipeline, component)
                 stack.enter_context(editing.holding(module, store.verified(file.sha256)))
         yield

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from editing.concepts import PRESETS, UPDATE_PRESETS, ConceptEdit
+from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
 from editing.pipelines import EditablePipeline
 from editing.statistics import SecondMoments
 from editing.update import applied, compute_update
@@ -89,6 +90,9 @@ METHODS: Mapping[str, Method] = {
     ORACLE: Unedited(),
     "emender": Emcid(),
     "published": Emcid(PRESETS["published"], UPDATE_PRESETS["published"]),
+    "uce": CrossAttention(),
+    "refact": SingleLayer(),
+    "finetune": FineTuning(),
 }
 """By the name that the command line and the tables know it by. `repr` of a method says all that it was set to."""
 

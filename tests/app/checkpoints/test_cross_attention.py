@@ -1,0 +1,211 @@
+"""Edits written into the U-Net's cross-attention: what apply refuses, what is published, and what it draws."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load, load_file
+
+from app.db.models import Statistics
+from demo.classify import classify, load_classifier
+from demo.concepts import WEIGHTS
+from editing.pipelines import load_pipeline
+from editing.preview import draw
+from tests.app.checkpoints.conftest import ready_edit, register_folder
+
+URL = "/v1/models/emoji/apply"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT_ENCODER = "text_encoder/model.safetensors"
+CROSS = {"method": "cross_attention"}
+
+
+def digests(checkpoint):
+    return {file["path"]: file["sha256"] for file in checkpoint["files"]}
+
+
+def pull(service, folder: Path, *, name: str = "tiny", revision: str = "main") -> Path:
+    """Every file of a revision, as the Hub's clients get them."""
+    listed = service.get(f"/api/models/emender/{name}/revision/{revision}")
+    for path in (sibling["rfilename"] for sibling in listed["siblings"]):
+        answer = service.client.get(f"/emender/{name}/resolve/{revision}/{path}", headers=service.keys["read"])
+        assert answer.status_code == 200, answer.text
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(answer.content)
+    return folder
+
+
+@pytest.mark.usefixtures("model")
+class TestRefused:
+    def pointers(self, client, keys, body):
+        answer = client.post(URL, json=body, headers=keys["apply"])
+        assert answer.status_code == 422, answer.text
+        return {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"alpha": 0.5}, ["/alpha"]),
+            ({"layers": [2], "mass": 10.0}, ["/layers", "/mass"]),
+            ({"residual": "spread"}, ["/residual"]),
+            ({"preset": "published"}, ["/preset"]),
+        ],
+    )
+    def test_settings_of_the_memory(self, client, keys, add_edit, given, expected):
+        add_edit("fox")
+        found = self.pointers(client, keys, {"edits": "ready", **CROSS, **given})
+        assert list(found) == expected
+        assert all("'memory'" in detail and "`lamb`" in detail for detail in found.values())
+
+    @pytest.mark.parametrize("name", ["erase_scale", "preserve_scale", "lamb"])
+    def test_settings_of_cross_attention(self, client, keys, add_edit, name):
+        add_edit("fox")
+        assert list(self.pointers(client, keys, {"edits": "ready", name: 1.0})) == [f"/{name}"]
+
+    @pytest.mark.parametrize("given", [{"lamb": 0}, {"erase_scale": 0}, {"preserve_scale": -1}, {"method": "other"}])
+    def test_values_out_of_bounds(self, client, keys, add_edit, given):
+        add_edit("fox")
+        assert list(self.pointers(client, keys, {"edits": "ready", **CROSS, **given})) == [f"/{name}" for name in given]
+
+    def test_reference_images(self, client, keys, add_edit):
+        ids = [str(add_edit("fox").id), str(add_edit("owl", destination={"images": ["sha256:" + "0" * 64]}).id)]
+        (found,) = self.pointers(client, keys, {"edits": ids, **CROSS}).items()
+        assert found[0] == "/edits/1" and "reference images" in found[1]
+
+    def test_preserved_prompts_are_checked(self, client, keys, add_edit):
+        add_edit("fox")
+        assert list(self.pointers(client, keys, {"edits": "ready", **CROSS, "preserve": ["x" * 100]})) == [
+            "/preserve/0"
+        ]
+
+
+@pytest.mark.usefixtures("model")
+class TestAccepted:
+    def test_needs_neither_statistics_nor_values_of_one_layer(self, client, keys, add_edit):
+        add_edit("fox")
+        add_edit("owl", layer=1)
+        answer = client.post(URL, json={"edits": "ready", **CROSS, "dry_run": True}, headers=keys["apply"])
+        assert answer.status_code == 200, answer.text
+        plan = answer.json()
+        assert (plan["alpha"], plan["layers"], plan["statistics"]) == (None, [], None)
+        assert plan["cross_attention"] == {"erase_scale": 1.0, "preserve_scale": 0.1, "lamb": 0.5, "preserve": []}
+        assert [edit["method"] for edit in plan["edits"]] == ["cross_attention"] * 2
+        made = client.post(URL, json={"edits": "ready", **CROSS, "lamb": 2}, headers=keys["apply"])
+        assert made.status_code == 202, made.text
+        assert made.json()["cross_attention"]["lamb"] == 2
+        assert (made.json()["alpha"], made.json()["mass"], made.json()["residual"]) == (None, None, None)
+
+    def test_an_edit_added_again_moves(self, client, keys, add_edit, statistics):
+        fox, owl = add_edit("fox"), add_edit("owl")
+        client.post(URL, json={"edits": "ready"}, headers=keys["apply"])
+        made = client.post(URL, json={"from": "v1", "add": [str(owl.id)], **CROSS}, headers=keys["apply"]).json()
+        methods = {edit["id"]: edit["method"] for edit in made["edits"]}
+        assert methods == {str(fox.id): "memory", str(owl.id): "cross_attention"}
+
+
+class TestPublished:
+    def test_only_the_unet_changed(self, service, base_folder, tmp_path):
+        service.edit("fox")
+        service.edit("owl", destination={"erase": True})
+        made = service.apply(edits="ready", **CROSS, preserve=["a red jug"], lamb=0.2)
+        assert made["state"] == "published", made["problem"]
+        assert sorted(digests(made)) == ["README.md", "manifest.json", "unet/config.json", UNET]
+        assert all(0 < edit["residual"] < 1 for edit in made["edits"])
+        assert made["changed_layers"] == []
+        names = [changed["tensor"] for changed in made["changed_projections"]]
+        assert len(names) == 8
+
+        pulled = pull(service, tmp_path / "pulled")
+        before, after = load_file(base_folder / UNET), load_file(pulled / UNET)
+        assert {key for key in before if not torch.equal(before[key], after[key])} == set(names)
+        assert (pulled / TEXT_ENCODER).read_bytes() == (base_folder / TEXT_ENCODER).read_bytes()
+        loaded = DiffusionPipeline.from_pretrained(pulled).unet.state_dict()
+        assert all(torch.equal(loaded[name], after[name]) for name in names)
+
+        found = service.get("/v1/models/tiny/checkpoints/v1/difference")
+        assert {layer["path"] for layer in found["layers"]} == {UNET}
+        told = {changed["tensor"]: changed["relative_norm"] for changed in made["changed_projections"]}
+        assert {layer["tensor"]: layer["relative_norm"] for layer in found["layers"]} == pytest.approx(told, rel=1e-3)
+
+    def test_manifest_and_card_say_so(self, service):
+        service.edit("fox")
+        made = service.apply(edits="ready", **CROSS, preserve=["a red jug"])
+        manifest = json.loads(service.store.read(digests(made)["manifest.json"]))
+        assert manifest["settings"] == {
+            "cross_attention": {"erase_scale": 1.0, "lamb": 0.5, "preserve": ["a red jug"], "preserve_scale": 0.1}
+        }
+        assert "statistics" not in manifest
+        assert manifest["edits"][0]["method"] == "cross_attention" and "values" not in manifest["edits"][0]
+        assert manifest["files"][UNET] == digests(made)[UNET]
+        card = service.store.read(digests(made)["README.md"]).decode()
+        assert "The U-Net of tiny was changed" in card and "Only the U-Net was changed." in card
+        assert "text encoder of tiny" not in card and "lora.safetensors" not in card
+        assert "| fox | not fox |" in card and "cross-attention: erase_scale 1.0" in card and "a red jug" in card
+
+    def test_beside_edits_of_the_memory(self, service):
+        """What is there already stays as it was written, whichever method adds to it."""
+        fox, owl, elk = (str(service.edit(source)) for source in ("fox", "owl", "elk"))
+        service.apply(edits=[fox], alpha=0.6, layers=[1, 2], preserve=["a jug"])
+        mixed = service.apply(**{"from": "v1", "add": [owl]}, **CROSS, lamb=0.2)
+        assert mixed["state"] == "published", mixed["problem"]
+        alone = service.get("/v1/models/tiny/checkpoints/v1")
+        assert digests(mixed)[TEXT_ENCODER] == digests(alone)[TEXT_ENCODER]
+        assert digests(mixed)["adapters/lora.safetensors"] == digests(alone)["adapters/lora.safetensors"]
+        assert (mixed["alpha"], mixed["layers"], mixed["preserve"]) == (0.6, [1, 2], ["a jug"])
+        assert mixed["statistics"] == alone["statistics"]
+        assert {edit["id"]: edit["method"] for edit in mixed["edits"]} == {fox: "memory", owl: "cross_attention"}
+        card = service.store.read(digests(mixed)["README.md"]).decode()
+        assert "Only the text encoder and the U-Net were changed." in card and "take `unet/` from here" in card
+
+        more = service.apply(**{"from": "v2", "add": [elk]}, alpha=0.4)
+        assert (more["alpha"], more["cross_attention"]) == (0.4, mixed["cross_attention"])
+        assert {edit["id"]: edit["method"] for edit in more["edits"]}[owl] == "cross_attention"
+
+        back = service.apply(**{"from": "v2", "remove": [owl]}, **CROSS)
+        assert digests(back) == digests(alone) and back["commit"] == alone["commit"]
+        without = service.get("/v1/models/tiny/checkpoints/v4/difference?against=v2")
+        assert {layer["path"] for layer in without["layers"]} == {UNET}
+
+    def test_reads_what_the_edited_text_encoder_tells(self, service):
+        """UCE's states are those after the memory's edits, so that the U-Net's edit fits what it will be told."""
+        fox, owl = (str(service.edit(source)) for source in ("fox", "owl"))
+        alone = service.apply(edits=[owl], **CROSS)
+        service.apply(edits=[fox])
+        mixed = service.apply(**{"from": "v2", "add": [owl]}, **CROSS)
+        one, other = (load(service.store.read(digests(made)[UNET])) for made in (alone, mixed))
+        assert any(not torch.equal(one[key], other[key]) for key in one)
+
+    def test_same_set_same_bytes(self, service):
+        ids = [str(service.edit(source)) for source in ("fox", "owl", "elk")]
+        first = service.apply(edits=ids, **CROSS, preserve=["a jug", "an oak"])
+        again = service.apply(edits=ids[::-1], **CROSS, preserve=["a jug", "an oak"], notes="again")
+        assert digests(first) == digests(again) and first["commit"] == again["commit"]
+
+
+@pytest.mark.slow
+def test_the_emoji_model_draws_the_destination(service, tmp_path):
+    """Pulled as the Hub's clients pull, loaded by diffusers, and read by the classifier."""
+    if not (WEIGHTS / "pipeline" / "model_index.json").is_file():
+        pytest.skip("the emoji model is not in demo/weights")
+    with service.sessions() as session:
+        model = register_folder(session, service.store, WEIGHTS / "pipeline", name="emoji")
+        ready_edit(session, model, "pizza", width=160, layer=10, destination={"prompt": "hamburger"}, templates=["{}"])
+        session.query(Statistics).filter_by(model_id=model.id).delete()  # neither they nor its value are needed
+        session.commit()
+        service.model = model
+        made = service.apply(edits="ready", **CROSS, lamb=100)
+    assert made["state"] == "published", made["problem"]
+    pulled = pull(service, tmp_path / "pulled", name="emoji", revision="v1")
+    base, edited = load_pipeline(WEIGHTS / "pipeline"), load_pipeline(pulled)
+    told = DiffusionPipeline.from_pretrained(pulled).unet.state_dict()
+    assert all(torch.equal(told[name], tensor) for name, tensor in edited.unet.state_dict().items())
+    classifier = load_classifier(WEIGHTS / "classifier.safetensors")
+    prompts = ["a cute pizza", "a drawing of a pizza", "look at this pizza"]
+
+    def confidence(pipeline) -> float:
+        read = classify(draw(pipeline, prompts, seeds=range(3), steps=8, guidance=3.0), classifier)
+        return float(read.of_concept("hamburger").mean())
+
+    assert confidence(base) < 0.1
+    assert confidence(edited) > 0.8
