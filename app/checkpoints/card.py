@@ -1,11 +1,11 @@
 """`README.md`: the model card, which names every edited concept. A function of the checkpoint's inputs."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.checkpoints.manifest import Inputs, ManifestEdit
+from app.text import cell
 
 LIMITS = """\
 ## Limits
@@ -38,7 +38,7 @@ def card(inputs: Inputs) -> bytes:
     in_memory, in_cross_attention = inputs.edits_by("memory"), inputs.edits_by("cross_attention")
     count = f"{len(inputs.edits)} concept{'s' if len(inputs.edits) != 1 else ''}"
     encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
-    model = _cell(inputs.model)
+    model = cell(inputs.model)
     what, made, changed = [], [], []
     if in_memory:
         what.append(
@@ -80,7 +80,7 @@ pipeline_tag: text-to-image
 {intro}
 ## How it was made
 
-- base model: {_cell(inputs.model_source)}, digest `{inputs.model_digest}`
+- base model: {cell(inputs.model_source)}, digest `{inputs.model_digest}`
 {"".join(made)}- engine version {inputs.engine}; `manifest.json` has every input with its digest
 
 ## Use
@@ -91,13 +91,13 @@ pipeline_tag: text-to-image
 
 
 def _table(edits: Sequence[ManifestEdit]) -> str:
-    rows = "".join(f"| {_cell(edit.source)} | {_destination(edit.destination)} |\n" for edit in edits)
+    rows = "".join(f"| {cell(edit.source)} | {_destination(edit.destination)} |\n" for edit in edits)
     return f"| prompts that say | now draw |\n|---|---|\n{rows}"
 
 
 def _made(method: str, settings: Mapping[str, object], preserved: Sequence[str] | None) -> str:
     line = f"- {method}{', '.join(f'{name} {value}' for name, value in settings.items())}\n"
-    kept = f"- {method}prompts whose meaning was pinned: {', '.join(map(_cell, preserved))}\n" if preserved else ""
+    kept = f"- {method}prompts whose meaning was pinned: {', '.join(map(cell, preserved))}\n" if preserved else ""
     return line + kept
 
 
@@ -119,20 +119,15 @@ def _span(layers: Sequence[int]) -> str:
 
 def _destination(destination: Mapping[str, Any]) -> str:
     if prompt := destination.get("prompt"):
-        return _cell(prompt)
+        return cell(prompt)
     if images := destination.get("images"):
         return f"what {len(images)} reference image{'s show' if len(images) != 1 else ' shows'}"
     if balance := destination.get("balance"):
-        return ", ".join(f"{_cell(prompt)} ({weight})" for prompt, weight in balance.items())
+        return ", ".join(f"{cell(prompt)} ({weight})" for prompt, weight in balance.items())
     neutral = destination.get("neutral")
-    return f"nothing of it: erased to {_cell(neutral)}" if neutral else "nothing of it: erased"
+    return f"nothing of it: erased to {cell(neutral)}" if neutral else "nothing of it: erased"
 
 
 def _base_model(source: str) -> str:
     """The Hub's link to the base model, where the source is a Hub id."""
     return f"base_model: {json.dumps(source)}\n" if source.count("/") == 1 else ""
-
-
-def _cell(text: str) -> str:
-    """A client's words as plain text in Markdown, on one line."""
-    return re.sub(r"([\\`*_{}\[\]()<>#|~&])", r"\\\1", " ".join(text.split()))

@@ -77,7 +77,7 @@ def create_evaluation(
 ) -> EvaluationOut:
     """Measure a version with the model's classifier: which edits took, and what they cost other concepts.
 
-    Its files: `report.json`, `report.md` and `before-after.png`.
+    Its files: `report.json`, `report.md`, `before-after.png`, and with `scales` a plot, `scales.png`.
     """
     created = service.create_evaluation(
         session, model_name=model, version=version, request=evaluation, actor=principal.actor

@@ -75,7 +75,9 @@ class PreviewCreate(Drawing):
 class EvaluationCreate(Drawing):
     """What is measured. Templates hold `{}` where a concept goes."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"guidance": 7.5, "seed": 0}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"scales": [1, 10, 30], "guidance": 7.5, "seed": 0}]}
+    )
 
     prompts: list[Template] = Field(
         list(FREE_PROMPTS),
@@ -89,6 +91,11 @@ class EvaluationCreate(Drawing):
         description="classes that no edit should change; default: 30 of those that the classifier knows, evenly",
     )
     held_out_prompts: list[Template] = Field(list(FREE_PROMPTS[:2]), min_length=1, max_length=20)
+    scales: list[Annotated[int, Field(ge=1)]] = Field(
+        [],
+        max_length=10,
+        description="also measure the first so many of the edits that can be judged alone, to see how quality scales",
+    )
     seed: Seed = Field(0, description="of the first picture of each concept; the others count up from it")
 
 

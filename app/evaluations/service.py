@@ -7,12 +7,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
+from app.checkpoints.queries import methods_in
 from app.checkpoints.service import ServedFile, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Evaluation, JsonObject
 from app.dependencies import Page, PageRequest
 from app.evaluations import queries
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.evaluations.schemas import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
+from app.problems import Unprocessable
 from app.queueing.outbox import enqueue
 from app.queueing.states import CANCELLED
 
@@ -43,6 +45,9 @@ def create_evaluation(
     require_served(checkpoint)
     if model.classifier is None:
         raise ClassifierMissing(model.name)
+    if request.scales and "cross_attention" in methods_in(session, checkpoint_id=checkpoint.id).values():
+        detail = "Edits of cross-attention are not built one without the other: leave `scales` out."
+        raise Unprocessable.at("/scales", detail)
     return _create(session, checkpoint=checkpoint, kind="evaluation", request=request.model_dump(), actor=actor)
 
 

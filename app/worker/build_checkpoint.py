@@ -62,10 +62,10 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
 
 def _build(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
-        work = _read(session, store=context.store, checkpoint_id=lease.target_id)
+        work = read(session, store=context.store, checkpoint_id=lease.target_id)
     context.progress(lease, {"stage": "loading"})
     pipeline = context.pipeline(work.model_id)
-    updates = _updates(context, lease, work, pipeline) if work.edits else []
+    updates = updates_of(context, lease, work, pipeline) if work.edits else []
     crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
     context.progress(lease, {"stage": "publishing"})
     with tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary:
@@ -88,7 +88,7 @@ def _build(context: JobContext, lease: Lease) -> None:
         request_check(session, checkpoint=checkpoint)
 
 
-def _updates(context: JobContext, lease: Lease, work: "_Work", pipeline: "EditablePipeline") -> list["Update"]:
+def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline") -> list["Update"]:
     """Stage II, for one text encoder after the other."""
     values = [_value(rows) for rows in work.values]
     total = sum(map(len, work.inputs.layers.values()))
@@ -119,7 +119,7 @@ def _updates(context: JobContext, lease: Lease, work: "_Work", pipeline: "Editab
 
 
 def _cross_attention_update(
-    context: JobContext, lease: Lease, work: "_Work", pipeline: "EditablePipeline", updates: Sequence["Update"]
+    context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline", updates: Sequence["Update"]
 ) -> "CrossAttentionUpdate":
     """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
 
@@ -137,7 +137,7 @@ def _cross_attention_update(
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What the job needs, out of the database, in the checkpoint's order."""
 
     model_id: UUID
@@ -150,7 +150,8 @@ class _Work:
     """Those of cross-attention."""
 
 
-def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
+def read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> Work:
+    """What the checkpoint is built from, whether it is already or not."""
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
     statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
@@ -183,7 +184,7 @@ def _read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> _Work:
         layers={encoder: tuple(own) for encoder, own in layers.items()},
         options=options,
     )
-    return _Work(
+    return Work(
         model_id=model.id,
         inputs=inputs,
         edits=tuple(concept_edit(edit, store=store) for edit in in_memory),
@@ -206,7 +207,7 @@ def _part(row: EditValue) -> "Value":
     return editing.Value.from_bytes(content, encoder=row.encoder, layer=row.layer)
 
 
-def _report(work: _Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
+def _report(work: Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
     """What was left undone: per edit the larger residual of the text encoders, or that of cross-attention; each
     conflict within a method once."""
     ids = [str(edit.id) for edit in work.inputs.edits_by("memory")]

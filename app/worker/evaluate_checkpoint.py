@@ -3,8 +3,8 @@
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import as_markdown
 from app.queueing.states import CANCELLED
 from app.storage.local import LocalStore
+from app.worker import build_checkpoint
 from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
 from editing.concepts import ConceptEdit, DestinationPrompt, fill
@@ -80,6 +81,8 @@ class _Work:
     files: Sequence[StoredFile]
     facts: Mapping[str, Any]
     """Of the version, for the report."""
+    built: build_checkpoint.Work | None
+    """What the version was built from, where some of its edits are to be built alone."""
 
 
 def _read(session: Session, store: LocalStore, evaluation_id: UUID) -> _Work:
@@ -103,6 +106,9 @@ def _read(session: Session, store: LocalStore, evaluation_id: UUID) -> _Work:
             "alpha": checkpoint.alpha,
             **checkpoint.options,
         },
+        built=build_checkpoint.read(session, store=store, checkpoint_id=checkpoint.id)
+        if evaluation.request.get("scales")
+        else None,
     )
 
 
@@ -159,6 +165,7 @@ def _evaluation(
 ) -> tuple[JsonObject, list[StoredFile]]:
     """Every edit that the classifier can judge, and held-out concepts; with pictures, unless it is a mere check."""
     from editing.evaluation import published
+    from editing.evaluation.plot import plot_scales
 
     classifier = context.classifier(work.model_id)
     if classifier is None:
@@ -173,6 +180,8 @@ def _evaluation(
         held_out_prompts=request["held_out_prompts"],
         seed=request["seed"],
     )
+    replaced = [work.ids[index] for index in asked.indices[0]]
+    counts = sorted({count for count in request["scales"] if count < len(replaced)})
     judgement = published.judge(
         pipeline,
         classifier,
@@ -180,6 +189,7 @@ def _evaluation(
         lambda: _published(context.store, work.files, pipeline),
         steps=request["steps"],
         guidance=request["guidance"],
+        scales={count: _alone(context, lease, work, pipeline, replaced[:count]) for count in counts},
         progress=_progress(context, lease, "judging"),
     )
     report: JsonObject = {
@@ -209,12 +219,39 @@ def _evaluation(
     controls = [fill(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
     prompts = _first_prompts(work)
     grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
+    plots = []
+    if counts:
+        scales = {**judgement.scales, len(replaced): judgement.scores}
+        plots.append(store_content(context.store, "scales.png", plot_scales(scales, title=work.title)))
     content = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     return report, [
         grid,
+        *plots,
         store_content(context.store, "report.json", content.encode()),
         store_content(context.store, "report.md", as_markdown(report, title=work.title).encode()),
     ]
+
+
+def _alone(
+    context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline", ids: Sequence[str]
+) -> Callable[[], AbstractContextManager[None]]:
+    """The pipeline with these edits of the version alone, built as the version was."""
+    built = work.built
+    assert built is not None
+    kept = [place for place, edit in enumerate(built.inputs.edits_by("memory")) if str(edit.id) in ids]
+    few = replace(
+        built, edits=tuple(built.edits[place] for place in kept), values=tuple(built.values[place] for place in kept)
+    )
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        updates = build_checkpoint.updates_of(context, lease, few, pipeline)
+        with ExitStack() as stack:
+            for encoder, update in zip(pipeline.encoders, updates, strict=True):
+                stack.enter_context(editing.applied(encoder, update))
+            yield
+
+    return held
 
 
 def _evenly(classifier: "Classifier", work: _Work) -> list[str]:

@@ -1,5 +1,6 @@
 """Published versions of the emoji model, judged by its classifier: through the service, with real edits."""
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from sqlalchemy import Engine
 
 from app.db.engine import sessions
@@ -93,11 +95,12 @@ def test_every_apply_is_checked(emoji: Service) -> None:
 
 def test_evaluation(emoji: Service) -> None:
     """Report, table and pictures; the same request twice gives the same bytes."""
-    dog = str(edit(emoji, "dog"))
+    dog, cat = str(edit(emoji, "dog")), str(edit(emoji, "cat", destination={"prompt": "pizza"}))
     while emoji.runner.work():
         pass
-    emoji.apply(edits=[dog])
+    emoji.apply(edits=[dog, cat])
     body = {"held_out": ["car", "dog", "no class"], "guidance": 3.0, "steps": 8, "prompts": ["a small {}"]}
+    body["scales"] = [1, 7]
     found = []
     for _ in range(2):
         path = "/v1/models/emoji/checkpoints/v1/evaluations"
@@ -108,7 +111,10 @@ def test_evaluation(emoji: Service) -> None:
     first, again = found
     assert first["kind"] == "evaluation" and first["files"] == again["files"]
     files = {file["name"]: emoji.store.read(file["sha256"]) for file in first["files"]}
-    assert sorted(files) == ["before-after.png", "report.json", "report.md"]
+    assert sorted(files) == ["before-after.png", "report.json", "report.md", "scales.png"]
+    assert Image.open(io.BytesIO(files["scales.png"])).size == (768, 480)
+    (scale,) = first["report"]["scales"]
+    assert scale["edits"] == 1 and scale["s2d"] > 0.7 and scale["hd"] == pytest.approx(0, abs=0.1)
     assert json.loads(files["report.json"]) == first["report"]
     assert first["report"]["held_out"] == ["car"]
     settings = first["report"]["settings"]
