@@ -82,8 +82,9 @@ class ApplyCreate(BaseModel):
         "memory",
         description="where `edits` or `add` are written. `memory`: into the text encoder's MLPs, from their values "
         "(EMCID). `cross_attention`: into the keys and values of the U-Net's cross-attention, from their words alone "
-        "(UCE), for concepts that a text encoder cannot forget; it costs other concepts more. With `from`, edits that "
-        "are there already stay where they were written, with the settings of that version",
+        "(UCE), for concepts that a text encoder cannot forget; it costs other concepts much unless many are named in "
+        "`preserve`. With `from`, edits that are there already stay where they were written, with the settings of that "
+        "version",
     )
     preset: Literal["published"] | None = Field(
         None,

@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load, load_file
 
+from app.checkpoints.publish import StoredFile, served_files
 from app.db.models import Statistics
 from demo.classify import classify, load_classifier
 from demo.concepts import WEIGHTS
@@ -181,6 +182,26 @@ class TestPublished:
         first = service.apply(edits=ids, **CROSS, preserve=["a jug", "an oak"])
         again = service.apply(edits=ids[::-1], **CROSS, preserve=["a jug", "an oak"], notes="again")
         assert digests(first) == digests(again) and first["commit"] == again["commit"]
+
+
+def test_no_unedited_variant_of_the_unet_is_served():
+    paths = [UNET, "unet/diffusion_pytorch_model.fp16.safetensors", "unet/config.json", TEXT_ENCODER]
+    base = [StoredFile(path, "0" * 64, 1) for path in paths]
+    served = served_files(base, [StoredFile(UNET, "1" * 64, 1)])
+    assert {path: file.sha256[0] for path, file in served.items()} == {
+        UNET: "1",
+        "unet/config.json": "0",
+        TEXT_ENCODER: "0",
+    }
+
+
+def test_warns_of_an_edit_that_was_hardly_made(service):
+    """What holds it back is named, and a value that holds less."""
+    fox = service.edit("fox")
+    made = service.apply(edits=[str(fox)], **CROSS, lamb=1e6)
+    (warning,) = made["warnings"]
+    assert warning["edit"] == str(fox)
+    assert "lower `lamb`, 100000 perhaps" in warning["detail"]
 
 
 @pytest.mark.slow
