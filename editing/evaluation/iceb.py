@@ -146,17 +146,17 @@ class Means:
     """p over a task: the mean over concepts of the mean over the prompts of each. None where nothing was asked."""
 
     source_template: float | None
-    """p(s, s) on the edits' templates"""
+    """The source's class on pictures of the source, by the edits' templates"""
     source: float | None
-    """p(s, s) on free prompts"""
+    """The same by free prompts"""
     destination_template: float | None
-    """p(d, s) in the order of arguments of Table 3's text: class d on pictures of s; templates"""
+    """The destination's class on pictures of the source, by the edits' templates"""
     destination: float | None
-    """The same on free prompts"""
+    """The same by free prompts"""
     alias: float | None
-    """Class d on pictures of the source's aliases"""
+    """The destination's class on pictures of the source's aliases"""
     held_out: float | None
-    """p(h, h)"""
+    """The class of held-out concepts on their own pictures"""
 
     @classmethod
     def of(cls, questions: Sequence[Question], answers: Answers) -> "Means":

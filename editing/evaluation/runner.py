@@ -25,7 +25,7 @@ from editing.evaluation.cost import measured
 from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskName
 from editing.evaluation.intervals import Interval
 from editing.evaluation.judging import answer
-from editing.evaluation.methods import METHODS, ORACLE, Progress
+from editing.evaluation.methods import METHODS, ORACLE, Progress, Unedited
 from editing.files import write_whole
 
 BASE = "base"
@@ -117,16 +117,23 @@ class Kept:
     def facts(self, unit: Unit) -> dict[str, Any]:
         """All that the numbers depend on but the code of the methods, whose version is the engine's."""
         task = self.benchmark.suite.task(unit.task, edits=unit.edits, seed=unit.seed)
+        method = METHODS[unit.method]
         return {
             **asdict(unit),
-            "of": repr(METHODS[unit.method]),
-            "asked": hashlib.sha256(repr(task).encode()).hexdigest(),
+            "of": repr(method),
+            "edited": None if isinstance(method, Unedited) else _sha256(task.edits()),
+            "asked": _sha256(task.questions()),
             **settings_of(self.benchmark),
         }
 
     def path(self, unit: Unit) -> Path:
         key = hashlib.sha256(json.dumps(self.facts(unit), sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{unit.task}-{unit.edits}-seed{unit.seed}-{unit.method}-{key}.json"
+
+
+def _sha256(parts: Sequence[Any]) -> str:
+    """Of dataclasses, by all that their `repr` says."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def settings_of(benchmark: Benchmark) -> dict[str, Any]:

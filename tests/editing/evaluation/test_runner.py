@@ -10,11 +10,13 @@ from typing import Any
 import psutil
 import pytest
 
+from editing.concepts import StageOneSettings
 from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation import __main__ as command
 from editing.evaluation import runner
 from editing.evaluation.benchmark import Benchmark, Opening
 from editing.evaluation.iceb import Means
+from editing.evaluation.methods import METHODS
 from editing.evaluation.runner import Kept, Unit, measure, results, run
 from editing.preview import draw
 from tests.editing.conftest import ROOT
@@ -94,6 +96,16 @@ def test_nothing_is_measured_twice(opening: Opening, tmp_path: Path, monkeypatch
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert run(opening, [UNIT], folder=tmp_path)[1][UNIT].answers == first[UNIT].answers
     assert measured[2:] == [UNIT]
+
+
+def test_what_a_result_depends_on(benchmark: Benchmark, tmp_path: Path) -> None:
+    kept = Kept(tmp_path, benchmark)
+    base, ours = UNIT, replace(UNIT, method="emender")
+    before = kept.path(base), kept.path(ours)
+    benchmark.suite = replace(benchmark.suite, settings=StageOneSettings(weight_decay=0.5))
+    assert kept.path(base) == before[0]  # what is not edited does not depend on how edits are made
+    assert kept.path(ours) != before[1]
+    assert len({kept.path(replace(UNIT, method=method)) for method in METHODS}) == len(METHODS)
 
 
 def test_a_class_that_the_classifier_does_not_know(benchmark: Benchmark) -> None:
