@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demo.concepts import WEIGHTS
+from demo.concepts import GENDER_WORDS, GENDERS, WEIGHTS
 from editing.errors import ClassifierUnusable
 
 SIDE = 32
@@ -62,6 +62,13 @@ def _index(names: Sequence[str], name: str, head: str) -> int:
     return names.index(name)
 
 
+def _gender(prompt: str) -> str | None:
+    """The one gender that the prompt's words name; None for none and for several."""
+    words = prompt.casefold().split()
+    named = [gender for gender in GENDERS if any(word in words for word in GENDER_WORDS[gender])]
+    return named[0] if len(named) == 1 else None
+
+
 class Classifier(nn.Module):
     """Four blocks of two 3 × 3 convolutions, each halving the side, a 2 × 2 pool and a linear head for each
     question."""
@@ -93,6 +100,17 @@ class Classifier(nn.Module):
         if not pictures:
             return torch.empty(0, len(classes))
         return classify(pictures, self).concept[:, [self.names.index(name) for name in classes]]
+
+    def tells_apart(self, prompts: Sequence[str]) -> bool:
+        """Whether each prompt names a gender of its own, such as "woman doctor"; see
+        `editing.attributes.AttributeClassifier`."""
+        named = [_gender(prompt) for prompt in prompts]
+        return None not in named and len(set(named)) == len(named)
+
+    def attributes(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """(pictures, prompts) confidences of the genders that the prompts name."""
+        found = classify(pictures, self)
+        return found.gender[:, [found.classes.genders.index(_gender(prompt) or "") for prompt in prompts]]
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Logits of each head for pictures (pictures, 3, 32, 32) with values in [-1, 1]."""

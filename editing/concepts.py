@@ -111,7 +111,7 @@ class StageOneSettings:
     text_weight: float = 0.01
     weight_decay: float = 0.0
     """Weight of ‖δ‖²/‖h‖² in the loss. Published: 5e-4, which beside a text loss that weighs 0.01 makes δ a third
-    shorter, and other names of the source hardly follow it (docs/decisions/0010)."""
+    shorter, and other names of the source hardly follow it (docs/decisions/0013)."""
     clamp: float = 1.5
     """‖δ‖ is kept to at most this multiple of ‖h‖."""
     seed: int = 0

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import mul
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save
@@ -54,6 +54,8 @@ class Value:
     engine_version: str = ENGINE_VERSION
     others: tuple["Value", ...] = ()
     """What was found together with this for the pipeline's other encoders."""
+    attributes: tuple["Value", ...] = ()
+    """Of a balance, the value of each of its prompts, in its order: `mix` weighs them anew. No file keeps them."""
 
     @property
     def parts(self) -> tuple["Value", ...]:
@@ -89,10 +91,35 @@ class Value:
         return cls(encoder=encoder, layer=layer, delta=tensors["delta"], hidden=tensors["hidden"], **rest)
 
     def to_safetensors(self) -> bytes:
-        """One file with both vectors and, as one JSON string, everything else; nothing of the other encoders."""
-        left_out = ("delta", "hidden", "others")
+        """One file with both vectors and, as one JSON string, everything else; nothing of the other encoders,
+        nor of what was mixed."""
+        left_out = ("delta", "hidden", "others", "attributes")
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         return save(self.to_tensors(), metadata={"value": json.dumps(plain, sort_keys=True)})
+
+
+def mix(values: Sequence[Value], shares: Sequence[float]) -> Value:
+    """The weighted mean Σ F_a v_a of the values of one source towards several prompts; the shares F sum to one.
+
+    Its losses are weighted as they are. Raises `EditingError` where the values are of different sources or layers.
+    """
+    first = values[0]
+    for other in values:
+        if (other.encoder, other.layer) != (first.encoder, first.layer) or not other.hidden.equal(first.hidden):
+            raise EditingError("only values of one source at one layer can be mixed")
+    mixed = dataclasses.replace(
+        first,
+        delta=torch.stack([share * value.delta for value, share in zip(values, shares, strict=True)]).sum(0),
+        text_losses=_weighted([value.text_losses for value in values], shares),
+        noise_losses=_weighted([value.noise_losses for value in values], shares),
+        others=tuple(mix(parts, shares) for parts in zip(*(value.others for value in values), strict=True)),
+    )
+    return dataclasses.replace(mixed, attributes=tuple(values))
+
+
+def _weighted(losses: Iterable[Sequence[float]], shares: Sequence[float]) -> tuple[float, ...]:
+    """Per step, the weighted mean."""
+    return tuple(sum(map(mul, step, shares)) for step in zip(*losses, strict=True))
 
 
 @dataclass(frozen=True)
@@ -347,17 +374,11 @@ def _stop(group: Iterable[Search], error: EditingError) -> None:
         search.error = error
 
 
-def _mean_losses(
-    group: Sequence[Search], name: Literal["text_losses", "noise_losses"], *, since: int = 0
-) -> tuple[float, ...]:
-    """Per step, the weighted mean over the prompts of a balance."""
-    shares = [search.share for search in group]
-    steps = zip(*(getattr(search, name)[since:] for search in group), strict=True)
-    return tuple(sum(map(mul, losses, shares)) for losses in steps)
-
-
 def _progress(group: Sequence[Search]) -> StageOneProgress:
-    text, noise = (_mean_losses(group, name, since=-1) for name in ("text_losses", "noise_losses"))
+    shares = [search.share for search in group]
+    text, noise = (
+        _weighted([getattr(search, name)[-1:] for search in group], shares) for name in ("text_losses", "noise_losses")
+    )
     return StageOneProgress(
         edit_index=group[0].index,
         step=group[0].step,
@@ -368,26 +389,30 @@ def _progress(group: Sequence[Search]) -> StageOneProgress:
 
 
 def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> Value | EditingError:
-    first = group[0]
-    if first.error:
-        return first.error
-    delta = torch.stack([search.share * search.delta for search in group]).sum(0)
-    if not delta.isfinite().all():
+    if group[0].error:
+        return group[0].error
+    if not all(search.delta.isfinite().all() for search in group):
         return OptimisationDiverged("δ is not finite after the last step: lower learning_rate")
+    values = [_value(pipeline, search) for search in group]
+    return values[0] if len(values) == 1 else mix(values, [search.share for search in group])
+
+
+def _value(pipeline: EditablePipeline, search: Search) -> Value:
     parts = zip(
-        pipeline.encoders, first.layers, delta.split(first.widths), first.hidden.split(first.widths), strict=True
-    )
+        pipeline.encoders, search.layers, search.delta.split(search.widths), search.hidden.split(search.widths),
+        strict=True,
+    )  # fmt: skip
     value, *others = [
         Value(
             encoder=encoder.name,
             layer=layer,
-            delta=own_delta.cpu().clone(),
-            hidden=own_hidden.cpu().clone(),
-            text_losses=_mean_losses(group, "text_losses"),
-            noise_losses=_mean_losses(group, "noise_losses"),
-            seed=first.edit.settings.seed,
-            settings=dataclasses.asdict(first.edit.settings),
+            delta=delta.cpu().clone(),
+            hidden=hidden.cpu().clone(),
+            text_losses=tuple(search.text_losses),
+            noise_losses=tuple(search.noise_losses),
+            seed=search.edit.settings.seed,
+            settings=dataclasses.asdict(search.edit.settings),
         )
-        for encoder, layer, own_delta, own_hidden in parts
+        for encoder, layer, delta, hidden in parts
     ]
     return dataclasses.replace(value, others=tuple(others))

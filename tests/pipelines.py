@@ -12,7 +12,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+)
 
 Family = Literal["sd1", "sd2", "sdxl"]
 LAYERS, WIDTH, MLP_WIDTH, LENGTH = 4, 32, 64, 40
@@ -149,3 +156,21 @@ def write_tokenizer(folder: Path, *, pad_token: str = EOS) -> int:
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return len(tokens)
+
+
+def write_clip(folder: Path) -> Path:
+    """A CLIP model for pictures of 16 by 16 in the layout of a download."""
+    vocabulary = write_tokenizer(folder)
+    narrow = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    config = CLIPConfig(
+        text_config={**narrow, **ids, "vocab_size": vocabulary, "max_position_embeddings": LENGTH},
+        vision_config={**narrow, "image_size": 16, "patch_size": 8},
+        projection_dim=24,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(37)  # with nearness on both sides of 0, and both preferences
+        CLIPModel(config).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
+    return folder

@@ -85,6 +85,7 @@ def _values(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, list[ValueOu
             losses["hidden_norm"].as_float(),
             EditValue.attempt,
             EditValue.engine,
+            losses["balance"],
         )
         .where(EditValue.edit_id.in_(ids))
         .order_by(EditValue.encoder)

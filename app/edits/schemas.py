@@ -45,7 +45,9 @@ class DestinationIn(BaseModel):
         None, description="with `erase`: what stands in its place; for a style, say, `art`"
     )
     balance: Annotated[dict[Prompt, Weight], Field(min_length=2, max_length=64)] | None = Field(
-        None, description="draw it as a mixture of these prompts, by weight"
+        None,
+        description="draw it as a mixture of these prompts: in these shares of pictures where the model's classifier "
+        "tells them apart, else by these weights of their values; `values` says which",
     )
 
     @model_validator(mode="after")
@@ -126,6 +128,23 @@ class EditCreate(BaseModel):
     labels: Annotated[dict[LabelName, LabelValue], Field(max_length=32)] = {}
 
 
+class BalanceRound(BaseModel):
+    factors: dict[str, float] = Field(description="the weight of each prompt's value")
+    shares: dict[str, float] = Field(description="the share of the pictures that shows each prompt")
+    difference: float = Field(description="the largest between a share and the one asked for")
+
+
+class BalanceOut(BaseModel):
+    """How the values of a balance's prompts were mixed."""
+
+    factors: dict[str, float] = Field(description="the weight of each prompt's value")
+    shares: dict[str, float] | None = Field(description="in the pictures of the search; null: no picture was judged")
+    converged: bool | None = Field(description="whether they are within 0.02 of those asked for")
+    rounds: list[BalanceRound]
+    statistics: str | None = Field(description="sha256 of the statistics with which the pictures were drawn")
+    note: str | None = Field(description="why no picture was judged")
+
+
 class ValueOut(BaseModel):
     """What stage I found for one text encoder; `GET /v1/edits/{id}/value` has the vectors."""
 
@@ -138,6 +157,7 @@ class ValueOut(BaseModel):
     hidden_norm: float | None
     attempt: int
     engine: str
+    balance: BalanceOut | None = Field(description="null for any other destination")
 
 
 class EditOut(BaseModel):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import structlog
 from sqlalchemy import select
@@ -14,6 +15,7 @@ from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, EditValue, JsonObject
 from app.queueing.states import CANCELLED
 from app.storage.local import BlobCorrupt, BlobMissing
+from app.worker.balance import balance
 from app.worker.concepts import concept_edit
 from app.worker.problems import problem_of
 from app.worker.runner import JobContext
@@ -41,8 +43,12 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
             chosen.append(lease)
         except (EditingError, BlobMissing, BlobCorrupt) as error:
             _conclude(context, lease, error)
-    for lease, outcome in zip(chosen, _optimize(context, pipeline, chosen, edits), strict=True):
-        _conclude(context, lease, outcome)
+    outcomes = list(zip(chosen, edits, _optimize(context, pipeline, chosen, edits), strict=True))
+    for lease, edit, outcome in sorted(outcomes, key=lambda each: isinstance(each[1].destination, editing.Balance)):
+        found: JsonObject | None = None  # what takes its pictures comes last
+        if isinstance(edit.destination, editing.Balance) and not isinstance(outcome, Exception):
+            outcome, found = _balance(context, lease, edit, outcome, model_id=rows[lease.target_id].model_id)
+        _conclude(context, lease, outcome, balance=found)
 
 
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
@@ -75,7 +81,22 @@ def _optimize(
     return [outcome for lease, edit in pairs for outcome in _optimize(context, pipeline, [lease], [edit])]
 
 
-def _conclude(context: JobContext, lease: Lease, outcome: "Value | Exception") -> None:
+def _balance(
+    context: JobContext, lease: Lease, edit: editing.ConceptEdit, value: "Value", *, model_id: UUID
+) -> tuple["Value | Exception", JsonObject | None]:
+    """The outcome of mixing its values. One that fails disturbs no other edit."""
+    try:
+        return balance(context, lease, edit, value, model_id=model_id)
+    except EditingError as error:
+        return error, None
+    except Exception as error:
+        log.exception("balancing failed unexpectedly")
+        return error, None
+
+
+def _conclude(
+    context: JobContext, lease: Lease, outcome: "Value | Exception", *, balance: JsonObject | None = None
+) -> None:
     """Write one edit's outcome; a cancelled one is left to the runner, a lost one to the attempt that took over."""
     try:
         if isinstance(outcome, Cancelled):
@@ -84,15 +105,15 @@ def _conclude(context: JobContext, lease: Lease, outcome: "Value | Exception") -
             context.fail(lease, problem_of(outcome))
             return
         with context.result(lease) as session:
-            _write(session, lease, outcome)
+            _write(session, lease, outcome, balance)
     except Cancelled:
         return
     except LeaseLost as error:
         log.warning("result refused: the lease was lost", lease=str(error))
 
 
-def _write(session: Session, lease: Lease, value: "Value") -> None:
-    rows = [_row(lease, part) for part in value.parts]
+def _write(session: Session, lease: Lease, value: "Value", balance: JsonObject | None) -> None:
+    rows = [_row(lease, part, balance) for part in value.parts]
     session.add_all(rows)
     edit = session.get_one(Edit, lease.target_id)
     edit.state, edit.problem = "ready", None
@@ -102,7 +123,7 @@ def _write(session: Session, lease: Lease, value: "Value") -> None:
     record(session, actor="worker", action="edit.ready", target=f"edit:{edit.id}", details=details)
 
 
-def _row(lease: Lease, value: "Value") -> EditValue:
+def _row(lease: Lease, value: "Value", balance: JsonObject | None) -> EditValue:
     content = value.to_bytes()  # δ, then h
     half = len(content) // 2
     return EditValue(
@@ -118,6 +139,7 @@ def _row(lease: Lease, value: "Value") -> EditValue:
             "delta_norm": value.delta_norm,
             "hidden_norm": value.hidden_norm,
             "settings": dict(value.settings),
+            "balance": balance,
         },
         attempt=lease.attempt,
         engine=value.engine_version,

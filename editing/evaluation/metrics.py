@@ -53,6 +53,11 @@ class Clip:
         except (UnsupportedPipeline, OSError) as error:
             raise MetricUnavailable(f"{folder.name}/ holds no CLIP model that can be read: {error}") from error
 
+    @property
+    def scale(self) -> float:
+        """What a cosine is multiplied by before a softmax over texts."""
+        return float(self._model.logit_scale.exp())
+
     def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """The CLIP score of each picture with its own text, (n,) in 0..100: 100 · max(cos, 0) (Hessel et al., 2021,
         in the scale that papers report; theirs is 2.5 · max(cos, 0))."""

@@ -45,3 +45,23 @@ def test_bad_input_is_refused() -> None:
         as_input([])
     with pytest.raises(ValueError, match=r"\(3, 32, 32\)"):
         as_input(torch.zeros(3, 32, 32))
+
+
+def test_genders_are_told_apart_where_each_prompt_names_one() -> None:
+    assert CLASSIFIER.tells_apart(["man doctor", "woman doctor"]) and CLASSIFIER.tells_apart(
+        ["Female cook", "male cook"]
+    )
+    for prompts in (
+        ["doctor", "woman doctor"],
+        ["man doctor", "male doctor"],
+        ["man and woman", "woman"],
+        ["a snowman"],
+    ):
+        assert not CLASSIFIER.tells_apart(prompts)
+
+
+def test_attributes_follow_the_prompts() -> None:
+    pictures = [Image.new("RGB", (32, 32), colour) for colour in ("white", "brown")]
+    men, women = CLASSIFIER.attributes(pictures, ["man cook", "woman cook"]).unbind(1)
+    assert torch.equal(CLASSIFIER.attributes(pictures, ["female cook", "male cook"]), torch.stack([women, men], 1))
+    assert torch.equal(men, classify(pictures, CLASSIFIER).of_gender("man"))

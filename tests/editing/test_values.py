@@ -26,7 +26,7 @@ from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, 
 from editing.memory import PartSize
 from editing.pipelines import Condition, EditablePipeline
 from editing.search import PromptBatch, searches_of
-from editing.values import StageOneProgress, Value, optimize_values
+from editing.values import StageOneProgress, Value, mix, optimize_values
 
 TEXT = StageOneSettings(objective="text", steps=20, tolerance=0)
 QUICK = StageOneSettings(steps=4, warm_start=0, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
@@ -401,6 +401,27 @@ class TestBatch:
         assert order == [0] * 20 + [1] * 20  # three have no room beside another, and run alone
         assert isinstance(values[1], Value)
         torch.testing.assert_close(values[1].delta, one(pipeline, balance).delta, rtol=1e-3, atol=1e-3)
+
+    def test_the_values_of_a_balance_can_be_mixed_anew(self, pipeline: EditablePipeline) -> None:
+        """The weights of a balance change nothing in the values that it weighs."""
+        thirds, other = (
+            one(pipeline, ConceptEdit("cat", Balance(weights), settings=TEXT))
+            for weights in ({"dog": 1, "fish": 2}, {"dog": 4, "fish": 1})
+        )
+        dog, fish = thirds.attributes
+        assert thirds.delta.equal(torch.stack([1 / 3 * dog.delta, 2 / 3 * fish.delta]).sum(0))
+        assert mix(thirds.attributes, [0.8, 0.2]).to_bytes() == other.to_bytes()
+        assert mix(thirds.attributes, [0.8, 0.2]).text_losses == other.text_losses
+        torch.testing.assert_close(
+            dog.delta,
+            one(pipeline, ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)).delta,
+            rtol=1e-3,
+            atol=1e-3,
+        )
+
+    def test_values_of_two_sources_cannot_be_mixed(self, pipeline: EditablePipeline) -> None:
+        with pytest.raises(EditingError, match="one source"):
+            mix([one(pipeline, CAT), one(pipeline, TREE)], [0.5, 0.5])
 
     def test_text_does_not_wait_for_the_u_net(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []

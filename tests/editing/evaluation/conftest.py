@@ -11,18 +11,11 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-)
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from editing.evaluation.metrics import Clip
 from editing.statistics import SecondMoments
-from tests.pipelines import LENGTH, write_tokenizer
+from tests.pipelines import write_clip
 
 SIDE = 16
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -33,21 +26,7 @@ COLUMNS = ("source", "dest", "prompts", "seed_train", "seeds", "source id", "des
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip") / "tiny"
-    vocabulary = write_tokenizer(folder)
-    narrow = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
-    config = CLIPConfig(
-        text_config={**narrow, **ids, "vocab_size": vocabulary, "max_position_embeddings": LENGTH},
-        vision_config={**narrow, "image_size": SIDE, "patch_size": 8},
-        projection_dim=24,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(37)  # with nearness on both sides of 0, and both preferences
-        CLIPModel(config).save_pretrained(folder)
-    size = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip") / "tiny")
 
 
 @pytest.fixture(scope="session")
