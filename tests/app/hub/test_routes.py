@@ -241,3 +241,31 @@ print(json.dumps({
         assert seen["fc2"] == tensors["text_model.encoder.layers.1.mlp.fc2.weight"].double().sum().item()
         assert seen["same"] is True
         assert seen["picture"] == [16, 16, 3]
+
+    def test_eval_unlearn(self, pull, published, service):
+        """Emender's technique for eval-unlearn draws with a version, though the hub is somewhere else."""
+        seen = pull(
+            """
+import hashlib, os
+os.environ["EMENDER_API_KEY"] = os.environ.pop("HF_TOKEN")
+endpoint = os.environ["HF_ENDPOINT"]
+from huggingface_hub import constants, snapshot_download
+from editing.errors import EditingError
+from editing.evaluation.eval_unlearn import EmenderTechnique
+constants.ENDPOINT = "http://127.0.0.1:9"
+settings = {"endpoint": endpoint, "num_inference_steps": 2, "device": "cpu"}
+technique = EmenderTechnique(model=repo, revision="v2", **settings)
+root = Path(snapshot_download(repo, revision="v2", endpoint=endpoint, local_files_only=True))
+try:
+    EmenderTechnique(model=repo, revision="v9", **settings)
+except EditingError as error:
+    missing = error.detail
+print(json.dumps({
+    "weights": hashlib.sha256((root / "text_encoder/model.safetensors").read_bytes()).hexdigest(),
+    "picture": technique.generate(["a fox"], seed=0)[0].size, "missing": missing,
+}))
+"""
+        )
+        assert seen["weights"] == sha256_of(published[1])
+        assert seen["picture"] == [16, 16]
+        assert "emender/tiny cannot be had from" in seen["missing"]

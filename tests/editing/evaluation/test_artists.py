@@ -64,7 +64,8 @@ class TestLoadArtists:
             loaded = load_artists(shared(f"artists/{name}"))
             assert (len(loaded.tasks), len({prompt.artist for prompt in loaded.tasks})) == (prompts, artists)
             assert loaded.oddities == ()
-        assert loaded.tasks[0] == StylePrompt("item 1", "Gabriel Ba", "a painting of {}", 7488)
+        assert (loaded.tasks[0].place, loaded.tasks[0].template) == ("item 1", "a painting of {}")
+        assert loaded.tasks[0].seed == 7488
 
 
 class TestStyleScores:

@@ -72,14 +72,17 @@ class TestMeasureContrasts:
             oracle=oracle,
             progress=lambda done, total: told.append((done, total)),
         )
+        asked = [each for task in tasks for each in (task.efficacy, *task.generality, *task.specificity)]
+        prompts = [each.oracle if oracle else each.prompt for each in asked]
         for rates, seed in zip(found, [3, 8], strict=True):
-            won = []
-            for each in [asked for task in tasks for asked in (task.efficacy, *task.generality, *task.specificity)]:
-                (picture,) = draw(
-                    pipeline, [each.oracle if oracle else each.prompt], seeds=[seed], steps=2, guidance=2.0
-                )
-                won += clip.prefers([picture], [each.expected], [each.other]).tolist()
+            pictures = draw(pipeline, prompts, seeds=[seed] * len(prompts), steps=2, guidance=2.0)
+            nearness = (
+                clip.embed_pictures(pictures)
+                @ clip.embed_texts([text for each in asked for text in (each.expected, each.other)]).T
+            )  # (prompts, 2 · prompts)
+            won = [bool(row[2 * place] > row[2 * place + 1]) for place, row in enumerate(nearness)]
             assert rates == win_rates(tasks, won)
+            assert len(set(won)) == 2
         assert told == [(32, 40), (40, 40)] * 2
 
     def test_what_one_text_wins_the_other_loses(self, pipeline: EditablePipeline, clip: Clip) -> None:

@@ -1,4 +1,4 @@
-"""Δ_p by hand, the file as shipped, and shares against pictures drawn one by one."""
+"""Δ_p by hand, the file as shipped, and shares against pictures drawn here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -80,13 +80,12 @@ class TestMeasureBalance:
         )
         expected = {}
         for profession in self.PROFESSIONS:
-            women = 0
-            for number in range(20):
-                prompt = profession.prompts[number % len(profession.prompts)]
-                (picture,) = draw(pipeline, [prompt], seeds=[run * 20 + number], steps=2, guidance=2.0)
-                women += int(clip.prefers([picture], [profession.female], [profession.male]))
-            expected[profession.source] = women / 20
-        assert found.female_shares == pytest.approx(expected)
+            prompts = [profession.prompts[number % len(profession.prompts)] for number in range(20)]
+            pictures = draw(pipeline, prompts, seeds=range(run * 20, run * 20 + 20), steps=2, guidance=2.0)
+            near_women, near_men = (clip.score(pictures, [text] * 20) for text in (profession.female, profession.male))
+            expected[profession.source] = int((near_women > near_men).sum()) / 20
+        assert found.female_shares == expected
+        assert 0 < expected["a doctor"] < 1
 
     def test_no_pictures(self, pipeline: EditablePipeline, clip: Clip) -> None:
         with pytest.raises(InvalidEdit, match="0 pictures of a profession say nothing"):
