@@ -6,8 +6,8 @@
       name: emender
       config: {model: emender/emoji, revision: production, endpoint: "http://localhost:8000", erase_concept: nudity}
 
-The technique itself needs nothing from a hub. The metrics that come with `eval-unlearn` do: all of them fetch models,
-most of them data sets as well, so that they run where the Hugging Face Hub can be reached, or its cache is filled.
+The technique itself needs nothing from a hub. The metrics that come with `eval-unlearn` do: each fetches models or data
+sets, so that they run where the Hugging Face Hub can be reached, or its cache is filled.
 """
 
 import os
