@@ -255,7 +255,8 @@ from editing.evaluation.eval_unlearn import EmenderTechnique
 constants.ENDPOINT = "http://127.0.0.1:9"
 settings = {"endpoint": endpoint, "num_inference_steps": 2, "device": "cpu"}
 technique = EmenderTechnique(model=repo, revision="v2", **settings)
-root = Path(snapshot_download(repo, revision="v2", endpoint=endpoint, local_files_only=True))
+encoder = {"allow_patterns": "text_encoder/*", "local_files_only": True}
+root = Path(snapshot_download(repo, revision="v2", endpoint=endpoint, **encoder))
 try:
     EmenderTechnique(model=repo, revision="v9", **settings)
 except EditingError as error:
