@@ -107,6 +107,8 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
         checkpoint = _correct(client, base, service=service, stages=stages)
         with stages("pull", f"Pulling {checkpoint['version']} with huggingface_hub"):
             client.pull(MODEL, revision=ALIAS, folder=out / "pulled")
+        with stages("check", "Waiting for the service's own check of it"):
+            check = _check(client, checkpoint["version"])
     published = next(file["sha256"] for file in checkpoint["files"] if file["path"] == ENCODER)
     pulled = hashlib.sha256((out / "pulled" / ENCODER).read_bytes()).hexdigest()
     if pulled != published:
@@ -119,6 +121,7 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
     save_picture(out / "before-after.png", CORRECTIONS, before=before, after=after, title=title)
     return {
         **report_of(CORRECTIONS, before=before, after=after),
+        "check": check,
         "checkpoint": {"version": checkpoint["version"], "sha256": published},
         "pulled": {"sha256": pulled, "with": f"huggingface_hub {huggingface_hub.__version__}"},
     }
@@ -138,7 +141,16 @@ def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, st
         _wait_for_edits(client, advance)
     with stages("apply", "Writing them into the text encoder"):
         asked = client.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "emender demo"})
-        return client.wait(f"/v1/models/{MODEL}/checkpoints/{asked['version']}", timeout=PATIENCE)
+        checkpoint = client.wait(f"/v1/models/{MODEL}/checkpoints/{asked['version']}", timeout=PATIENCE)
+    return checkpoint
+
+
+def _check(client: Client, version: str) -> Json:
+    """What the service itself found of the version that it published, with the model's classifier."""
+    path = f"/v1/models/{MODEL}/checkpoints/{version}/evaluations"
+    (asked,) = client.get(path, params={"kind": "check"})["items"]
+    edits = client.wait(f"{path}/{asked['id']}", timeout=PATIENCE)["report"]["edits"]
+    return {"judged": len(edits), "took": sum(edit["took"] for edit in edits)}
 
 
 def _wait_for_edits(client: Client, advance: Callable[[float], None]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SHOWN_EDITS = 20
 HELD_OUT = 30
+CHECKED = 40  # edits that a quick check draws at most
 GRID_SEEDS = (0, 1, 2)
 
 
@@ -179,6 +180,8 @@ def _evaluation(
         held_out=_evenly(classifier, work) if held_out is None else held_out,
         held_out_prompts=request["held_out_prompts"],
         seed=request["seed"],
+        templates=work.kind != "check",
+        only=_suspects(work) if work.kind == "check" else None,
     )
     replaced = [work.ids[index] for index in asked.indices[0]]
     counts = sorted({count for count in request["scales"] if count < len(replaced)})
@@ -230,6 +233,12 @@ def _evaluation(
         store_content(context.store, "report.json", content.encode()),
         store_content(context.store, "report.md", as_markdown(report, title=work.title).encode()),
     ]
+
+
+def _suspects(work: _Work) -> set[int]:
+    """The edits that a quick check draws, by number: those of which the update left most undone."""
+    order = sorted(range(len(work.ids)), key=lambda index: -work.residuals.get(work.ids[index], 0.0))
+    return set(order[:CHECKED])
 
 
 def _alone(

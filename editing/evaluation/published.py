@@ -4,7 +4,7 @@ The questions are those of `editing.evaluation.iceb`, made out of the edits them
 prompts that are no templates (generalisation), and concepts that no edit names.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -87,16 +87,22 @@ def plan(
     held_out: Sequence[str],
     held_out_prompts: Sequence[str],
     seed: int = 0,
+    templates: bool = True,
+    only: Collection[int] | None = None,
 ) -> Plan:
     """`prompts` and `held_out_prompts` are templates; each picture has a seed of its own, from `seed` upwards.
 
-    `held_out` are names of the classifier's classes; those that an edit names are left out.
+    `held_out` are names of the classifier's classes; those that an edit names are left out. Without `templates` the
+    edits' own are not drawn. With `only`, no edit is judged but those of these numbers.
     """
     known = set(classifier.names)
     replaced: list[tuple[int, str]] = []
     erased: list[int] = []
     unjudged: list[tuple[int, str]] = []
     for index, edit in enumerate(edits):
+        if only is not None and index not in only:
+            unjudged.append((index, "others of this version were chosen"))
+            continue
         match edit.destination:
             case DestinationPrompt(prompt) if prompt in known:
                 replaced.append((index, prompt))
@@ -117,7 +123,7 @@ def plan(
             destination=destination,
             source_class=original,
             destination_class=wanted,
-            templates=_numbered(edit.templates, seed),
+            templates=_numbered(edit.templates if templates else (), seed),
             free=_numbered(prompts, seed + len(edit.templates)),
         )
 

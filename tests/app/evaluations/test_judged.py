@@ -18,6 +18,7 @@ from app.main import create_app
 from app.queueing.outbox import enqueue_many
 from app.settings import Settings
 from app.storage.local import LocalStore
+from app.worker import evaluate_checkpoint
 from app.worker.runner import Runner
 from demo.concepts import WEIGHTS
 from tests.app.checkpoints.conftest import Service, register_folder
@@ -59,6 +60,18 @@ def judged(service: Service, **apply: Any) -> tuple[dict[str, Any], dict[str, An
     (check,) = service.get(f"/v1/models/emoji/checkpoints/{made['version']}/evaluations?kind=check")["items"]
     assert check["state"] == "ready", check["problem"]
     return service.get(f"/v1/models/emoji/checkpoints/{made['version']}"), check
+
+
+def test_a_check_draws_the_edits_of_which_most_is_left(emoji: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_checkpoint, "CHECKED", 1)
+    ids = [str(edit(emoji, source)) for source in ("dog", "car", "rose")]
+    while emoji.runner.work():
+        pass
+    made, check = judged(emoji, edits=ids)
+    (drawn,) = check["report"]["edits"]
+    assert drawn["residual"] == max(one["residual"] for one in made["edits"])
+    assert {one["edit"] for one in check["report"]["unjudged"]} == set(ids) - {drawn["edit"]}
+    assert check["report"]["scores"]["s2d_template"] is None
 
 
 def test_every_apply_is_checked(emoji: Service) -> None:
