@@ -107,7 +107,7 @@ def debias(
     *,
     settings: DebiasSettings = DebiasSettings(),
     alpha: float = 0.5,
-    mass: float = 4000.0,
+    mass: float = 1000.0,
     layers: Mapping[str, Sequence[int]] | None = None,
     residual: ResidualMode = "spread",
     progress: Callable[[DebiasProgress], None] | None = None,

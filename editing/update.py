@@ -79,7 +79,7 @@ def compute_update(
     second_moments: SecondMoments | FactoredMoments,
     *,
     alpha: float = 0.5,
-    mass: float = 4000.0,
+    mass: float = 1000.0,
     layers: Sequence[int] | None = None,
     residual: ResidualMode = "spread",
     preserve: Sequence[str] = (),

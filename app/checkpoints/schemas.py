@@ -99,7 +99,7 @@ class ApplyCreate(BaseModel):
         "published ones, which cannot be chosen",
     )
     residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
-    mass: float = Field(4000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
+    mass: float = Field(1000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
     preserve: list[Text] = Field(
         [],
         max_length=5_000,

@@ -73,7 +73,7 @@ class TestPublished:
         assert manifest["settings"] == {
             "alpha": 0.5,
             "layers": [0, 1, 2],
-            "mass": 4000.0,
+            "mass": 1000.0,
             "preserve": ["a red fox"],
             "residual": "spread",
         }
