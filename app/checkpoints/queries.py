@@ -16,7 +16,6 @@ from app.db.models import (
     Edit,
     EditValue,
     Evaluation,
-    Job,
     JsonObject,
     Model,
     ModelFile,
@@ -178,12 +177,6 @@ def newest_statistics(session: Session, *, model_id: UUID, state: str | None = "
 
 def model_files(session: Session, *, model_id: UUID) -> Sequence[ModelFile]:
     return session.scalars(select(ModelFile).where(ModelFile.model_id == model_id).order_by(ModelFile.path)).all()
-
-
-def progress(session: Session, *, checkpoint_id: UUID) -> dict[str, object] | None:
-    """What the worker last said of a checkpoint that is being built."""
-    query = select(Job.progress).where(Job.target_id == checkpoint_id, Job.state == "running")
-    return session.scalars(query.limit(1)).one_or_none()
 
 
 def checkpoint_files_like(session: Session, *, sha256: str, limit: int) -> Sequence[tuple[Checkpoint, CheckpointFile]]:

@@ -33,6 +33,7 @@ from app.checkpoints.schemas import (
 from app.db.models import Checkpoint, Edit, JsonObject, Model, Statistics
 from app.dependencies import Page, PageRequest
 from app.models.errors import ModelNotFound
+from app.queueing.jobs import running_progress
 
 MOST_ORIGINS = 100
 LEFT = 0.5
@@ -159,7 +160,9 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
         changed_layers=[LayerOut(**layer) for layer in report.get("layers", [])],
         changed_projections=[ProjectionOut(**changed) for changed in report.get("projections", [])],
         alias=_alias_outcome(checkpoint),
-        progress=queries.progress(session, checkpoint_id=checkpoint.id) if checkpoint.state == "building" else None,
+        progress=running_progress(session, target_ids=[checkpoint.id]).get(checkpoint.id)
+        if checkpoint.state == "building"
+        else None,
         problem=checkpoint.problem,
     )
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from sqlalchemy import Select, select
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from app.db.models import Edit, EditValue, Job, Model
+from app.db.models import Edit, EditValue, Model
 from app.edits.schemas import EditOut, ValueOut
+from app.queueing.jobs import latest_jobs
 
 
 def filtered(*, model: str | None, state: str | None, source: str | None, created_by: str | None) -> Select[Edit]:
@@ -25,19 +25,13 @@ def filtered(*, model: str | None, state: str | None, source: str | None, create
     return query
 
 
-def latest_job(session: Session, *, edit_id: UUID) -> Job:
-    """The edit's latest job, locked. Jobs are locked before edits, here as by the workers."""
-    query = select(Job).where(Job.target_id == edit_id).order_by(Job.id.desc()).limit(1)
-    return session.scalars(query.with_for_update(), execution_options={"populate_existing": True}).one()
-
-
 def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
     """The edits as clients see them, in three reads however many they are."""
     ids = [edit.id for edit in edits]
     names = dict(
         session.execute(select(Model.id, Model.name).where(Model.id.in_({edit.model_id for edit in edits}))).all()
     )
-    jobs = _latest_jobs(session, ids)
+    jobs = latest_jobs(session, ids)
     values = _values(session, ids)
     described = []
     for edit in edits:
@@ -63,12 +57,6 @@ def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
             )
         )
     return described
-
-
-def _latest_jobs(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, Job]:
-    query = select(Job).where(Job.target_id.in_(ids)).order_by(Job.target_id, Job.id.desc())
-    jobs = session.scalars(query.ext(distinct_on(Job.target_id)), execution_options={"populate_existing": True})
-    return {job.target_id: job for job in jobs}
 
 
 def _values(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, list[ValueOut]]:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy
 from safetensors.numpy import save
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -21,6 +21,7 @@ from app.edits.validation import check
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.queries import find_model
 from app.models.tokenizers import tokenizers_of
+from app.queueing.jobs import cancel, latest_job
 from app.queueing.outbox import enqueue, enqueue_many
 from app.queueing.states import CANCELLED
 from app.storage.local import BlobCorrupt, LocalStore
@@ -107,16 +108,14 @@ def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     """
     if session.get(Edit, edit_id) is None:
         raise EditNotFound(edit_id)
-    job = queries.latest_job(session, edit_id=edit_id)
+    job = latest_job(session, target_id=edit_id)
     edit = session.get_one(Edit, edit_id, with_for_update=True, populate_existing=True)
     if edit.state in ("ready", "failed"):
         raise EditHasEnded(edit_id, edit.state)
     if edit.state in ("queued", "optimizing"):
-        if job.state == "queued":
-            job.state, job.problem, job.finished_at = "cancelled", CANCELLED, session.scalar(select(func.now()))
+        if cancel(session, job):
             edit.state, edit.problem = "cancelled", CANCELLED
         else:
-            job.cancel_requested = True
             edit.state = "cancelling"
         session.flush()
         record(session, actor=actor, action="edit.cancel", target=f"edit:{edit_id}", details={"state": edit.state})

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
@@ -15,6 +14,7 @@ from app.evaluations import queries
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.evaluations.schemas import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
 from app.problems import Unprocessable
+from app.queueing.jobs import cancel, latest_job, running_progress
 from app.queueing.outbox import enqueue
 from app.queueing.states import CANCELLED
 
@@ -92,16 +92,13 @@ def cancel_evaluation(
 ) -> EvaluationOut:
     """One that is queued ends at once; one at work is asked to stop. Cancelling twice changes nothing."""
     _find(session, model_name=model_name, version=version, evaluation_id=evaluation_id)
-    job = queries.latest_job(session, evaluation_id=evaluation_id)
+    job = latest_job(session, target_id=evaluation_id)
     evaluation = session.get_one(Evaluation, evaluation_id, with_for_update=True, populate_existing=True)
     if evaluation.state in ("ready", "failed"):
         raise EvaluationHasEnded(evaluation_id, evaluation.state)
     if evaluation.state in ("queued", "running") and not job.cancel_requested:
-        if job.state == "queued":
-            job.state, job.problem, job.finished_at = "cancelled", CANCELLED, session.scalar(select(func.now()))
+        if cancel(session, job):
             evaluation.state, evaluation.problem = "cancelled", CANCELLED
-        else:
-            job.cancel_requested = True
         session.flush()
         record(session, actor=actor, action="evaluation.cancel", target=_target(evaluation), details={})
     return _describe(session, [evaluation])[0]
@@ -127,7 +124,7 @@ def _find(session: Session, *, model_name: str, version: str, evaluation_id: UUI
 
 
 def _describe(session: Session, rows: Sequence[Evaluation]) -> list[EvaluationOut]:
-    progress = queries.running_progress(session, ids=[row.id for row in rows])
+    progress = running_progress(session, target_ids=[row.id for row in rows])
     return [
         EvaluationOut(
             id=row.id,

@@ -7,7 +7,7 @@ from sqlalchemy import case, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from app.db.models import Job, JsonObject, Model, Statistics
+from app.db.models import Model, Statistics
 
 
 def find_model(session: Session, *, name: str, lock: bool = False) -> Model | None:
@@ -26,9 +26,3 @@ def best_statistics(session: Session, *, model_ids: Sequence[UUID]) -> Mapping[U
         .order_by(Statistics.model_id, case((Statistics.state == "ready", 0), else_=1), Statistics.id.desc())
     )
     return {row.model_id: row for row in session.scalars(query)}
-
-
-def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping[UUID, JsonObject | None]:
-    """How far the job of each target is, for those at work."""
-    query = select(Job.target_id, Job.progress).where(Job.target_id.in_(target_ids), Job.state == "running")
-    return dict(session.execute(query).all())

@@ -15,6 +15,7 @@ from app.models import captions, queries, roots
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
 from app.models.schemas import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 from app.problems import Unprocessable
+from app.queueing.jobs import running_progress
 from app.queueing.outbox import enqueue
 from app.storage.local import LocalStore
 
@@ -136,7 +137,7 @@ def _captions(statistics: StatisticsCreate, *, model_roots: Sequence[Path]) -> t
 
 
 def _statistics_out(session: Session, rows: Sequence[Statistics]) -> list[StatisticsOut]:
-    progress = queries.running_progress(session, target_ids=[row.id for row in rows])
+    progress = running_progress(session, target_ids=[row.id for row in rows])
     return [StatisticsOut.model_validate(row).model_copy(update={"progress": progress.get(row.id)}) for row in rows]
 
 
@@ -144,7 +145,7 @@ def _out(session: Session, rows: Sequence[Model]) -> list[ModelOut]:
     ids = [row.id for row in rows]
     best = queries.best_statistics(session, model_ids=ids)
     statistics = dict(zip(best, _statistics_out(session, list(best.values())), strict=True))
-    progress = queries.running_progress(session, target_ids=ids)
+    progress = running_progress(session, target_ids=ids)
     out = []
     for row in rows:
         beside = {"statistics": statistics.get(row.id), "progress": progress.get(row.id)}

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from editing.concepts import ConceptEdit, DestinationPrompt, Erasure
+from editing.concepts import ConceptEdit, DestinationPrompt, Erasure, fill
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Part, Prompt, Question, Scores, Task
 from editing.evaluation.judging import answer
@@ -132,7 +132,7 @@ def plan(
             "arbitrary",
             tuple(case(edits[index], destination, destination) for index, destination in replaced),
             tuple(
-                HeldOut(name, _numbered([prompt.replace("{}", name) for prompt in held_out_prompts], seed))
+                HeldOut(name, _numbered([fill(prompt, name) for prompt in held_out_prompts], seed))
                 for name in held_out
                 if name in known and name not in named
             ),
@@ -157,7 +157,7 @@ def judge(
     """`edited` holds the pipeline edited; each of `scales` does with the first so many of the replaced edits alone."""
     scales = scales or {}
     questions, erasures = asked.replaced.questions(), asked.erased.questions()
-    smaller = {count: _of_first(questions, count) for count in scales}
+    smaller = {count: _places_of_first(questions, count) for count in scales}
     oracles = sum(question.oracle is not None for question in questions)
     total = 2 * asked.pictures + oracles + sum(map(len, smaller.values()))
     done = 0
@@ -190,11 +190,11 @@ def judge(
     means = Means.of(questions, before)
     found = {}
     for count, held in scales.items():
-        chosen = smaller[count]
+        places = smaller[count]
+        chosen = [questions[place] for place in places]
         with held():
             then = Means.of(chosen, answers(chosen))
-        kept = [place for place, question in enumerate(questions) if question in set(chosen)]
-        base = Answers(tuple(before.wanted[i] for i in kept), tuple(before.original[i] for i in kept))
+        base = Answers(tuple(before.wanted[i] for i in places), tuple(before.original[i] for i in places))
         found[count] = Scores.of(Means.of(chosen, base), then)
     verdicts = [
         *_verdicts(asked.replaced, asked.indices[0], questions, before, after, best),
@@ -214,8 +214,8 @@ def _numbered(prompts: Sequence[str], first: int) -> tuple[Prompt, ...]:
     return tuple(Prompt(text, first + number) for number, text in enumerate(prompts))
 
 
-def _of_first(questions: Sequence[Question], count: int) -> list[Question]:
-    return [question for question in questions if question.part == "held out" or question.concept < count]
+def _places_of_first(questions: Sequence[Question], count: int) -> list[int]:
+    return [place for place, asked in enumerate(questions) if asked.part == "held out" or asked.concept < count]
 
 
 def _verdicts(
