@@ -26,7 +26,8 @@ from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import SingularSecondMoment
-from editing.statistics import FactoredMoments, estimate_second_moments
+from editing.factors import FactoredMoments
+from editing.statistics import estimate_second_moments
 from editing.update import compute_update
 from editing.values import optimize_values
 

@@ -24,8 +24,9 @@ from benchmarks.quality import Examiner, Means, Scores, Task, arbitrary_editing,
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.factors import FactoredMoments
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.statistics import FactoredMoments, SecondMoments
 from editing.update import Update, applied, compute_update
 from editing.values import Value, optimize_values
 

@@ -32,10 +32,10 @@ from benchmarks.quality import Examiner, Task, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings, fill
+from editing.moments import SecondMoments
 from editing.noise import add_noise, to_pixels
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.preview import draw
-from editing.statistics import SecondMoments
 from editing.update import compute_update
 from editing.values import Value, optimize_values
 

@@ -39,7 +39,8 @@ from benchmarks.measuring import (
     write_encoder,
 )
 from editing.concepts import ConceptEdit, DestinationPrompt
-from editing.statistics import FactoredMoments, SecondMoments
+from editing.factors import FactoredMoments
+from editing.moments import SecondMoments
 from editing.update import ResidualMode, compute_update
 from editing.values import Value
 

@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import editing
-from demo.classify import Classifier, classify, load_classifier
-from demo.concepts import GENDERS, WEIGHTS, read_concepts
-from demo.corrections import HELD_OUT_PROMPT
+from demo.concepts import GENDERS, read_concepts
+from demo.emoji import GUIDANCE, STEPS, Emoji
 from editing.concepts import Balance, ConceptEdit, StageOneSettings
 from editing.debias import Debiased, DebiasProgress, DebiasSettings, debias, picture_shares
 from editing.evaluation.gender import imbalance
-from editing.pipelines import EditablePipeline
 from editing.update import applied, compute_update
-from editing.values import Value
 
 TEMPLATES = ("a photo of a {}", "{}")
 """What is drawn of a profession; the first is no template of the edits."""
-SEARCH = DebiasSettings(pictures=48, solver_steps=8, guidance=3.0, templates=TEMPLATES)
+SEARCH = DebiasSettings(pictures=48, solver_steps=STEPS, guidance=GUIDANCE, templates=TEMPLATES)
 JUDGED = replace(SEARCH, seed=100_000)
 STAGE_ONE = StageOneSettings(objective="text")
-HELD_OUT = 48
 
 
 def professions() -> list[str]:
@@ -43,51 +39,39 @@ def balanced(profession: str, *, settings: StageOneSettings = STAGE_ONE) -> Conc
 
 
 def run(
-    names: Sequence[str], *, search: DebiasSettings = SEARCH, judged: DebiasSettings = JUDGED, weights: Path = WEIGHTS
+    names: Sequence[str],
+    *,
+    search: DebiasSettings = SEARCH,
+    judged: DebiasSettings = JUDGED,
+    emoji: Emoji | None = None,
 ) -> dict[str, Any]:
     """Balance these professions together; Δ_p before and after, the rounds, and what became of the other concepts."""
-    pipeline = editing.load_pipeline(weights / "pipeline")
-    classifier = load_classifier(weights / "classifier.safetensors")
-    moments = editing.FactoredMoments(
-        editing.SecondMoments.load(weights / "pipeline" / "second_moments.safetensors"), encoder=pipeline.encoder.name
-    )
+    emoji = emoji or Emoji.load()
+    moments = editing.FactoredMoments(emoji.moments, encoder=emoji.pipeline.encoder.name)
     edits = [balanced(name) for name in names]
     start = time.monotonic()
-    values = []
-    for outcome in editing.optimize_values(pipeline, edits):
-        if not isinstance(outcome, Value):
-            raise outcome
-        values.append(outcome)
-    before = _judge(pipeline, classifier, edits, settings=judged)
-    found = debias(pipeline, edits, values, [moments], classifier, settings=search, progress=_say)
-    update = compute_update(pipeline.encoder, edits, [each.value for each in found], moments)
-    with applied(pipeline.encoder, update):
-        after = _judge(pipeline, classifier, edits, settings=judged)
+    values = emoji.values(edits)
+    before, kept_before = _judge(emoji, edits, settings=judged), emoji.held_out(named=names)
+    found = debias(emoji.pipeline, edits, values, [moments], emoji.classifier, settings=search, progress=_say)
+    update = compute_update(emoji.pipeline.encoder, edits, [each.value for each in found], moments)
+    with applied(emoji.pipeline.encoder, update):
+        after, kept_after = _judge(emoji, edits, settings=judged), emoji.held_out(named=names)
     return {
         "professions": {
             name: _figures(each, before[name], after[name]) for name, each in zip(names, found, strict=True)
         },
         "delta_p": {when: _mean_imbalance(seen, names) for when, seen in (("before", before), ("after", after))},
-        "held_out": {"before": before["held out"], "after": after["held out"]},
+        "held_out": {"before": kept_before, "after": kept_after},
         "search": asdict(search),
         "judged": asdict(judged),
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def _judge(
-    pipeline: EditablePipeline, classifier: Classifier, edits: Sequence[ConceptEdit], *, settings: DebiasSettings
-) -> dict[str, float]:
-    """The share of women in each profession's pictures, and under "held out" the mean confidence of other concepts."""
-    others = [concept.name for concept in read_concepts() if concept.skew is None]
-    held_out = [others[number * len(others) // HELD_OUT] for number in range(HELD_OUT)]
-    prompts = [HELD_OUT_PROMPT.format(name) for name in held_out]
-    seeds = range(settings.seed, settings.seed + HELD_OUT)
-    pictures = editing.draw(pipeline, prompts, seeds=seeds, steps=settings.solver_steps, guidance=settings.guidance)
-    confidences = classify(pictures, classifier)
-    kept = sum(float(confidences.of_concept(name)[number]) for number, name in enumerate(held_out)) / HELD_OUT
-    shares = {edit.source: picture_shares(pipeline, edit, classifier, settings=settings) for edit in edits}
-    return {name: share[f"woman {name}"] for name, share in shares.items()} | {"held out": kept}
+def _judge(emoji: Emoji, edits: Sequence[ConceptEdit], *, settings: DebiasSettings) -> dict[str, float]:
+    """The share of women in each profession's pictures."""
+    shares = {edit.source: picture_shares(emoji.pipeline, edit, emoji.classifier, settings=settings) for edit in edits}
+    return {name: share[f"woman {name}"] for name, share in shares.items()}
 
 
 def _figures(found: Debiased, before: float, after: float) -> dict[str, Any]:

@@ -27,8 +27,10 @@ _HOMES = {
     "editing.pipelines": ("EditablePipeline", "load_pipeline"),
     "editing.grid": ("Row", "draw_grid"),
     "editing.preview": ("draw",),
-    "editing.statistics": ("FactoredMoments", "SecondMoments", "estimate_second_moments"),
-    "editing.update": ("Update", "applied", "apply_update", "compute_update"),
+    "editing.factors": ("FactoredMoments",),
+    "editing.moments": ("SecondMoments",),
+    "editing.statistics": ("estimate_second_moments",),
+    "editing.update": ("Update", "all_applied", "applied", "apply_update", "compute_update"),
     "editing.values": ("Value", "optimize_values"),
     "editing.weights": ("export_lora", "export_text_encoder", "export_unet", "holding"),
 }  # fmt: skip
@@ -47,16 +49,17 @@ if TYPE_CHECKING:
     from editing.cross_attention import CrossAttentionUpdate as CrossAttentionUpdate
     from editing.cross_attention import compute_cross_attention_update as compute_cross_attention_update
     from editing.errors import EditingError as EditingError
+    from editing.factors import FactoredMoments as FactoredMoments
     from editing.grid import Row as Row
     from editing.grid import draw_grid as draw_grid
     from editing.layout import describe_pipeline as describe_pipeline
+    from editing.moments import SecondMoments as SecondMoments
     from editing.pipelines import EditablePipeline as EditablePipeline
     from editing.pipelines import load_pipeline as load_pipeline
     from editing.preview import draw as draw
-    from editing.statistics import FactoredMoments as FactoredMoments
-    from editing.statistics import SecondMoments as SecondMoments
     from editing.statistics import estimate_second_moments as estimate_second_moments
     from editing.update import Update as Update
+    from editing.update import all_applied as all_applied
     from editing.update import applied as applied
     from editing.update import apply_update as apply_update
     from editing.update import compute_update as compute_update

@@ -34,8 +34,8 @@ from editing.alignment import aligned_prompts
 from editing.concepts import ConceptEdit
 from editing.conflicts import Conflict, declared_conflicts, destination_names
 from editing.errors import InvalidEdit, SingularSecondMoment, UnsupportedPipeline
+from editing.factors import cholesky, condition_number
 from editing.pipelines import EditablePipeline
-from editing.statistics import cholesky, condition_number
 
 _PROMPTS = 32  # preserved prompts encoded at a time
 

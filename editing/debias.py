@@ -8,18 +8,17 @@ own, with one stage II a round for all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean
 
 from editing.attributes import AttributeClassifier
 from editing.concepts import Balance, ConceptEdit, fill, split_template
-from editing.encoders import EditableEncoder
 from editing.errors import Cancelled, InvalidEdit
+from editing.factors import FactoredMoments
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
 from editing.preview import draw
-from editing.statistics import FactoredMoments, SecondMoments
-from editing.update import ResidualMode, applied, compute_update
+from editing.update import ResidualMode, all_applied, compute_update
 from editing.values import Value, mix
 
 
@@ -131,13 +130,20 @@ def debias(
     mixtures: list[list[Value]] = []
     for number in range(settings.rounds if edits else 0):
         mixtures.append([mix(value.attributes, [*own.values()]) for value, own in zip(values, factors, strict=True)])
-        with ExitStack() as stack:
-            for encoder, moments in zip(pipeline.encoders, second_moments, strict=True):
-                chosen = _layers(encoder, values[0]) if layers is None else layers[encoder.name]
-                update = compute_update(
-                    encoder, edits, mixtures[-1], moments, alpha=alpha, mass=mass, layers=chosen, residual=residual
-                )
-                stack.enter_context(applied(encoder, update))
+        updates = [
+            compute_update(
+                encoder,
+                edits,
+                mixtures[-1],
+                moments,
+                alpha=alpha,
+                mass=mass,
+                layers=None if layers is None else layers[encoder.name],
+                residual=residual,
+            )
+            for encoder, moments in zip(pipeline.encoders, second_moments, strict=True)
+        ]
+        with all_applied(pipeline.encoders, updates):
             for index, edit in enumerate(edits):
                 if cancelled and cancelled():
                     raise Cancelled(f"cancelled after {number} rounds of balancing")
@@ -191,12 +197,6 @@ def _moved(
 
 def _meets(found: Round, settings: DebiasSettings) -> bool:
     return found.difference <= settings.tolerance + 1e-9
-
-
-def _layers(encoder: EditableEncoder, value: Value) -> tuple[int, ...]:
-    """The layers that are edited by default, as far as that of the values."""
-    last = next(part.layer for part in value.parts if part.encoder == encoder.name)
-    return (*(layer for layer in encoder.default_edited_layers if layer < last), last)
 
 
 def _wanted(edit: ConceptEdit, value: Value, classifier: AttributeClassifier, index: int) -> dict[str, float]:

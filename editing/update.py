@@ -13,7 +13,7 @@ and the result, at most (d + m)·d a layer.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +25,10 @@ from editing.concepts import ConceptEdit
 from editing.conflicts import Conflict, declared_conflicts, destination_names
 from editing.encoders import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
+from editing.factors import FactoredMoments, cholesky, condition_number
+from editing.layout import default_layers
+from editing.moments import SecondMoments
 from editing.prefixes import PrefixTree, recall
-from editing.statistics import FactoredMoments, SecondMoments, cholesky, condition_number
 from editing.values import Value
 
 ResidualMode = Literal["spread", "even", "published"]
@@ -91,8 +93,8 @@ def compute_update(
         ΔW = α R Kᵀ [(1-α) C0 + α K Kᵀ]⁻¹,   C0 = mass · E[k kᵀ]
 
     `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token is to
-    keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). Layers default to all
-    that the values were optimised for, as far as L (of SDXL the last of them only), and must end at L.
+    keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). Layers default to
+    those of `editing.layout.default_layers` up to L, the layer that the values were optimised for, and must end at L.
 
     The encoder's weights are never touched. The result is a function of the *set* of edits: they are put in an order
     of their own, so that the same set gives the same bits in any order on the same platform, and a set with one edit
@@ -104,7 +106,10 @@ def compute_update(
     """
     found = [_expect(value, encoder, index) for index, value in enumerate(values)]
     factored = _factored(second_moments, encoder)
-    layers = encoder.default_edited_layers if layers is None else tuple(sorted(set(layers)))
+    if layers is None:
+        last = found[0].layer if found else encoder.value_layer
+        layers = default_layers(encoder.family, encoder.name, last=last)
+    layers = tuple(sorted(set(layers)))
     _check_arguments(encoder, edits, found, alpha=alpha, mass=mass, layers=layers, residual=residual)
     if not preserve_weight > 0:
         raise InvalidEdit("preserve_weight must be above 0", pointer="/preserve_weight")
@@ -191,6 +196,16 @@ def applied(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncode
         with torch.no_grad():
             for layer, weight in before.items():
                 encoder.fc2(layer).weight.copy_(weight)
+
+
+@contextmanager
+def all_applied(encoders: Iterable[EditableEncoder], updates: Iterable[Update]) -> Iterator[None]:
+    """`applied` for every encoder of a pipeline; with no updates at all nothing is changed."""
+    by_name = {update.encoder: update for update in updates}
+    with ExitStack() as stack:
+        for encoder in encoders if by_name else ():
+            stack.enter_context(applied(encoder, by_name[encoder.name]))
+        yield
 
 
 def _factored(second_moments: SecondMoments | FactoredMoments, encoder: EditableEncoder) -> FactoredMoments:

@@ -3,7 +3,6 @@
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +127,7 @@ def _cross_attention_update(
         if context.cancelled(lease):
             raise Cancelled(f"stopped after {done} of {total} edits")
 
-    with ExitStack() as stack:
-        for encoder, update in zip(pipeline.encoders, updates, strict=False):  # none where the memory has no edits
-            stack.enter_context(editing.applied(encoder, update))
+    with editing.all_applied(pipeline.encoders, updates):
         return editing.compute_cross_attention_update(
             pipeline, work.crossed, progress=progress, **work.inputs.options["cross_attention"]
         )

@@ -22,7 +22,7 @@ from editing.errors import Cancelled, EditingError, ForeignSums
 
 if TYPE_CHECKING:
     from editing.encoders import EditableEncoder
-    from editing.statistics import SecondMoments
+    from editing.moments import SecondMoments
 
 log = structlog.get_logger()
 

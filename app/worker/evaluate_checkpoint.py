@@ -255,9 +255,7 @@ def _alone(
     @contextmanager
     def held() -> Iterator[None]:
         updates = build_checkpoint.updates_of(context, lease, few, pipeline)
-        with ExitStack() as stack:
-            for encoder, update in zip(pipeline.encoders, updates, strict=True):
-                stack.enter_context(editing.applied(encoder, update))
+        with editing.all_applied(pipeline.encoders, updates):
             yield
 
     return held

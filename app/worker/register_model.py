@@ -16,7 +16,7 @@ from editing.errors import Cancelled, EditingError, InvalidEdit
 
 if TYPE_CHECKING:
     from editing.layout import PipelineDescription
-    from editing.statistics import SecondMoments
+    from editing.moments import SecondMoments
 
 SHIPPED = "second_moments.safetensors"
 

@@ -12,16 +12,16 @@ from typing import Any
 
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS
+from demo.emoji import GUIDANCE, STEPS
 from editing.concepts import StageOneSettings
 from editing.errors import TaskUnreadable
 from editing.evaluation.benchmark import Benchmark
 from editing.evaluation.iceb import Case, HeldOut, Prompt, Task, TaskName
+from editing.moments import SecondMoments
 from editing.pipelines import load_pipeline
-from editing.statistics import SecondMoments
 
 FOLDER = Path(__file__).parent
 SEEDS = 3
-STEPS, GUIDANCE = 8, 3.0  # what the model draws well with: demo/weights/README.md
 SETTINGS = StageOneSettings(guidance=GUIDANCE, solver_steps=STEPS)
 
 

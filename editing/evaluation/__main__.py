@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from editing.errors import EditingError
+from editing.errors import EditingError, TaskUnreadable
 from editing.evaluation.benchmark import Opening, installed_benchmarks
 from editing.evaluation.commands import add_commands
 from editing.evaluation.methods import METHODS
+from editing.evaluation.plot import plot_methods
 from editing.evaluation.report import as_json, as_table
 from editing.evaluation.runner import BASE, Unit, results, run
 from editing.files import write_whole
@@ -44,6 +45,18 @@ def iceb(given: argparse.Namespace) -> None:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
     else:
         write_whole(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def plot(given: argparse.Namespace) -> None:
+    """S2D and HD against the number of edits, from reports that `iceb --json` wrote."""
+    reports = []
+    for path in given.reports:
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            reports.append({"edits": int(report["edits"]), "methods": dict(report["methods"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TaskUnreadable(f"{path} is no report of `iceb --json`: {error}") from error
+    write_whole(given.out, plot_methods(reports))
 
 
 def _cores() -> int:
@@ -89,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what was measured is kept there, and not measured again (default: %(default)s)",
     )
     add.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
+    add = benchmarks.add_parser(
+        "plot", help="of reports of iceb, against the number of edits", description=plot.__doc__
+    )
+    add.set_defaults(run=plot)
+    add.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="one for each number of edits")
+    add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, PNG")
     add_commands(benchmarks)
     return parser
 

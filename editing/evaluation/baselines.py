@@ -16,8 +16,9 @@ from editing.alignment import aligned_prompts
 from editing.concepts import ConceptEdit
 from editing.cross_attention import applied, compute_cross_attention_update
 from editing.errors import UnsupportedPipeline
+from editing.factors import FactoredMoments
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.statistics import FactoredMoments, SecondMoments
 from editing.update import apply_update, compute_update
 from editing.values import optimize_values
 

@@ -17,8 +17,8 @@ from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation.classifiers import Classifier, HuggingFaceClassifier
 from editing.evaluation.iceb import Suite
 from editing.evaluation.iceb_files import IcebFiles
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.statistics import SecondMoments
 
 GROUP = "emender.benchmarks"
 """Of the entry points by which a package brings a benchmark: a function of the keyword `device` that returns one."""

@@ -1,15 +1,16 @@
 """Methods under test: each holds a pipeline edited for as long as a `with` block lasts."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from editing.concepts import PRESETS, UPDATE_PRESETS, ConceptEdit
 from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.statistics import SecondMoments
-from editing.update import applied, compute_update
+from editing.update import all_applied, compute_update
 from editing.values import StageOneProgress, optimize_values
 
 Progress = Callable[[int, int], None]
@@ -78,17 +79,24 @@ class Emcid:
     ) -> Iterator[None]:
         edits = [replace(edit, settings=replace(edit.settings, **self.stage_one)) for edit in edits]
         values = optimize_values(pipeline, edits, progress=_in_all(edits, progress))
-        with ExitStack() as stack:
-            for encoder in pipeline.encoders:
-                update = compute_update(encoder, edits, values, second_moments, **self.stage_two)
-                stack.enter_context(applied(encoder, update))
+        updates = [
+            compute_update(encoder, edits, values, second_moments, **self.stage_two) for encoder in pipeline.encoders
+        ]
+        with all_applied(pipeline.encoders, updates):
             yield
+
+
+def _stage_two_defaults() -> dict[str, Any]:
+    """What stage II does where it is told nothing: said, so that what was measured with other defaults is not taken
+    for it."""
+    parameters = inspect.signature(compute_update).parameters
+    return {name: parameters[name].default for name in ("alpha", "mass", "residual")}
 
 
 METHODS: Mapping[str, Method] = {
     "base": Unedited(),
     ORACLE: Unedited(),
-    "emender": Emcid(),
+    "emender": Emcid(stage_two=_stage_two_defaults()),
     "published": Emcid(PRESETS["published"], UPDATE_PRESETS["published"]),
     "uce": CrossAttention(),
     "refact": SingleLayer(),

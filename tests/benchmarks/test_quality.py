@@ -4,8 +4,8 @@ from benchmarks.quality import Examiner, Means, Scores, arbitrary_editing, compa
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.moments import SecondMoments
 from editing.pipelines import load_pipeline
-from editing.statistics import SecondMoments
 from editing.update import compute_update
 from editing.values import Value, optimize_values
 

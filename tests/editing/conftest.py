@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
-from editing.statistics import SecondMoments, estimate_second_moments
+from editing.statistics import estimate_second_moments
 from editing.update import Update, compute_update
 from editing.values import Value, optimize_values
 from tests.pipelines import Family, make_old, write_pipeline

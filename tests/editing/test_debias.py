@@ -11,9 +11,10 @@ from torch import Tensor
 from editing.concepts import Balance, ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.debias import DebiasProgress, DebiasSettings, debias
 from editing.errors import Cancelled, EditingError, InvalidEdit
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
 from editing.preview import draw
-from editing.statistics import SecondMoments, estimate_second_moments
+from editing.statistics import estimate_second_moments
 from editing.update import applied, compute_update
 from editing.values import Value, mix, optimize_values
 from tests.editing.conftest import CAPTIONS

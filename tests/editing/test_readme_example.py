@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from editing.statistics import SecondMoments
+from editing.moments import SecondMoments
 
 README = Path(__file__).parents[2] / "README.md"
 

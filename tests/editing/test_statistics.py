@@ -1,22 +1,18 @@
-"""Second moments: which tokens count, the file, and the factors."""
+"""Estimates of second moments: which tokens count, and a run that was killed going on."""
 
-import hashlib
-import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load, save_file
 from torch import Tensor
 
 from editing import statistics
 from editing.encoders import EditableEncoder
-from editing.errors import EditingError, ForeignSums, InvalidEdit, SingularSecondMoment
+from editing.errors import EditingError, ForeignSums
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.statistics import FactoredMoments, SecondMoments, condition_number, estimate_second_moments
+from editing.statistics import estimate_second_moments
 
 CAPTIONS = ("a cat", "the old tree in the sea", "dog", "x " * 60)
 
@@ -216,179 +212,3 @@ def partial_run(encoder: EditableEncoder, partial: Path) -> Callable[..., tuple[
         return estimate_second_moments(encoder, captions, **given), seen  # type: ignore[arg-type]
 
     return run
-
-
-class TestFile:
-    def test_reads_back_equal(self, second_moments: SecondMoments, tmp_path: Path) -> None:
-        second_moments.save(tmp_path / "moments.safetensors")
-        again = SecondMoments.load(tmp_path / "moments.safetensors")
-        assert (again.captions, again.tokens) == (second_moments.captions, second_moments.tokens)
-        for layer, moment in second_moments.moments.items():
-            assert torch.equal(again.moments[layer], moment)
-        assert again.digest == second_moments.digest
-
-    def test_has_a_float32_layer_each_and_one_metadata_string(self, second_moments: SecondMoments) -> None:
-        content = second_moments.to_bytes()
-        assert content == second_moments.to_bytes()
-        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
-        assert list(header.pop("__metadata__")) == ["second_moments"]
-        assert set(header) == {"layer_0", "layer_1", "layer_2"}
-        assert {entry["dtype"] for entry in header.values()} == {"F32"}
-        assert {tuple(entry["shape"]) for entry in header.values()} == {(64 * 65 // 2,)}
-
-    def test_reads_whole_matrices(self, second_moments: SecondMoments, tmp_path: Path) -> None:
-        """The layout of files written before only the triangle was kept."""
-        whole = {f"layer_{layer}": moment.float() for layer, moment in second_moments.moments.items()}
-        facts = {"captions": second_moments.captions, "tokens": second_moments.tokens}
-        save_file(whole, tmp_path / "whole.safetensors", metadata={"second_moments": json.dumps(facts)})
-        assert SecondMoments.load(tmp_path / "whole.safetensors").digest == second_moments.digest
-
-    def test_reads_a_file_without_counts(self, tmp_path: Path) -> None:
-        save_file({"layer_10": torch.eye(3), "layer_2": torch.eye(3)}, tmp_path / "plain.safetensors")
-        moments = SecondMoments.load(tmp_path / "plain.safetensors")
-        assert list(moments.moments) == [2, 10]
-        assert moments.tokens == 0
-
-    @pytest.mark.parametrize(
-        "tensors",
-        [
-            {"weight": torch.eye(3)},
-            {"layer_0": torch.ones(2, 3)},
-            {"layer_0": torch.ones(5)},
-            {"layer_0": torch.ones(3, 3).tril()},
-        ],
-    )
-    def test_refuses_other_files(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
-        save_file(tensors, tmp_path / "other.safetensors")
-        with pytest.raises(EditingError, match="no second moments"):
-            SecondMoments.load(tmp_path / "other.safetensors")
-
-    def test_refuses_a_cut_file(self, second_moments: SecondMoments, tmp_path: Path) -> None:
-        (tmp_path / "cut.safetensors").write_bytes(second_moments.to_bytes()[:-1])
-        with pytest.raises(EditingError, match="no second moments"):
-            SecondMoments.load(tmp_path / "cut.safetensors")
-
-
-class TestTwoEncoders:
-    @pytest.fixture
-    def both(self, sdxl: EditablePipeline) -> SecondMoments:
-        return SecondMoments.join([estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders])
-
-    def test_one_file_holds_both(self, sdxl: EditablePipeline, both: SecondMoments, tmp_path: Path) -> None:
-        both.save(tmp_path / "moments.safetensors")
-        again = SecondMoments.load(tmp_path / "moments.safetensors")
-        assert again.digest == both.digest
-        for encoder in sdxl.encoders:
-            own, expected = again.of(encoder.name), estimate_second_moments(encoder, CAPTIONS)
-            assert (own.encoder, own.others, own.tokens) == (encoder.name, (), expected.tokens)
-            assert tuple(own.moments) == encoder.default_edited_layers
-            assert own.digest == expected.digest
-            for layer, moment in expected.moments.items():
-                assert torch.equal(own.moments[layer], moment)
-
-    def test_keys_say_the_encoder(self, both: SecondMoments) -> None:
-        keys = set(load(both.to_bytes()))
-        assert keys == {
-            *(f"text_encoder.layer_{layer}" for layer in (1, 2, 3)),
-            *(f"text_encoder_2.layer_{layer}" for layer in (1, 2, 3, 4, 5)),
-        }
-        assert set(load(both.of("text_encoder_2").to_bytes())) == {key for key in keys if "encoder_2" in key}
-
-    def test_names_an_encoder_that_is_not_covered(self, second_moments: SecondMoments) -> None:
-        with pytest.raises(InvalidEdit, match="do not cover text_encoder_2"):
-            second_moments.of("text_encoder_2")
-
-
-def test_a_file_of_the_first_encoder_stays_what_it_is(emoji_folder: Path) -> None:
-    path = emoji_folder / "pipeline" / "second_moments.safetensors"
-    assert SecondMoments.load(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-class TestFactoredMoments:
-    def test_is_a_lower_factor_computed_once(self, second_moments: SecondMoments) -> None:
-        factored = FactoredMoments(second_moments)
-        factor = factored.factor(1)
-        torch.testing.assert_close(factor @ factor.T, second_moments.moments[1], rtol=1e-12, atol=1e-15)
-        assert torch.equal(factor, factor.tril())
-        assert factored.factor(1) is factor
-
-    def test_refuses_a_singular_moment(self) -> None:
-        moments = SecondMoments({0: torch.ones(4, 4, dtype=torch.float64)}, captions=1, tokens=1)
-        with pytest.raises(SingularSecondMoment, match="layer 0"):
-            FactoredMoments(moments).factor(0)
-
-    def test_names_a_layer_that_is_not_covered(self, second_moments: SecondMoments) -> None:
-        with pytest.raises(InvalidEdit) as refusal:
-            FactoredMoments(second_moments).factor(3)
-        assert refusal.value.pointer == "/layers"
-
-
-class TestFactorsInAFolder:
-    @pytest.fixture
-    def path(self, second_moments: SecondMoments, tmp_path: Path) -> Path:
-        second_moments.save(tmp_path / "moments.safetensors")
-        return tmp_path / "moments.safetensors"
-
-    def test_are_read_back_bit_for_bit_without_the_moments(
-        self, second_moments: SecondMoments, path: Path, tmp_path: Path
-    ) -> None:
-        first = FactoredMoments(path, folder=tmp_path / "factors")
-        factor, condition = first.factor(1), first.condition(1)
-        assert torch.equal(factor, FactoredMoments(second_moments).factor(1))
-        path.unlink()
-        again = FactoredMoments(path, folder=tmp_path / "factors", digest=second_moments.digest)
-        assert torch.equal(again.factor(1), factor)
-        assert (again.factor(1).stride(), again.condition(1)) == (factor.stride(), condition)
-        assert condition == pytest.approx(float(torch.linalg.cond(second_moments.moments[1])), rel=1e-2)
-
-    def test_lie_under_the_digest_of_their_moments(self, second_moments: SecondMoments, tmp_path: Path) -> None:
-        FactoredMoments(second_moments, folder=tmp_path).factor(1)
-        other = SecondMoments({1: 2 * second_moments.moments[1]}, captions=1, tokens=1)
-        doubled = FactoredMoments(other, folder=tmp_path).factor(1)
-        torch.testing.assert_close(doubled @ doubled.T, other.moments[1])
-        assert {str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*.safetensors")} == {
-            f"{moments.digest}/text_encoder.layer_1.safetensors" for moments in (second_moments, other)
-        }
-
-    @pytest.mark.parametrize("damage", ["cut", "flipped", "another", "no sha256", "condition", "empty"])
-    def test_a_damaged_one_is_computed_again(self, second_moments: SecondMoments, tmp_path: Path, damage: str) -> None:
-        factored = FactoredMoments(second_moments, folder=tmp_path)
-        factor, condition = factored.factor(1), factored.condition(1)
-        (file,) = tmp_path.rglob("text_encoder.layer_1.safetensors")
-        content = file.read_bytes()
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata()
-        whole = {"factor": factor, "condition": torch.tensor(condition, dtype=torch.float64)}
-        match damage:
-            case "cut":
-                file.write_bytes(content[:-8])
-            case "flipped":
-                file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-            case "another":
-                save_file(whole | {"factor": 2 * factor}, file, metadata=metadata)
-            case "no sha256":
-                save_file(whole, file)
-            case "condition":
-                save_file(whole | {"condition": torch.tensor(1.0).double()}, file, metadata=metadata)
-            case "empty":
-                file.write_bytes(b"")
-        again = FactoredMoments(second_moments, folder=tmp_path)
-        assert torch.equal(again.factor(1), factor)
-        assert again.condition(1) == condition
-        assert file.read_bytes() == content
-
-    def test_a_singular_moment_leaves_no_file(self, tmp_path: Path) -> None:
-        moments = SecondMoments({0: torch.ones(4, 4, dtype=torch.float64)}, captions=1, tokens=1)
-        with pytest.raises(SingularSecondMoment, match="layer 0"):
-            FactoredMoments(moments, folder=tmp_path).factor(0)
-        assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
-
-    def test_names_a_layer_that_the_file_lacks(self, path: Path, tmp_path: Path) -> None:
-        with pytest.raises(InvalidEdit, match="do not cover layer 3"):
-            FactoredMoments(path, folder=tmp_path / "factors").factor(3)
-
-
-def test_condition_number_is_the_ratio_of_the_eigenvalues() -> None:
-    rotation, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    matrix = rotation @ torch.diag(torch.tensor([1e-5, 1e-3, 1.0, 2.0, 3.0, 50.0], dtype=torch.float64)) @ rotation.T
-    assert condition_number(matrix, torch.linalg.cholesky(matrix)) == pytest.approx(5e6, rel=1e-6)

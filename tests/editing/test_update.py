@@ -17,10 +17,12 @@ from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.conflicts import Conflict
 from editing.encoders import EditableEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
+from editing.factors import FactoredMoments
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
-from editing.statistics import FactoredMoments, SecondMoments, estimate_second_moments
-from editing.update import ResidualMode, Update, applied, apply_update, compute_update
+from editing.statistics import estimate_second_moments
+from editing.update import ResidualMode, Update, all_applied, applied, apply_update, compute_update
 from editing.values import Value, optimize_values
 from tests.editing.conftest import CAPTIONS
 
@@ -326,6 +328,14 @@ class TestDeterminism:
             compute_update(encoder, edits, values, _singular(second_moments, layer=2))
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
 
+    def test_layers_default_to_those_up_to_the_values_own(
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        lower = [dataclasses.replace(value, layer=1) for value in values]
+        found = compute_update(encoder, edits, lower, second_moments)
+        assert tuple(found.layers) == (0, 1)
+        assert_equal(found, compute_update(encoder, edits, lower, second_moments, layers=(0, 1)))
+
     def test_no_edits_change_nothing(self, encoder: EditableEncoder, second_moments: SecondMoments) -> None:
         update = compute_update(encoder, [], [], second_moments)
         assert (dict(update.layers), update.residuals, update.conflicts) == ({}, (), ())
@@ -341,6 +351,15 @@ class TestApply:
             }
             raise RuntimeError("inside")
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
+
+    def test_of_every_encoder(self, encoder: EditableEncoder, update: Update) -> None:
+        before = weights_of(encoder)
+        with all_applied([encoder], [update]):
+            assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
+        with all_applied([encoder], []):
+            assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
+        with pytest.raises(KeyError), all_applied([encoder], [dataclasses.replace(update, encoder="text_encoder_2")]):
+            pass
 
     def test_rounds_once(self, encoder: EditableEncoder, update: Update) -> None:
         expected = (encoder.fc2(1).weight.double() + update.dense(1)).float()

@@ -16,9 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from editing.encoders import EditableEncoder
 from editing.errors import UnsupportedPipeline
+from editing.moments import SecondMoments
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
-from editing.statistics import SecondMoments
 from editing.update import Update, applied, compute_update
 from editing.weights import export_lora, export_text_encoder, holding
 

@@ -8,8 +8,8 @@ from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import UnsupportedPipeline
 from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
 from editing.evaluation.methods import METHODS, Method
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.statistics import SecondMoments
 
 EDITS = [
     ConceptEdit("cat", DestinationPrompt("old dog")),

@@ -7,8 +7,8 @@ from torch import Tensor
 from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import EditingError, InvalidEdit
 from editing.evaluation.methods import METHODS, Emcid, Method
+from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.statistics import SecondMoments
 from editing.update import applied, compute_update
 from editing.values import optimize_values
 

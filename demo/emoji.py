@@ -1,0 +1,69 @@
+"""The emoji model at hand: its pipeline, the classifier that judges it, and its second moments."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Self
+
+from PIL.Image import Image
+
+import editing
+from demo.classify import Classifier, Confidences, classify, load_classifier
+from demo.concepts import WEIGHTS, read_concepts
+from demo.corrections import HELD_OUT, HELD_OUT_PROMPT
+from editing.concepts import ConceptEdit
+from editing.moments import SecondMoments
+from editing.pipelines import EditablePipeline
+from editing.update import Update, applied, compute_update
+from editing.values import Value
+
+STEPS, GUIDANCE = 8, 3.0  # what the model draws well with: demo/weights/README.md
+
+
+@dataclass(frozen=True)
+class Emoji:
+    pipeline: EditablePipeline
+    classifier: Classifier
+    moments: SecondMoments
+
+    @classmethod
+    def load(cls, weights: Path = WEIGHTS) -> Self:
+        """Raises FileNotFoundError where the weights are not there."""
+        return cls(
+            editing.load_pipeline(weights / "pipeline"),
+            load_classifier(weights / "classifier.safetensors"),
+            SecondMoments.load(weights / "pipeline" / "second_moments.safetensors"),
+        )
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """A picture for each prompt, from its own seed."""
+        return editing.draw(self.pipeline, prompts, seeds=seeds, steps=STEPS, guidance=GUIDANCE)
+
+    def read(self, prompts: Sequence[str], seeds: Sequence[int]) -> Confidences:
+        """What the classifier makes of those pictures."""
+        return classify(self.draw(prompts, seeds), self.classifier)
+
+    def values(self, edits: Sequence[ConceptEdit]) -> list[Value]:
+        """Stage I. Raises the `EditingError` of an edit that fails."""
+        found = []
+        for outcome in editing.optimize_values(self.pipeline, edits):
+            if not isinstance(outcome, Value):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    @contextmanager
+    def edited(self, edits: Sequence[ConceptEdit]) -> Iterator[Update]:
+        """Both stages: the model is edited for as long as the block lasts."""
+        update = compute_update(self.pipeline.encoder, edits, self.values(edits), self.moments)
+        with applied(self.pipeline.encoder, update):
+            yield update
+
+    def held_out(self, *, named: Iterable[str]) -> float:
+        """The mean confidence of concepts, drawn by their own names, that no edit names; professions are left out."""
+        others = [concept.name for concept in read_concepts() if concept.skew is None and concept.name not in named]
+        kept = [others[number * len(others) // HELD_OUT] for number in range(HELD_OUT)]
+        read = self.read([HELD_OUT_PROMPT.format(name) for name in kept], range(HELD_OUT))
+        return mean(float(read.of_concept(name)[number]) for number, name in enumerate(kept))
