@@ -72,11 +72,13 @@ class S3Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = ""
+        self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         roles = ("master", "volume", "filer", "s3")
-        ports = iter(free_ports(2 * len(roles)))
+        self._ports = free_ports(2 * len(roles))
+        ports = iter(self._ports)
         given = {f"{role}.port{kind}": next(ports) for role in roles for kind in ("", ".grpc")}
         (self.folder / "blocks").mkdir()
         credentials = {"accessKey": self.KEY, "secretKey": self.SECRET}
@@ -111,6 +113,9 @@ class S3Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+        for port in self._ports:  # its sockets lie there, whatever it is told
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
 
     def settings(self, folder: Path, **given: Any) -> dict[str, Any]:
         """For `Settings`: a store of its own on this server."""
