@@ -17,8 +17,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from app.client import Client, ClientError, Json
+from app.command_error import CommandError
 from app.models.captions import MAX_CAPTIONS
 from app.settings import get_settings
+from app.store_commands import store
 from editing.captions import read_captions
 from editing.errors import CaptionsUnreadable
 
@@ -39,15 +41,12 @@ for name, group in {
     "statistics": statistics,
     "edits": edits,
     "checkpoints": checkpoints,
+    "store": store,
 }.items():
     app.add_typer(group, name=name)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is done, with a progress bar.")]
 Model = Annotated[str, typer.Argument(help="The model's name.")]
-
-
-class CommandError(Exception):
-    """Why a command cannot go on; the message is shown as it stands."""
 
 
 @app.command()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from app.db.engine import Sessions
 from app.problems import Unprocessable
 from app.settings import Settings
-from app.storage.local import LocalStore
+from app.storage.store import Store
 
 Item = TypeVar("Item")
 
@@ -38,15 +38,15 @@ def get_settings(request: Request) -> Settings:
     return settings
 
 
-def get_store(request: Request) -> LocalStore:
-    store: LocalStore = request.app.state.store
+def get_store(request: Request) -> Store:
+    store: Store = request.app.state.store
     return store
 
 
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 SessionsDep = Annotated[Sessions, Depends(get_sessions)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
-StoreDep = Annotated[LocalStore, Depends(get_store)]
+StoreDep = Annotated[Store, Depends(get_store)]
 
 
 class Page(BaseModel, Generic[Item]):

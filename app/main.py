@@ -27,7 +27,7 @@ from app.observability.requests import RequestLog
 from app.openapi import describe
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.settings import Settings, get_settings
-from app.storage.local import LocalStore
+from app.storage.opening import open_store
 
 DECODERS = 2  # uploaded images decoded at once
 EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, Unavailable)
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.sessions = sessions(engine)
-    app.state.store = LocalStore(settings.store_folder)
+    app.state.store = open_store(settings)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestLog)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 
-from app.storage.local import BlobCorrupt, BlobMissing
+from app.storage.store import BlobCorrupt, BlobMissing, StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 TYPES = "https://emender.dev/problems/"
@@ -200,6 +200,9 @@ def install(app: FastAPI) -> None:
 
     def storage(request: Request, error: Exception) -> Response:
         assert isinstance(error, OSError)
+        if isinstance(error, StoreUnavailable):
+            structlog.get_logger().error("store unavailable", error=str(error), cause=str(error.__cause__)[:500])
+            return respond(request, Unavailable("The store does not answer; retry.", headers={"Retry-After": "5"}))
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return unexpected(request, error)
         structlog.get_logger().error("store full", error=str(error))

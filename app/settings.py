@@ -1,5 +1,6 @@
 """Every setting of the service, in one class. Nothing else reads the environment."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,16 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="postgresql://… ; none: `--embedded` starts one")
     redis_url: SecretStr | None = Field(None, description="redis://… ; none: workers poll Postgres")
     folder: Path = Field(Path("var"), description="where the embedded database and the local store keep their files")
-    store: Path | None = Field(None, description="folder of the content-addressed store; default: <folder>/store")
+    store: Path | str | None = Field(
+        None, description="the content-addressed store: a folder, or s3://bucket/prefix; default: <folder>/store"
+    )
+    s3_endpoint: str | None = Field(None, description="https://…, of a bucket that is not Amazon's")
+    s3_region: str | None = Field(None, description="default: AWS_REGION, else us-east-1")
+    s3_access_key_id: SecretStr | None = Field(None, description="default: as AWS's tools find their credentials")
+    s3_secret_access_key: SecretStr | None = None
+    signed_urls: bool = Field(True, description="large files come from the bucket; false: clients cannot reach it")
+    signed_from_bytes: int = Field(2**20, ge=0, description="smaller files are always sent by the service itself")
+    store_cache_bytes: int = Field(50 * 2**30, ge=0, description="what is kept in <folder>/store of a bucket's blobs")
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -45,9 +55,21 @@ class Settings(BaseSettings):
     def split_roots(cls, value: object) -> object:
         return tuple(Path(root) for root in value.split(":") if root) if isinstance(value, str) else value
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def tell_store(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if "://" not in value:
+            return Path(value)
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?", value):
+            raise ValueError("Give a folder, or a bucket as s3://bucket/prefix.")
+        return value
+
     @property
     def store_folder(self) -> Path:
-        return self.store if self.store is not None else self.folder / "store"
+        """Where the blobs lie; beside a bucket, where those lie that were fetched."""
+        return self.store if isinstance(self.store, Path) else self.folder / "store"
 
 
 @lru_cache

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.db.embedded import EmbeddedPostgres
 from app.db.engine import connect
 from app.db.migrate import upgrade
+from tests.servers import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,15 @@ def engine(database_url: str) -> Iterator[Engine]:
     upgrade(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One for the whole run, started by the first test that wants it; each takes a prefix of its own."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

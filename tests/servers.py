@@ -1,11 +1,18 @@
 """Servers that tests start, kill and start again."""
 
+import json
+import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import redis
 
@@ -54,7 +61,79 @@ def require_redis() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+class S3Server:
+    """A SeaweedFS of the test's own, which speaks S3: it checks signatures, and makes buckets on first use."""
+
+    KEY, SECRET = "test-key", "test-secret"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+        self._ports: list[int] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        roles = ("master", "volume", "filer", "s3")
+        self._ports = free_ports(2 * len(roles))
+        ports = iter(self._ports)
+        given = {f"{role}.port{kind}": next(ports) for role in roles for kind in ("", ".grpc")}
+        (self.folder / "blocks").mkdir()
+        credentials = {"accessKey": self.KEY, "secretKey": self.SECRET}
+        identity = {"name": "test", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}
+        (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        given |= {"dir": "blocks", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": "s3.json", "s3.iam": "false"}
+        given |= {"s3.port.iceberg": 0, "s3.port.lance": 0, "volume.max": 50, "master.volumeSizeLimitMB": 64}
+        given |= {"filer.localSocket": "filer.sock", "s3.localSocket": "s3.sock"}
+        command = [str(Path(sys.executable).with_name("weed")), "-logtostderr", "server", "-filer", "-s3"]
+        with (self.folder / "s3.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, *(f"-{name}={value}" for name, value in given.items())],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                preexec_fn=ends_with_parent(signal.SIGKILL),
+            )
+        self.url = f"http://127.0.0.1:{given['s3.port']}"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(self.url, trust_env=False).status_code == 403:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("the S3 server does not answer: " + (self.folder / "s3.log").read_text()[-2000:])
+
+    def kill(self) -> None:
+        """`kill -9`: its components wait for each other when they are asked to stop."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        for port in self._ports:  # its sockets lie there, whatever it is told
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
+
+    def settings(self, folder: Path, **given: Any) -> dict[str, Any]:
+        """For `Settings`: a store of its own on this server."""
+        return {
+            "folder": folder,
+            "store": f"s3://blobs/{secrets.token_hex(8)}",
+            "s3_endpoint": self.url,
+            "s3_region": "us-east-1",
+            "s3_access_key_id": self.KEY,
+            "s3_secret_access_key": self.SECRET,
+            **given,
+        }
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones: all are held until the last is found."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -17,13 +17,13 @@ from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.tokenizers import tokenizers_of
 from app.problems import FieldError, Unprocessable
 from app.queueing.outbox import enqueue
-from app.storage.local import LocalStore
+from app.storage.store import Store
 from editing.errors import EditingError
 from editing.layout import default_layers
 from editing.prompts import PromptTokenizer
 
 
-def plan(session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path) -> ApplyPlan:
+def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path) -> ApplyPlan:
     """What `apply` would do, with the same checks; creates nothing. `folder` is where tokenizers are laid out."""
     model = find_model(session, name=model_name)
     prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
@@ -41,7 +41,7 @@ def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Loca
 
 
 def apply(
-    session: Session, *, model_name: str, request: ApplyCreate, store: LocalStore, folder: Path, actor: str
+    session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path, actor: str
 ) -> CheckpointOut:
     """Number a new version and enqueue its building. Raises what is wrong with the request, field by field."""
     model = queries.model_by_name(session, name=model_name, lock=True)  # versions are numbered one after the other
@@ -100,7 +100,7 @@ class _Prepared:
     start: Checkpoint | None
 
 
-def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: LocalStore, folder: Path) -> _Prepared:
+def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Store, folder: Path) -> _Prepared:
     """Everything that can be said against the request before any work is done."""
     if model.state != "ready":
         raise ModelNotReady(model.name, model.state)

@@ -1,7 +1,9 @@
-"""Send a blob of the store over HTTP: strong ETag, conditional requests, ranges; checked against its sha256 first."""
+"""Send a blob of the store over HTTP: strong ETag, conditional requests, ranges; checked against its sha256 first, or
+left to a bucket that the client is sent to."""
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from fastapi import Request, Response
 from starlette.datastructures import Headers
@@ -10,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.service import ServedFile
-from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
+from app.storage.store import BlobCorrupt, BlobMissing, Store
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -21,12 +23,13 @@ MEDIA_TYPES = {
 RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
-def deliver(request: Request, file: ServedFile, *, store: LocalStore, headers: Mapping[str, str]) -> Response:
-    """The answer to GET or HEAD: 200, 206 for one range, 304, 416.
+def deliver(request: Request, file: ServedFile, *, store: Store, headers: Mapping[str, str]) -> Response:
+    """The answer to GET or HEAD: 200, 206 for one range, 302 to the bucket that has the file, 304, 416.
 
-    A GET reads the blob once to verify it: a flipped bit in a safetensors file would load silently. Raises
-    `FileUnreadable` rather than send a byte of it, and `RangeNotSatisfiable`. What is no single well-formed range is
-    answered whole, as RFC 9110 (14.2) permits.
+    A GET reads the blob once to verify it, since a flipped bit in a safetensors file would load silently; the ranges of
+    a download that follow within minutes rely on that while nothing writes to the file. Raises `FileUnreadable` rather
+    than send a byte of a damaged one, and `RangeNotSatisfiable`. What is no single well-formed range is answered whole,
+    as RFC 9110 (14.2) permits. HEAD never redirects: the signed URL is for GET, and runs out.
     """
     tag = f'"{file.sha256}"'
     headers = {**headers, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
@@ -38,9 +41,15 @@ def deliver(request: Request, file: ServedFile, *, store: LocalStore, headers: M
     if found and not _satisfiable(found, file.size) and request.headers.get("if-range", tag) == tag:
         detail = f"The file has {file.size} bytes; the range {found[0]!r} lies outside."
         raise RangeNotSatisfiable(detail, headers={**headers, "Content-Range": f"bytes */{file.size}"})
+    path: Path | None = None
     try:
-        path = store.path(file.sha256) if request.method == "HEAD" else store.verified(file.sha256)
-        damaged = store.size(file.sha256) != file.size
+        url = store.signed_url(file.sha256, size=file.size)
+        if request.method == "HEAD" or url is not None:
+            size = store.size(file.sha256)
+        else:
+            path = store.verified(file.sha256, recently=found is not None)
+            size = path.stat().st_size
+        damaged = size != file.size
     except (BlobMissing, BlobCorrupt):
         damaged = True
     if damaged:
@@ -48,8 +57,15 @@ def deliver(request: Request, file: ServedFile, *, store: LocalStore, headers: M
             f"{file.path} is damaged or missing in the store, and is not sent. Restore the blob {file.sha256}, "
             "or apply the same edits again."
         )
+    if url is not None:
+        headers |= {"X-Linked-Etag": tag, "X-Linked-Size": str(file.size)}
+        if request.method == "GET":
+            del headers["ETag"]  # of the file, not of this answer
+            return Response(status_code=302, headers={**headers, "Location": url, "Cache-Control": "no-store"})
     suffix = "." + file.path.rpartition(".")[2]
     media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
+    if path is None:
+        return Response(headers={**headers, "Content-Length": str(file.size)}, media_type=media_type)
     return _BlobResponse(path, headers=headers, media_type=media_type, whole=found is None)
 
 

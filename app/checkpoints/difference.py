@@ -14,13 +14,13 @@ from app.checkpoints.publish import EDITABLE
 from app.checkpoints.schemas import DifferenceOut, EditInCheckpoint, FileDifference, LayerDifference
 from app.checkpoints.service import edits_out, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Model
-from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
+from app.storage.store import BlobCorrupt, BlobMissing, Store
 
 BASE = "base"
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def difference(session: Session, *, store: LocalStore, model_name: str, revision: str, against: str) -> DifferenceOut:
+def difference(session: Session, *, store: Store, model_name: str, revision: str, against: str) -> DifferenceOut:
     """`revision` as seen from `against`, a version, an alias or "base". Both must be served."""
     model = find_model(session, name=model_name)
     checkpoint = find_checkpoint(session, model=model, revision=revision)
@@ -62,7 +62,7 @@ def tensor_changes(path: Path, against: Path) -> Iterable[tuple[str, float]]:
 
 
 def _layers(
-    store: LocalStore, *, edited: Iterable[str], here: Mapping[str, str], there: Mapping[str, str]
+    store: Store, *, edited: Iterable[str], here: Mapping[str, str], there: Mapping[str, str]
 ) -> list[LayerDifference]:
     changed = []
     for path in sorted(edited):
@@ -87,7 +87,7 @@ def _files(here: Mapping[str, str], there: Mapping[str, str]) -> list[FileDiffer
     return found
 
 
-def _verified(store: LocalStore, path: str, sha256: str) -> Path:
+def _verified(store: Store, path: str, sha256: str) -> Path:
     try:
         return store.verified(sha256)
     except (BlobMissing, BlobCorrupt):

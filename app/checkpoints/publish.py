@@ -13,7 +13,7 @@ from app.checkpoints import queries
 from app.checkpoints.aliases import move_if_unmoved
 from app.checkpoints.manifest import commit_of
 from app.db.models import Checkpoint, CheckpointFile, JsonObject
-from app.storage.local import LocalStore
+from app.storage.store import Store
 
 WEIGHTS = re.compile(r".*\.(safetensors|safetensors\.index\.json)")
 EDITABLE = ("text_encoder/", "text_encoder_2/", "unet/")
@@ -28,7 +28,7 @@ class StoredFile:
     size: int
 
 
-def store_folder(store: LocalStore, folder: Path) -> list[StoredFile]:
+def store_folder(store: Store, folder: Path) -> list[StoredFile]:
     """Put every file below the folder into the store."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [
@@ -36,7 +36,7 @@ def store_folder(store: LocalStore, folder: Path) -> list[StoredFile]:
     ]
 
 
-def store_content(store: LocalStore, path: str, content: bytes) -> StoredFile:
+def store_content(store: Store, path: str, content: bytes) -> StoredFile:
     return StoredFile(path, store.put(content), len(content))
 
 

@@ -112,6 +112,7 @@ FILE = "/models/{model}/checkpoints/{revision}/files/{path:path}"
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"},
         206: {"description": "The range that was asked for"},
+        302: {"description": "At the Location, a signed URL of the bucket that has the file"},
         304: {"description": "The file has the ETag in If-None-Match"},
         **documented(ModelNotFound, *UNSERVED, FileNotFound, RangeNotSatisfiable, FileUnreadable),
     },

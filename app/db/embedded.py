@@ -188,6 +188,18 @@ class EmbeddedPostgres:
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
 
 
+def running_url(folder: Path) -> str:
+    """The URL of the embedded Postgres that another process runs in `folder`. Raises `EmbeddedError`."""
+    try:
+        socket = (folder.absolute() / "postgres" / "postmaster.pid").read_text().splitlines()[4]
+    except (OSError, IndexError):
+        raise EmbeddedError(
+            f"EMENDER_DATABASE_URL is not set, and no `emender serve --embedded` runs in {folder}: set the one, or "
+            "start the other."
+        ) from None
+    return f"postgresql+psycopg://emender@/emender?host={socket}"
+
+
 def _is_postgres(pid: int) -> bool:
     """Whether a Postgres runs under this number; not where there is no /proc to tell, nor for a zombie."""
     try:

@@ -24,14 +24,12 @@ from app.models.tokenizers import tokenizers_of
 from app.queueing.jobs import cancel, latest_job
 from app.queueing.outbox import enqueue, enqueue_many
 from app.queueing.states import CANCELLED
-from app.storage.local import BlobCorrupt, LocalStore
+from app.storage.store import BlobCorrupt, Store
 
 KIND = "optimize_edit"
 
 
-def create_edit(
-    session: Session, *, model: str, edit: EditCreate, store: LocalStore, folder: Path, actor: str
-) -> EditOut:
+def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store, folder: Path, actor: str) -> EditOut:
     """Check the edit against the model and queue it. `folder` is the service's, where tokenizers are laid out.
 
     Raises `ModelNotFound`, `ModelNotReady`, or `Unprocessable` naming the field.
@@ -44,7 +42,7 @@ def create_edit(
 
 
 def create_edits(
-    session: Session, *, model: str, edits: Sequence[EditCreate], store: LocalStore, folder: Path, actor: str
+    session: Session, *, model: str, edits: Sequence[EditCreate], store: Store, folder: Path, actor: str
 ) -> EditBatchOut:
     """The same for many, all or none; one audit event names them all.
 
@@ -138,7 +136,7 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
 
 
 def _checked_model(
-    session: Session, *, name: str, edits: Mapping[str, EditCreate], store: LocalStore, folder: Path
+    session: Session, *, name: str, edits: Mapping[str, EditCreate], store: Store, folder: Path
 ) -> Model:
     model = find_model(session, name=name)
     if model is None:

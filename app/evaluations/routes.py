@@ -120,6 +120,7 @@ FILE = "/evaluations/{evaluation_id}/files/{name}"
             "description": "The file; its ETag is its sha256",
         },
         206: {"description": "The range that was asked for"},
+        302: {"description": "At the Location, a signed URL of the bucket that has the file"},
         304: {"description": "The file has the ETag in If-None-Match"},
         **documented(*NO_VERSION, EvaluationNotFound, EvaluationFileNotFound, RangeNotSatisfiable, FileUnreadable),
     },

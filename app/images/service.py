@@ -4,17 +4,19 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
+from app.db.blobs import hold_for_reference
 from app.db.models import Image
 from app.images.errors import ImageNotFound
 from app.images.reencode import Picture
 from app.images.schemas import ImageOut
-from app.storage.local import LocalStore
+from app.storage.store import Store
 
 PREFIX = "sha256:"
 
 
-def add_image(session: Session, *, picture: Picture, store: LocalStore, actor: str) -> ImageOut:
+def add_image(session: Session, *, picture: Picture, store: Store, actor: str) -> ImageOut:
     """Keep an image; the same one gives the same id and changes nothing."""
+    hold_for_reference(session)
     sha256 = store.put(picture.content)
     row = {"sha256": sha256, "width": picture.width, "height": picture.height, "size": len(picture.content)}
     added = session.scalar(
@@ -39,6 +41,6 @@ def get_image(session: Session, *, image_id: str) -> ImageOut:
     )
 
 
-def image_content(session: Session, *, image_id: str, store: LocalStore) -> bytes:
+def image_content(session: Session, *, image_id: str, store: Store) -> bytes:
     """The PNG, verified; raises `BlobMissing` or `BlobCorrupt` where the store is damaged."""
     return store.read(get_image(session, image_id=image_id).id.removeprefix(PREFIX))

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
+from app.db.blobs import hold_for_reference
 from app.db.models import Model, Statistics
 from app.dependencies import Page, PageRequest
 from app.models import captions, queries, roots
@@ -17,7 +18,7 @@ from app.models.schemas import ModelCreate, ModelOut, StatisticsCreate, Statisti
 from app.problems import Unprocessable
 from app.queueing.jobs import running_progress
 from app.queueing.outbox import enqueue
-from app.storage.local import LocalStore
+from app.storage.store import Store
 
 
 def register_model(
@@ -68,7 +69,7 @@ def create_statistics(
     name: str,
     statistics: StatisticsCreate,
     model_roots: Sequence[Path],
-    store: LocalStore,
+    store: Store,
     actor: str,
 ) -> StatisticsOut:
     """Put the captions into the store and ask a worker for their second moments."""
@@ -81,6 +82,7 @@ def create_statistics(
     if (other := session.scalars(under_way.limit(1)).first()) is not None:
         raise StatisticsUnderWay(model.name, other)
     content, count = _captions(statistics, model_roots=model_roots)
+    hold_for_reference(session)
     row = Statistics(
         model_id=model.id,
         captions_name=statistics.captions if isinstance(statistics.captions, str) else "uploaded",

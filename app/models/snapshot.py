@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from app.storage.local import LocalStore
+from app.storage.store import Store
 
 
-def snapshot(store: LocalStore, files: Sequence[tuple[str, str]], *, folder: Path) -> Path:
+def snapshot(store: Store, files: Sequence[tuple[str, str]], *, folder: Path) -> Path:
     """A folder under `folder`/snapshots in which each (path, sha256) of `files` is a link to its blob.
 
     It is made once, whole, and found again by the digest of `files`. Every blob is verified when the folder is made:

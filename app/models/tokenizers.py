@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from app.db.models import ModelFile
 from app.models.snapshot import snapshot
-from app.storage.local import LocalStore
+from app.storage.store import Store
 from editing.layout import TOKENIZERS
 from editing.prompts import PromptTokenizer
 
 
-def tokenizers_of(session: Session, *, model_id: UUID, store: LocalStore, folder: Path) -> tuple[PromptTokenizer, ...]:
+def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Path) -> tuple[PromptTokenizer, ...]:
     """One for each text encoder; `folder` is `settings.folder`.
 
     Raises `BlobMissing` or `BlobCorrupt` where the store is damaged.

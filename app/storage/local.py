@@ -2,23 +2,20 @@
 
 import hashlib
 import os
-import re
 import tempfile
+import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
-CHUNK = 1 << 20
-SHA256 = re.compile(r"[0-9a-f]{64}")
+from app.storage.store import CHUNK, SHA256, Blob, BlobCorrupt, BlobMissing, HashingFile, key_of
 
-
-class BlobMissing(Exception):
-    """No blob of that sha256 is in the store."""
-
-
-class BlobCorrupt(Exception):
-    """What lies under a sha256 has another: a flipped bit, a cut file. It is refused, never served."""
+INCOMING = "incoming-"
+QUARANTINE = "quarantine"
+RECENT_SECONDS = 600.0
+REMEMBERED = 1024  # checks; one is a few hundred bytes
 
 
 class LocalStore:
@@ -26,32 +23,26 @@ class LocalStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._checked: OrderedDict[str, tuple[tuple[int, int, int, int], float]] = OrderedDict()
 
     def cache(self, name: str) -> Path:
-        """A folder beside the blobs for what can be computed again from them; anyone may empty it."""
         return self.folder / name
 
     def put(self, content: bytes) -> str:
-        """Store bytes; returns their sha256 (64 lowercase hex digits)."""
         with self.writing() as file:
             file.write(content)
         return file.sha256
 
     def put_file(self, path: Path) -> str:
-        """Store a file of this machine, streamed; returns its sha256."""
         with path.open("rb") as source, self.writing() as file:
             while chunk := source.read(CHUNK):
                 file.write(chunk)
         return file.sha256
 
     @contextmanager
-    def writing(self) -> Iterator["HashingFile"]:
-        """A file to write into; once the block ends it is in the store under its `sha256`.
-
-        If the block raises, nothing is stored and the temporary file is gone.
-        """
+    def writing(self) -> Iterator[HashingFile]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix="incoming-")
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=INCOMING)
         try:
             with os.fdopen(descriptor, "wb") as raw:
                 file = HashingFile(raw)
@@ -69,19 +60,15 @@ class LocalStore:
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies. Takes 64 hex digits and nothing else, so no name of a client's becomes a path."""
-        if not SHA256.fullmatch(sha256):
-            raise BlobMissing(sha256)
-        return self.folder / sha256[:2] / sha256
+        return self.folder / key_of(sha256)
 
     def size(self, sha256: str) -> int:
-        """Bytes of a blob; raises `BlobMissing`."""
-        try:
-            return self.path(sha256).stat().st_size
-        except FileNotFoundError:
-            raise BlobMissing(sha256) from None
+        return self._stat(sha256).st_size
+
+    def stored_at(self, sha256: str) -> datetime:
+        return datetime.fromtimestamp(self._stat(sha256).st_mtime, UTC)
 
     def read(self, sha256: str) -> bytes:
-        """The whole blob, verified: raises `BlobMissing` or `BlobCorrupt`."""
         try:
             content = self.path(sha256).read_bytes()
         except FileNotFoundError:
@@ -90,37 +77,75 @@ class LocalStore:
             raise BlobCorrupt(sha256)
         return content
 
-    def verified(self, sha256: str) -> Path:
-        """The blob's path after its bytes were checked against the sha256; raises `BlobMissing` or `BlobCorrupt`."""
-        path = self.path(sha256)
+    def verified(self, sha256: str, *, recently: bool = False) -> Path:
+        if not (recently and self._was_checked(sha256)):
+            self.check(sha256)
+        return self.path(sha256)
+
+    def check(self, sha256: str) -> None:
         try:
-            with path.open("rb") as file:
+            with self.path(sha256).open("rb") as file:
+                state = _state(os.fstat(file.fileno()))  # before it is read: a write meanwhile shows as a change
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
         if digest != sha256:
             raise BlobCorrupt(sha256)
-        return path
+        self._checked[sha256] = (state, time.monotonic())
+        self._checked.move_to_end(sha256)
+        while len(self._checked) > REMEMBERED:
+            self._checked.popitem(last=False)
+
+    def signed_url(self, sha256: str, *, size: int) -> str | None:  # noqa: ARG002
+        return None
+
+    def blobs(self) -> Iterator[Blob]:
+        for path in self.folder.glob("??/*"):
+            if SHA256.fullmatch(path.name) and path.parent.name == path.name[:2]:
+                try:
+                    found = path.stat()
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+                yield Blob(path.name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+    def delete(self, sha256: str) -> None:
+        self.path(sha256).unlink(missing_ok=True)
+
+    def quarantine(self, sha256: str) -> None:
+        (self.folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(self.path(sha256), self.folder / QUARANTINE / sha256)
+        except FileNotFoundError:
+            raise BlobMissing(sha256) from None
+
+    def sweep(self, *, before: datetime) -> int:
+        count = 0
+        for path in self.folder.glob(f"{INCOMING}*"):
+            try:
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()
+                    count += 1
+            except FileNotFoundError:
+                continue  # it became a blob meanwhile
+        return count
+
+    def _stat(self, sha256: str) -> os.stat_result:
+        try:
+            return self.path(sha256).stat()
+        except FileNotFoundError:
+            raise BlobMissing(sha256) from None
+
+    def _was_checked(self, sha256: str) -> bool:
+        state, at = self._checked.get(sha256, (None, 0.0))
+        return state == _state(self._stat(sha256)) and time.monotonic() - at < RECENT_SECONDS
 
     def __contains__(self, sha256: str) -> bool:
         return bool(SHA256.fullmatch(sha256)) and self.path(sha256).is_file()
 
 
-class HashingFile:
-    """Writes through to a file and hashes on the way."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._hash = hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self._hash.update(content)
-        return self._raw.write(content)
-
-    @property
-    def sha256(self) -> str:
-        """Of what was written so far, 64 lowercase hex digits."""
-        return self._hash.hexdigest()
+def _state(found: os.stat_result) -> tuple[int, int, int, int]:
+    """Two equal ones: nothing has written to the file between them. The ctime cannot be set back by a program."""
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _fsync_folder(folder: Path) -> None:

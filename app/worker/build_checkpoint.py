@@ -19,7 +19,8 @@ from app.checkpoints.publish import publish, store_content, store_folder
 from app.db.leases import Lease
 from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
 from app.evaluations.service import request_check
-from app.storage.local import LocalStore
+from app.storage.claims import claim
+from app.storage.store import Store
 from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
 from editing.concepts import ConceptEdit
@@ -82,6 +83,7 @@ def _build(context: JobContext, lease: Lease) -> None:
         store_content(context.store, "README.md", card(work.inputs)),
     ]
     with context.result(lease) as session:
+        claim(session, context.store, [file.sha256 for file in files])
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
         publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates, crossed))
         request_check(session, checkpoint=checkpoint)
@@ -147,7 +149,7 @@ class Work:
     """Those of cross-attention."""
 
 
-def read(session: Session, *, store: LocalStore, checkpoint_id: UUID) -> Work:
+def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
     """What the checkpoint is built from, whether it is already or not."""
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model

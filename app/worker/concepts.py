@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 from app.db.models import Edit
-from app.storage.local import LocalStore
+from app.storage.store import Store
 from editing.concepts import (
     Balance,
     ConceptEdit,
@@ -18,7 +18,7 @@ from editing.concepts import (
 from editing.errors import InvalidEdit
 
 
-def concept_edit(edit: Edit, *, store: LocalStore) -> ConceptEdit:
+def concept_edit(edit: Edit, *, store: Store) -> ConceptEdit:
     """The edit of this row; its images are read from the store and verified.
 
     Raises `InvalidEdit` where the row holds what this version does not know, `BlobMissing` or `BlobCorrupt`.
@@ -35,7 +35,7 @@ def concept_edit(edit: Edit, *, store: LocalStore) -> ConceptEdit:
     )
 
 
-def _destination(edit: Edit, *, store: LocalStore) -> Destination:
+def _destination(edit: Edit, *, store: Store) -> Destination:
     match edit.destination:
         case {"prompt": str(prompt)}:
             return DestinationPrompt(prompt)

@@ -17,6 +17,7 @@ import editing
 from app.audit.service import record
 from app.db.leases import Lease
 from app.db.models import JsonObject, Model, Statistics
+from app.storage.claims import claim
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError, ForeignSums
 
@@ -82,6 +83,7 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     digest = context.store.put(moments.to_bytes())
 
     with context.result(lease) as session:
+        claim(session, context.store, [digest])
         statistics = session.get_one(Statistics, lease.target_id)
         statistics.state, statistics.problem = "ready", None
         statistics.captions, statistics.tokens, statistics.digest = moments.captions, moments.tokens, digest

@@ -18,7 +18,8 @@ from app.db.leases import Lease
 from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import as_markdown
 from app.queueing.states import CANCELLED
-from app.storage.local import LocalStore
+from app.storage.claims import claim
+from app.storage.store import Store
 from app.worker import build_checkpoint
 from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
@@ -49,6 +50,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         else:
             report, files = _evaluation(context, lease, work, pipeline)
         with context.result(lease) as session:
+            claim(session, context.store, [file.sha256 for file in files])
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
             evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
             evaluation.files = [{"name": file.path, "sha256": file.sha256, "size": file.size} for file in files]
@@ -86,7 +88,7 @@ class _Work:
     """What the version was built from, where some of its edits are to be built alone."""
 
 
-def _read(session: Session, store: LocalStore, evaluation_id: UUID) -> _Work:
+def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
     evaluation = session.get_one(Evaluation, evaluation_id)
     checkpoint = evaluation.checkpoint
     model = checkpoint.model
@@ -299,7 +301,7 @@ def _progress(context: JobContext, lease: Lease, stage: str) -> Callable[[int, i
 
 
 @contextmanager
-def _published(store: LocalStore, files: Sequence[StoredFile], pipeline: "EditablePipeline") -> Iterator[None]:
+def _published(store: Store, files: Sequence[StoredFile], pipeline: "EditablePipeline") -> Iterator[None]:
     """The pipeline with the version's own weights, each file checked against its sha256."""
     modules: dict[str, Any] = {encoder.name: encoder.model for encoder in pipeline.encoders}
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from app.queueing.polling import PollingBell
 from app.queueing.rq import RedisBell
 from app.queueing.sweeper import requeue_expired, ring_again
 from app.settings import Settings, get_settings
-from app.storage.local import LocalStore
+from app.storage.opening import open_store
 from app.worker.runner import Runner, fail
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ def run(settings: Settings) -> None:
     engine = connect(settings.database_url.get_secret_value())
     factory = sessions(engine)
     bell = open_bell(settings, worker=name)
-    store = LocalStore(settings.store_folder)
+    store = open_store(settings)
     runner = Runner(settings=settings, sessions=factory, store=store, worker=name, stopping=stopping)
     housekeeping = threading.Thread(
         target=keep_house,

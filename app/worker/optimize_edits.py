@@ -14,7 +14,7 @@ from app.audit.service import record
 from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, EditValue, JsonObject
 from app.queueing.states import CANCELLED
-from app.storage.local import BlobCorrupt, BlobMissing
+from app.storage.store import BlobCorrupt, BlobMissing
 from app.worker.balance import balance
 from app.worker.concepts import concept_edit
 from app.worker.problems import problem_of

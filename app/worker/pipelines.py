@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.models import Model, ModelFile
 from app.models.snapshot import snapshot
-from app.storage.local import LocalStore
+from app.storage.store import Store
 from app.worker.sources import open_classifier
 from editing.errors import UnsupportedPipeline
 
@@ -28,7 +28,7 @@ class WarmPipeline:
     """Loads a model's pipeline from the store on first use and keeps it until another model is asked for."""
 
     def __init__(
-        self, store: LocalStore, *, folder: Path, model_roots: Sequence[Path], device: str, threads: int | None
+        self, store: Store, *, folder: Path, model_roots: Sequence[Path], device: str, threads: int | None
     ) -> None:
         self.store = store
         self.model_roots = model_roots

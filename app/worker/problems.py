@@ -3,7 +3,7 @@
 import re
 
 from app.db.models import JsonObject
-from app.storage.local import BlobCorrupt, BlobMissing
+from app.storage.store import BlobCorrupt, BlobMissing
 from editing.errors import EditingError
 
 INTERNAL: JsonObject = {

@@ -10,6 +10,7 @@ import editing
 from app.audit.service import record
 from app.db.leases import Lease
 from app.db.models import JsonObject, Model, ModelFile, Statistics
+from app.storage.claims import claim
 from app.worker.runner import JobContext
 from app.worker.sources import obtain, open_classifier
 from editing.errors import Cancelled, EditingError, InvalidEdit
@@ -62,6 +63,7 @@ def _register(context: JobContext, lease: Lease) -> None:
     digest = context.store.put(moments.to_bytes()) if moments else None
 
     with context.result(lease) as session:
+        claim(session, context.store, [file.sha256 for file in description.files] + ([digest] if digest else []))
         model = session.get_one(Model, lease.target_id)
         model.state, model.problem = "ready", None
         model.family, model.digest = description.family, description.digest

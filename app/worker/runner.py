@@ -20,7 +20,7 @@ from app.db.models import Edit, Job, JsonObject
 from app.queueing import states
 from app.queueing.states import CANCELLED
 from app.settings import Settings
-from app.storage.local import LocalStore
+from app.storage.store import Store
 from app.worker.heartbeat import Heartbeat
 from app.worker.pipelines import WarmPipeline
 from app.worker.problems import INTERNAL, problem_of
@@ -72,7 +72,7 @@ class JobContext:
 
     settings: Settings
     sessions: Sessions
-    store: LocalStore
+    store: Store
     heartbeat: Heartbeat
     stopping: threading.Event
     pipelines: WarmPipeline
@@ -143,7 +143,7 @@ class Runner:
     """
 
     def __init__(
-        self, *, settings: Settings, sessions: Sessions, store: LocalStore, worker: str, stopping: threading.Event
+        self, *, settings: Settings, sessions: Sessions, store: Store, worker: str, stopping: threading.Event
     ) -> None:
         self.settings = settings
         self.sessions = sessions

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from app.db.engine import Sessions, sessions
 from app.db.models import Edit, EditValue, Model, ModelFile, Statistics
 from app.main import create_app
 from app.settings import Settings
-from app.storage.local import LocalStore
+from app.storage.opening import open_store
+from app.storage.store import Store
 from app.worker.runner import Runner
 from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import LAYERS, write_pipeline
+from tests.servers import S3Server
 
 CAPTIONS = [
     f"a {color} {thing}" for color in ("red", "blue", "pale", "dark") for thing in ("fox", "oak", "jug", "wasp")
@@ -91,7 +94,7 @@ class Service:
     client: TestClient
     keys: Mapping[str, Headers]
     sessions: Sessions
-    store: LocalStore
+    store: Store
     settings: Settings
     runner: Runner
     model: Model
@@ -117,7 +120,21 @@ class Service:
 
 @pytest.fixture
 def service(settings: Settings, clean_database: Engine, base_folder: Path) -> Iterator[Service]:
-    store = LocalStore(settings.store_folder)
+    with serving(settings, clean_database, base_folder) as service:
+        yield service
+
+
+@pytest.fixture
+def s3_service(settings: Settings, s3_server: S3Server, clean_database: Engine, base_folder: Path) -> Iterator[Service]:
+    """The same with its blobs in a bucket, to which clients are sent for all files of 1000 bytes and more."""
+    given = s3_server.settings(settings.folder, database_url=settings.database_url, signed_from_bytes=1000)
+    with serving(Settings(**given), clean_database, base_folder) as service:
+        yield service
+
+
+@contextmanager
+def serving(settings: Settings, clean_database: Engine, base_folder: Path) -> Iterator[Service]:
+    store = open_store(settings)
     factory = sessions(clean_database)
     with factory() as session:
         keys = issue_keys(session)
@@ -129,7 +146,7 @@ def service(settings: Settings, clean_database: Engine, base_folder: Path) -> It
         yield Service(client, keys, factory, store, settings, runner, model)
 
 
-def register_folder(session: Session, store: LocalStore, folder: Path, *, name: str = "tiny") -> Model:
+def register_folder(session: Session, store: Store, folder: Path, *, name: str = "tiny") -> Model:
     """What the worker leaves of a registration."""
     description = editing.describe_pipeline(folder)
     model = Model(

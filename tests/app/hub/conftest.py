@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.app.checkpoints.conftest import Service, base_folder, service
+from app.serve import variables
+from app.settings import Settings
+from tests.app.checkpoints.conftest import Service, base_folder, s3_service, service
 
-__all__ = ["base_folder", "service"]
+__all__ = ["base_folder", "s3_service", "service"]
 
 CLIENT = """
 import json, sys, warnings
@@ -25,16 +28,18 @@ repo, folder = "emender/tiny", Path(sys.argv[1])
 
 
 @pytest.fixture
-def server(service: Service, database_url: str) -> Iterator[str]:
+def server(service: Service) -> Iterator[str]:
     """The URL of uvicorn serving the service's database and store."""
+    with uvicorn(service.settings) as url:
+        yield url
+
+
+@contextmanager
+def uvicorn(settings: Settings) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "EMENDER_DATABASE_URL": database_url,
-        "EMENDER_FOLDER": str(service.settings.folder),
-    }
+    environment = os.environ | variables(settings)
     command = [sys.executable, "-m", "uvicorn", "app.main:application", "--factory", "--port", str(port)]
     process = subprocess.Popen([*command, "--log-level", "warning"], env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -57,7 +62,10 @@ def server(service: Service, database_url: str) -> Iterator[str]:
 @pytest.fixture
 def pull(server: str, service: Service, tmp_path: Path) -> Callable[..., Any]:
     """Run client code against the server in a fresh process and cache; what it prints last is JSON and comes back."""
+    return puller(server, service, tmp_path)
 
+
+def puller(server: str, service: Service, tmp_path: Path) -> Callable[..., Any]:
     def run(code: str, *, token: str | None = None) -> Any:
         given = token if token is not None else service.keys["read"]["Authorization"].removeprefix("Bearer ")
         environment = {

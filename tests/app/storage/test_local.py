@@ -1,10 +1,14 @@
+"""What is of a folder alone; `test_store.py` has what every store promises."""
+
 import hashlib
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from app.storage.local import BlobCorrupt, BlobMissing, LocalStore
+from app.storage.local import LocalStore
+from app.storage.store import BlobCorrupt, BlobMissing
 
 CONTENT = b"what the store is given"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -19,65 +23,60 @@ def files(store: LocalStore) -> list[str]:
     return sorted(str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file())
 
 
-class TestPut:
-    def test_lies_under_its_sha256(self, store: LocalStore) -> None:
-        assert store.put(CONTENT) == SHA256
-        assert files(store) == [f"{SHA256[:2]}/{SHA256}"]
-        assert store.read(SHA256) == CONTENT and store.size(SHA256) == len(CONTENT) and SHA256 in store
+def test_layout(store: LocalStore) -> None:
+    assert files(store) == []
+    store.put(CONTENT)
+    assert files(store) == [f"{SHA256[:2]}/{SHA256}"]
+    with pytest.raises(BlobMissing):
+        store.path("../../etc/passwd")
+    store.cache("factors").mkdir()
+    (store.cache("factors") / SHA256).touch()
+    assert [blob.sha256 for blob in store.blobs()] == [SHA256]
 
-    def test_twice_is_once(self, store: LocalStore, tmp_path: Path) -> None:
-        (tmp_path / "source").write_bytes(CONTENT)
-        assert store.put(CONTENT) == store.put_file(tmp_path / "source")
-        assert len(files(store)) == 1
 
-    def test_mends_a_blob_that_was_damaged(self, store: LocalStore) -> None:
-        store.path(store.put(CONTENT)).write_bytes(b"damaged")
+def test_a_full_disk_leaves_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
         store.put(CONTENT)
-        assert store.read(SHA256) == CONTENT
-
-    def test_a_failed_write_leaves_nothing(self, store: LocalStore) -> None:
-        with pytest.raises(RuntimeError), store.writing() as file:
-            file.write(CONTENT)
-            raise RuntimeError("half way")
-        assert files(store) == []
-
-    def test_is_there_only_once_it_is_whole(self, store: LocalStore) -> None:
-        with store.writing() as file:
-            file.write(CONTENT)
-            assert SHA256 not in store
-        assert SHA256 in store
-
-    def test_a_full_disk_leaves_nothing(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            store.put(CONTENT)
-        assert files(store) == []
+    assert files(store) == []
 
 
-class TestRead:
-    def test_unknown(self, store: LocalStore) -> None:
-        for ask in (store.read, store.size, store.verified):
-            with pytest.raises(BlobMissing):
-                ask("0" * 64)
-        assert "0" * 64 not in store
+class TestRecently:
+    """A check that was made is good enough while nothing has written to the file."""
 
-    @pytest.mark.parametrize("damage", [b"What the store is given", CONTENT[:-1], CONTENT + b"!", b""])
-    def test_other_bytes_are_refused(self, store: LocalStore, damage: bytes) -> None:
-        store.path(store.put(CONTENT)).write_bytes(damage)
+    def test_is_not_read_again(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store.verified(store.put(CONTENT))
+        monkeypatch.setattr(store, "check", lambda sha256: pytest.fail("it was read"))
+        assert store.verified(SHA256, recently=True) == store.path(SHA256)
+
+    @pytest.mark.parametrize("times", ["new", "set back"])
+    def test_a_write_is_seen(self, store: LocalStore, times: str) -> None:
+        path = store.verified(store.put(CONTENT))
+        found = path.stat()
+        path.write_bytes(CONTENT[::-1])
+        if times == "set back":
+            os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
         with pytest.raises(BlobCorrupt):
-            store.read(SHA256)
-        with pytest.raises(BlobCorrupt):
-            store.verified(SHA256)
+            store.verified(SHA256, recently=True)
 
-    @pytest.mark.parametrize(
-        "name",
-        ["../../etc/passwd", "/etc/passwd", SHA256.upper(), SHA256[:-1], SHA256 + "\n", "..", "", f"{SHA256}/.."],
-    )
-    def test_nothing_but_a_sha256_becomes_a_path(self, store: LocalStore, name: str) -> None:
-        store.put(CONTENT)
-        with pytest.raises(BlobMissing):
-            store.path(name)
-        assert name not in store
+    def test_is_forgotten_after_minutes(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store.verified(store.put(CONTENT))
+        monkeypatch.setattr("app.storage.local.RECENT_SECONDS", 0.0)
+        path = store.path(SHA256)
+        monkeypatch.setattr("app.storage.local._state", lambda found: (1, 1, 1, 1))  # a flip that no time tells of
+        path.write_bytes(CONTENT[::-1])
+        with pytest.raises(BlobCorrupt):
+            store.verified(SHA256, recently=True)
+
+
+def test_sweep_takes_what_died_writes_left(store: LocalStore) -> None:
+    store.put(CONTENT)
+    old, young = store.folder / "incoming-old", store.folder / "incoming-young"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert store.sweep(before=datetime.now(UTC) - timedelta(hours=1)) == 1
+    assert files(store) == [f"{SHA256[:2]}/{SHA256}", "incoming-young"]

@@ -1,0 +1,79 @@
+"""What the database refers to in the store, and that no column is forgotten."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.db.blobs import KEPT, NO_BLOBS, all_references, referenced
+from app.db.models import Base, Checkpoint, CheckpointFile, Edit, Evaluation, Image, Model, ModelFile, Statistics
+
+LIKE_A_HASH = re.compile(r"sha\d|digest|hash|blob|checksum|files")
+
+
+def sha256(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+@pytest.fixture
+def add(session: Session) -> Callable[..., Any]:
+    def add(row: Any) -> Any:
+        session.add(row)
+        session.flush()
+        return row
+
+    return add
+
+
+@pytest.fixture
+def version(add: Callable[..., Any]) -> Checkpoint:
+    """Of a model, with one of everything that names a blob."""
+    model = add(Model(name="emoji", namespace="emender", source="emoji", digest=sha256("of files"), created_by="test"))
+    given = {"model_id": model.id, "created_by": "test"}
+    add(ModelFile(model_id=model.id, path="unet/config.json", sha256=sha256("base"), size=1))
+    add(Statistics(captions_name="test", captions_sha256=sha256("captions"), digest=sha256("moments"), **given))
+    add(Statistics(captions_name="shipped", **given))
+    add(Image(sha256=sha256("image"), width=1, height=1, size=1, created_by="test"))
+    images = {"images": [f"sha256:{sha256('picture')}"]}
+    for destination in (images, {"prompt": "robot"}):
+        add(Edit(source="dog", destination=destination, templates=["{}"], settings={}, **given))
+    checkpoint = add(Checkpoint(number=1, state="published", layers=[], options={}, **given))
+    add(CheckpointFile(checkpoint_id=checkpoint.id, path="README.md", sha256=sha256("card"), size=1))
+    files = [{"name": "report.md", "sha256": sha256("report"), "size": 1}]
+    evaluation = {"kind": "evaluation", "request": {}, "created_by": "test"}
+    add(Evaluation(checkpoint_id=checkpoint.id, files=files, **evaluation))
+    add(Evaluation(checkpoint_id=checkpoint.id, **evaluation))
+    return checkpoint
+
+
+NAMES = ("base", "captions", "moments", "image", "picture", "card", "report")
+
+
+def test_every_column_is_known() -> None:
+    """Whoever adds one that may name a blob says in `app/db/blobs.py` whether it does."""
+    columns = {f"{table.name}.{column.name}" for table in Base.metadata.sorted_tables for column in table.columns}
+    assert KEPT | NO_BLOBS <= columns
+    assert {name for name in columns if LIKE_A_HASH.search(name.partition(".")[2])} <= KEPT | NO_BLOBS
+
+
+@pytest.mark.usefixtures("version")
+def test_all_are_found(session: Session) -> None:
+    places = all_references(session)
+    assert places.keys() == {sha256(name) for name in NAMES} and len(NAMES) == len(KEPT)
+    assert places[sha256("base")] == ["model:emoji/unet/config.json"]
+    assert places[sha256("card")] == ["checkpoint:emoji/v1/README.md"]
+    assert places[sha256("report")][0].endswith("/report.md")
+    asked = {sha256(name) for name in ("base", "report", "nothing")}
+    assert referenced(session, among=asked) == asked - {sha256("nothing")}
+    assert referenced(session, among=[]) == set()
+
+
+def test_without_retracted(session: Session, version: Checkpoint) -> None:
+    version.state = "retracted"
+    session.flush()
+    assert referenced(session, among=[sha256("card")]) == {sha256("card")}
+    kept = all_references(session, retracted=False)
+    assert kept.keys() == {sha256(name) for name in NAMES if name != "card"}

@@ -1,0 +1,41 @@
+"""Every test here that asks for `store` runs on a folder and on a bucket of a real server."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import obstore
+import pytest
+
+from app.settings import Settings
+from app.storage.local import LocalStore
+from app.storage.opening import open_store
+from app.storage.s3 import S3Store
+from app.storage.store import Store, key_of
+
+Damage = Callable[[str, bytes], None]
+
+
+@pytest.fixture(params=["local", "s3"])
+def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    if request.param == "local":
+        return Settings(folder=tmp_path)
+    return Settings(**request.getfixturevalue("s3_server").settings(tmp_path))
+
+
+@pytest.fixture
+def store(store_settings: Settings) -> Store:
+    return open_store(store_settings)
+
+
+@pytest.fixture
+def damage(store: Store) -> Damage:
+    """Put other bytes under a sha256, behind the store's back."""
+
+    def write(sha256: str, content: bytes) -> None:
+        if isinstance(store, S3Store):
+            obstore.put(store._bucket, key_of(sha256), content)
+        else:
+            assert isinstance(store, LocalStore)
+            store.path(sha256).write_bytes(content)
+
+    return write
