@@ -1,6 +1,7 @@
 """Every setting of the service, in one class. Nothing else reads the environment."""
 
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ SECRETS = Path("/run/secrets")  # where container engines mount them
 class Settings(BaseSettings):
     """Read from variables named `EMENDER_<FIELD>`, for example `EMENDER_DATABASE_URL`."""
 
-    model_config = SettingsConfigDict(env_prefix="EMENDER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="EMENDER_", extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr | None = Field(None, description="postgresql://… ; none: `--embedded` starts one")
     redis_url: SecretStr | None = Field(None, description="redis://… ; none: workers poll Postgres")
@@ -27,6 +28,13 @@ class Settings(BaseSettings):
     namespace: str = Field("emender", description="the hub namespace of models registered without one")
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="folders, separated by ':', whose direct subfolders may be registered as models"
+    )
+
+    webhook_key: SecretStr | None = Field(
+        None, min_length=32, description="random; the secrets that sign webhooks are derived from it; none: no webhooks"
+    )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="CIDRs, separated by ',', in which webhooks may call besides public addresses, also by http"
     )
 
     lease_seconds: float = Field(30.0, gt=0, description="a job whose lease is not renewed for so long is requeued")
@@ -44,6 +52,11 @@ class Settings(BaseSettings):
     @classmethod
     def split_roots(cls, value: object) -> object:
         return tuple(Path(root) for root in value.split(":") if root) if isinstance(value, str) else value
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def split_networks(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @property
     def store_folder(self) -> Path:
