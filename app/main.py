@@ -28,6 +28,8 @@ from app.openapi import describe
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.settings import Settings, get_settings
 from app.storage.opening import open_store
+from app.webhooks.openapi import describe_events
+from app.webhooks.routes import router as webhooks
 
 DECODERS = 2  # uploaded images decoded at once
 EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, Unavailable)
@@ -70,9 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
         session.execute(text("SELECT version_num FROM alembic_version"))
         return {"status": "ready"}
 
-    for router in (keys, models, images, edits, checkpoints, evaluations, audit):
+    for router in (keys, models, images, edits, checkpoints, evaluations, audit, webhooks):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
     app.include_router(hub)
+    describe_events(app)
     describe(app)
     return app
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -121,7 +122,12 @@ class Stack:
         if self._postgres is not None:
             self._lock = _lock(self.settings.folder)
             self._postgres.start()
-            self.settings = self.settings.model_copy(update={"database_url": SecretStr(self._postgres.url)})
+            self.settings = self.settings.model_copy(
+                update={
+                    "database_url": SecretStr(self._postgres.url),
+                    "webhook_key": self.settings.webhook_key or _kept_secret(self.settings.folder / "webhook-key"),
+                }
+            )
         if self.settings.database_url is None:
             raise ServeError(
                 "EMENDER_DATABASE_URL is not set: set it, or use --embedded to start a Postgres of our own."
@@ -242,8 +248,10 @@ def variables(settings: Settings) -> dict[str, str]:
                 text = secret.get_secret_value()
             case Path() as path:
                 text = str(path.absolute())
-            case tuple() as paths:
-                text = ":".join(str(path.absolute()) for path in paths)
+            case tuple() as parts if all(isinstance(part, Path) for part in parts):
+                text = ":".join(str(path.absolute()) for path in parts)
+            case tuple() as parts:
+                text = ",".join(str(part) for part in parts)
             case value:
                 text = str(value)
         found[f"EMENDER_{name.upper()}"] = text
@@ -261,6 +269,13 @@ def _lock(folder: Path) -> TextIO:
             f"Another `emender serve --embedded` runs in {folder}: stop it, or set EMENDER_FOLDER."
         ) from error
     return file
+
+
+def _kept_secret(path: Path) -> SecretStr:
+    """The secret in the file, which only its owner may read; made where there is none."""
+    if not path.exists():
+        _write_secret(path, secrets.token_hex(32))
+    return SecretStr(path.read_text().strip())
 
 
 def _write_secret(path: Path, secret: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ SECRETS = Path("/run/secrets")  # where container engines mount them
 class Settings(BaseSettings):
     """Read from variables named `EMENDER_<FIELD>`, for example `EMENDER_DATABASE_URL`."""
 
-    model_config = SettingsConfigDict(env_prefix="EMENDER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="EMENDER_", extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr | None = Field(None, description="postgresql://… ; none: `--embedded` starts one")
     redis_url: SecretStr | None = Field(None, description="redis://… ; none: workers poll Postgres")
@@ -37,6 +38,13 @@ class Settings(BaseSettings):
     namespace: str = Field("emender", description="the hub namespace of models registered without one")
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="folders, separated by ':', whose direct subfolders may be registered as models"
+    )
+
+    webhook_key: SecretStr | None = Field(
+        None, min_length=32, description="random; the secrets that sign webhooks are derived from it; none: no webhooks"
+    )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="CIDRs, separated by ',', in which webhooks may call besides public addresses, also by http"
     )
 
     lease_seconds: float = Field(30.0, gt=0, description="a job whose lease is not renewed for so long is requeued")
@@ -65,6 +73,11 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?", value):
             raise ValueError("Give a folder, or a bucket as s3://bucket/prefix.")
         return value
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def split_networks(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @property
     def store_folder(self) -> Path:

@@ -12,13 +12,17 @@ from sqlalchemy.orm import Session
 
 from app.audit.schemas import AuditEventOut, Verification
 from app.db.models import AuditEvent
+from app.webhooks.announce import announce
 
 GENESIS = bytes(32)
 LOCK = 0x61756469  # an advisory lock held to the end of the transaction: events are written one after the other
 
 
 def record(session: Session, *, actor: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:
-    """Add an event to the caller's transaction; `details` is JSON and never holds a secret."""
+    """Add an event to the caller's transaction; `details` is JSON and never holds a secret.
+
+    Webhooks that asked for it are told: their deliveries are part of the transaction.
+    """
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     last = session.scalars(select(AuditEvent).order_by(AuditEvent.sequence.desc()).limit(1)).first()
     event = AuditEvent(
@@ -33,6 +37,7 @@ def record(session: Session, *, actor: str, action: str, target: str, details: d
     event.hash = digest(event)
     session.add(event)
     session.flush()
+    announce(session, event)
 
 
 def digest(event: AuditEvent) -> bytes:

@@ -313,6 +313,47 @@ class IdempotencyKey(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
 
+class Webhook(Identified, Base):
+    """A receiver of events. Its secret is derived from the service's webhook key and `salt`, and kept nowhere."""
+
+    __tablename__ = "webhooks"
+
+    url: Mapped[str]
+    events: Mapped[list[str]]
+    description: Mapped[str | None]
+    enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None]
+    key_id: Mapped[str]  # which webhook key
+    salt: Mapped[bytes]
+    previous_salt: Mapped[bytes | None]  # after a rotation both secrets sign, until `previous_until`
+    previous_until: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]  # the first failure after the last success
+    held_until: Mapped[datetime] = mapped_column(server_default=func.now())  # by a sender, or at rest after a failure
+    holds: Mapped[int] = mapped_column(default=0)  # counts them: only the last may write
+    created_by: Mapped[str]
+
+
+class WebhookDelivery(Identified, Base):
+    """An event on its way to one receiver: written with the state change, sent after its commit."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        one_of("state", "pending", "delivered", "failed"),
+        Index(None, "webhook_id", "id"),
+        Index("ix_webhook_deliveries_due", "webhook_id", "due_at", "id", postgresql_where="state = 'pending'"),
+    )
+
+    webhook_id: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    message_id: Mapped[str]  # the same however often the event is sent to this receiver
+    event: Mapped[str]
+    body: Mapped[str]  # as it is signed and sent
+    state: Mapped[str] = mapped_column(default="pending")
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    tries: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[list[JsonObject]] = mapped_column(default=list)  # number, at, status, error, seconds, excerpt
+    ended_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
 class AuditEvent(Base):
     """Who changed what, when and why. Each row carries the hash of the one before."""
 

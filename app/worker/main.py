@@ -8,7 +8,7 @@ import threading
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.db.engine import connect, sessions
+from app.db.engine import Sessions, connect, sessions
 from app.idempotency import forget
 from app.observability import logging
 from app.queueing.bell import Bell, BellBroken
@@ -18,9 +18,13 @@ from app.queueing.rq import RedisBell
 from app.queueing.sweeper import requeue_expired, ring_again
 from app.settings import Settings, get_settings
 from app.storage.opening import open_store
+from app.webhooks.queries import forget as forget_deliveries
+from app.webhooks.sender import open_sender
 from app.worker.runner import Runner, fail
 
 log = structlog.get_logger()
+
+SENDERS = 2  # a receiver that answers slowly holds up one of them
 
 
 def run(settings: Settings) -> None:
@@ -41,6 +45,7 @@ def run(settings: Settings) -> None:
         daemon=True,
     )
     housekeeping.start()
+    start_senders(settings, factory, stopping=stopping)
     device = runner.context.pipelines.prepare()
     for number in (signal.SIGTERM, signal.SIGINT):  # until here nothing is held, and a signal may end us at once
         signal.signal(number, lambda *_: stopping.set())
@@ -58,8 +63,23 @@ def open_bell(settings: Settings, *, worker: str = "") -> Bell:
     return RedisBell(settings.redis_url.get_secret_value(), poll_seconds=settings.poll_seconds, worker=worker)
 
 
+def start_senders(settings: Settings, factory: Sessions, *, stopping: threading.Event) -> None:
+    """Send webhooks in threads of their own: they wait for receivers, and shall not hold up the jobs.
+
+    None is waited for at the end. What a worker was sending when it ended, another sends again.
+    """
+    sender = open_sender(settings, factory)
+    if sender is None:
+        log.info("webhooks are left to workers that have EMENDER_WEBHOOK_KEY")
+        return
+    given = {"stopping": stopping, "poll_seconds": settings.poll_seconds}
+    for number in range(SENDERS):
+        threading.Thread(target=sender.run, kwargs=given, name=f"webhooks-{number}", daemon=True).start()
+
+
 def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None:
-    """Dispatch the outbox, requeue what lost its worker, announce what was not heard, forget old answers.
+    """Dispatch the outbox, requeue what lost its worker, announce what was not heard, forget old answers and
+    deliveries.
 
     Every worker does this each `poll_seconds`, in a thread: the loss of any process delays it and loses nothing.
     """
@@ -77,6 +97,7 @@ def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None
             with runner.sessions() as session:
                 ring_again(session, bell=bell)
                 forget(session)
+                forget_deliveries(session)
                 session.commit()
             broken = False
         except BellBroken as error:

@@ -123,7 +123,7 @@ def test_each_operation_is_refused_to_other_scopes(client, keys, ours):
     assert table["post /v1/models"] == {"admin"}
     assert table["post /v1/images"] == {"edit", "admin"}
     for operation, admitted in table.items():
-        if operation.split()[1].startswith(("/v1/keys", "/v1/audit")):
+        if operation.split()[1].startswith(("/v1/keys", "/v1/audit", "/v1/webhooks")):
             assert admitted == {"admin"}, operation
         elif operation.startswith("get"):
             assert admitted == {"read", "admin"}, operation

@@ -1,0 +1,44 @@
+"""What can be wrong with a request about webhooks."""
+
+from uuid import UUID
+
+from app.problems import Conflict, NotFound
+
+
+class WebhookNotFound(NotFound):
+    title = "Webhook not found"
+
+    def __init__(self, webhook_id: UUID) -> None:
+        super().__init__(f"There is no webhook {webhook_id}.")
+
+
+class DeliveryNotFound(NotFound):
+    title = "Delivery not found"
+
+    def __init__(self, delivery_id: UUID) -> None:
+        super().__init__(f"There is no delivery {delivery_id} of this webhook. What has ended is kept for 30 days.")
+
+
+class WebhookKeyMissing(Conflict):
+    title = "Webhook key missing"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This service has no key to derive signing secrets from: set EMENDER_WEBHOOK_KEY, or the secret file "
+            "emender_webhook_key, to 32 random characters or more (openssl rand -hex 32), for the API and the workers "
+            "alike."
+        )
+
+
+class TooManyWebhooks(Conflict):
+    title = "Too many webhooks"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"There are {limit} webhooks, which is the limit; delete one that is not needed.")
+
+
+class WebhookDisabled(Conflict):
+    title = "Webhook disabled"
+
+    def __init__(self, webhook_id: UUID) -> None:
+        super().__init__(f"The webhook {webhook_id} is disabled; enable it first (PATCH, enabled: true).")

@@ -1,0 +1,49 @@
+"""The events in the OpenAPI document, as its `webhooks`."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import FastAPI, Header
+
+from app.webhooks.payloads import (
+    AliasMovedEvent,
+    CheckpointPublishedEvent,
+    EditFailedEvent,
+    EditReadyEvent,
+    Event,
+    PingEvent,
+)
+
+MessageId = Annotated[str, Header(description="the same at each try: what came twice shows by it")]
+Timestamp = Annotated[int, Header(description="of this try, in Unix seconds")]
+Signature = Annotated[
+    str, Header(description="`v1,<base64>` over id, timestamp and body; after a rotation, two of them")
+]
+
+EVENTS: dict[type[Event], str] = {
+    EditReadyEvent: "An edit's value was found.",
+    EditFailedEvent: "An edit failed; the problem says why.",
+    CheckpointPublishedEvent: "A version was published.",
+    AliasMovedEvent: "An alias points at another version, or was deleted. Also when apply moved it.",
+    PingEvent: "Asked for by `POST /v1/webhooks/{webhook_id}/test`.",
+}
+
+
+def describe_events(app: FastAPI) -> None:
+    """Document what receivers are sent. Nothing here is served."""
+    for event, meaning in EVENTS.items():
+        app.webhooks.post(
+            event.model_fields["type"].default,
+            description=f"{meaning} An answer of 2xx within 15 seconds is success; 410 disables the webhook.",
+            tags=["webhooks"],
+            responses={"2XX": {"description": "received"}, "default": {"description": "tried again later"}},
+        )(_receiver(event))
+
+
+def _receiver(event: type[Event]) -> Callable[..., None]:
+    def receive(webhook_id: MessageId, webhook_timestamp: Timestamp, webhook_signature: Signature, event) -> None:  # type: ignore[no-untyped-def]
+        pass
+
+    receive.__annotations__["event"] = event
+    receive.__name__ = event.__name__
+    return receive

@@ -1,0 +1,83 @@
+"""What is sent: small, without secrets; ids, names, and where to read the rest. The models document it in OpenAPI."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from app.models.schemas import ProblemNote
+
+EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
+
+Path = Annotated[str, Field(description="below the service's URL: where to read the rest")]
+
+
+class EditEnded(BaseModel):
+    id: UUID
+    model: str
+    source: str
+    state: Literal["ready", "failed"]
+    problem: ProblemNote | None = Field(description="why it failed")
+    path: Path = Field(examples=["/v1/edits/0192d0e4-5a7b-7c3d-8e9f-0a1b2c3d4e5f"])
+
+
+class CheckpointPublished(BaseModel):
+    model: str = Field(examples=["emoji"])
+    version: str = Field(examples=["v3"])
+    commit: str
+    path: Path = Field(examples=["/v1/models/emoji/checkpoints/v3"])
+
+
+class AliasMoved(BaseModel):
+    """`to` is null where the alias was deleted, `from` where it was created."""
+
+    model: str = Field(examples=["emoji"])
+    alias: str = Field(examples=["production"])
+    from_: str | None = Field(alias="from", examples=["v2"])
+    to: str | None = Field(examples=["v3"])
+    moved_by: str = Field(examples=["key:1f2e3d4c5b6a"])
+    path: Path = Field(examples=["/v1/models/emoji/aliases/production"])
+
+
+class Ping(BaseModel):
+    webhook: UUID
+
+
+class Event(BaseModel):
+    """What all events share: `type`, `timestamp` (RFC 3339, UTC: when it happened) and `data`."""
+
+    timestamp: datetime
+
+
+class EditReadyEvent(Event):
+    type: Literal["edit.ready"] = "edit.ready"
+    data: EditEnded
+
+
+class EditFailedEvent(Event):
+    type: Literal["edit.failed"] = "edit.failed"
+    data: EditEnded
+
+
+class CheckpointPublishedEvent(Event):
+    type: Literal["checkpoint.published"] = "checkpoint.published"
+    data: CheckpointPublished
+
+
+class AliasMovedEvent(Event):
+    type: Literal["alias.moved"] = "alias.moved"
+    data: AliasMoved
+
+
+class PingEvent(Event):
+    type: Literal["webhook.ping"] = "webhook.ping"
+    data: Ping
+
+
+AnyEvent = EditReadyEvent | EditFailedEvent | CheckpointPublishedEvent | AliasMovedEvent | PingEvent
+
+
+def body(event: AnyEvent) -> str:
+    """The event as it is signed and sent."""
+    return event.model_dump_json(by_alias=True)

@@ -1,0 +1,108 @@
+"""Webhooks: events that receivers are told of by signed POSTs."""
+
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+
+from app.auth.dependencies import AdminPrincipal
+from app.dependencies import Page, PageDep, SessionDep, SettingsDep
+from app.idempotency import keep_instead
+from app.problems import documented
+from app.routing import Route
+from app.webhooks import service
+from app.webhooks.errors import DeliveryNotFound, TooManyWebhooks, WebhookDisabled, WebhookKeyMissing, WebhookNotFound
+from app.webhooks.schemas import DeliveryOut, WebhookCreate, WebhookCreated, WebhookListed, WebhookUpdate
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=Route)
+
+
+@router.post("", status_code=201, responses=documented(WebhookKeyMissing, TooManyWebhooks))
+def create_webhook(
+    session: SessionDep,
+    settings: SettingsDep,
+    principal: AdminPrincipal,
+    webhook: WebhookCreate,
+    request: Request,
+    response: Response,
+) -> WebhookCreated:
+    """Create a webhook. Its signing secret is in this answer and nowhere else."""
+    created = service.create_webhook(session, webhook, settings=settings, actor=principal.actor)
+    response.headers["Location"] = f"/v1/webhooks/{created.id}"
+    return _once(created, request, response)
+
+
+@router.get("")
+def list_webhooks(session: SessionDep, settings: SettingsDep, _: AdminPrincipal, page: PageDep) -> Page[WebhookListed]:
+    """List webhooks, newest first."""
+    return service.list_webhooks(session, page=page, settings=settings)
+
+
+@router.get("/{webhook_id}", responses=documented(WebhookNotFound))
+def get_webhook(session: SessionDep, settings: SettingsDep, _: AdminPrincipal, webhook_id: UUID) -> WebhookListed:
+    """One webhook, without its secret."""
+    return service.read_webhook(session, webhook_id=webhook_id, settings=settings)
+
+
+@router.patch("/{webhook_id}", responses=documented(WebhookNotFound))
+def update_webhook(
+    session: SessionDep, settings: SettingsDep, principal: AdminPrincipal, webhook_id: UUID, update: WebhookUpdate
+) -> WebhookListed:
+    """Change, disable or enable a webhook. Enabling one that was disabled forgets its failures."""
+    return service.update_webhook(
+        session, webhook_id=webhook_id, update=update, settings=settings, actor=principal.actor
+    )
+
+
+@router.delete("/{webhook_id}", status_code=204, responses=documented(WebhookNotFound))
+def delete_webhook(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID) -> None:
+    """Delete a webhook and its deliveries. A delivery that is being sent may still arrive."""
+    service.delete_webhook(session, webhook_id=webhook_id, actor=principal.actor)
+
+
+@router.post("/{webhook_id}/rotate", responses=documented(WebhookNotFound, WebhookKeyMissing))
+def rotate_secret(
+    session: SessionDep,
+    settings: SettingsDep,
+    principal: AdminPrincipal,
+    webhook_id: UUID,
+    request: Request,
+    response: Response,
+) -> WebhookCreated:
+    """Another signing secret, in this answer only. For 24 hours deliveries are signed with the one before as well."""
+    rotated = service.rotate_secret(session, webhook_id=webhook_id, settings=settings, actor=principal.actor)
+    return _once(rotated, request, response)
+
+
+@router.post("/{webhook_id}/test", status_code=202, responses=documented(WebhookNotFound, WebhookDisabled))
+def send_ping(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID) -> DeliveryOut:
+    """Send a `webhook.ping`. The delivery says what came of it."""
+    return service.send_ping(session, webhook_id=webhook_id, actor=principal.actor)
+
+
+@router.get("/{webhook_id}/deliveries", responses=documented(WebhookNotFound))
+def list_deliveries(session: SessionDep, _: AdminPrincipal, webhook_id: UUID, page: PageDep) -> Page[DeliveryOut]:
+    """What was sent or is to be sent, newest first, with each try. What has ended is kept for 30 days."""
+    return service.list_deliveries(session, webhook_id=webhook_id, page=page)
+
+
+@router.get("/{webhook_id}/deliveries/{delivery_id}", responses=documented(WebhookNotFound, DeliveryNotFound))
+def get_delivery(session: SessionDep, _: AdminPrincipal, webhook_id: UUID, delivery_id: UUID) -> DeliveryOut:
+    """One delivery, with each try."""
+    return service.read_delivery(session, webhook_id=webhook_id, delivery_id=delivery_id)
+
+
+@router.post(
+    "/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    responses=documented(WebhookNotFound, DeliveryNotFound, WebhookDisabled),
+)
+def redeliver(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID, delivery_id: UUID) -> DeliveryOut:
+    """Send a message again under the same `webhook-id`, as a new delivery."""
+    return service.redeliver(session, webhook_id=webhook_id, delivery_id=delivery_id, actor=principal.actor)
+
+
+def _once(created: WebhookCreated, request: Request, response: Response) -> WebhookCreated:
+    """The answer that shows the secret; one that is replayed shows none."""
+    response.headers["Cache-Control"] = "no-store"
+    keep_instead(request, created.model_copy(update={"secret": None}))
+    return created
