@@ -26,13 +26,14 @@ from app.observability import logging
 from app.observability.requests import RequestLog
 from app.openapi import describe
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
+from app.rate_limits import RateLimitHeaders, RateLimits, TooManyRequests
 from app.settings import Settings, get_settings
 from app.storage.opening import open_store
 from app.webhooks.openapi import describe_events
 from app.webhooks.routes import router as webhooks
 
 DECODERS = 2  # uploaded images decoded at once
-EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, Unavailable)
+EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, TooManyRequests, Unavailable)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -57,8 +58,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.sessions = sessions(engine)
     app.state.store = open_store(settings)
+    app.state.rate_limits = RateLimits(settings)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RateLimitHeaders)
     app.add_middleware(RequestLog)
 
     @app.get("/healthz", tags=["health"])

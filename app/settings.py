@@ -6,10 +6,29 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from limits.util import parse_many
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.models.names import Name
+
 SECRETS = Path("/run/secrets")  # where container engines mount them
+OFF = "off"
+
+
+def _rate(text: str) -> str:
+    if text == OFF:
+        return text
+    try:
+        (limit,) = parse_many(text)
+    except ValueError:
+        limit = None
+    if limit is None or limit.amount < 1:
+        raise ValueError(f"{text!r} is no limit: write a number per period, such as 600/minute or 100/second, or off")
+    return text
+
+
+Rate = Annotated[str, AfterValidator(_rate)]
 
 
 class Settings(BaseSettings):
@@ -35,7 +54,7 @@ class Settings(BaseSettings):
     port: int = 8000
     url: str | None = Field(None, description="where the commands find the service; default: host and port")
     api_key: SecretStr | None = Field(None, description="the commands' key; default: that in <folder>/admin-key")
-    namespace: str = Field("emender", description="the hub namespace of models registered without one")
+    namespace: Name = Field("emender", description="the hub namespace of models registered without one")
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="folders, separated by ':', whose direct subfolders may be registered as models"
     )
@@ -57,6 +76,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(32 * 2**20, description="largest JSON or NDJSON body")
     max_image_bytes: int = 20 * 10**6
     max_image_pixels: int = 40 * 10**6
+
+    rate_limit: Rate = Field("12000/minute", description="requests of one key, or of one address without a valid key")
+    wrong_key_limit: Rate = Field("30/minute", description="requests of one address with wrong keys")
 
     @field_validator("model_roots", mode="before")
     @classmethod

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.auth import service
 from app.auth.schemas import Scope
 from app.dependencies import SessionDep
 from app.problems import Forbidden, Unauthorized
+from app.rate_limits import RateLimitsDep, address_of
 
 bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer em_<id>_<secret>`")
 
@@ -25,15 +26,22 @@ class Principal:
 
 
 def authenticate(
-    session: SessionDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+    request: Request,
+    session: SessionDep,
+    limits: RateLimitsDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
-    """The principal of a valid, unrevoked key; 401 otherwise."""
-    challenge = {"WWW-Authenticate": "Bearer"}
+    """The principal of a valid, unrevoked key; 401 otherwise, and 429 for one who asks or is wrong too often."""
+    challenge, address = {"WWW-Authenticate": "Bearer"}, address_of(request)
     if credentials is None:
+        request.state.rate_limit = limits.count(address)
         raise Unauthorized("This call needs an API key: Authorization: Bearer em_…", headers=challenge)
+    limits.check_key(address, credentials.credentials)
     key = service.authenticate(session, token=credentials.credentials)
     session.commit()  # that the key was used stays, whatever becomes of the request; and no lock on its row is held
+    request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address)
     if key is None:
+        limits.count_wrong_key(address, credentials.credentials)
         raise Unauthorized("This API key is unknown or was revoked.", headers=challenge)
     return Principal(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))
 

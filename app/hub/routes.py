@@ -4,22 +4,20 @@ With `HF_ENDPOINT` at this service, revisions are versions (`v3`), aliases (`pro
 alias `production` points at, else the newest published version. A revision serves the whole pipeline.
 """
 
-from datetime import UTC
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
 
-from app.auth.dependencies import authenticate, bearer, requires
+from app.auth.dependencies import Principal, authenticate, bearer, requires
 from app.checkpoints.delivery import deliver
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
-from app.checkpoints.publish import StoredFile
 from app.checkpoints.queries import MAIN, checkpoint_at
 from app.checkpoints.service import ServedFile
 from app.db.models import Model
 from app.dependencies import SessionDep, StoreDep
-from app.hub import queries
+from app.hub import listing, queries
 from app.hub.errors import (
     EntryNotFound,
     RepoNotFound,
@@ -29,39 +27,55 @@ from app.hub.errors import (
     TokenInvalid,
     TokenMissing,
 )
-from app.hub.queries import Reference, Revision
+from app.hub.queries import Revision
 from app.problems import Forbidden, Unauthorized, documented
+from app.rate_limits import RateLimitsDep, TooManyRequests
 from app.text import Text
 
-POINTER_SIZE = 134  # bytes of the git-lfs pointer that the Hub would keep in its place
+MAX_PAGE = 1000  # entries of a tree
 
 
-def check_reader(
-    session: SessionDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
-) -> None:
-    """A key with the scope `read`, sent as a Hub token; what is wrong with it is said in the Hub's words."""
-    if credentials is None:
-        raise TokenMissing("This endpoint needs a token: an API key with the scope 'read'.", challenge=True)
+def check_key(
+    request: Request,
+    session: SessionDep,
+    limits: RateLimitsDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
+) -> Principal:
+    """A key, sent as a Hub token; what is wrong with it is said in the Hub's words."""
     try:
-        requires("read")(authenticate(session, credentials))
+        return authenticate(request, session, limits, credentials)
     except Unauthorized:
+        if credentials is None:
+            needed = "This endpoint needs a token: an API key with the scope 'read'."
+            raise TokenMissing(needed, challenge=True) from None
         raise TokenInvalid(TokenInvalid.MESSAGE, challenge=True) from None
+
+
+def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
+    """A key with the scope `read`."""
+    try:
+        requires("read")(principal)
     except Forbidden as error:
         raise ScopeMissing(error.detail) from None
 
 
-router = APIRouter(
-    tags=["hub"], dependencies=[Depends(check_reader)], responses=documented(RepoNotFound, TokenMissing, ScopeMissing)
-)
+EVERYWHERE = documented(RepoNotFound, TokenMissing, ScopeMissing, TooManyRequests)
+router = APIRouter(tags=["hub"], responses=EVERYWHERE)
+reading = APIRouter(dependencies=[Depends(check_reader)])
 
 Part = Annotated[Text, Path(max_length=96)]
 Rev = Annotated[Text, Path(max_length=96, examples=["production", "v3"])]
+AnyRev = Annotated[Text, Path(max_length=200, examples=["production", "refs/heads/production"])]
+Recursive = Annotated[bool, Query(description="also what lies in folders")]
+Expand = Annotated[bool, Query(description="name the last commit of each entry")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Cursor = Annotated[str | None, Query(max_length=1000, description="of the next page, from the header Link")]
 
 RESOLVE = "/{namespace}/{repo}/resolve/{revision}/{path:path}"
 
 
-@router.head(RESOLVE, include_in_schema=False)
-@router.get(
+@reading.head(RESOLVE, include_in_schema=False)
+@reading.get(
     RESOLVE,
     response_class=Response,
     responses={
@@ -76,6 +90,7 @@ def resolve(
     session: SessionDep, store: StoreDep, request: Request, namespace: Part, repo: Part, revision: Rev, path: str
 ) -> Response:
     """Download a file of a revision."""
+    revision, path = _split(f"{revision}/{path}")
     found = _revision(session, namespace=namespace, repo=repo, revision=revision)
     file = found.files.get(path)
     if file is None:
@@ -84,59 +99,122 @@ def resolve(
     return deliver(request, served, store=store, headers={"X-Repo-Commit": found.commit})
 
 
-@router.get("/api/models/{namespace}/{repo}")
+@reading.get("/api/models/{namespace}/{repo}")
 def model_info(session: SessionDep, namespace: Part, repo: Part, blobs: bool = False) -> dict[str, Any]:
     """Describe the revision `main` and list its files."""
-    return _info(_revision(session, namespace=namespace, repo=repo, revision=MAIN), blobs=blobs)
+    return listing.info(_revision(session, namespace=namespace, repo=repo, revision=MAIN), blobs=blobs)
 
 
-@router.get(
-    "/api/models/{namespace}/{repo}/revision/{revision}", responses=documented(RevisionNotFound, RevisionRetracted)
+@reading.get("/api/models/{namespace}/{repo}/auth-check", status_code=204)
+def auth_check(session: SessionDep, namespace: Part, repo: Part) -> None:
+    """Whether the model is there and the key may read it."""
+    _model(session, namespace=namespace, repo=repo)
+
+
+@reading.get(
+    "/api/models/{namespace}/{repo}/revision/{revision:path}",
+    responses=documented(RevisionNotFound, RevisionRetracted),
 )
 def revision_info(
-    session: SessionDep, namespace: Part, repo: Part, revision: Rev, blobs: bool = False
+    session: SessionDep, namespace: Part, repo: Part, revision: AnyRev, blobs: bool = False
 ) -> dict[str, Any]:
     """Describe a revision and list its files."""
-    return _info(_revision(session, namespace=namespace, repo=repo, revision=revision), blobs=blobs)
+    name, rest = _split(revision)
+    if rest:
+        raise _no_revision(namespace, repo, revision)
+    return listing.info(_revision(session, namespace=namespace, repo=repo, revision=name), blobs=blobs)
 
 
 TREE = "/api/models/{namespace}/{repo}/tree/{revision}"
 
 
-@router.get(TREE, responses=documented(RevisionNotFound, RevisionRetracted))
-def root_tree(
+@reading.get(TREE, responses=documented(RevisionNotFound, RevisionRetracted))
+@reading.get(TREE + "/{folder:path}", responses=documented(RevisionNotFound, RevisionRetracted, EntryNotFound))
+def tree(
     session: SessionDep,
+    request: Request,
+    response: Response,
     namespace: Part,
     repo: Part,
     revision: Rev,
-    recursive: Annotated[bool, Query(description="also what lies in folders")] = False,
+    folder: str = "",
+    recursive: Recursive = False,
+    expand: Expand = False,
+    limit: Limit = MAX_PAGE,
+    cursor: Cursor = None,
 ) -> list[dict[str, Any]]:
-    """List the files and folders of a revision."""
+    """List the files and folders of a revision, or of a folder of it. The header `Link` leads to the next page."""
+    revision, folder = _split(f"{revision}/{folder}")
     found = _revision(session, namespace=namespace, repo=repo, revision=revision)
-    return _tree(found, folder="", recursive=recursive)
-
-
-@router.get(TREE + "/{folder:path}", responses=documented(RevisionNotFound, RevisionRetracted, EntryNotFound))
-def folder_tree(
-    session: SessionDep, namespace: Part, repo: Part, revision: Rev, folder: str, recursive: bool = False
-) -> list[dict[str, Any]]:
-    """List the files and folders below a folder of a revision."""
-    found = _revision(session, namespace=namespace, repo=repo, revision=revision)
-    entries = _tree(found, folder=folder.strip("/") + "/", recursive=recursive)
+    entries = listing.tree(found, folder=folder, recursive=recursive, expand=expand)
     if not entries:
         raise EntryNotFound(f"There is no folder {folder[:200]!r} in {found.repo}.", commit=found.commit)
+    entries, following = listing.page(entries, limit=limit, cursor=cursor)
+    if following is not None:
+        response.headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
     return entries
 
 
-@router.get("/api/models/{namespace}/{repo}/refs")
+@reading.post(
+    "/api/models/{namespace}/{repo}/paths-info/{revision:path}",
+    responses=documented(RevisionNotFound, RevisionRetracted),
+)
+def paths_info(
+    session: SessionDep,
+    namespace: Part,
+    repo: Part,
+    revision: AnyRev,
+    paths: Annotated[list[str], Form(max_length=MAX_PAGE)],
+    expand: Annotated[bool, Form()] = False,
+) -> list[dict[str, Any]]:
+    """Describe those of the given files and folders that a revision has."""
+    name, rest = _split(revision)
+    if rest:
+        raise _no_revision(namespace, repo, revision)
+    found = _revision(session, namespace=namespace, repo=repo, revision=name)
+    wanted = {path.strip("/") for path in paths}
+    return [entry for entry in listing.tree(found, recursive=True, expand=expand) if entry["path"] in wanted]
+
+
+@reading.get("/api/models/{namespace}/{repo}/refs")
 def refs(session: SessionDep, namespace: Part, repo: Part) -> dict[str, list[dict[str, str]]]:
     """List the revisions: aliases as branches, versions as tags."""
     model = _model(session, namespace=namespace, repo=repo)
     return {
-        "branches": [_ref(reference, kind="heads") for reference in queries.branches(session, model=model)],
-        "tags": [_ref(reference, kind="tags") for reference in queries.tags(session, model=model)],
+        "branches": [listing.ref(reference, kind="heads") for reference in queries.branches(session, model=model)],
+        "tags": [listing.ref(reference, kind="tags") for reference in queries.tags(session, model=model)],
         "converts": [],
     }
+
+
+@router.get("/api/whoami-v2")
+def whoami(principal: Annotated[Principal, Depends(check_key)]) -> dict[str, Any]:
+    """Name the key that was sent, for `hf auth whoami` and `hf auth login`."""
+    role = "read" if principal.scopes == {"read"} else "write"
+    return {
+        "type": "user",
+        "name": principal.actor,
+        "fullname": principal.name,
+        "orgs": [],
+        "auth": {"type": "access_token", "accessToken": {"displayName": principal.name, "role": role}},
+    }
+
+
+router.include_router(reading)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """What follows `resolve/`, `tree/` or `revision/`, as revision and rest: `refs/heads/x` and `refs/tags/v1`, as
+    /refs lists them, are `x` and `v1`."""
+    parts = path.split("/", 3)
+    if parts[0] == "refs" and len(parts) > 2 and parts[1] in ("heads", "tags"):
+        return parts[2], "".join(parts[3:])
+    revision, _, rest = path.partition("/")
+    return revision, rest
+
+
+def _no_revision(namespace: str, repo: str, revision: str) -> RevisionNotFound:
+    return RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {revision[:200]!r}.")
 
 
 def _model(session: Session, *, namespace: str, repo: str) -> Model:
@@ -150,63 +228,9 @@ def _revision(session: Session, *, namespace: str, repo: str, revision: str) -> 
     model = _model(session, namespace=namespace, repo=repo)
     checkpoint = checkpoint_at(session, model_id=model.id, revision=revision)
     if checkpoint is None:
-        raise RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {revision!r}.")
+        raise _no_revision(namespace, repo, revision)
     if checkpoint.state == "retracted":
         raise RevisionRetracted(f"{namespace}/{repo} at {revision} is v{checkpoint.number}, which was retracted.")
     if checkpoint.state != "published":
         raise RevisionNotFound(f"{namespace}/{repo} at {revision} is {checkpoint.state}, not published.")
     return queries.read_revision(session, model=model, checkpoint=checkpoint)
-
-
-def _info(revision: Revision, *, blobs: bool) -> dict[str, Any]:
-    published = revision.published_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    tags = ["diffusers", "safetensors", "text-to-image", f"version:{revision.version}"]
-    return {
-        "id": revision.repo,
-        "modelId": revision.repo,
-        "sha": revision.commit,
-        "lastModified": published,
-        "private": True,
-        "gated": False,
-        "disabled": False,
-        "tags": tags,
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "siblings": [_sibling(file, blobs=blobs) for file in revision.files.values()],
-    }
-
-
-def _sibling(file: StoredFile, *, blobs: bool) -> dict[str, Any]:
-    sibling: dict[str, Any] = {"rfilename": file.path}
-    if blobs:
-        sibling |= {"size": file.size, "blobId": file.sha256[:40]}
-        if _is_large(file):
-            sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": POINTER_SIZE}
-    return sibling
-
-
-def _tree(revision: Revision, *, folder: str, recursive: bool) -> list[dict[str, Any]]:
-    """Entries below `folder`, which is empty or ends in a slash; without `recursive` its direct ones."""
-    entries: dict[str, dict[str, Any]] = {}
-    for file in revision.files.values():
-        if not file.path.startswith(folder):
-            continue
-        parts = file.path[len(folder) :].split("/")
-        parents = [folder + "/".join(parts[:depth]) for depth in range(1, len(parts))]
-        for parent in parents if recursive else parents[:1]:
-            entries[parent] = {"type": "directory", "path": parent, "oid": revision.commit, "size": 0}
-        if recursive or len(parts) == 1:
-            entry: dict[str, Any] = {"type": "file", "path": file.path, "oid": file.sha256[:40], "size": file.size}
-            if _is_large(file):
-                entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": POINTER_SIZE}
-            entries[file.path] = entry
-    return [entries[path] for path in sorted(entries)]
-
-
-def _ref(reference: Reference, *, kind: str) -> dict[str, str]:
-    return {"name": reference.name, "ref": f"refs/{kind}/{reference.name}", "targetCommit": reference.commit}
-
-
-def _is_large(file: StoredFile) -> bool:
-    """Whether the Hub would keep it in git-lfs."""
-    return file.path.endswith(".safetensors")

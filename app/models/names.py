@@ -6,7 +6,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
-RESERVED = frozenset({"v1", "api", "admin", "docs", "metrics", "healthz", "readyz", "datasets", "spaces"})
+RESERVED = frozenset(
+    {"v1", "api", "admin", "docs", "redoc", "openapi.json", "static-offline-docs", "metrics", "healthz", "readyz"}
+    | {"models", "datasets", "spaces", "kernels", "buckets"}  # kinds of repository in the Hub's URLs
+)
 
 
 def is_part(name: str) -> bool:

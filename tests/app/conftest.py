@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from app.auth.service import SCOPES, create_key
 from app.db.models import Model, ModelFile
 from app.main import create_app
+from app.rate_limits import RateLimits
 from app.settings import Settings
 from app.storage.local import LocalStore
 
@@ -57,6 +58,7 @@ def application(built: FastAPI, settings: Settings, store: LocalStore, session: 
     """The application; each request's transaction is a savepoint of the test's, which sees what it wrote."""
     built.state.settings = settings
     built.state.store = store
+    built.state.rate_limits = RateLimits(settings)
     built.state.sessions = sessionmaker(
         session.connection(), expire_on_commit=False, join_transaction_mode="create_savepoint"
     )

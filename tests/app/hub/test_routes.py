@@ -52,6 +52,8 @@ class TestResolve:
             first,
             second,
         ]
+        assert [commit(f"refs/{name}") for name in ("heads/production", "tags/v2")] == [first, second]
+        assert commit("refs%2Ftags%2Fv2") == second
         assert commit("main") == first
         alias = "/v1/models/tiny/aliases/production"
         service.client.put(alias, json={"version": "v2"}, headers={**apply, "If-Match": "*"})
@@ -77,6 +79,8 @@ class TestResolve:
             (f"{URL}/v1/text_encoder/pytorch_model.bin", 404, "EntryNotFound"),
             (f"{URL}/v1/%2e%2e/%2e%2e/etc/passwd", 404, "EntryNotFound"),
             (f"{URL}/v1/a%00b", 404, "EntryNotFound"),
+            (f"{URL}/refs/heads/nothing/README.md", 404, "RevisionNotFound"),
+            (f"{URL}/refs%2Fpr%2F1/README.md", 404, "RevisionNotFound"),
         ],
     )
     @pytest.mark.parametrize("method", ["HEAD", "GET"])
@@ -152,6 +156,66 @@ class TestApi:
         assert [entry["path"] for entry in below] == ["text_encoder/config.json", WEIGHTS]
         url = "/api/models/emender/tiny/tree/v1/nothing"
         assert service.client.get(url, headers=service.keys["read"]).headers["X-Error-Code"] == "EntryNotFound"
+
+    @pytest.mark.usefixtures("published")
+    def test_tree_in_pages(self, service):
+        url = "/api/models/emender/tiny/tree/production?recursive=true"
+        whole = service.get(url)
+        paths, following = [], f"{url}&limit=4"
+        while following:
+            answer = service.client.get(following, headers=service.keys["read"])
+            assert 0 < len(answer.json()) <= 4
+            paths += [entry["path"] for entry in answer.json()]
+            following = answer.links.get("next", {}).get("url")
+        assert paths == [entry["path"] for entry in whole]
+        for bad in ("cursor=%21", "limit=0", "limit=1001"):
+            answer = service.client.get(f"{url}&{bad}", headers=service.keys["read"])
+            assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
+
+    def test_tree_names_the_last_commit_when_asked(self, service, published):
+        (entry,) = (
+            entry
+            for entry in service.get("/api/models/emender/tiny/tree/v1/text_encoder?expand=True")
+            if entry["path"] == WEIGHTS
+        )
+        assert (entry["lastCommit"]["id"], entry["lastCommit"]["title"]) == (published[0]["commit"], "v1")
+
+    def test_revisions_as_refs_names_them(self, service, published):
+        """Each `ref` of /refs is a revision, slashes escaped or not; other references are none."""
+        refs = service.get("/api/models/emender/tiny/refs")
+        for ref in refs["branches"] + refs["tags"]:
+            for spelt in (ref["ref"], ref["ref"].replace("/", "%2F")):
+                assert service.get(f"/api/models/emender/tiny/revision/{spelt}")["sha"] == ref["targetCommit"]
+                assert service.get(f"/api/models/emender/tiny/tree/{spelt}") == service.get(
+                    f"/api/models/emender/tiny/tree/{ref['name']}"
+                )
+                below = service.get(f"/api/models/emender/tiny/tree/{spelt}/text_encoder")
+                assert [entry["path"] for entry in below] == ["text_encoder/config.json", WEIGHTS]
+        for none in ("refs/pr/1", "refs%2Fpr%2F1", "a/b"):
+            answer = service.client.get(f"/api/models/emender/tiny/revision/{none}", headers=service.keys["read"])
+            assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "RevisionNotFound")
+
+    def test_paths_info(self, service, published):
+        url = "/api/models/emender/tiny/paths-info/v2"
+        asked = {"paths": [WEIGHTS, "unet", "nothing"], "expand": "False"}
+        found = service.client.post(url, data=asked, headers=service.keys["read"]).json()
+        assert [(entry["type"], entry["path"]) for entry in found] == [("file", WEIGHTS), ("directory", "unet")]
+        assert found[0]["lfs"]["oid"] == sha256_of(published[1])
+        answer = service.client.post(url, json={}, headers=service.keys["read"])
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/paths")
+
+    def test_whoami(self, service):
+        for scope, role in (("read", "read"), ("edit", "write")):
+            seen = service.client.get("/api/whoami-v2", headers=service.keys[scope]).json()
+            assert (seen["fullname"], seen["auth"]["accessToken"]["role"]) == (f"test {scope}", role)
+        assert service.client.get("/api/whoami-v2").status_code == 401
+
+    def test_auth_check(self, service):
+        url = "/api/models/emender/tiny/auth-check"
+        assert service.client.get(url, headers=service.keys["read"]).status_code == 204
+        assert service.client.get(url, headers=service.keys["edit"]).headers["X-Error-Code"] == "GatedRepo"
+        nobody = service.client.get("/api/models/emender/nobody/auth-check", headers=service.keys["read"])
+        assert nobody.headers["X-Error-Code"] == "RepoNotFound"
 
     def test_refs(self, service, published):
         refs = service.get("/api/models/emender/tiny/refs")

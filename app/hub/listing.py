@@ -1,0 +1,94 @@
+"""Revisions and their files in the JSON that the Hub's clients parse."""
+
+import base64
+import binascii
+from datetime import UTC
+from typing import Any
+
+from app.checkpoints.publish import StoredFile
+from app.hub.queries import Reference, Revision
+from app.problems import Unprocessable
+
+POINTER_SIZE = 134  # bytes of the git-lfs pointer that the Hub would keep in its place
+Entry = dict[str, Any]
+
+
+def info(revision: Revision, *, blobs: bool) -> Entry:
+    """A model at a revision; with `blobs`, also the size and digest of each file."""
+    tags = ["diffusers", "safetensors", "text-to-image", f"version:{revision.version}"]
+    return {
+        "id": revision.repo,
+        "modelId": revision.repo,
+        "author": revision.repo.partition("/")[0],
+        "sha": revision.commit,
+        "lastModified": _published(revision),
+        "createdAt": _published(revision),
+        "private": True,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": tags,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "siblings": [_sibling(file, blobs=blobs) for file in revision.files.values()],
+    }
+
+
+def tree(revision: Revision, *, folder: str = "", recursive: bool, expand: bool = False) -> list[Entry]:
+    """Entries below `folder`, by path; without `recursive` its direct ones. With `expand` each names its last commit:
+    that of the revision, since a revision is whole."""
+    below = folder.strip("/") + "/" if folder.strip("/") else ""
+    entries: dict[str, Entry] = {}
+    for file in revision.files.values():
+        if not file.path.startswith(below):
+            continue
+        parts = file.path[len(below) :].split("/")
+        parents = [below + "/".join(parts[:depth]) for depth in range(1, len(parts))]
+        for parent in parents if recursive else parents[:1]:
+            entries[parent] = {"type": "directory", "path": parent, "oid": revision.commit, "size": 0}
+        if recursive or len(parts) == 1:
+            entry: Entry = {"type": "file", "path": file.path, "oid": file.sha256[:40], "size": file.size}
+            if _is_large(file):
+                entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": POINTER_SIZE}
+            entries[file.path] = entry
+    if expand:
+        for entry in entries.values():
+            entry["lastCommit"] = {"id": revision.commit, "title": revision.version, "date": _published(revision)}
+    return [entries[path] for path in sorted(entries)]
+
+
+def page(entries: list[Entry], *, limit: int, cursor: str | None) -> tuple[list[Entry], str | None]:
+    """The `limit` entries after the path that `cursor` stands for, and the cursor of the next page, if there is one."""
+    if cursor is not None:
+        try:
+            after = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        except (binascii.Error, ValueError):
+            raise Unprocessable.at("cursor", "Not a cursor of ours; start again without one.") from None
+        entries = [entry for entry in entries if entry["path"] > after]
+    if len(entries) <= limit:
+        return entries, None
+    last = entries[limit - 1]["path"]
+    return entries[:limit], base64.urlsafe_b64encode(last.encode()).decode().rstrip("=")
+
+
+def ref(reference: Reference, *, kind: str) -> dict[str, str]:
+    return {"name": reference.name, "ref": f"refs/{kind}/{reference.name}", "targetCommit": reference.commit}
+
+
+def _sibling(file: StoredFile, *, blobs: bool) -> Entry:
+    sibling: Entry = {"rfilename": file.path}
+    if blobs:
+        sibling |= {"size": file.size, "blobId": file.sha256[:40]}
+        if _is_large(file):
+            sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": POINTER_SIZE}
+    return sibling
+
+
+def _published(revision: Revision) -> str:
+    return revision.published_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _is_large(file: StoredFile) -> bool:
+    """Whether the Hub would keep it in git-lfs."""
+    return file.path.endswith(".safetensors")
