@@ -27,6 +27,7 @@ from app.observability.requests import RequestLog
 from app.openapi import describe
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.settings import Settings, get_settings
+from app.signing.routes import router as signing_keys
 from app.storage.local import LocalStore
 
 DECODERS = 2  # uploaded images decoded at once
@@ -70,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         session.execute(text("SELECT version_num FROM alembic_version"))
         return {"status": "ready"}
 
-    for router in (keys, models, images, edits, checkpoints, evaluations, audit):
+    for router in (keys, models, images, edits, checkpoints, evaluations, signing_keys, audit):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
     app.include_router(hub)
     describe(app)
