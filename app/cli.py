@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ models = typer.Typer(help="Base models.", no_args_is_help=True)
 statistics = typer.Typer(help="What a model's memories are asked for in everyday use.", no_args_is_help=True)
 edits = typer.Typer(help="Corrections.", no_args_is_help=True)
 checkpoints = typer.Typer(help="Published versions.", no_args_is_help=True)
+signing_key = typer.Typer(help="The key that versions are signed with.", no_args_is_help=True)
 for name, group in {
     "keys": keys,
     "models": models,
@@ -42,11 +44,17 @@ for name, group in {
     "edits": edits,
     "checkpoints": checkpoints,
     "store": store,
+    "signing-key": signing_key,
 }.items():
     app.add_typer(group, name=name)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is done, with a progress bar.")]
 Model = Annotated[str, typer.Argument(help="The model's name.")]
+Keys = Annotated[
+    list[Path] | None,
+    typer.Option(help="The public key (PEM) that versions are signed with, or a folder of them; may be given again."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 @app.command()
@@ -71,11 +79,15 @@ def serve(
 def worker() -> None:
     """Run one more worker, until Ctrl-C."""
     from app.observability import logging
+    from app.signing.keys import SigningKeyUnusable
     from app.worker.main import run
 
     _database_url()
     logging.configure()
-    run(get_settings())
+    try:
+        run(get_settings())
+    except SigningKeyUnusable as error:
+        raise CommandError(error.detail) from error
 
 
 @app.command()
@@ -249,17 +261,105 @@ def list_checkpoints(model: Model) -> None:
 @checkpoints.command("pull")
 def pull_checkpoint(
     model: Model,
-    revision: Annotated[str, typer.Argument(help="A version, an alias or a commit.")] = "main",
-    to: Annotated[Path | None, typer.Option(help="The folder to pull into; default: <model>-<version>.")] = None,
+    revision: Annotated[str, typer.Argument(help="An alias, a version or a commit.")] = "main",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where versions are kept; default: one named as the model.")
+    ] = None,
+    key: Keys = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="Ask for no signature, only for right digests.")] = False,
+    watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Follow the alias, looking so often.")] = None,
+    keep: Annotated[int, typer.Option(help="Versions to keep, the current one too.")] = 2,
+    on_change: Annotated[str, typer.Option(metavar="COMMAND", help="Run for each version that became current.")] = "",
+    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the version before.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only verify the current version.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 10 where the version changed.")] = False,
+    json: AsJson = False,
 ) -> None:
-    """Download a version's whole pipeline with huggingface_hub, and check what was edited against its sha256."""
-    with _client() as client:
-        version = client.get(f"/v1/models/{model}/checkpoints/{revision}")["version"]
-        folder = to or Path(f"{model}-{version}")
-        checkpoint = client.pull(model, revision=version, folder=folder)
-    typer.echo(f"{version} in {folder}")
-    for file in checkpoint["files"]:
-        typer.echo(f"{file['sha256']}  {file['path']}")
+    """Bring a folder to a version, verified: FOLDER/current. The same as `deploy/pull.py`, whose --help has the exit
+    codes."""
+    from deploy import pull
+
+    options = pull.Options(
+        folder or Path(model),
+        revision=revision,
+        key=key or (),
+        unsigned=unsigned,
+        watch=watch,
+        keep=keep,
+        on_change=on_change,
+        rollback=rollback,
+        check=check,
+        exit_code=exit_code,
+        json=json,
+    )
+    if not (rollback or check):  # which ask nobody
+        with _client() as client:
+            options.endpoint, options.token = client.url, lambda: client.api_key
+            options.model = f"{client.get(f'/v1/models/{model}')['namespace']}/{model}"
+    raise typer.Exit(pull.run(options))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Where a version was downloaded.")],
+    key: Keys = None,
+    json: AsJson = False,
+) -> None:
+    """Hold a downloaded version against its signature and its manifest; asks no service.
+
+    Exit codes: 0 all is as it was published; 1 something was altered, removed or added, and is named; 2 no folder, or
+    no public key.
+    """
+    from deploy import pull
+
+    try:
+        if not key:
+            raise pull.Usage("Give --key with the public key that versions are signed with.")
+        found = pull.check(folder, pull.read_keys(key))
+    except (pull.Usage, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    if json:
+        typer.echo(dumps({"verified": not found.problems, **vars(found)}))
+    else:
+        for path, problem in found.problems.items():
+            typer.echo(f"{path}: {problem}", err=True)
+        if not found.problems:
+            typer.echo(f"{found.files} files as they were published, signed by {found.key}")
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@signing_key.command("create")
+def create_signing_key(
+    file: Annotated[Path, typer.Argument(help="Where the private key is put; its owner alone can read it.")],
+) -> None:
+    """Make the key that versions are signed with, and print its public half."""
+    from app.signing.keys import create_key as create
+
+    try:
+        made = create(file)
+    except OSError as error:
+        raise CommandError(f"{file}: {error.strerror}. A key is never overwritten.") from error
+    typer.echo(f"key {made.id}", err=True)
+    typer.echo(made.public_pem, nl=False)
+
+
+@signing_key.command("show")
+def show_signing_key() -> None:
+    """Print the public half of the key in EMENDER_SIGNING_KEY_FILE, or of the embedded stack's."""
+    from app.signing.keys import SigningKeyUnusable, key_of
+
+    settings = get_settings()
+    embedded = settings.folder / "signing-key.pem"
+    setting = settings.signing_key_file or (embedded if embedded.exists() else None)
+    try:
+        found = key_of(setting)
+    except SigningKeyUnusable as error:
+        raise CommandError(error.detail) from error
+    if found is None:
+        raise CommandError("EMENDER_SIGNING_KEY_FILE is 'none': versions are published without a signature.")
+    typer.echo(f"key {found.id}", err=True)
+    typer.echo(found.public_pem, nl=False)
 
 
 @app.command()

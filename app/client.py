@@ -1,6 +1,5 @@
 """A thin client of the HTTP API: what the commands and the demo speak through. Free of torch."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
@@ -12,6 +11,7 @@ from uuid import uuid4
 import httpx
 
 from app.settings import Settings
+from deploy.pull import MANIFEST, check, sha256_of
 
 ENDED = frozenset({"ready", "published", "failed", "cancelled", "retracted"})
 ATTEMPTS = 4
@@ -120,7 +120,8 @@ class Client:
     def pull(self, model: str, *, revision: str, folder: Path) -> Json:
         """Download a revision's whole pipeline into a folder with huggingface_hub; returns the checkpoint.
 
-        Every file that the checkpoint itself brings is checked against its published sha256; raises `ClientError`.
+        Every file is checked against the manifest, and the manifest against its published sha256, so that no key is
+        needed; raises `ClientError`.
         """
         from huggingface_hub import snapshot_download  # half a second that the other commands need not wait
 
@@ -135,10 +136,13 @@ class Client:
             token=self.api_key,
             local_dir=folder,
         )
-        for file in checkpoint["files"]:
-            with (folder / file["path"]).open("rb") as pulled:
-                if hashlib.file_digest(pulled, "sha256").hexdigest() != file["sha256"]:
-                    raise ClientError(f"{file['path']} did not arrive as it was published; pull it again.")
+        published = {file["path"]: file["sha256"] for file in checkpoint["files"]}
+        problems = check(folder, None).problems
+        if sha256_of(folder / MANIFEST) != published[MANIFEST]:
+            problems[MANIFEST] = "altered"
+        if problems:
+            what = ", ".join(f"{path} ({problem})" for path, problem in problems.items())
+            raise ClientError(f"{what}: not as it was published; empty the folder and pull again.")
         return checkpoint
 
     def wait(

@@ -28,6 +28,7 @@ from app.openapi import describe
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.rate_limits import RateLimitHeaders, RateLimits, TooManyRequests
 from app.settings import Settings, get_settings
+from app.signing.routes import router as signing_keys
 from app.storage.opening import open_store
 from app.webhooks.openapi import describe_events
 from app.webhooks.routes import router as webhooks
@@ -75,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         session.execute(text("SELECT version_num FROM alembic_version"))
         return {"status": "ready"}
 
-    for router in (keys, models, images, edits, checkpoints, evaluations, audit, webhooks):
+    for router in (keys, models, images, edits, checkpoints, evaluations, signing_keys, audit, webhooks):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
     app.include_router(hub)
     describe_events(app)

@@ -18,7 +18,7 @@ import structlog
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from app.auth.service import create_key
+from app.auth.service import create_key as create_api_key
 from app.children import ends_with_parent
 from app.db.embedded import EmbeddedError, EmbeddedPostgres
 from app.db.engine import connect, sessions
@@ -26,6 +26,8 @@ from app.db.migrate import upgrade
 from app.db.models import ApiKey
 from app.observability import logging
 from app.settings import Settings, get_settings
+from app.signing.keys import SigningKey, SigningKeyUnusable, create_key, key_of
+from app.signing.service import note_key
 
 log = structlog.get_logger()
 
@@ -132,7 +134,8 @@ class Stack:
             raise ServeError(
                 "EMENDER_DATABASE_URL is not set: set it, or use --embedded to start a Postgres of our own."
             )
-        self._prepare_database(self.settings.database_url.get_secret_value())
+        signer = self._find_signer() if self.workers else None
+        self._prepare_database(self.settings.database_url.get_secret_value(), signer=signer)
         environment = os.environ | variables(self.settings)
         address = ["--host", self.settings.host, "--port", str(self.settings.port)]
         uvicorn = [*address, "--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
@@ -142,18 +145,32 @@ class Stack:
             child.start()
         self._await_api(api)
 
-    def _prepare_database(self, url: str) -> None:
+    def _prepare_database(self, url: str, *, signer: SigningKey | None) -> None:
         engine = connect(url)
         try:
             upgrade(engine)
             with sessions(engine)() as session:
                 first = session.scalars(select(ApiKey.id).limit(1)).first() is None
                 if first and self._postgres is not None:  # else the operator makes it: our output may be a log
-                    _, self.first_key = create_key(session, name="first admin", scopes=["admin"], actor="serve")
+                    _, self.first_key = create_api_key(session, name="first admin", scopes=["admin"], actor="serve")
                     _write_secret(self.key_file, self.first_key)
-                    session.commit()
+                if signer is not None:  # so that its public half can be had before the first version is signed
+                    note_key(session, key=signer, actor="serve")
+                session.commit()
         finally:
             engine.dispose()
+
+    def _find_signer(self) -> SigningKey | None:
+        """What our workers will sign with; of the embedded stack, a key that is made on its first start."""
+        if self._postgres is not None and self.settings.signing_key_file is None:
+            file = self.settings.folder / "signing-key.pem"
+            if not file.exists():
+                create_key(file)
+            self.settings = self.settings.model_copy(update={"signing_key_file": file})
+        try:
+            return key_of(self.settings.signing_key_file)
+        except SigningKeyUnusable as error:
+            raise ServeError(error.detail) from None
 
     def _check_port(self) -> None:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET

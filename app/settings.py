@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from limits.util import parse_many
 from pydantic import AfterValidator, Field, SecretStr, field_validator
@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     batch_size: int = Field(16, ge=1, description="edits that a worker optimises at once")
     torch_threads: int | None = Field(None, ge=1, description="CPU threads of a worker's torch; none: torch decides")
     device: str = Field("auto", description="torch device of the worker: auto, cpu, cuda, cuda:1, …")
+
+    signing_key_file: Path | Literal["none"] | None = Field(
+        None, description="the worker's private key (PEM) that versions are signed with; `none`: they are not signed"
+    )
 
     max_body_bytes: int = Field(32 * 2**20, description="largest JSON or NDJSON body")
     max_image_bytes: int = 20 * 10**6

@@ -28,13 +28,37 @@ LORA_OF_TEXT_ENCODER = """\
 `adapters/lora.safetensors` holds the update of the text encoder alone as a low-rank adapter for the base model: load
 one or the other, not both. No adapter holds what changed in the U-Net: take `unet/` from here.
 """
+CHECK = """\
+## Check it
+
+`manifest.json` lists every file of this revision with its sha256, and every input. Where there is a `manifest.sig`, it
+is the manifest's Ed25519 signature: `emender verify FOLDER --key PUBLIC.pem` finds what is altered, missing or added.
+
+## How it was measured
+
+That is kept beside it, since it may be measured again. These calls answer which versions have these weights, each with
+links to its evaluations:
+
+{calls}
+"""
+UNDO = """\
+## Undo it
+
+- One edit: `POST /v1/models/{model}/apply` with `{{"from": "VERSION", "remove": ["EDIT"], "alias": "production"}}`
+  publishes a version that never had it. EDIT is in the table above, and the calls above answer this one's VERSION.
+- All of it: `PUT /v1/models/{model}/aliases/production` with `{{"version": "VERSION"}}` of an earlier version, and
+  the header `If-Match` with the ETag of a GET; where it was pulled, `pull.py --rollback` goes back at once.
+- Without this service: load the base model; its files are in `manifest.json` with their sha256.
+
+"""
 NO_LORA = """\
 `unet/` takes the place of the base model's; no adapter holds this change.
 """
 
 
-def card(inputs: Inputs) -> bytes:
-    """The card as Markdown with the Hub's front matter."""
+def card(inputs: Inputs, *, edited: Mapping[str, str]) -> bytes:
+    """The card as Markdown with the Hub's front matter; `edited` maps the paths of the edited components' files to
+    their sha256."""
     in_memory, in_cross_attention = inputs.edits_by("memory"), inputs.edits_by("cross_attention")
     count = f"{len(inputs.edits)} concept{'s' if len(inputs.edits) != 1 else ''}"
     encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
@@ -65,6 +89,8 @@ def card(inputs: Inputs) -> bytes:
         changed=f"{' and '.join(changed)} {'was' if changed in (['the text encoder'], ['the U-Net']) else 'were'}",
         of_cross_attention=OF_CROSS_ATTENTION if in_cross_attention else "",
     )
+    weights = [sha256 for path, sha256 in sorted(edited.items()) if path.endswith(".safetensors")]
+    check = CHECK.format(calls="".join(f"    GET /v1/files/{sha256}\n" for sha256 in weights))
     text = f"""\
 ---
 library_name: diffusers
@@ -86,13 +112,17 @@ pipeline_tag: text-to-image
 ## Use
 
 {use}
-{limits}"""
+{check}
+{UNDO.format(model=inputs.model)}{limits}"""
     return text.encode()
 
 
 def _table(edits: Sequence[ManifestEdit]) -> str:
-    rows = "".join(f"| {cell(edit.source)} | {_destination(edit.destination)} |\n" for edit in edits)
-    return f"| prompts that say | now draw |\n|---|---|\n{rows}"
+    rows = "".join(
+        f"| {cell(edit.source)} | {_destination(edit.destination)} | {cell(edit.reason or '')} | {edit.id} |\n"
+        for edit in edits
+    )
+    return f"| prompts that say | now draw | because | edit |\n|---|---|---|---|\n{rows}"
 
 
 def _made(method: str, settings: Mapping[str, object], preserved: Sequence[str] | None) -> str:

@@ -1,6 +1,7 @@
 """`manifest.json`: everything that a checkpoint was made of, so that it can be made again and checked.
 
-It holds inputs and digests only, no time and no version number: equal inputs give equal bytes.
+It holds inputs and digests only, no time and no version number: equal inputs give equal bytes. Signed, it vouches for
+every file of its revision; `deploy.pull` reads it to verify one.
 """
 
 import hashlib
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-FORMAT = 1
+from deploy.pull import FORMAT, MANIFEST, SIGNATURE
+
+LIBRARIES = ("diffusers", "numpy", "safetensors", "torch", "transformers")
+"""Whose versions may change the bytes of the weights or of their files."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class ManifestEdit:
     source: str
     destination: Mapping[str, Any]
     templates: Sequence[str]
+    settings: Mapping[str, Any]
+    reason: str | None
     values: Mapping[str, str]
     """The sha256 of its value, per text encoder; empty where it is written into cross-attention, which needs none."""
     method: str = "memory"
@@ -34,8 +40,12 @@ class Inputs:
     model_source: str
     model_revision: str | None
     model_digest: str
+    model_files: Mapping[str, str]
+    """The sha256 of each file of the base model, also of those that the edited ones replace."""
     statistics: str | None
     engine: str
+    libraries: Mapping[str, str]
+    """Versions by name."""
     edits: Sequence[ManifestEdit]
     alpha: float | None
     layers: Mapping[str, Sequence[int]]
@@ -48,23 +58,25 @@ class Inputs:
 
 
 def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
-    """The manifest as JSON; `files` maps the paths of the weights to their sha256."""
+    """The manifest as JSON; `files` maps the path of every file that the revision serves to its sha256, but those of
+    the manifest and of its signature."""
     settings = dict(inputs.options)
     if inputs.layers:
         layers = {encoder: list(own) for encoder, own in inputs.layers.items()}
         settings |= {"alpha": inputs.alpha, "layers": layers if len(layers) > 1 else next(iter(layers.values()))}
     content: dict[str, Any] = {
         "format": FORMAT,
-        "engine": inputs.engine,
+        "engine": {"version": inputs.engine, "libraries": dict(inputs.libraries)},
         "base_model": {
             "name": inputs.model,
             "source": inputs.model_source,
             "revision": inputs.model_revision,
             "digest": inputs.model_digest,
+            "files": dict(inputs.model_files),
         },
         "settings": settings,
         "edits": [_edit(edit) for edit in inputs.edits],
-        "files": dict(files),
+        "files": {path: sha256 for path, sha256 in files.items() if path not in (MANIFEST, SIGNATURE)},
     }
     if inputs.statistics is not None:
         content["statistics"] = {"digest": inputs.statistics}
@@ -77,6 +89,8 @@ def _edit(edit: ManifestEdit) -> dict[str, Any]:
         "source": edit.source,
         "destination": dict(edit.destination),
         "templates": list(edit.templates),
+        "settings": dict(edit.settings),
+        "reason": edit.reason,
     }
     return content | ({"values": dict(edit.values)} if edit.method == "memory" else {"method": edit.method})
 

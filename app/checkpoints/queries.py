@@ -143,6 +143,12 @@ def latest_judgement(session: Session, *, checkpoint_id: UUID) -> JsonObject | N
     return session.scalars(query.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
 
 
+def evaluations_of(session: Session, *, checkpoint_id: UUID, limit: int) -> Sequence[Evaluation]:
+    """What was drawn or measured of a checkpoint, newest first."""
+    query = select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id).order_by(Evaluation.id.desc())
+    return session.scalars(query.limit(limit)).all()
+
+
 def methods_in(session: Session, *, checkpoint_id: UUID) -> dict[UUID, str]:
     """Where each edit of a checkpoint is written."""
     query = select(CheckpointEdit.edit_id, CheckpointEdit.method).where(CheckpointEdit.checkpoint_id == checkpoint_id)

@@ -179,6 +179,15 @@ class CrossAttentionOut(BaseModel):
     preserve: list[str]
 
 
+class EvaluationLink(BaseModel):
+    """Where to read what was drawn or measured of a version."""
+
+    id: UUID
+    kind: Literal["preview", "check", "evaluation"]
+    state: str
+    url: str = Field(examples=["/v1/models/emoji/checkpoints/v3/evaluations/019376f0-6f3c-7a10-8e25-3d2f6a1b9c04"])
+
+
 class AliasOutcome(BaseModel):
     """What became of the alias that apply was asked to move."""
 
@@ -214,6 +223,7 @@ class CheckpointOut(CheckpointSummary):
     files: list[FileOut]
     conflicts: list[ConflictOut]
     warnings: list[EditWarning]
+    evaluations: list[EvaluationLink] = Field(description="newest first, at most 100")
     changed_layers: list[LayerOut]
     changed_projections: list[ProjectionOut] = Field(description="of the U-Net's cross-attention")
     alias: AliasOutcome | None
@@ -285,6 +295,7 @@ class FileOrigin(BaseModel):
     path: str
     commit: str | None
     edits: list[EditInCheckpoint]
+    evaluations: list[EvaluationLink] = Field([], description="newest first, at most 100")
 
 
 class FileProvenance(BaseModel):

@@ -23,6 +23,7 @@ from app.checkpoints.schemas import (
     CrossAttentionOut,
     EditInCheckpoint,
     EditWarning,
+    EvaluationLink,
     FileOrigin,
     FileOut,
     FileProvenance,
@@ -35,7 +36,7 @@ from app.dependencies import Page, PageRequest
 from app.models.errors import ModelNotFound
 from app.queueing.jobs import running_progress
 
-MOST_ORIGINS = 100
+MOST_ORIGINS = MOST_EVALUATIONS = 100
 LEFT = 0.5
 """An edit of which more than this is left undone is warned of."""
 
@@ -126,6 +127,7 @@ def trace_file(session: Session, *, sha256: str) -> FileProvenance:
                 path=file.path,
                 commit=checkpoint.commit,
                 edits=edits_out(session, checkpoint=checkpoint),
+                evaluations=_evaluations(session, checkpoint),
             )
         )
     for model, base in queries.model_files_like(session, sha256=sha256):
@@ -157,6 +159,7 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
             *(_left(edit, options=options) for edit in edits if (edit.residual or 0) > LEFT),
             *_judged(queries.latest_judgement(session, checkpoint_id=checkpoint.id)),
         ],
+        evaluations=_evaluations(session, checkpoint),
         changed_layers=[LayerOut(**layer) for layer in report.get("layers", [])],
         changed_projections=[ProjectionOut(**changed) for changed in report.get("projections", [])],
         alias=_alias_outcome(checkpoint),
@@ -217,6 +220,12 @@ def _judged(report: JsonObject | None) -> Iterator[EditWarning]:
                 f"its own pictures with {edit['oracle']:.2f}."
             )
         yield EditWarning(edit=edit["edit"], detail=f"{detail} Look at previews; other templates or settings may help.")
+
+
+def _evaluations(session: Session, checkpoint: Checkpoint) -> list[EvaluationLink]:
+    rows = queries.evaluations_of(session, checkpoint_id=checkpoint.id, limit=MOST_EVALUATIONS)
+    url = f"/v1/models/{checkpoint.model.name}/checkpoints/v{checkpoint.number}/evaluations"
+    return [EvaluationLink(id=row.id, kind=row.kind, state=row.state, url=f"{url}/{row.id}") for row in rows]
 
 
 def _alias_outcome(checkpoint: Checkpoint) -> AliasOutcome | None:

@@ -263,6 +263,17 @@ class Evaluation(Identified, Base):
     checkpoint: Mapped[Checkpoint] = relationship()
 
 
+class SigningKey(Base):
+    """The public half of a key that versions were signed with."""
+
+    __tablename__ = "signing_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # of the public key, as in manifest.sig
+    public_key: Mapped[str]  # PEM
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Job(Identified, Base):
     """A piece of work. At most one attempt holds it, and only that attempt may write its result."""
 

@@ -1,6 +1,7 @@
 """Stage II and UCE as a job: closed forms over all chosen edits, written as files, published as one version."""
 
 import hashlib
+import importlib.metadata
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +15,18 @@ import editing
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.card import card
-from app.checkpoints.manifest import Inputs, ManifestEdit, manifest
-from app.checkpoints.publish import publish, store_content, store_folder
+from app.checkpoints.manifest import LIBRARIES, Inputs, ManifestEdit, manifest
+from app.checkpoints.publish import EDITABLE, StoredFile, base_files, publish, served_files, store_content, store_folder
 from app.db.leases import Lease
 from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
 from app.evaluations.service import request_check
+from app.signing.keys import UNSIGNED, SigningKey, key_of
+from app.signing.service import note_key
 from app.storage.claims import claim
 from app.storage.store import Store
 from app.worker.concepts import concept_edit
 from app.worker.runner import JobContext
+from deploy.pull import MANIFEST, SIGNATURE
 from editing.concepts import ConceptEdit
 from editing.conflicts import Conflict
 from editing.errors import Cancelled, EditingError
@@ -63,6 +67,7 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
 def _build(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
+    signer = key_of(context.settings.signing_key_file or UNSIGNED)  # a worker that runs has one of the two
     context.progress(lease, {"stage": "loading"})
     pipeline = context.pipeline(work.model_id)
     updates = updates_of(context, lease, work, pipeline) if work.edits else []
@@ -77,16 +82,26 @@ def _build(context: JobContext, lease: Lease) -> None:
         if crossed is not None:
             editing.export_unet(pipeline, crossed, folder)
         files = store_folder(context.store, folder)
-    digests = {file.path: file.sha256 for file in files}
-    files += [
-        store_content(context.store, "manifest.json", manifest(work.inputs, files=digests)),
-        store_content(context.store, "README.md", card(work.inputs)),
-    ]
+    files += _papers(context.store, work, files, signer=signer)
     with context.result(lease) as session:
         claim(session, context.store, [file.sha256 for file in files])
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
+        if signer is not None:
+            note_key(session, key=signer, actor="worker")
         publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates, crossed))
         request_check(session, checkpoint=checkpoint)
+
+
+def _papers(
+    store: Store, work: "Work", weights: Sequence[StoredFile], *, signer: SigningKey | None
+) -> list[StoredFile]:
+    """The card, the manifest of all that the revision will serve and, where there is a key, its signature."""
+    edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
+    readme = store_content(store, "README.md", card(work.inputs, edited=edited))
+    served = served_files(work.base, [*weights, readme])
+    content = manifest(work.inputs, files={path: file.sha256 for path, file in served.items()})
+    papers = [readme, store_content(store, MANIFEST, content)]
+    return papers if signer is None else [*papers, store_content(store, SIGNATURE, signer.sign(content))]
 
 
 def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline") -> list["Update"]:
@@ -147,6 +162,8 @@ class Work:
     """Of each edit of the memory, one for each text encoder."""
     crossed: tuple[ConceptEdit, ...]
     """Those of cross-attention."""
+    base: tuple[StoredFile, ...]
+    """The base model's."""
 
 
 def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
@@ -161,19 +178,24 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
     layers = options.pop("layers", layers)  # kept apart where there are several
     in_memory = [edit for edit in edits if methods[edit.id] == "memory"]
     crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
+    base = base_files(session, checkpoint=checkpoint)
     inputs = Inputs(
         model=model.name,
         model_source=model.source,
         model_revision=model.revision,
         model_digest=model.digest or "",
+        model_files={file.path: file.sha256 for file in base},
         statistics=(statistics.digest or "") if statistics else None,
         engine=editing.ENGINE_VERSION,
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
         edits=[
             ManifestEdit(
                 id=edit.id,
                 source=edit.source,
                 destination=edit.destination,
                 templates=edit.templates,
+                settings=edit.settings,
+                reason=edit.reason,
                 values={value.encoder: value.sha256 for value in edit.values if methods[edit.id] == "memory"},
                 method=methods[edit.id],
             )
@@ -189,6 +211,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
         edits=tuple(concept_edit(edit, store=store) for edit in in_memory),
         values=tuple(edit.values for edit in in_memory),
         crossed=tuple(concept_edit(edit, store=store) for edit in crossed),
+        base=tuple(base),
     )
 
 

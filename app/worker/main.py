@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 
 import structlog
@@ -17,6 +18,7 @@ from app.queueing.polling import PollingBell
 from app.queueing.rq import RedisBell
 from app.queueing.sweeper import requeue_expired, ring_again
 from app.settings import Settings, get_settings
+from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
 from app.storage.opening import open_store
 from app.webhooks.queries import forget as forget_deliveries
 from app.webhooks.sender import open_sender
@@ -31,6 +33,9 @@ def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT: then the work under way ends at its next step and goes back to the queue."""
     if settings.database_url is None:
         raise ValueError("EMENDER_DATABASE_URL is not set; set it, or use `emender serve --embedded`")
+    signer = key_of(settings.signing_key_file)  # before anything else: a worker that cannot sign shall not start
+    if signer is None:
+        log.warning("versions are published without a signature", EMENDER_SIGNING_KEY_FILE=UNSIGNED)
     stopping = threading.Event()
     name = f"{socket.gethostname()}-{os.getpid()}"
     engine = connect(settings.database_url.get_secret_value())
@@ -49,7 +54,13 @@ def run(settings: Settings) -> None:
     device = runner.context.pipelines.prepare()
     for number in (signal.SIGTERM, signal.SIGINT):  # until here nothing is held, and a signal may end us at once
         signal.signal(number, lambda *_: stopping.set())
-    log.info("worker started", worker=name, device=device, bell="redis" if settings.redis_url else "polling")
+    log.info(
+        "worker started",
+        worker=name,
+        device=device,
+        signing_key=signer and signer.id,
+        bell="redis" if settings.redis_url else "polling",
+    )
     bell.listen(runner.work, stopping=stopping)
     housekeeping.join(timeout=10)
     engine.dispose()
@@ -114,7 +125,10 @@ def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None
 
 def main() -> None:
     logging.configure()
-    run(get_settings())
+    try:
+        run(get_settings())
+    except SigningKeyUnusable as error:
+        sys.exit(error.detail)
 
 
 if __name__ == "__main__":

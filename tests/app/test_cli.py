@@ -121,7 +121,7 @@ class TestCommands:
 
     def test_failed_checkpoint(self, run, service, monkeypatch):
         service.edit("fox")
-        monkeypatch.setattr("app.worker.build_checkpoint.card", lambda _: 1 / 0)
+        monkeypatch.setattr("app.worker.build_checkpoint.card", lambda *_, **__: 1 / 0)
         done = run("apply", "tiny", "--wait")
         assert str(done.exception).startswith("v1 is failed: ")
 

@@ -173,6 +173,7 @@ def start_worker(database_url: str, roots: Path, tmp_path: Path) -> Iterator[Cal
             "EMENDER_LEASE_SECONDS": str(LEASE_SECONDS),
             "EMENDER_POLL_SECONDS": "0.2",
             "EMENDER_DEVICE": "cpu",
+            "EMENDER_SIGNING_KEY_FILE": "none",
             "EMENDER_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         } | variables

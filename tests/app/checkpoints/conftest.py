@@ -20,6 +20,7 @@ from app.db.engine import Sessions, sessions
 from app.db.models import Edit, EditValue, Model, ModelFile, Statistics
 from app.main import create_app
 from app.settings import Settings
+from app.signing.keys import create_key
 from app.storage.opening import open_store
 from app.storage.store import Store
 from app.worker.runner import Runner
@@ -140,7 +141,10 @@ def serving(settings: Settings, clean_database: Engine, base_folder: Path) -> It
         keys = issue_keys(session)
         model = register_folder(session, store, base_folder)
     stopping = threading.Event()
-    settings = settings.model_copy(update={"torch_threads": 1, "device": "cpu"})
+    signing_key_file = settings.store_folder / "signing-key.pem"
+    create_key(signing_key_file)
+    update = {"torch_threads": 1, "device": "cpu", "signing_key_file": signing_key_file}
+    settings = settings.model_copy(update=update)
     runner = Runner(settings=settings, sessions=factory, store=store, worker="test", stopping=stopping)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield Service(client, keys, factory, store, settings, runner, model)

@@ -36,6 +36,7 @@ class TestPublished:
             "README.md",
             "adapters/lora.safetensors",
             "manifest.json",
+            "manifest.sig",
             "text_encoder/config.json",
             WEIGHTS,
         ]
@@ -50,7 +51,7 @@ class TestPublished:
         assert changed == {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (1, 2)}
         with service.sessions() as session:
             actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.sequence)).all()
-        assert actions[-3:] == ["checkpoint.apply", "alias.move", "checkpoint.published"]
+        assert actions[-4:] == ["checkpoint.apply", "signing_key.first_use", "alias.move", "checkpoint.published"]
 
     def test_warns_of_an_edit_that_did_not_take(self, service):
         fox = str(service.edit("fox"))
@@ -82,12 +83,12 @@ class TestPublished:
 
     def test_card_names_every_concept(self, service):
         service.edit("a | `fox`\n# <b>", destination={"prompt": "owl"})
-        service.edit("elk", destination={"erase": True, "neutral": "art"})
+        elk = service.edit("elk", destination={"erase": True, "neutral": "art"}, reason="LEGAL_7: it | was\nasked")
         service.edit("jay", destination={"balance": {"blue jay": 0.5, "grey jay": 0.5}})
         made = service.apply(edits="ready")
         card = service.store.read(digests(made)["README.md"]).decode()
         assert "| a \\| \\`fox\\` \\# \\<b\\> | owl |" in card
-        assert "| elk | nothing of it: erased to art |" in card
+        assert f"| elk | nothing of it: erased to art | LEGAL\\_7: it \\| was asked | {elk} |" in card
         assert "| jay | blue jay (0.5), grey jay (0.5) |" in card
         assert service.model.digest in card
         assert "NSFW" in card

@@ -268,6 +268,7 @@ class TestDifference:
             "README.md",
             "adapters/lora.safetensors",
             "manifest.json",
+            "manifest.sig",
             PATH,
         }
         base = service.get("/v1/models/tiny/checkpoints/v2/difference")

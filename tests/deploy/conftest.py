@@ -1,0 +1,161 @@
+"""A real server behind a wire that can be watched, cut and tampered with; and `pull.py` alone, as it is copied."""
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.children import ends_with_parent
+from app.signing.keys import read_key
+from deploy import pull
+from tests.app.checkpoints.conftest import Service, base_folder, service
+from tests.app.conftest import settings
+from tests.app.hub.conftest import server
+
+__all__ = ["base_folder", "server", "service", "settings"]
+
+
+@dataclass
+class Wire:
+    """Hands requests on to a server, and notes them."""
+
+    port: int
+    url: str = ""
+    seen: list[tuple[str, str | None]] = field(default_factory=list)
+    """Path and `Range` of each request, in order."""
+    tamper: str = ""
+    """Turn a bit of this file, on the way."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """After so many bytes of this file, break the connection, once."""
+    stall: dict[str, int] = field(default_factory=dict)
+    """After so many bytes of this file, send no more while we are watched."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def files(self) -> list[str]:
+        """What was downloaded since this was asked the last time."""
+        paths = [path.partition("/resolve/")[2].partition("/")[2] for path, _ in self.seen if "/resolve/" in path]
+        self.seen.clear()
+        return paths
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        self.seen.append((request.path, request.headers.get("Range")))
+        upstream = http.client.HTTPConnection("127.0.0.1", self.port)
+        upstream.request("GET", request.path, headers=dict(request.headers))
+        answer = upstream.getresponse()
+        content = answer.read()
+        upstream.close()
+        name = next((name for name in (self.tamper, *self.cut, *self.stall) if name and name in request.path), "")
+        if name and name == self.tamper:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        request.send_response_only(answer.status)
+        for header, value in answer.getheaders():
+            request.send_header(header, value)
+        request.end_headers()
+        if name in self.cut:
+            content = content[: self.cut.pop(name)]
+        if name in self.stall:
+            request.wfile.write(content[: self.stall[name]])
+            request.wfile.flush()
+            self.stalled.set()
+            self.ended.wait(60)
+            return
+        request.wfile.write(content)
+
+
+@pytest.fixture
+def wire(server: str) -> Iterator[Wire]:
+    wire = Wire(int(server.rpartition(":")[2]))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wire.handle(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        proxy.daemon_threads = True
+        wire.url = f"http://127.0.0.1:{proxy.server_address[1]}"
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield wire
+        wire.ended.set()
+        proxy.shutdown()
+        thread.join()
+
+
+@dataclass
+class Machine:
+    """One of a fleet: `pull.py`, the public key, a folder for versions."""
+
+    script: Path
+    key: Path
+    folder: Path
+    url: str
+    environment: dict[str, str]
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Without site-packages: the standard library is all there is."""
+        command = [sys.executable, "-I", "-S", str(self.script), "--endpoint", self.url, "--model", "emender/tiny"]
+        command += ["--revision", "production", "--folder", str(self.folder), "--json", *arguments]
+        if "--unsigned" not in arguments:
+            command += ["--key", str(self.key)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=self.environment | environment, preexec_fn=ends_with_parent(), **pipes)
+
+    def pull(self, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
+        """The exit code and the last event."""
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=120)
+        assert out, err
+        event: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return process.returncode, event
+
+    @property
+    def current(self) -> str:
+        return os.readlink(self.folder / "current")
+
+    def problems(self) -> dict[str, str]:
+        return pull.check(self.folder / "current", pull.read_keys([self.key])).problems
+
+
+@pytest.fixture
+def machine(wire: Wire, service: Service, tmp_path: Path) -> Machine:
+    script = tmp_path / "machine" / "pull.py"
+    script.parent.mkdir()
+    shutil.copyfile(pull.__file__, script)
+    key = tmp_path / "machine" / "public.pem"
+    file = service.settings.signing_key_file
+    assert isinstance(file, Path)
+    key.write_text(read_key(file).public_pem)
+    token = service.keys["read"]["Authorization"].removeprefix("Bearer ")
+    environment = {"PATH": os.environ["PATH"], "EMENDER_API_KEY": token}
+    return Machine(script, key, tmp_path / "machine" / "models", wire.url, environment)
+
+
+@pytest.fixture
+def move(service: Service) -> Callable[[str], None]:
+    """Point the alias `production` at a version."""
+
+    def put(version: str) -> None:
+        url = "/v1/models/tiny/aliases/production"
+        headers = {**service.keys["apply"], "If-Match": "*"}
+        assert service.client.put(url, json={"version": version}, headers=headers).status_code == 200
+
+    return put
+
+
+def quoted(path: str) -> str:
+    return urllib.parse.quote(path)
