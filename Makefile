@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test serve check install train clean
+.PHONY: demo test clients serve check install train clean
 
 demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
 	$(BIN)/emender demo --out out/demo
 
 test: install  ## all tests, against a real Postgres
 	$(BIN)/pytest
+
+clients: install  ## real clients in environments of their own; writes docs/clients.md
+	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
 
 serve: install  ## the embedded stack, until Ctrl-C; models are found in demo/weights
 	EMENDER_MODEL_ROOTS=$${EMENDER_MODEL_ROOTS:-demo/weights} $(BIN)/emender serve --embedded

@@ -52,17 +52,19 @@ class Wire:
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         self.seen.append((request.path, request.headers.get("Range")))
         upstream = http.client.HTTPConnection("127.0.0.1", self.port)
-        upstream.request("GET", request.path, headers=dict(request.headers))
+        upstream.request(request.command, request.path, headers=dict(request.headers))
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
         name = next((name for name in (self.tamper, *self.cut, *self.stall) if name and name in request.path), "")
-        if name and name == self.tamper:
+        if content and name and name == self.tamper:
             content = content[:-1] + bytes([content[-1] ^ 1])
         request.send_response_only(answer.status)
         for header, value in answer.getheaders():
             request.send_header(header, value)
         request.end_headers()
+        if request.command == "HEAD":
+            return
         if name in self.cut:
             content = content[: self.cut.pop(name)]
         if name in self.stall:
@@ -81,6 +83,8 @@ def wire(server: str) -> Iterator[Wire]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             wire.handle(self)
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

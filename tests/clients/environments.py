@@ -1,0 +1,50 @@
+"""Virtual environments of the clients, made once from pinned requirements; nothing of ours is in them."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+NAMES = tuple(sorted(path.stem.removeprefix("requirements-") for path in FOLDER.glob("requirements-*.txt")))
+
+
+@dataclass(frozen=True)
+class ClientEnvironment:
+    name: str
+
+    @property
+    def requirements(self) -> Path:
+        return FOLDER / f"requirements-{self.name}.txt"
+
+    @property
+    def folder(self) -> Path:
+        """Named by what is in it, so that a changed requirement makes another."""
+        made_of = f"{sys.version}\n{self.requirements.read_text()}"
+        return ROOT / "out" / "clients" / f"{self.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+
+    @property
+    def bin(self) -> Path:
+        """Its programs, once it is there; it is made where it is not, with pip, which needs a package index."""
+        ready = self.folder / "ready"
+        if not ready.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
+            pip = [self.folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            subprocess.run([*pip, "--no-deps", "-r", self.requirements], check=True)
+            self._lend_torch()
+            ready.touch()
+        return self.folder / "bin"
+
+    def _lend_torch(self) -> None:
+        """By symbolic links to ours: it is the largest by far, and no client asks for another."""
+        ours = Path(torch.__file__).parents[1]
+        (theirs,) = self.folder.glob("lib/python*/site-packages")
+        for pattern in ("torch", "torchgen", "functorch", "torch-*.dist-info"):
+            for part in ours.glob(pattern):
+                (theirs / part.name).symlink_to(part)

@@ -1,0 +1,193 @@
+"""The clients that deployment tooling has, each in an environment of its own, against a real server: `make clients`."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.db.models import Model, ModelFile
+from tests.app.checkpoints.conftest import Service
+from tests.clients.conftest import Table
+from tests.clients.environments import FOLDER, NAMES, ClientEnvironment
+from tests.deploy.conftest import Wire
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+REPO, WEIGHTS = "emender/tiny", "text_encoder/model.safetensors"
+
+
+@pytest.fixture(params=NAMES)
+def client(request: pytest.FixtureRequest) -> ClientEnvironment:
+    environment = ClientEnvironment(request.param)
+    assert environment.bin.is_dir()
+    return environment
+
+
+@pytest.fixture
+def published(service: Service) -> list[dict[str, Any]]:
+    """v1 (fox), v2 (fox and owl); `production` at v1."""
+    ids = [str(service.edit(source)) for source in ("fox", "owl")]
+    return [service.apply(edits=ids[:1], alias="production"), service.apply(edits=ids)]
+
+
+@pytest.fixture
+def environment(service: Service, tmp_path: Path) -> dict[str, str]:
+    """What a client's process sees: no path to our code."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LD_LIBRARY_PATH")}
+    return kept | {"HF_TOKEN": token_of(service), "HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
+
+
+def token_of(service: Service) -> str:
+    return service.keys["read"]["Authorization"].removeprefix("Bearer ")
+
+
+def test_every_call(
+    client: ClientEnvironment,
+    server: str,
+    service: Service,
+    published: list[dict[str, Any]],
+    base_folder: Path,
+    environment: dict[str, str],
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    tree = service.client.get(f"/api/models/{REPO}/revision/v1", params={"blobs": True}, headers=service.keys["read"])
+    names = [file["rfilename"] for file in tree.json()["siblings"]]
+    contents = {
+        name: service.client.get(f"/{REPO}/resolve/v1/{name}", headers=service.keys["read"]).content for name in names
+    }
+    facts = {
+        "repo": REPO,
+        "endpoint": server,
+        "token": token_of(service),
+        "key_name": service.client.get("/api/whoami-v2", headers=service.keys["read"]).json()["fullname"],
+        "base": str(base_folder),
+        "commits": {checkpoint["version"]: checkpoint["commit"] for checkpoint in published},
+        "weights": {
+            checkpoint["version"]: next(file["sha256"] for file in checkpoint["files"] if file["path"] == WEIGHTS)
+            for checkpoint in published
+        },
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    script = shutil.copy(FOLDER / "calls.py", tmp_path)
+    command = [client.bin / "python", "-W", "ignore", script, json.dumps(facts)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout[done.stdout.index('{"version"') :])
+    answers = table.setdefault(found["version"], {})
+    answers.update({call: problem is None for call, problem in found["calls"].items()})
+    assert {call: problem for call, problem in found["calls"].items() if problem} == {}
+    assert found["version"].startswith(client.name)
+
+
+def test_hf_download(
+    client: ClientEnvironment,
+    server: str,
+    published: list[dict[str, Any]],
+    environment: dict[str, str],
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    """The command line: a whole snapshot, of one commit."""
+    folder = tmp_path / "pulled"
+    command = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
+    done = subprocess.run(
+        command, env=environment | {"HF_ENDPOINT": server}, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() if done.returncode == 0 else ""
+    right = digest == next(file["sha256"] for file in published[0]["files"] if file["path"] == WEIGHTS)
+    table.setdefault(version_of(client), {})["hf download"] = right
+    assert right, done.stderr
+
+
+def test_an_interrupted_download_resumes(
+    client: ClientEnvironment,
+    wire: Wire,
+    service: Service,
+    published: list[dict[str, Any]],
+    environment: dict[str, str],
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    """100 MB, the client killed on the way: the next run asks for the rest, and the bytes are equal."""
+    content = secrets.token_bytes(100 * 10**6)
+    with service.sessions() as session:
+        model = session.scalars(select(Model).where(Model.name == "tiny")).one()
+        session.add(ModelFile(model_id=model.id, path="big.bin", sha256=service.store.put(content), size=len(content)))
+        session.commit()
+    wire.stall["big.bin"] = 40 * 10**6
+    code = f"import huggingface_hub as h; print(h.hf_hub_download({REPO!r}, 'big.bin', revision='v1', local_dir='.'))"
+    command = [client.bin / "python", "-W", "ignore", "-c", code]
+    given = environment | {"HF_ENDPOINT": wire.url}
+    with subprocess.Popen(command, env=given, cwd=tmp_path, stdout=subprocess.DEVNULL) as first:
+        assert wire.stalled.wait(120)
+        part = wait_for_bytes(tmp_path, 30 * 10**6)
+        first.kill()
+    wire.stall.clear()
+    wire.seen.clear()
+    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ranges = [asked for path, asked in wire.seen if path.endswith("big.bin") and asked]
+    right = (tmp_path / "big.bin").read_bytes() == content and ranges[-1:] != []
+    table.setdefault(version_of(client), {})["an interrupted download resumes"] = right
+    assert right and int(ranges[-1].removeprefix("bytes=").partition("-")[0]) >= part
+
+
+def test_an_alias_that_moves_in_between(
+    client: ClientEnvironment,
+    wire: Wire,
+    service: Service,
+    published: list[dict[str, Any]],
+    environment: dict[str, str],
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    """The snapshot is of the one commit that the alias had at its beginning."""
+    wire.stall[WEIGHTS] = 0
+    code = f"import huggingface_hub as h; print(h.snapshot_download({REPO!r}, revision='production', max_workers=1))"
+    command = [client.bin / "python", "-W", "ignore", "-c", code]
+    given = environment | {"HF_ENDPOINT": wire.url}
+    with subprocess.Popen(command, env=given, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert wire.stalled.wait(120)
+        moved = service.client.put(
+            "/v1/models/tiny/aliases/production",
+            json={"version": "v2"},
+            headers={**service.keys["apply"], "If-Match": "*"},
+        )
+        assert moved.status_code == 200
+        wire.stall.clear()
+        wire.ended.set()
+        output, _ = process.communicate(timeout=300)
+    folder = Path(output.strip().splitlines()[-1])
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    first = next(file["sha256"] for file in published[0]["files"] if file["path"] == WEIGHTS)
+    right = (folder.name, digest) == (published[0]["commit"], first)
+    table.setdefault(version_of(client), {})["an alias that moves in between"] = right
+    assert right
+
+
+def version_of(client: ClientEnvironment) -> str:
+    lines = client.requirements.read_text().splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith("huggingface_hub=="))
+
+
+def wait_for_bytes(folder: Path, count: int) -> int:
+    """Until a partial file has so many; returns how many it has."""
+    for _ in range(600):
+        sizes = [path.stat().st_size for path in partial_files(folder)]
+        if max(sizes, default=0) >= count:
+            return max(sizes)
+        time.sleep(0.1)
+    raise AssertionError("nothing arrives")
+
+
+def partial_files(folder: Path) -> Iterator[Path]:
+    yield from folder.rglob("*.incomplete")
