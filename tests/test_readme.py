@@ -65,10 +65,11 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_walk_through(server: dict[str, str], tmp_path: Path) -> None:
     """The shell blocks after `make serve`, in one shell one after the other, then the Python block beside them."""
-    (correct, pull) = [block for block in blocks("sh") if "EMENDER_URL" in block]
-    script = "set -euo pipefail\n" + correct + pull
+    (correct, pull, deploy) = [block for block in blocks("sh") if "EMENDER_URL" in block]
+    script = "set -euo pipefail\n" + correct + pull + deploy
     script = script.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server['PORT']}")
     script = script.replace("var/admin-key", f"{server['FOLDER']}/admin-key").replace(".venv/bin/", "")
+    script = script.replace("deploy/pull.py", str(ROOT / "deploy" / "pull.py"))
     (snippet,) = [block for block in blocks("python") if "from_pretrained" in block and "load_pipeline" not in block]
     script += f"python - <<'END'\n{snippet}\nprint(type(text_encoder).__name__)\nEND\n"
     environment = server | {"HF_HOME": str(tmp_path / "hub")}
@@ -79,3 +80,5 @@ def test_walk_through(server: dict[str, str], tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith("CLIPTextModel")
     assert (tmp_path / "out" / "pulled" / "text_encoder" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "pulled" / "unet").is_dir()
+    assert "files as they were published, signed by" in done.stdout
+    assert (tmp_path / "out" / "models" / "current" / "unet").is_dir()

@@ -37,6 +37,12 @@ def test_environment_names_settings(services: dict[str, dict[str, Any]], name: s
         assert variable.removeprefix("EMENDER_").lower() in Settings.model_fields
 
 
+def test_the_worker_alone_can_sign(services: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, service in services.items() if "signing-key" in service.get("secrets", [])} == {"worker"}
+    assert services["worker"]["environment"]["EMENDER_SIGNING_KEY_FILE"] == "/run/secrets/signing-key"
+    assert services["api"]["environment"].items() < services["worker"]["environment"].items()
+
+
 def test_secrets_are_files_and_named_after_settings(services: dict[str, dict[str, Any]]) -> None:
     for secret in services["api"]["secrets"]:
         assert secret.removeprefix("emender_") in Settings.model_fields

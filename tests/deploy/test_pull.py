@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from app.client import Client, ClientError
 from tests.app.checkpoints.conftest import Service
+from tests.app.test_cli import emender
 from tests.deploy.conftest import Machine, Wire
 
 WEIGHTS = "text_encoder/model.safetensors"
@@ -201,3 +203,25 @@ def test_watch(machine: Machine, published: list[str], move: Move, tmp_path: Pat
     assert {line.split()[1] for line in lines} == {"none"}  # the command is given no key
     assert lines.count(f"{published[1]} none") == 1
     assert os.readlink(machine.folder / "previous") == published[0]
+
+
+def test_the_same_by_the_command_and_the_client(
+    machine: Machine, wire: Wire, published: list[str], tmp_path: Path
+) -> None:
+    """`emender checkpoints pull` into the same layout; `Client.pull` by huggingface_hub into one folder, checked."""
+    token = machine.environment["EMENDER_API_KEY"]
+    given = {"EMENDER_URL": wire.url, "EMENDER_API_KEY": token}
+    command = ["checkpoints", "pull", "tiny", "production", "--folder", str(machine.folder), "--exit-code"]
+    done = emender(*command, "--key", str(machine.key), **given)
+    assert (done.returncode, machine.current, machine.problems()) == (10, published[0], {}), done.stderr
+    assert f"{published[0]} changed" in done.stdout
+    assert emender(*command, **given).returncode == 2  # neither a key nor --unsigned
+    checked = emender(*command, "--key", str(machine.key), "--check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+    # huggingface_hub asks by HEAD too, which the wire does not take: of the server itself
+    with Client(f"http://127.0.0.1:{wire.port}", api_key=token) as client:
+        assert client.pull("tiny", revision="v1", folder=tmp_path / "flat")["commit"] == published[0]
+        (tmp_path / "flat" / "unet" / "diffusion_pytorch_model.bin").touch()
+        with pytest.raises(ClientError, match="diffusion_pytorch_model.bin .unlisted"):
+            client.pull("tiny", revision="v1", folder=tmp_path / "flat")

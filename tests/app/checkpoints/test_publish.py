@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load
@@ -10,8 +11,10 @@ from sqlalchemy import select
 
 from app.checkpoints.manifest import commit_of
 from app.checkpoints.publish import StoredFile, served_files
-from app.db.models import AuditEvent, EditValue
+from app.db.models import AuditEvent, EditValue, Model
+from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore
+from deploy.pull import check_signature, read_manifest
 from editing.weights import read_base
 
 WEIGHTS = "text_encoder/model.safetensors"
@@ -163,6 +166,71 @@ class TestPurity:
         made = [service.apply(edits="ready", **settings) for settings in ({}, {"alpha": 0.6}, {"layers": [1, 2]})]
         assert len({digests(checkpoint)[WEIGHTS] for checkpoint in made}) == 3
         assert len({checkpoint["commit"] for checkpoint in made}) == 3
+
+
+class TestSignature:
+    def test_vouches_for_every_file(self, service):
+        """Also for those of the base model, and for what went in: by the public key alone."""
+        service.edit("fox", reason="LEGAL-7")
+        made = service.apply(edits="ready")
+        content = service.store.read(digests(made)["manifest.json"])
+        key = read_key(service.settings.signing_key_file)
+        public = {key.id: key.private.public_key().public_bytes_raw()}
+        assert check_signature(content, service.store.read(digests(made)["manifest.sig"]), public) == key.id
+        manifest = read_manifest(content)
+        with service.sessions() as session:
+            base = {file.path: file.sha256 for file in session.get_one(Model, service.model.id).files}
+        own = {path: sha256 for path, sha256 in digests(made).items() if not path.startswith("manifest.")}
+        assert manifest["files"] == base | own
+        assert manifest["base_model"]["files"] == base
+        assert manifest["engine"]["libraries"]["torch"] == torch.__version__
+        assert (manifest["edits"][0]["reason"], manifest["edits"][0]["settings"]) == ("LEGAL-7", {})
+
+    def test_another_key_another_commit_of_the_same_weights(self, service, tmp_path):
+        service.edit("fox")
+        made = [service.apply(edits="ready")]
+        for setting in (tmp_path / "newer.pem", "none"):
+            if setting != "none":
+                create_key(setting)
+            changed = service.runner.context.settings.model_copy(update={"signing_key_file": setting})
+            service.runner.context = replace(service.runner.context, settings=changed)
+            made.append(service.apply(edits="ready"))
+        assert len({checkpoint["commit"] for checkpoint in made}) == 3
+        assert len({digests(checkpoint)["manifest.json"] for checkpoint in made}) == 1
+        assert "manifest.sig" not in digests(made[2])
+
+    def test_a_key_that_is_gone_fails_the_version(self, service):
+        service.edit("fox")
+        service.settings.signing_key_file.unlink()
+        made = service.apply(edits="ready")
+        assert (made["state"], made["problem"]["title"]) == ("failed", "Signing key unusable")
+        assert str(service.settings.signing_key_file) not in made["problem"]["detail"]
+
+
+class TestCard:
+    def test_leads_to_its_evaluations(self, service):
+        """From the card by the weights' sha256 to the version, and from there to what was drawn of it."""
+        service.edit("fox")
+        made = service.apply(edits="ready")
+        text = service.store.read(digests(made)["README.md"]).decode()
+        (call,) = re.findall(r"GET (/v1/files/[0-9a-f]{64})", text)
+        posted = service.client.post(
+            "/v1/models/tiny/checkpoints/v1/previews", json={"prompts": ["a fox"]}, headers=service.keys["apply"]
+        )
+        (origin,) = service.get(call)["origins"]
+        (link,) = origin["evaluations"]
+        assert (origin["version"], link["kind"], link["url"]) == ("v1", "preview", posted.headers["Location"])
+        assert service.get(link["url"])["id"] == link["id"]
+        assert service.get("/v1/models/tiny/checkpoints/v1")["evaluations"] == [link]
+
+    def test_the_hub_reads_its_header(self, service):
+        from huggingface_hub import ModelCard
+
+        service.edit("fox")
+        made = service.apply(edits="ready")
+        card = ModelCard(service.store.read(digests(made)["README.md"]).decode())
+        assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+        assert set(card.data.tags) == {"text-to-image", "concept-editing", "emender"}
 
 
 class TestAliasAtPublication:

@@ -1,0 +1,20 @@
+"""The public keys over HTTP: the one in use, and those before it."""
+
+from app.signing.keys import create_key
+from app.signing.service import note_key
+
+
+def test_rotation(client, keys, session, tmp_path):
+    """The key used last is the current one, also where an older one comes back."""
+    read = keys["read"]
+    assert client.get("/v1/signing-key", headers=read).status_code == 404
+    older, newer = (create_key(tmp_path / f"{name}.pem") for name in ("older", "newer"))
+    for key, others in ((older, []), (newer, [older.id]), (older, [newer.id])):
+        note_key(session, key=key, actor="test")
+        answer = client.get("/v1/signing-key", headers=read)
+        assert (answer.status_code, answer.text) == (200, key.public_pem)
+        assert answer.headers["Content-Type"].startswith("application/x-pem-file")
+        listed = client.get("/v1/signing-keys", headers=read).json()
+        assert [item["id"] for item in listed] == [key.id, *others]
+    events = client.get("/v1/audit", params={"action": "signing_key.first_use"}, headers=keys["admin"]).json()["items"]
+    assert [event["target"] for event in events] == [f"signing_key:{newer.id}", f"signing_key:{older.id}"]
