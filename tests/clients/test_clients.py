@@ -6,8 +6,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,28 +115,24 @@ def test_an_interrupted_download_resumes(
     table: Table,
     tmp_path: Path,
 ) -> None:
-    """100 MB, the client killed on the way: the next run asks for the rest, and the bytes are equal."""
+    """100 MB, the connection broken on the way: the client asks for the rest, and the bytes are equal."""
     content = secrets.token_bytes(100 * 10**6)
     with service.sessions() as session:
         model = session.scalars(select(Model).where(Model.name == "tiny")).one()
         session.add(ModelFile(model_id=model.id, path="big.bin", sha256=service.store.put(content), size=len(content)))
         session.commit()
-    wire.stall["big.bin"] = 40 * 10**6
+    wire.cut["big.bin"] = 40 * 10**6
     code = f"import huggingface_hub as h; print(h.hf_hub_download({REPO!r}, 'big.bin', revision='v1', local_dir='.'))"
     command = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
-    with subprocess.Popen(command, env=given, cwd=tmp_path, stdout=subprocess.DEVNULL) as first:
-        assert wire.stalled.wait(120)
-        part = wait_for_bytes(tmp_path, 30 * 10**6)
-        first.kill()
-    wire.stall.clear()
-    wire.seen.clear()
     done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert not wire.cut, "the connection was never broken"
     ranges = [asked for path, asked in wire.seen if path.endswith("big.bin") and asked]
-    right = (tmp_path / "big.bin").read_bytes() == content and ranges[-1:] != []
+    right = (tmp_path / "big.bin").read_bytes() == content and ranges != []
     table.setdefault(version_of(client), {})["an interrupted download resumes"] = right
-    assert right and int(ranges[-1].removeprefix("bytes=").partition("-")[0]) >= part
+    assert right
+    assert int(ranges[-1].removeprefix("bytes=").partition("-")[0]) > 10**7
 
 
 def test_an_alias_that_moves_in_between(
@@ -177,17 +171,3 @@ def test_an_alias_that_moves_in_between(
 def version_of(client: ClientEnvironment) -> str:
     lines = client.requirements.read_text().splitlines()
     return next(line.partition("==")[2] for line in lines if line.startswith("huggingface_hub=="))
-
-
-def wait_for_bytes(folder: Path, count: int) -> int:
-    """Until a partial file has so many; returns how many it has."""
-    for _ in range(600):
-        sizes = [path.stat().st_size for path in partial_files(folder)]
-        if max(sizes, default=0) >= count:
-            return max(sizes)
-        time.sleep(0.1)
-    raise AssertionError("nothing arrives")
-
-
-def partial_files(folder: Path) -> Iterator[Path]:
-    yield from folder.rglob("*.incomplete")

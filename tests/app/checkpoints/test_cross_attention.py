@@ -111,7 +111,7 @@ class TestPublished:
         service.edit("owl", destination={"erase": True})
         made = service.apply(edits="ready", **CROSS, preserve=["a red jug"], lamb=0.2)
         assert made["state"] == "published", made["problem"]
-        assert sorted(digests(made)) == ["README.md", "manifest.json", "unet/config.json", UNET]
+        assert sorted(digests(made)) == ["README.md", "manifest.json", "manifest.sig", "unet/config.json", UNET]
         assert all(0 < edit["residual"] < 1 for edit in made["edits"])
         assert made["changed_layers"] == []
         names = [changed["tensor"] for changed in made["changed_projections"]]
