@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -117,7 +118,13 @@ class Machine:
         if "--unsigned" not in arguments:
             command += ["--key", str(self.key)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment | environment, preexec_fn=ends_with_parent(), **pipes)
+        ends = ends_with_parent()
+
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a shell's background
+            ends()
+
+        return subprocess.Popen(command, env=self.environment | environment, preexec_fn=prepare, **pipes)
 
     def pull(self, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
         """The exit code and the last event."""

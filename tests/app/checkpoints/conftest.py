@@ -141,7 +141,8 @@ def serving(settings: Settings, clean_database: Engine, base_folder: Path) -> It
         keys = issue_keys(session)
         model = register_folder(session, store, base_folder)
     stopping = threading.Event()
-    signing_key_file = settings.store_folder / "signing-key.pem"
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    signing_key_file = settings.folder / "signing-key.pem"
     create_key(signing_key_file)
     update = {"torch_threads": 1, "device": "cpu", "signing_key_file": signing_key_file}
     settings = settings.model_copy(update=update)
