@@ -115,7 +115,8 @@ def test_an_interrupted_download_resumes(
     table: Table,
     tmp_path: Path,
 ) -> None:
-    """100 MB, the connection broken on the way: the client asks for the rest, and the bytes are equal."""
+    """100 MB, the connection broken on the way: the client asks for the rest, at once or when it is run again, and the
+    bytes are equal."""
     content = secrets.token_bytes(100 * 10**6)
     with service.sessions() as session:
         model = session.scalars(select(Model).where(Model.name == "tiny")).one()
@@ -125,7 +126,10 @@ def test_an_interrupted_download_resumes(
     code = f"import huggingface_hub as h; print(h.hf_hub_download({REPO!r}, 'big.bin', revision='v1', local_dir='.'))"
     command = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
-    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    for _ in range(2):
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stderr
     assert not wire.cut, "the connection was never broken"
     ranges = [asked for path, asked in wire.seen if path.endswith("big.bin") and asked]
@@ -145,7 +149,7 @@ def test_an_alias_that_moves_in_between(
     tmp_path: Path,
 ) -> None:
     """The snapshot is of the one commit that the alias had at its beginning."""
-    wire.stall[WEIGHTS] = 0
+    wire.pause = WEIGHTS
     code = f"import huggingface_hub as h; print(h.snapshot_download({REPO!r}, revision='production', max_workers=1))"
     command = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
@@ -157,7 +161,6 @@ def test_an_alias_that_moves_in_between(
             headers={**service.keys["apply"], "If-Match": "*"},
         )
         assert moved.status_code == 200
-        wire.stall.clear()
         wire.ended.set()
         output, _ = process.communicate(timeout=300)
     folder = Path(output.strip().splitlines()[-1])

@@ -41,6 +41,8 @@ class Wire:
     """After so many bytes of this file, break the connection, once."""
     stall: dict[str, int] = field(default_factory=dict)
     """After so many bytes of this file, send no more while we are watched."""
+    pause: str = ""
+    """Send nothing of this file until we have done what we want to do in between."""
     stalled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -57,9 +59,14 @@ class Wire:
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
-        name = next((name for name in (self.tamper, *self.cut, *self.stall) if name and name in request.path), "")
+        name = next(
+            (name for name in (self.tamper, self.pause, *self.cut, *self.stall) if name and name in request.path), ""
+        )
         if content and name and name == self.tamper:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        if name and name == self.pause and request.command == "GET":
+            self.stalled.set()
+            self.ended.wait(60)
         request.send_response_only(answer.status)
         for header, value in answer.getheaders():
             request.send_header(header, value)
