@@ -49,6 +49,28 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 StoreDep = Annotated[Store, Depends(get_store)]
 
 
+def cursor_of(place: bytes) -> str:
+    """A place in a list as clients are given it."""
+    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def place_of(cursor: str) -> bytes:
+    """The reverse of `cursor_of`. Raises `Unprocessable`."""
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise no_cursor() from None
+
+
+def no_cursor() -> Unprocessable:
+    return Unprocessable.at("cursor", "Not a cursor of ours; start again without one.")
+
+
+def link_next(request: Request, response: Response, cursor: str) -> None:
+    """The `Link` header to the next page."""
+    response.headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
+
+
 class Page(BaseModel, Generic[Item]):
     """A keyset page, newest first."""
 
@@ -75,9 +97,8 @@ class PageRequest:
         """`items` of the rows that `select` chose, with the cursor and the `Link` header of the next page."""
         if len(rows) <= self.limit:
             return Page(items=list(items), next=None)
-        cursor = base64.urlsafe_b64encode(ids[self.limit - 1].bytes).decode().rstrip("=")
-        url = self.request.url.include_query_params(cursor=cursor)
-        self.response.headers["Link"] = f'<{url}>; rel="next"'
+        cursor = cursor_of(ids[self.limit - 1].bytes)
+        link_next(self.request, self.response, cursor)
         return Page(items=list(items[: self.limit]), next=cursor)
 
 
@@ -90,9 +111,9 @@ def get_page(
     after = None
     if cursor is not None:
         try:
-            after = UUID(bytes=base64.urlsafe_b64decode(cursor + "=="))
-        except (binascii.Error, ValueError):
-            raise Unprocessable.at("cursor", "Not a cursor of ours; start again without one.") from None
+            after = UUID(bytes=place_of(cursor))
+        except ValueError:
+            raise no_cursor() from None
     return PageRequest(request=request, response=response, limit=limit, after=after)
 
 

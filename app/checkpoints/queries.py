@@ -143,10 +143,10 @@ def latest_judgement(session: Session, *, checkpoint_id: UUID) -> JsonObject | N
     return session.scalars(query.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
 
 
-def evaluations_of(session: Session, *, checkpoint_id: UUID, limit: int) -> Sequence[Evaluation]:
-    """What was drawn or measured of a checkpoint, newest first."""
-    query = select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id).order_by(Evaluation.id.desc())
-    return session.scalars(query.limit(limit)).all()
+def evaluations_of(checkpoint_id: UUID, *, kind: str | None = None) -> Select[Evaluation]:
+    """What was drawn or measured of a checkpoint."""
+    query = select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id)
+    return query.where(Evaluation.kind == kind) if kind else query
 
 
 def methods_in(session: Session, *, checkpoint_id: UUID) -> dict[UUID, str]:

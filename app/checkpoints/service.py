@@ -31,7 +31,7 @@ from app.checkpoints.schemas import (
     Method,
     ProjectionOut,
 )
-from app.db.models import Checkpoint, Edit, JsonObject, Model, Statistics
+from app.db.models import Checkpoint, Edit, Evaluation, JsonObject, Model, Statistics
 from app.dependencies import Page, PageRequest
 from app.models.errors import ModelNotFound
 from app.queueing.jobs import running_progress
@@ -223,9 +223,12 @@ def _judged(report: JsonObject | None) -> Iterator[EditWarning]:
 
 
 def _evaluations(session: Session, checkpoint: Checkpoint) -> list[EvaluationLink]:
-    rows = queries.evaluations_of(session, checkpoint_id=checkpoint.id, limit=MOST_EVALUATIONS)
+    newest = queries.evaluations_of(checkpoint.id).order_by(Evaluation.id.desc()).limit(MOST_EVALUATIONS)
     url = f"/v1/models/{checkpoint.model.name}/checkpoints/v{checkpoint.number}/evaluations"
-    return [EvaluationLink(id=row.id, kind=row.kind, state=row.state, url=f"{url}/{row.id}") for row in rows]
+    return [
+        EvaluationLink(id=row.id, kind=row.kind, state=row.state, url=f"{url}/{row.id}")
+        for row in session.scalars(newest)
+    ]
 
 
 def _alias_outcome(checkpoint: Checkpoint) -> AliasOutcome | None:

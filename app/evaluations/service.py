@@ -6,11 +6,10 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
-from app.checkpoints.queries import methods_in
+from app.checkpoints.queries import evaluations_of, methods_in
 from app.checkpoints.service import ServedFile, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Evaluation, JsonObject
 from app.dependencies import Page, PageRequest
-from app.evaluations import queries
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.evaluations.schemas import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
 from app.problems import Unprocessable
@@ -69,7 +68,7 @@ def list_evaluations(
 ) -> Page[EvaluationOut]:
     """Newest first."""
     checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)
-    query = queries.of_checkpoint(checkpoint.id, kind=kind)
+    query = evaluations_of(checkpoint.id, kind=kind)
     rows = session.scalars(page.select(query, Evaluation.id)).all()
     return page.page(rows, _describe(session, rows), [row.id for row in rows])
 

@@ -1,13 +1,11 @@
 """Revisions and their files in the JSON that the Hub's clients parse."""
 
-import base64
-import binascii
 from datetime import UTC
 from typing import Any
 
 from app.checkpoints.publish import StoredFile
+from app.dependencies import cursor_of, no_cursor, place_of
 from app.hub.queries import Reference, Revision
-from app.problems import Unprocessable
 
 POINTER_SIZE = 134  # bytes of the git-lfs pointer that the Hub would keep in its place
 Entry = dict[str, Any]
@@ -62,14 +60,14 @@ def page(entries: list[Entry], *, limit: int, cursor: str | None) -> tuple[list[
     """The `limit` entries after the path that `cursor` stands for, and the cursor of the next page, if there is one."""
     if cursor is not None:
         try:
-            after = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-        except (binascii.Error, ValueError):
-            raise Unprocessable.at("cursor", "Not a cursor of ours; start again without one.") from None
+            after = place_of(cursor).decode()
+        except UnicodeDecodeError:
+            raise no_cursor() from None
         entries = [entry for entry in entries if entry["path"] > after]
     if len(entries) <= limit:
         return entries, None
     last = entries[limit - 1]["path"]
-    return entries[:limit], base64.urlsafe_b64encode(last.encode()).decode().rstrip("=")
+    return entries[:limit], cursor_of(last.encode())
 
 
 def ref(reference: Reference, *, kind: str) -> dict[str, str]:

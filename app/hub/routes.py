@@ -16,7 +16,7 @@ from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.queries import MAIN, checkpoint_at
 from app.checkpoints.service import ServedFile
 from app.db.models import Model
-from app.dependencies import SessionDep, StoreDep
+from app.dependencies import SessionDep, StoreDep, link_next
 from app.hub import listing, queries
 from app.hub.errors import (
     EntryNotFound,
@@ -151,7 +151,7 @@ def tree(
         raise EntryNotFound(f"There is no folder {folder[:200]!r} in {found.repo}.", commit=found.commit)
     entries, following = listing.page(entries, limit=limit, cursor=cursor)
     if following is not None:
-        response.headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
+        link_next(request, response, following)
     return entries
 
 

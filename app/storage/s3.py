@@ -111,8 +111,10 @@ class S3Store:
         except (BlobMissing, BlobCorrupt):
             self._make_room()
             with self.local.writing() as file:
-                for chunk in self._stream(sha256):
+                for chunk in self._pieces(sha256):
                     file.write(chunk)
+                if file.sha256 != sha256:
+                    raise BlobCorrupt(sha256) from None
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, whatever the mount says of atimes
         return path
 
@@ -153,9 +155,12 @@ class S3Store:
 
     def _stream(self, sha256: str) -> Iterator[bytes]:
         """The blob in pieces; the last is followed by `BlobCorrupt` where they are not what the sha256 says."""
+        return _checked(self._pieces(sha256), sha256)
+
+    def _pieces(self, sha256: str) -> Iterator[bytes]:
         with _asking(sha256):
             found = obstore.get(self._bucket, key_of(sha256))
-            yield from _checked(map(bytes, found.stream(min_chunk_size=CHUNK)), sha256)
+            yield from map(bytes, found.stream(min_chunk_size=CHUNK))
 
     def _make_room(self) -> None:
         """Drop what was fetched and has not been used for longest, down to `cache_bytes`."""
