@@ -20,6 +20,8 @@ from editing.pipelines import EditablePipeline
 from editing.prompts import SubjectPosition, destination_prompts, validate_edit
 
 _WINDOW = 3  # steps over which the loss must fall
+_STARTS = (1.0, 0.3, 0.1)  # first steps of L-BFGS, in ‖h‖: a search that one leads nowhere starts again with the next
+_NOWHERE = 0.1  # of the first loss is left
 
 
 @dataclass(eq=False)
@@ -43,6 +45,10 @@ class Search:
     """(D,) float32"""
     step: int = 0
     """Steps done."""
+    start: int = 0
+    """How many times it has started again."""
+    best: tuple[float, float, Tensor] | None = None
+    """Of the starts before: the loss, the text loss and δ."""
     prompts: "PromptBatch | None" = None
     """Its own, while it runs or is about to."""
     noise: NoiseSource | None = None
@@ -80,6 +86,34 @@ class Search:
         losses rise now and then."""
         losses, tolerance = self.losses, self.edit.settings.tolerance
         return 0 < tolerance and len(losses) > _WINDOW and losses[-1 - _WINDOW] - losses[-1] < tolerance * losses[0]
+
+    @property
+    def radius(self) -> Tensor:
+        """The length of the first step of L-BFGS."""
+        return self.hidden.norm() * _STARTS[self.start]
+
+    @property
+    def astray(self) -> bool:
+        """Whether L-BFGS settled with most of its first loss left, and another start may do better: a first step over
+        the slope can end on a plateau, where nothing says which way is down."""
+        again = self.edit.settings.text_optimizer == "lbfgs" and self.start + 1 < len(_STARTS)
+        return again and self.losses[-1] > _NOWHERE * self.losses[0]
+
+    def start_again(self) -> None:
+        """Go back to δ = 0, remembering what was found; one that is not astray goes on from where it is."""
+        if self.astray:
+            if self.best is None or self.losses[-1] < self.best[0]:
+                self.best = self.losses[-1], self.text_losses[-1], self.delta
+            self.start += 1
+            self.delta = torch.zeros_like(self.delta)
+        self.losses, self.converged = [], False
+
+    def settle(self) -> None:
+        """Take the best of all starts."""
+        if self.best and self.losses and self.best[0] < self.losses[-1]:
+            _, text, self.delta = self.best
+            self.text_losses.append(text)
+        self.best = None
 
     def prepare(self, pipeline: EditablePipeline) -> None:
         """Draw what the noise loss compares, from the edit's seed."""

@@ -225,7 +225,12 @@ class _Batch:
         for group in self.groups:
             if self._ended(group):
                 for search in group:
+                    search.settle()
                     search.release()
+            elif self._astray(group):
+                for search in group:
+                    search.start_again()
+                self._waiting.appendleft(group)
             else:
                 staying.append(group)
                 rows += range(row, row + len(group))
@@ -240,10 +245,16 @@ class _Batch:
 
     def _ended(self, group: Sequence[Search]) -> bool:
         first = group[0]
-        if not self._noisy and all(search.settled or search.converged for search in group):
+        if self._settled(group) and not self._astray(group):
             for search in group:
                 search.step = search.text_steps
         return first.error is not None or first.step >= _last_step(first, noisy=self._noisy)
+
+    def _settled(self, group: Sequence[Search]) -> bool:
+        return not self._noisy and all(search.settled or search.converged for search in group)
+
+    def _astray(self, group: Sequence[Search]) -> bool:
+        return self._settled(group) and any(search.astray for search in group)
 
     def _start(self, *, room: int) -> list[list[Search]]:
         """The next groups that fit, ready to run; one that is too large for any room runs alone."""
@@ -277,8 +288,8 @@ class _Batch:
         if starting:
             rates = torch.tensor([search.edit.settings.learning_rate for search in starting])
             deltas = torch.stack([search.delta for search in starting])  # (e, D)
-            lengths = torch.stack([search.hidden.norm() for search in starting])
-            self._optimizer.join(deltas, learning_rate=rates.to(deltas.device), radius=lengths)
+            radii = torch.stack([search.radius for search in starting])
+            self._optimizer.join(deltas, learning_rate=rates.to(deltas.device), radius=radii)
 
     def _check(self, group: Sequence[Search]) -> None:
         first = group[0]

@@ -108,6 +108,14 @@ def test_a_search_goes_on_after_points_that_were_passed_over(emoji: Emoji) -> No
     assert value.text_losses[-1] < 0.05 * value.text_losses[0]
 
 
+@pytest.mark.parametrize("source, target", [("tablet", "pill"), ("sedan", "car"), ("succulent", "cactus")])
+def test_a_search_that_a_long_first_step_led_astray_starts_again(emoji: Emoji, source: str, target: str) -> None:
+    """From a first step of ‖h‖ each of these ends on a plateau, with four fifths of its loss left or more."""
+    settings = StageOneSettings(objective="text")
+    (value,) = emoji.values([ConceptEdit(source, DestinationPrompt(target), settings=settings)])
+    assert value.text_losses[-1] < 0.05 * value.text_losses[0]
+
+
 def test_the_exported_files_draw_what_was_applied(
     emoji: Emoji, emoji_folder: Path, update: Update, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from editing import ENGINE_VERSION, noise
+from editing import search as searching
 from editing import values as module
 from editing.concepts import (
     Balance,
@@ -114,7 +115,8 @@ class TestTolerance:
         assert len(value.text_losses) == 200
         assert any(later > earlier for earlier, later in itertools.pairwise(value.text_losses))
 
-    def test_ends_the_text_steps_early(self, pipeline: EditablePipeline) -> None:
+    def test_ends_the_text_steps_early(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(searching, "_STARTS", (1.0,))
         loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=0.05))
         all_losses = one(pipeline, loose).text_losses
         assert len(all_losses) < 100
@@ -134,6 +136,56 @@ class TestTolerance:
     def test_lbfgs_gets_further_than_adam(self, pipeline: EditablePipeline) -> None:
         adam = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, text_optimizer="adam"))
         assert one(pipeline, CAT).text_losses[-1] < one(pipeline, adam).text_losses[-1]
+
+
+class TestStarts:
+    """What becomes of a search whose L-BFGS settles with most of its loss left."""
+
+    @pytest.fixture
+    def astray(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(searching, "_NOWHERE", 0.0)  # every search is
+
+    @pytest.fixture
+    def edit(self) -> ConceptEdit:
+        return dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=1e-2))
+
+    def test_tries_three_first_steps_and_keeps_the_best(
+        self, pipeline: EditablePipeline, edit: ConceptEdit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alone = []
+        for start in searching._STARTS:
+            with monkeypatch.context() as patch:
+                patch.setattr(searching, "_STARTS", (start,))
+                alone.append(one(pipeline, edit))
+        monkeypatch.setattr(searching, "_NOWHERE", 0.0)
+        value = one(pipeline, edit)
+        best = min(alone, key=lambda found: found.text_losses[-1])
+        assert value.text_losses[-1] == pytest.approx(best.text_losses[-1])
+        assert torch.allclose(value.delta, best.delta, atol=1e-5)
+        assert sum(len(found.text_losses) for found in alone) <= len(value.text_losses) <= 200
+
+    @pytest.mark.usefixtures("astray")
+    def test_never_takes_more_than_its_steps(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+        first = one(pipeline, dataclasses.replace(edit, settings=dataclasses.replace(edit.settings, steps=12)))
+        assert len(first.text_losses) <= 13  # the thirteenth is that of an earlier start, where it is the best
+        assert first.text_losses[-1] == min(first.text_losses)
+
+    @pytest.mark.usefixtures("astray")
+    def test_adam_starts_once(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+        adam = dataclasses.replace(edit, settings=dataclasses.replace(edit.settings, text_optimizer="adam"))
+        losses = one(pipeline, adam).text_losses
+        assert losses.count(losses[0]) == 1
+
+    @pytest.mark.usefixtures("astray")
+    def test_the_noise_follows_the_last_start(self, pipeline: EditablePipeline) -> None:
+        settings = dataclasses.replace(QUICK, steps=100, warm_start=80, tolerance=1e-2)
+        value = one(pipeline, dataclasses.replace(CAT, settings=settings))
+        assert len(value.noise_losses) == 20
+
+    @pytest.mark.usefixtures("astray")
+    def test_a_balance_starts_again_as_one(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+        balance = dataclasses.replace(edit, destination=Balance({"dog": 1, "the sea": 2}))
+        assert one(pipeline, balance).delta.isfinite().all()
 
 
 class TestMemory:
