@@ -55,11 +55,11 @@ def cpu_seconds() -> float:
 def measured(run: Callable[[], T]) -> tuple[T, dict[str, float]]:
     """What a run gives, and what it took: CPU and wall seconds, and the peak memory over what was held before it."""
     loaded = psutil.Process().memory_info().rss
-    _forget_peak()
+    forget_peak()
     start, clock = cpu_seconds(), time.perf_counter()
     result = run()
     seconds, wall = cpu_seconds() - start, time.perf_counter() - clock
-    peak = _peak_bytes()
+    peak = peak_bytes()
     return result, {
         "cpu_seconds": seconds,
         "wall_seconds": wall,
@@ -67,14 +67,14 @@ def measured(run: Callable[[], T]) -> tuple[T, dict[str, float]]:
     }
 
 
-def _forget_peak() -> None:
+def forget_peak(pid: int | str = "self") -> None:
     """Let the peak be the present memory: the peak of getrusage begins at that of the parent, and never falls."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def _peak_bytes() -> int:
-    """The most resident memory since `_forget_peak`."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most resident memory since `forget_peak`."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.service import ServedFile
-from app.storage.store import BlobCorrupt, BlobMissing, Store
+from app.storage.store import CHUNK, BlobCorrupt, BlobMissing, Store
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -26,10 +26,10 @@ RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 def deliver(request: Request, file: ServedFile, *, store: Store, headers: Mapping[str, str]) -> Response:
     """The answer to GET or HEAD: 200, 206 for one range, 302 to the bucket that has the file, 304, 416.
 
-    A GET reads the blob once to verify it, since a flipped bit in a safetensors file would load silently; the ranges of
-    a download that follow within minutes rely on that while nothing writes to the file. Raises `FileUnreadable` rather
-    than send a byte of a damaged one, and `RangeNotSatisfiable`. What is no single well-formed range is answered whole,
-    as RFC 9110 (14.2) permits. HEAD never redirects: the signed URL is for GET, and runs out.
+    A GET reads the blob once to verify it, since a flipped bit in a safetensors file would load silently; what asks for
+    it or for ranges of it within the next minutes relies on that while nothing writes to the file. Raises
+    `FileUnreadable` rather than send a byte of a damaged one, and `RangeNotSatisfiable`. What is no single well-formed
+    range is answered whole, as RFC 9110 (14.2) permits. HEAD never redirects: the signed URL is for GET, and runs out.
     """
     tag = f'"{file.sha256}"'
     headers = {**headers, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
@@ -47,7 +47,7 @@ def deliver(request: Request, file: ServedFile, *, store: Store, headers: Mappin
         if request.method == "HEAD" or url is not None:
             size = store.size(file.sha256)
         else:
-            path = store.verified(file.sha256, recently=found is not None)
+            path = store.verified(file.sha256, recently=True)
             size = path.stat().st_size
         damaged = size != file.size
     except (BlobMissing, BlobCorrupt):
@@ -71,6 +71,8 @@ def deliver(request: Request, file: ServedFile, *, store: Store, headers: Mappin
 
 class _BlobResponse(FileResponse):
     """Starlette's file response, which leaves aside a range that we do not honour instead of refusing it."""
+
+    chunk_size = CHUNK  # each has a turn of the event loop and of a thread; a client holds about two
 
     def __init__(self, *arguments: object, whole: bool, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]

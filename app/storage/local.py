@@ -3,8 +3,9 @@
 import hashlib
 import os
 import tempfile
+import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._checked: OrderedDict[str, tuple[tuple[int, int, int, int], float]] = OrderedDict()
+        self._checking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the first two digits
 
     def cache(self, name: str) -> Path:
         return self.folder / name
@@ -78,9 +80,14 @@ class LocalStore:
         return content
 
     def verified(self, sha256: str, *, recently: bool = False) -> Path:
-        if not (recently and self._was_checked(sha256)):
+        path = self.path(sha256)
+        if not recently:
             self.check(sha256)
-        return self.path(sha256)
+        elif not self._was_checked(sha256):
+            with self._checking[path.parent.name]:  # many that ask at once wait for one check
+                if not self._was_checked(sha256):
+                    self.check(sha256)
+        return path
 
     def check(self, sha256: str) -> None:
         try:

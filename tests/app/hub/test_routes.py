@@ -100,6 +100,7 @@ class TestResolve:
 
     def test_damaged_blob_is_never_sent(self, service, published):
         sha256 = sha256_of(published[0])
+        assert service.client.get(f"{URL}/v1/{WEIGHTS}", headers=service.keys["read"]).status_code == 200
         blob = service.store.path(sha256)
         content = bytearray(blob.read_bytes())
         content[-1] ^= 1

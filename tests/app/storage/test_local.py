@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -51,6 +54,24 @@ class TestRecently:
         store.verified(store.put(CONTENT))
         monkeypatch.setattr(store, "check", lambda sha256: pytest.fail("it was read"))
         assert store.verified(SHA256, recently=True) == store.path(SHA256)
+
+    def test_many_at_once_wait_for_one_check(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store.put(CONTENT)
+        check, checks, together = store.check, [], threading.Barrier(8)
+
+        def slow(sha256: str) -> None:
+            checks.append(sha256)
+            time.sleep(0.2)
+            check(sha256)
+
+        def verified(_: int) -> Path:
+            together.wait(30)
+            return store.verified(SHA256, recently=True)
+
+        monkeypatch.setattr(store, "check", slow)
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(verified, range(8))) == {store.path(SHA256)}
+        assert checks == [SHA256]
 
     @pytest.mark.parametrize("times", ["new", "set back"])
     def test_a_write_is_seen(self, store: LocalStore, times: str) -> None:
