@@ -95,7 +95,7 @@ def card(inputs: Inputs, *, edited: Mapping[str, str]) -> bytes:
 ---
 library_name: diffusers
 pipeline_tag: text-to-image
-{_base_model(inputs.model_source)}tags:
+{_base_model(inputs.model_source)}{_license(inputs.model_license)}tags:
 - text-to-image
 - concept-editing
 - emender
@@ -161,3 +161,10 @@ def _destination(destination: Mapping[str, Any]) -> str:
 def _base_model(source: str) -> str:
     """The Hub's link to the base model, where the source is a Hub id."""
     return f"base_model: {json.dumps(source)}\n" if source.count("/") == 1 else ""
+
+
+def _license(license: Mapping[str, str] | None) -> str:
+    """The base model's, under which its parts stand here too."""
+    fields = {"license": "id", "license_name": "name", "license_link": "link"}
+    given = {field: license[key] for field, key in fields.items() if key in license} if license else {}
+    return "".join(f"{field}: {json.dumps(value)}\n" for field, value in given.items())

@@ -40,6 +40,8 @@ class Inputs:
     model_source: str
     model_revision: str | None
     model_digest: str
+    model_license: Mapping[str, str] | None
+    """`id`, and `name` and `link` if there are such."""
     model_files: Mapping[str, str]
     """The sha256 of each file of the base model, also of those that the edited ones replace."""
     statistics: str | None
@@ -78,6 +80,8 @@ def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
         "edits": [_edit(edit) for edit in inputs.edits],
         "files": {path: sha256 for path, sha256 in files.items() if path not in (MANIFEST, SIGNATURE)},
     }
+    if inputs.model_license is not None:
+        content["base_model"]["license"] = dict(inputs.model_license)
     if inputs.statistics is not None:
         content["statistics"] = {"digest": inputs.statistics}
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -69,6 +69,7 @@ class Model(Identified, Base):
     source: Mapped[str]
     revision: Mapped[str | None]
     classifier: Mapped[str | None]  # what judges its pictures
+    license: Mapped[JsonObject | None]  # id, name and link, as given or as its model card says
     state: Mapped[str] = mapped_column(default="registering")
     family: Mapped[str | None]
     encoders: Mapped[list[JsonObject]] = mapped_column(default=list)  # name, layers, width, mlp_width

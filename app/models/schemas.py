@@ -30,6 +30,23 @@ def _source(source: str) -> str:
     return source
 
 
+class License(BaseModel):
+    """A license as the metadata of the Hub's model cards names it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$",
+            description="`license` of a model card; `other` goes with a name and a link",
+            examples=["creativeml-openrail-m"],
+        ),
+    ]
+    name: Annotated[Text, Field(max_length=200, description="`license_name`")] | None = None
+    link: Annotated[Text, Field(max_length=500, description="`license_link`")] | None = None
+
+
 class ModelCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "emoji", "source": "emoji"}})
 
@@ -57,6 +74,13 @@ class ModelCreate(BaseModel):
             examples=["emoji", "google/vit-base-patch16-224"],
         ),
         AfterValidator(_source),
+    ] = None
+    license: Annotated[
+        License | None,
+        Field(
+            description="under which its versions may be used, for their model cards; default: what the front matter "
+            "of the model's README.md says"
+        ),
     ] = None
 
     @model_validator(mode="after")
@@ -100,6 +124,7 @@ class ModelOut(BaseModel):
     source: str
     revision: str | None
     classifier: str | None = Field(description="what judges its pictures; null: nothing does")
+    license: License | None = Field(description="as given, else as its model card says; null: neither says one")
     state: ModelState
     family: str | None = Field(description="null until ready")
     encoders: list[EncoderOut]

@@ -41,6 +41,7 @@ def register_model(
         raise ModelExists(row.name, row.state)
     row.namespace = model.namespace or namespace
     row.source, row.revision, row.classifier = model.source, model.revision, model.classifier
+    row.license = model.license.model_dump(exclude_none=True) if model.license else None
     row.state, row.problem, row.created_by = "registering", None, actor
     session.add(row)
     try:
@@ -48,7 +49,8 @@ def register_model(
     except IntegrityError:
         raise ModelExists(model.name, "registering") from None  # by a request at the same time
     enqueue(session, kind="register_model", target_id=row.id)
-    details = {"source": row.source, "revision": row.revision, "namespace": row.namespace, "classifier": row.classifier}
+    details: dict[str, object] = {"source": row.source, "revision": row.revision, "namespace": row.namespace}
+    details |= {"classifier": row.classifier, "license": row.license}
     record(session, actor=actor, action="model.register", target=f"model:{row.name}", details=details)
     session.refresh(row)
     return _out(session, [row])[0]

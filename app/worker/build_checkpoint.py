@@ -184,6 +184,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
         model_source=model.source,
         model_revision=model.revision,
         model_digest=model.digest or "",
+        model_license=model.license,
         model_files={file.path: file.sha256 for file in base},
         statistics=(statistics.digest or "") if statistics else None,
         engine=editing.ENGINE_VERSION,

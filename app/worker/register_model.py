@@ -67,6 +67,8 @@ def _register(context: JobContext, lease: Lease) -> None:
         model = session.get_one(Model, lease.target_id)
         model.state, model.problem = "ready", None
         model.family, model.digest = description.family, description.digest
+        if model.license is None and source.license is not None:
+            model.license = source.license.model_dump(exclude_none=True)
         model.encoders = [
             {"name": encoder.name, "layers": encoder.layers, "width": encoder.width, "mlp_width": encoder.mlp_width}
             for encoder in description.encoders

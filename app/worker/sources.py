@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi, hf_hub_download
+import structlog
+from huggingface_hub import CardData, HfApi, ModelInfo, RepoCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from pydantic import ValidationError
+from yaml import YAMLError
 
 from app.models.roots import find_folder
+from app.models.schemas import License
 from app.settings import Settings
 from editing.errors import ClassifierUnusable, EditingError, UnsafePipeline
 
 if TYPE_CHECKING:
     from editing.evaluation.classifiers import Classifier
+
+log = structlog.get_logger()
 
 WANTED = {".json", ".txt", ".safetensors", ".model"}
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
@@ -33,6 +39,8 @@ class Source:
     folder: Path
     commit: str | None
     """The Hub's commit; none for a folder of the model roots."""
+    license: License | None
+    """What the model card's metadata says; none where it says nothing, or more than one."""
 
 
 @contextmanager
@@ -51,12 +59,12 @@ def obtain(
                 f"no folder {source!r} directly in one of the model roots; EMENDER_MODEL_ROOTS lists them",
                 pointer="/source",
             )
-        yield Source(folder, commit=None)
+        yield Source(folder, commit=None, license=_license(_card(folder)))
         return
     settings.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.folder, prefix="download-") as temporary:
         try:
-            commit = _download(source, revision=revision, folder=Path(temporary), progress=progress)
+            information = _download(source, revision=revision, folder=Path(temporary), progress=progress)
         except LocalEntryNotFoundError as error:
             raise SourceUnavailable(f"the Hub does not answer for {source}; retry", pointer="/source") from error
         except HfHubHTTPError as error:
@@ -66,7 +74,7 @@ def obtain(
         except Exception as error:  # of whichever HTTP client this version of huggingface_hub uses
             reason = f"the Hub could not be reached for {source}: {type(error).__name__}; retry"
             raise SourceUnavailable(reason, pointer="/source") from error
-        yield Source(Path(temporary), commit=commit)
+        yield Source(Path(temporary), commit=information.sha, license=_license(information.card_data))
 
 
 def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Classifier":
@@ -115,13 +123,34 @@ def wanted(names: Sequence[str]) -> list[str]:
     return sorted(str(path) for path in chosen)
 
 
-def _download(source: str, *, revision: str | None, folder: Path, progress: Callable[[int, int], None]) -> str | None:
+def _download(source: str, *, revision: str | None, folder: Path, progress: Callable[[int, int], None]) -> ModelInfo:
     information = HfApi().model_info(source, revision=revision)
     names = wanted([sibling.rfilename for sibling in information.siblings or []])
     for done, name in enumerate(names):
         progress(done, len(names))
         hf_hub_download(source, name, revision=information.sha, local_dir=folder)
-    return information.sha
+    return information
+
+
+def _card(folder: Path) -> CardData | None:
+    """The metadata of the folder's README.md, if it can be read."""
+    try:
+        return RepoCard((folder / "README.md").read_text(encoding="utf-8-sig"), ignore_metadata_errors=True).data
+    except FileNotFoundError:
+        return None
+    except (ValueError, YAMLError) as error:
+        log.warning("the model card cannot be read", source=folder.name, error=type(error).__name__)
+        return None
+
+
+def _license(card: CardData | None) -> License | None:
+    if card is None or card.get("license") is None:
+        return None
+    try:
+        return License(id=card.get("license"), name=card.get("license_name"), link=card.get("license_link"))
+    except ValidationError:
+        log.warning("the model card names no license that is understood; give it when the model is registered")
+        return None
 
 
 def _reason(error: HfHubHTTPError) -> str:

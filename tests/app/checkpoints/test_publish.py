@@ -231,6 +231,21 @@ class TestCard:
         card = ModelCard(service.store.read(digests(made)["README.md"]).decode())
         assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
         assert set(card.data.tags) == {"text-to-image", "concept-editing", "emender"}
+        assert card.data.license is None
+        assert "license" not in json.loads(service.store.read(digests(made)["manifest.json"]))["base_model"]
+
+    def test_the_license_is_the_base_model_s(self, service):
+        from huggingface_hub import ModelCard
+
+        license = {"id": "other", "name": "a: b", "link": "https://a.example/license"}
+        with service.sessions() as session:
+            session.get_one(Model, service.model.id).license = license
+            session.commit()
+        service.edit("fox")
+        made = service.apply(edits="ready")
+        data = ModelCard(service.store.read(digests(made)["README.md"]).decode()).data
+        assert [data.license, data.license_name, data.license_link] == list(license.values())
+        assert json.loads(service.store.read(digests(made)["manifest.json"]))["base_model"]["license"] == license
 
 
 class TestAliasAtPublication:

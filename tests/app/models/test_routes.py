@@ -24,12 +24,14 @@ class TestRegisterModel:
     def test_hub_id(self, client, keys, session):
         body = {"name": "turbo", "source": "stabilityai/sd-turbo", "revision": "main", "namespace": "acme"}
         body["classifier"] = "google/vit-base-patch16-224"
+        body["license"] = {"id": "other", "name": "sai-nc-community", "link": "https://stability.ai/license"}
         answer = client.post("/v1/models", headers=keys["admin"], json=body)
         assert answer.status_code == 202
         assert answer.headers["Location"] == "/v1/models/turbo"
         model = answer.json()
         assert (model["state"], model["namespace"], model["revision"]) == ("registering", "acme", "main")
         assert model["classifier"] == "google/vit-base-patch16-224"
+        assert model["license"] == body["license"]
         assert client.get("/v1/models/turbo", headers=keys["read"]).json() == model
         job = session.scalars(select(Job)).one()
         assert (job.kind, str(job.target_id)) == ("register_model", model["id"])
@@ -47,6 +49,10 @@ class TestRegisterModel:
     @pytest.mark.parametrize(
         ("body", "pointer"),
         [
+            ({"name": "m", "source": "a/b", "license": "mit"}, "/license"),
+            ({"name": "m", "source": "a/b", "license": {}}, "/license/id"),
+            ({"name": "m", "source": "a/b", "license": {"id": "My License"}}, "/license/id"),
+            ({"name": "m", "source": "a/b", "license": {"id": "other", "name": "x\0"}}, "/license/name"),
             *[
                 ({"name": name, "source": "a/b"}, "/name")
                 for name in (

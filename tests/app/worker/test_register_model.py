@@ -3,6 +3,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def copy(tmp_path: Path, roots: Path) -> Path:
 def register(runner: Runner, add_model: Callable[..., Model], factory: Sessions) -> Register:
     """Register a source; the model as it is after its job."""
 
-    def run(source: str, **columns: str) -> Model:
+    def run(source: str, **columns: Any) -> Model:
         model = add_model(source=source, **columns)
         with factory() as session:
             enqueue(session, kind="register_model", target_id=model.id)
@@ -76,6 +77,34 @@ def test_it_can_be_edited_from_the_store(register: Register, runner: Runner, roo
     ours = runner.context.pipeline(model.id).encoder.fc2(0).weight
     theirs = editing.load_pipeline(roots / "tiny").encoder.fc2(0).weight
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# Tiny", {"id": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: https://a.example\n---\n",
+            {"id": "other", "name": "own", "link": "https://a.example"},
+        ),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\n- no mapping\n---\n", None),
+        ("---\ntags: [a]\n---\n", None),
+        ("# Under the MIT license", None),
+    ],
+)
+def test_the_license_is_what_the_model_card_s_metadata_says(
+    register: Register, copy: Path, card: str, expected: JsonObject | None
+) -> None:
+    (copy / "README.md").write_text(card)
+    model = register("changed")
+    assert (model.state, model.license) == ("ready", expected)
+
+
+def test_a_license_that_was_given_stays(register: Register, copy: Path) -> None:
+    (copy / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert register("changed", license={"id": "openrail"}).license == {"id": "openrail"}
 
 
 def test_no_such_folder(register: Register) -> None:

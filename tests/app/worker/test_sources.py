@@ -33,9 +33,9 @@ FILES = {
 class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/api/models/some/model"):
-            self.answer(
-                json.dumps({"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}).encode()
-            )
+            siblings = [{"rfilename": name} for name in FILES]
+            described = {"id": "some/model", "sha": COMMIT, "siblings": siblings, "cardData": {"license": "openrail++"}}
+            self.answer(json.dumps(described).encode())
         elif self.path.startswith("/api/models/"):
             self.answer(b'{"error": "Repository not found"}', status=401)
         elif (name := self.path.removeprefix(f"/some/model/resolve/{COMMIT}/")) in FILES:
@@ -82,8 +82,8 @@ try:
         for path in source.folder.rglob("*"):
             if path.is_file() and ".cache" not in path.parts:
                 found[path.relative_to(source.folder).as_posix()] = path.read_text()
-        commit = source.commit
-    sys.stdout.write(json.dumps({"files": found, "commit": commit, "steps": steps, "left": source.folder.exists()}))
+        result = {"files": found, "commit": source.commit, "license": source.license.id, "steps": steps}
+    sys.stdout.write(json.dumps({**result, "left": source.folder.exists()}))
 except SourceUnavailable as error:
     sys.stdout.write(json.dumps({"detail": error.detail, "pointer": error.pointer}))
 """
@@ -104,7 +104,7 @@ def test_configurations_and_safetensors_at_one_commit(endpoint: str, tmp_path: P
         "unet/config.json": '{"a": 1}',
         "unet/diffusion_pytorch_model.safetensors": "weights",
     }
-    assert result["commit"] == COMMIT
+    assert (result["commit"], result["license"]) == (COMMIT, "openrail++")
     assert result["steps"] == [[0, 4], [1, 4], [2, 4], [3, 4]]
     assert result["left"] is False and list(tmp_path.iterdir()) == []
 
