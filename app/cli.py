@@ -22,6 +22,7 @@ from app.command_error import CommandError
 from app.models.captions import MAX_CAPTIONS
 from app.settings import get_settings
 from app.store_commands import store
+from app.webhook_commands import webhooks
 from editing.captions import read_captions
 from editing.errors import CaptionsUnreadable
 
@@ -44,6 +45,7 @@ for name, group in {
     "edits": edits,
     "checkpoints": checkpoints,
     "store": store,
+    "webhooks": webhooks,
     "signing-key": signing_key,
 }.items():
     app.add_typer(group, name=name)
@@ -133,12 +135,20 @@ def add_model(
     classifier: Annotated[
         str | None, typer.Option(help="What judges its pictures: an installed classifier, a folder, or a hub id.")
     ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="For the versions' model cards; default: as the model's README.md says.")
+    ] = None,
+    license_name: Annotated[str | None, typer.Option(help="With --license other.")] = None,
+    license_link: Annotated[str | None, typer.Option(help="With --license other.")] = None,
     wait: Wait = False,
 ) -> None:
     """Register a base model."""
+    if license is None and (license_name is not None or license_link is not None):
+        raise CommandError("--license-name and --license-link go with --license.")
+    given = _given(id=license, name=license_name, link=license_link) or None
     with _client() as client:
         made = client.register_model(
-            model, source=source, revision=revision, namespace=namespace, classifier=classifier
+            model, source=source, revision=revision, namespace=namespace, classifier=classifier, license=given
         )
         if wait:
             made = _follow(client, f"/v1/models/{model}", what=f"registering {model}")

@@ -94,7 +94,14 @@ class Client:
         answer: Json = self._ask("POST", path, json=body).json()
         return answer
 
-    def register_model(self, name: str, *, source: str, **fields: str | None) -> Json:
+    def patch(self, path: str, body: object) -> Json:
+        answer: Json = self._ask("PATCH", path, json=body).json()
+        return answer
+
+    def delete(self, path: str) -> None:
+        self._ask("DELETE", path)
+
+    def register_model(self, name: str, *, source: str, **fields: object) -> Json:
         return self.post("/v1/models", {"name": name, "source": source, **_given(fields)})
 
     def create_statistics(self, model: str, *, captions: Sequence[str]) -> Json:
@@ -115,7 +122,7 @@ class Client:
 
     def checkpoints(self, model: str) -> Iterator[Json]:
         """All versions, newest first."""
-        return self._pages(f"/v1/models/{model}/checkpoints")
+        return self.pages(f"/v1/models/{model}/checkpoints")
 
     def pull(self, model: str, *, revision: str, folder: Path) -> Json:
         """Download a revision's whole pipeline into a folder with huggingface_hub; returns the checkpoint.
@@ -165,7 +172,8 @@ class Client:
                 raise ClientError(f"{path} is still {resource['state']} after {timeout:.0f} s.")
             time.sleep(pause)
 
-    def _pages(self, path: str) -> Iterator[Json]:
+    def pages(self, path: str) -> Iterator[Json]:
+        """The items of a list, page by page."""
         cursor = None
         while True:
             page = self.get(path, params={"limit": 200, **_given({"cursor": cursor})})

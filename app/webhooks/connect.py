@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpcore
@@ -20,16 +21,18 @@ from app.webhooks.receivers import Address, Network, ReceiverRefused, check_addr
 
 EXCERPT_BYTES = 200  # kept of an answer
 CONNECT_SECONDS = 5.0  # for each address of a name
+RETRY = b"retry-after"
 
 Resolve = Callable[[str, int], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A receiver's answer: its status, and how its body begins."""
+    """A receiver's answer: its status, how its body begins, and its header Retry-After in seconds from now."""
 
     status: int
     excerpt: str
+    retry_after: float | None = None
 
 
 class NotReached(Exception):
@@ -66,7 +69,8 @@ def post(
             httpcore.ConnectionPool(ssl_context=tls, network_backend=backend, max_connections=1) as pool,
             pool.stream("POST", url, headers=[("Host", host), *headers.items()], content=body) as response,
         ):
-            return Answer(response.status, _excerpt(response.iter_stream()))
+            retry_after = next((_seconds(value) for name, value in response.headers if name.lower() == RETRY), None)
+            return Answer(response.status, _excerpt(response.iter_stream()), retry_after)
     except ReceiverRefused as error:
         raise NotReached(f"Refused: {error}.") from error
     except httpcore.TimeoutException as error:
@@ -152,6 +156,17 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise httpcore.ReadTimeout("the time is over")
     return left
+
+
+def _seconds(value: bytes) -> float | None:
+    """Of `Retry-After`: a number of seconds, or an HTTP date (RFC 9110, 10.2.3). None where it is neither."""
+    text = value.decode("ascii", "replace").strip()
+    if text.isdecimal() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _excerpt(stream: Iterable[bytes]) -> str:

@@ -35,6 +35,7 @@ PAUSES = (5, 60, 300, 1800, 7200, 28800, 86400, 86400, 86400)
 """Seconds between the tries of a delivery, each longer or shorter by up to a fifth. After ten tries, three and a half
 days, it has failed."""
 REST_SECONDS = 5.0  # after a failure nothing is sent to the receiver for so long
+RETRY_AFTER_SECONDS = 3600.0  # nothing is sent for at most so long to a receiver that asks for patience (Retry-After)
 FAILING_DAYS = 5  # a webhook that failed for so long without one success is disabled
 ROUND_SECONDS = 20.0  # then another webhook's turn comes
 SEND_SECONDS = 15.0  # a receiver may take so long for its answer, and at most half the lease
@@ -61,6 +62,8 @@ class Outcome:
     status: int | None
     error: str | None
     excerpt: str | None
+    patience: float = 0.0
+    """Seconds for which the receiver wants to be left in peace."""
 
     @property
     def succeeded(self) -> bool:
@@ -125,7 +128,7 @@ class Sender:
             outcome = self._send(message)
             self._settle(hold, message, outcome)
             if not outcome.succeeded:
-                rest = REST_SECONDS
+                rest = max(REST_SECONDS, outcome.patience)
                 break
         with self.sessions() as session:
             queries.keep(session, hold, seconds=rest)
@@ -161,6 +164,7 @@ class Sender:
             **signing.headers(message_id=message.message_id, at=at, body=message.body, secrets=message.secrets),
         }
         status = error = excerpt = None
+        patience = 0.0
         try:
             answer = post(
                 message.url,
@@ -172,9 +176,11 @@ class Sender:
                 resolve=self.resolve,
             )
             status, excerpt = answer.status, answer.excerpt
+            if status in (429, 503) and answer.retry_after is not None:
+                patience = min(answer.retry_after, RETRY_AFTER_SECONDS)
         except NotReached as reason:
             error = str(reason)
-        return Outcome(at, round(time.monotonic() - started, 3), status, error, excerpt)
+        return Outcome(at, round(time.monotonic() - started, 3), status, error, excerpt, patience)
 
     def _settle(self, hold: Hold, message: Message, outcome: Outcome) -> None:
         """Write what came of it. A webhook deleted meanwhile took its deliveries with it."""
@@ -189,7 +195,7 @@ class Sender:
                 delivery.state, delivery.ended_at = "delivered", now
                 webhook.failing_since = None
             else:
-                _failed(delivery, webhook, now=now)
+                _failed(delivery, webhook, now=now, patience=outcome.patience)
                 reason = _hopeless(webhook, outcome, now=now)
                 if reason is not None and webhook.enabled:
                     webhook.enabled, webhook.disabled_reason = False, reason
@@ -222,8 +228,8 @@ def _attempt(message: Message, outcome: Outcome) -> JsonObject:
     }
 
 
-def _failed(delivery: WebhookDelivery, webhook: Webhook, *, now: datetime) -> None:
-    """Due again after a pause, or at an end; one that was ended meanwhile stays so."""
+def _failed(delivery: WebhookDelivery, webhook: Webhook, *, now: datetime, patience: float) -> None:
+    """Due again after a pause of `patience` seconds at least, or at an end; one that was ended meanwhile stays so."""
     webhook.failing_since = webhook.failing_since or now
     if delivery.state != "pending":
         return
@@ -231,7 +237,7 @@ def _failed(delivery: WebhookDelivery, webhook: Webhook, *, now: datetime) -> No
         delivery.state, delivery.ended_at = "failed", now
         return
     pause = PAUSES[delivery.tries - 1] * random.uniform(0.8, 1.2)  # many that failed together do not come together
-    delivery.due_at = now + timedelta(seconds=pause)
+    delivery.due_at = now + timedelta(seconds=max(pause, patience))
 
 
 def _hopeless(webhook: Webhook, outcome: Outcome, *, now: datetime) -> str | None:

@@ -1,15 +1,21 @@
 """The command `emender`: in a process of its own where that matters, else through the test's application."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 import editing
 from app import cli
 from app.client import Client
+from app.webhooks.sender import Sender
+from app.webhooks.signing import WebhookKey
 from tests.app.checkpoints.conftest import Service, base_folder, service
 
 __all__ = ["base_folder", "service"]
@@ -25,6 +31,10 @@ def emender(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def last_line(done) -> list[str]:
     """The words of what the command printed; the worker's log lines come before it."""
     return done.output.splitlines()[-1].split()
+
+
+def as_json(done) -> Any:
+    return json.loads(done.output.splitlines()[-1])
 
 
 @pytest.fixture
@@ -160,6 +170,56 @@ class TestCommands:
         assert "nowhere" in str(done.exception)
         done = run("models", "add", "third", "../etc")
         assert "  /source: " in str(done.exception)
+
+    def test_webhooks(self, run, service):
+        service.settings.webhook_key = SecretStr("k" * 40)
+        url = "https://deploy.example/emender"
+        made = as_json(run("webhooks", "create", url, "--event", "alias.moved", "--event", "edit.ready", "--json"))
+        assert made["secret"].startswith("whsec_") and made["events"] == ["alias.moved", "edit.ready"]
+        done = run("webhooks", "create", url, "--event", "edit.failed", "--description", "told of failures")
+        assert last_line(done)[0].startswith("whsec_")
+        (second, first) = as_json(run("webhooks", "list", "--json"))
+        assert (first["id"], second["description"]) == (made["id"], "told of failures") and "secret" not in first
+        (rotated,) = last_line(run("webhooks", "rotate", made["id"]))
+        assert rotated.startswith("whsec_") and rotated != made["secret"]
+        run("webhooks", "update", made["id"], "--disable", "--event", "checkpoint.published")
+        changed = service.client.get(f"/v1/webhooks/{made['id']}", headers=service.keys["admin"]).json()
+        assert (changed["enabled"], changed["events"]) == (False, ["checkpoint.published"])
+        assert "disabled" in run("webhooks", "test", made["id"]).exception.document["title"]
+        assert run("webhooks", "update", made["id"], "--enable").output.endswith("enabled\n")
+        assert run("webhooks", "delete", second["id"]).exit_code == 0
+        assert [item["id"] for item in as_json(run("webhooks", "list", "--json"))] == [made["id"]]
+        assert isinstance(run("webhooks", "create", url).exception, cli.CommandError)
+        assert made["id"] in run("webhooks", "list").output
+        assert run("webhooks", "list", scope="read").exception.status == 403
+
+    def test_webhook_deliveries(self, run, service, monkeypatch):
+        """A ping is tried, as by a worker, at a name that has no address; another waits in vain."""
+        service.settings.webhook_key = SecretStr("k" * 40)
+        made = as_json(run("webhooks", "create", "https://a.invalid/", "--event", "alias.moved", "--json"))
+
+        def nowhere(host: str, port: int) -> list[str]:
+            raise OSError("no such name")
+
+        sender = Sender(service.sessions, key=WebhookKey(b"k" * 40), resolve=nowhere)
+        monkeypatch.setattr(service.runner, "work", lambda: sender.round(threading.Event()))  # while the command sleeps
+        tried = run("webhooks", "test", made["id"], "--wait")
+        assert tried.exit_code == 1 and "a.invalid cannot be resolved" in tried.output
+        (sent,) = as_json(run("webhooks", "deliveries", made["id"], "--json"))
+        assert (sent["event"], sent["tries"]) == ("webhook.ping", 1)
+        again = as_json(run("webhooks", "redeliver", made["id"], sent["id"], "--json"))
+        assert again["message_id"] == sent["message_id"] and again["id"] != sent["id"]
+        assert sent["id"] in run("webhooks", "deliveries", made["id"]).output
+        monkeypatch.setattr("app.webhook_commands.TRY_SECONDS", 0.0)
+        unsent = run("webhooks", "test", made["id"], "--wait")
+        assert "EMENDER_WEBHOOK_KEY" in str(unsent.exception)
+
+    def test_a_license_for_the_model_cards(self, run, service):
+        given = ["--license", "other", "--license-name", "own", "--license-link", "https://a.example"]
+        run("models", "add", "licensed", "nowhere", *given)
+        license = {"id": "other", "name": "own", "link": "https://a.example"}
+        assert service.get("/v1/models/licensed")["license"] == license
+        assert "--license" in str(run("models", "add", "fourth", "nowhere", "--license-name", "own").exception)
 
     def test_statistics_of_a_file(self, run, service, tmp_path):
         """The captions sent are those of the file, from the column named, as many as asked for."""

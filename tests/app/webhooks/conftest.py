@@ -1,10 +1,14 @@
 """A real receiver on this machine, and a sender that may call it."""
 
+import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -26,13 +30,29 @@ class Receiver:
     url: str = ""
     statuses: list[int] = field(default_factory=list)
     location: str = ""
+    retry_after: str = ""
     received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     hanging: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that break a connection off, as they do where they refuse a certificate."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@contextmanager
+def receiving(*, certificate: Path | None = None) -> Iterator[Receiver]:
+    """A receiver; with a certificate and its key (PEM) one that speaks TLS."""
     state = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,6 +67,8 @@ def receiver() -> Iterator[Receiver]:
             content = b"" if status == 204 else b"not now\0" + b"x" * 5000
             if state.location:
                 self.send_header("Location", state.location)
+            if state.retry_after:
+                self.send_header("Retry-After", state.retry_after)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -54,8 +76,13 @@ def receiver() -> Iterator[Receiver]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = QuietServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}/hook"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        state.url = state.url.replace("http://127.0.0.1", "https://hooks.example")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield state

@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -19,7 +20,9 @@ from app.audit.service import record
 from app.children import ends_with_parent
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Webhook, WebhookDelivery
-from app.webhooks.sender import PAUSES, Sender
+from app.settings import Settings
+from app.webhooks.sender import PAUSES, RETRY_AFTER_SECONDS, Sender
+from app.webhooks.service import rotate_secret
 from app.webhooks.signing import WebhookKey, new_salt
 from tests.app.webhooks.conftest import KEY, Receiver
 
@@ -123,6 +126,66 @@ def test_tried_again_after_500_under_the_same_id(
     assert [attempt["status"] for attempt in sent.attempts] == [500, 204]
     assert sent.state == "delivered" and hook(factory, webhook.id).failing_since is None
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("asked", "seconds"), [("1800", 1800), ("a date", 1800), ("99999999", RETRY_AFTER_SECONDS)])
+def test_a_receiver_that_asks_for_patience_has_it(
+    factory: Sessions,
+    webhook: Webhook,
+    receiver: Receiver,
+    sender: Callable[..., Sender],
+    status: int,
+    asked: str,
+    seconds: float,
+) -> None:
+    """The first pause would be five seconds; and no other delivery is sent meanwhile."""
+    if asked == "a date":
+        asked = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+    receiver.statuses, receiver.retry_after = [status], asked
+    move(factory, times=2)
+    sender().round(threading.Event())
+    with factory() as session:
+        now = session.scalars(func.now().select()).one()
+        (tried,) = session.scalars(select(WebhookDelivery).where(WebhookDelivery.tries == 1))
+        for until in (tried.due_at, session.get_one(Webhook, webhook.id).held_until):
+            assert seconds - 300 < (until - now).total_seconds() <= seconds
+    assert not sender().round(threading.Event())
+
+
+@pytest.mark.parametrize(("status", "asked"), [(500, "300"), (429, "soon"), (429, "-5"), (503, "1e9")])
+def test_patience_that_was_not_asked_for_properly(
+    factory: Sessions, webhook: Webhook, receiver: Receiver, sender: Callable[..., Sender], status: int, asked: str
+) -> None:
+    receiver.statuses, receiver.retry_after = [status], asked
+    move(factory)
+    sender().round(threading.Event())
+    with factory() as session:
+        now = session.scalars(func.now().select()).one()
+        assert session.scalars(select(WebhookDelivery)).one().due_at - now < timedelta(seconds=60)
+
+
+def test_after_a_rotation_both_secrets_verify_for_a_day(
+    factory: Sessions, webhook: Webhook, receiver: Receiver, sender: Callable[..., Sender], settings: Settings
+) -> None:
+    before = WebhookKey(KEY.encode()).secret(webhook.salt)
+    with factory() as session:
+        after = rotate_secret(session, webhook_id=webhook.id, settings=settings, actor="key:1").secret
+        session.commit()
+    assert after is not None and after != before
+    move(factory)
+    sender().round(threading.Event())
+    with factory() as session:
+        session.execute(update(Webhook).values(previous_until=func.now()))
+        session.commit()
+    move(factory)
+    sender().round(threading.Event())
+    (during, body), (later, later_body) = receiver.received
+    for secret in (before, after):
+        assert Verifier(secret).verify(body, during)["type"] == "alias.moved"
+    assert Verifier(after).verify(later_body, later)["type"] == "alias.moved"
+    with pytest.raises(WebhookVerificationError):
+        Verifier(before).verify(later_body, later)
 
 
 def test_after_a_failure_the_receiver_is_left_in_peace(
