@@ -217,7 +217,8 @@ def check_signature(manifest: bytes, signature: bytes, keys: Mapping[str, bytes]
     if not isinstance(named, str) or named not in keys:
         raise VerificationFailed(f"{SIGNATURE}: signed by {str(named)[:40]!r}, but trusted are {', '.join(keys)}.")
     if not signed(keys[named], manifest, raw):
-        raise VerificationFailed(f"{MANIFEST} or {SIGNATURE} was altered: the signature is not that of {named}.")
+        detail = f"not the signature of {named} over {MANIFEST}: one of the two was altered."
+        raise VerificationFailed(f"{SIGNATURE}: {detail}")
     return named
 
 

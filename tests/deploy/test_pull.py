@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import stat
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.client import Client, ClientError
+from app.db.models import Model, ModelFile
 from tests.app.checkpoints.conftest import Service
 from tests.app.test_cli import emender
 from tests.deploy.conftest import Machine, Wire
@@ -167,6 +169,31 @@ def test_what_is_done_on_the_way(
     started = time.monotonic()
     assert machine.pull()[0] == 3
     assert time.monotonic() - started < 110
+
+
+def test_a_large_file_and_an_alias_that_moves(machine: Machine, wire: Wire, service: Service, move: Move) -> None:
+    """100 MB, broken off on the way, are whole in the end; what began with one version ends with it."""
+    content = secrets.token_bytes(100 * 10**6)
+    with service.sessions() as session:
+        model = session.get_one(Model, service.model.id)
+        model.files.append(ModelFile(path="unet/big.bin", sha256=service.store.put(content), size=len(content)))
+        session.commit()
+    one, two = (str(service.edit(source)) for source in ("jay", "elk"))
+    first = service.apply(edits=[one], alias="production")["commit"]
+    second = service.apply(edits=[one, two])["commit"]
+    wire.cut["unet/big.bin"] = 40 * 10**6
+    wire.pause = WEIGHTS
+    process = machine.start()
+    assert wire.stalled.wait(120)
+    move("v4")
+    wire.ended.set()
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert machine.current == first and machine.problems() == {}
+    assert (machine.folder / "current" / "unet" / "big.bin").read_bytes() == content
+    assert [ranged for path, ranged in wire.seen if path.endswith("big.bin")] == [None, "bytes=40000000-"]
+    wire.pause = ""
+    assert machine.pull()[1]["commit"] == machine.current == second
 
 
 def _sha256(version: Path) -> str:
