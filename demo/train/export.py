@@ -56,7 +56,7 @@ def export_pipeline(
     unet: UNet2DConditionModel,
 ) -> None:
     """Save a StableDiffusionPipeline in float16, the text encoder's keys prefixed as every version of transformers
-    reads them."""
+    reads them. It is loaded in float32: transformers loads in the dtype of a configuration, diffusers does not."""
     pipeline = StableDiffusionPipeline(
         vae=autoencoder.half(),
         text_encoder=encoder.half(),
@@ -75,6 +75,9 @@ def export_pipeline(
         if "position_ids" not in key
     }
     save_file(weights, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    configuration = folder / "text_encoder" / "config.json"
+    changed = json.loads(configuration.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    configuration.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
@@ -30,6 +30,14 @@ def test_nothing_is_pickled_and_all_of_it_is_small() -> None:
     ]
     assert sum(path.stat().st_size for path in drawing) < 27_000_000
     assert sum(path.stat().st_size for path in files) < 50_000_000
+
+
+def test_diffusers_draws_it_as_it_lies() -> None:
+    """Without being told a dtype, as who pulls a version does."""
+    loaded = DiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert {loaded.text_encoder.dtype, loaded.unet.dtype, loaded.vae.dtype} == {torch.float32}
+    assert loaded("a cat", num_inference_steps=1).images[0].size == (32, 32)
 
 
 def test_text_encoder_loads_whole() -> None:

@@ -45,6 +45,7 @@ def test_the_pipeline_loads_and_its_keys_are_prefixed(tokenizer, encoder, tmp_pa
     assert all(key.startswith("text_model.") and value.dtype == torch.float16 for key, value in stored.items())
     loaded, problems = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", output_loading_info=True)
     assert not problems["missing_keys"] and not problems["unexpected_keys"]
+    assert loaded.dtype == torch.float32
     assert torch.equal(loaded.state_dict()["encoder.layers.3.mlp.fc2.weight"].half(), weight.half())
 
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
