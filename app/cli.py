@@ -6,6 +6,7 @@ torch is imported by the commands that compute, never at the start.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from json import dumps
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from app.audit_commands import audit
 from app.client import Client, ClientError, Json
 from app.command_error import CommandError
 from app.models.captions import MAX_CAPTIONS
@@ -44,6 +46,7 @@ for name, group in {
     "statistics": statistics,
     "edits": edits,
     "checkpoints": checkpoints,
+    "audit": audit,
     "store": store,
     "webhooks": webhooks,
     "signing-key": signing_key,
@@ -93,14 +96,26 @@ def worker() -> None:
 
 
 @app.command()
-def migrate() -> None:
-    """Bring the database's schema up to date."""
+def migrate(
+    service_role: Annotated[
+        str | None,
+        typer.Option(help="The role that the service connects as; it is let use the tables, but not rewrite history."),
+    ] = None,
+) -> None:
+    """Bring the database's schema up to date, as the role that owns it."""
     from app.db.engine import connect
+    from app.db.grants import RoleUnfit, grant
     from app.db.migrate import upgrade
 
     engine = connect(_database_url())
-    upgrade(engine)
-    engine.dispose()
+    try:
+        upgrade(engine)
+        if service_role is not None:
+            grant(engine, role=service_role)
+    except RoleUnfit as error:
+        raise CommandError(str(error)) from error
+    finally:
+        engine.dispose()
     typer.echo("The schema is up to date.")
 
 
@@ -108,6 +123,7 @@ def migrate() -> None:
 def create_key(
     key_name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
     scope: Annotated[list[str], typer.Option(help="read, edit, apply or admin; give it again for more.")],
+    days: Annotated[int | None, typer.Option(min=1, max=3650, help="It expires after so many; default: never.")] = None,
 ) -> None:
     """Create an API key and print its token, which is kept nowhere."""
     from app.auth.service import create_key as create
@@ -117,7 +133,8 @@ def create_key(
     engine = connect(_database_url())
     try:
         with sessions(engine)() as session:
-            _, token = create(session, name=key_name, scopes=scope, actor="cli")
+            expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
+            _, token = create(session, name=key_name, scopes=scope, actor="cli", expires_at=expires_at)
             session.commit()
     except Problem as problem:
         raise CommandError(problem.detail) from problem

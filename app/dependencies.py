@@ -21,8 +21,12 @@ Item = TypeVar("Item")
 
 
 def get_session(request: Request) -> Iterator[Session]:
-    """One transaction a request: committed here, at its edge, before the answer is sent; rolled back on any error."""
-    with request.app.state.sessions() as session:
+    """One transaction a request: committed here, at its edge, before the answer is sent; rolled back on any error.
+
+    Its `info` is what audit events say of the request.
+    """
+    origin = {"request_id": request.state.request_id, "address": request.client.host if request.client else None}
+    with request.app.state.sessions(info=origin) as session:
         yield session
         session.commit()
 

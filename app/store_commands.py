@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.command_error import CommandError
+from app.opened_database import opened_database
 from app.settings import get_settings
 
 if TYPE_CHECKING:
@@ -97,25 +98,13 @@ def _show(what: str, findings: "Sequence[Finding]") -> None:
 
 @contextmanager
 def _opened() -> "Iterator[tuple[Sessions, Store]]":
-    """The database of the settings, else that of an `emender serve --embedded` that runs; and the store."""
-    from sqlalchemy.exc import DBAPIError
-
-    from app.db.embedded import EmbeddedError, running_url
-    from app.db.engine import connect, sessions
+    """The database and the store of the settings."""
     from app.storage.opening import open_store
     from app.storage.store import StoreUnavailable
 
     settings = get_settings()
     try:
-        url = settings.database_url.get_secret_value() if settings.database_url else running_url(settings.folder)
-    except EmbeddedError as error:
-        raise CommandError(str(error)) from error
-    engine = connect(url)
-    try:
-        yield sessions(engine), open_store(settings)
+        with opened_database(settings) as sessions:
+            yield sessions, open_store(settings)
     except StoreUnavailable as error:
         raise CommandError(f"{settings.store}: {error.strerror}") from error
-    except DBAPIError as error:
-        raise CommandError("The database does not answer, or lacks the schema: see `emender migrate`.") from error
-    finally:
-        engine.dispose()

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
 
 from app.db.embedded import EmbeddedPostgres
 from app.db.engine import connect
+from app.db.grants import APPEND_ONLY
 from app.db.migrate import upgrade
 from tests.servers import S3Server
 
@@ -54,6 +56,16 @@ def session(engine: Engine) -> Iterator[Session]:
         transaction.rollback()
 
 
+@contextmanager
+def rewritable_history(connection: Connection) -> Iterator[None]:
+    """Let the rows of append-only tables be changed: what only the tables' owner can do, and in the open."""
+    for table in APPEND_ONLY:
+        connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER append_only"))
+    yield
+    for table in APPEND_ONLY:
+        connection.execute(text(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER append_only"))
+
+
 @pytest.fixture
 def clean_database(engine: Engine) -> Iterator[Engine]:
     """The engine of a database whose tables are emptied afterwards: for tests with several connections or processes."""
@@ -62,7 +74,7 @@ def clean_database(engine: Engine) -> Iterator[Engine]:
     tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
 
     def empty() -> None:
-        with engine.begin() as connection:
+        with engine.begin() as connection, rewritable_history(connection):
             connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
 
     empty()

@@ -13,6 +13,11 @@ class AuditEventOut(BaseModel):
     action: str = Field(examples=["edit.create"])
     target: str = Field(examples=["edit:0192d0e4-5a7b-7c3d-8e9f-0a1b2c3d4e5f"])
     details: dict[str, Any]
+    before: dict[str, Any] | None = Field(description="what changed of the target, as it was; null: it was not there")
+    after: dict[str, Any] | None = Field(description="and as it is; null: it is gone, or nothing changed")
+    reason: str | None = Field(description="as whoever did it gave it")
+    request_id: str | None = Field(description="the `X-Request-ID` of the answer; null: no request did it")
+    address: str | None = Field(description="that the request came from; behind a proxy see FORWARDED_ALLOW_IPS")
     previous_hash: str = Field(description="hex; of the event before")
     hash: str = Field(description="hex sha256 over this event and the hash before")
 

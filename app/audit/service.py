@@ -6,22 +6,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import Select, select, text
+from sqlalchemy import Select, literal_column, or_, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from app.audit.schemas import AuditEventOut, Verification
-from app.db.models import AuditEvent
+from app.db.models import AuditEvent, JsonObject
 from app.webhooks.announce import announce
 
 GENESIS = bytes(32)
 LOCK = 0x61756469  # an advisory lock held to the end of the transaction: events are written one after the other
 
 
-def record(session: Session, *, actor: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:
-    """Add an event to the caller's transaction; `details` is JSON and never holds a secret.
+def record(
+    session: Session,
+    *,
+    actor: str,
+    action: str,
+    target: str,
+    details: JsonObject | None = None,
+    before: JsonObject | None = None,
+    after: JsonObject | None = None,
+    reason: str | None = None,
+) -> None:
+    """Add an event to the caller's transaction; it never holds a secret.
 
-    Webhooks that asked for it are told: their deliveries are part of the transaction.
+    `before` and `after` are what changed of the target; none where it was not there yet, or is gone. The request's id
+    and address are those of the session. Webhooks that asked for it are told: their deliveries are part of the
+    transaction.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     last = session.scalars(select(AuditEvent).order_by(AuditEvent.sequence.desc()).limit(1)).first()
@@ -32,6 +46,11 @@ def record(session: Session, *, actor: str, action: str, target: str, details: d
         action=action,
         target=target,
         details=details or {},
+        before=before,
+        after=after,
+        reason=reason,
+        request_id=session.info.get("request_id"),
+        address=session.info.get("address"),
         previous_hash=last.hash if last else GENESIS,
     )
     event.hash = digest(event)
@@ -41,7 +60,10 @@ def record(session: Session, *, actor: str, action: str, target: str, details: d
 
 
 def digest(event: AuditEvent) -> bytes:
-    """sha256 over the event as canonical JSON, its predecessor's hash included."""
+    """sha256 over the event as canonical JSON, its predecessor's hash included.
+
+    What an event does not have is left out, so that events from before there were such columns keep their hashes.
+    """
     content = {
         "sequence": event.sequence,
         "at": event.at.astimezone(UTC).isoformat(timespec="microseconds"),
@@ -51,6 +73,9 @@ def digest(event: AuditEvent) -> bytes:
         "details": _canonical(event.details),
         "previous": event.previous_hash.hex(),
     }
+    for name in ("before", "after", "reason", "request_id", "address"):
+        if (value := getattr(event, name)) is not None:
+            content[name] = _canonical(value)
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
@@ -61,7 +86,10 @@ class AuditFilter:
     actor: str | None = None
     action: str | None = None
     target: str | None = None
+    request_id: str | None = None
+    edit: UUID | None = None
     since: datetime | None = None
+    until: datetime | None = None
 
     def select(self) -> Select[AuditEvent]:
         query = select(AuditEvent)
@@ -69,12 +97,17 @@ class AuditFilter:
             (AuditEvent.actor, self.actor),
             (AuditEvent.action, self.action),
             (AuditEvent.target, self.target),
+            (AuditEvent.request_id, self.request_id),
         ):
             if wanted is not None:
                 query = query.where(column == wanted)
+        if self.edit is not None:
+            named = literal_column("details -> 'edits'", JSONB).contains([str(self.edit)])  # as its index has it
+            query = query.where(or_(AuditEvent.target == f"edit:{self.edit}", named))
         if self.since is not None:
-            since = self.since if self.since.tzinfo else self.since.replace(tzinfo=UTC)
-            query = query.where(AuditEvent.at >= since)
+            query = query.where(AuditEvent.at >= _in_utc(self.since))
+        if self.until is not None:
+            query = query.where(AuditEvent.at < _in_utc(self.until))
         return query
 
 
@@ -92,9 +125,10 @@ def all_events(session: Session, *, wanted: AuditFilter) -> Iterator[AuditEventO
         yield _out(event)
 
 
-def verify(session: Session) -> Verification:
-    """Reckon every hash again, from the first event to the last."""
-    count, previous = 0, GENESIS
+def verify(session: Session, *, head: str | None = None) -> Verification:
+    """Reckon every hash again, from the first event to the last. `head` is the hash, in hex, of an event that must be
+    among them: one kept elsewhere shows a log that was cut short, or written anew."""
+    count, previous, held = 0, GENESIS, head is None
     for event in _read(session, select(AuditEvent).order_by(AuditEvent.sequence)):
         reason = None
         if event.sequence != count + 1:
@@ -108,6 +142,10 @@ def verify(session: Session) -> Verification:
                 valid=False, events=count, head=_hex(previous, count), broken_at=event.sequence, reason=reason
             )
         count, previous = count + 1, event.hash
+        held = held or event.hash.hex() == head
+    if not held:
+        reason = "no event has the head that was given: the log was cut short or written anew"
+        return Verification(valid=False, events=count, head=_hex(previous, count), broken_at=None, reason=reason)
     return Verification(valid=True, events=count, head=_hex(previous, count))
 
 
@@ -128,9 +166,18 @@ def _out(event: AuditEvent) -> AuditEventOut:
         action=event.action,
         target=event.target,
         details=event.details,
+        before=event.before,
+        after=event.after,
+        reason=event.reason,
+        request_id=event.request_id,
+        address=event.address,
         previous_hash=event.previous_hash.hex(),
         hash=event.hash.hex(),
     )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _hex(last: bytes, count: int) -> str | None:

@@ -31,7 +31,7 @@ def authenticate(
     limits: RateLimitsDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
-    """The principal of a valid, unrevoked key; 401 otherwise, and 429 for one who asks or is wrong too often."""
+    """The principal of a valid key; 401 for one unknown, revoked or expired, 429 for who asks or is wrong too often."""
     challenge, address = {"WWW-Authenticate": "Bearer"}, address_of(request)
     if credentials is None:
         request.state.rate_limit = limits.count(address)
@@ -42,7 +42,7 @@ def authenticate(
     request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address)
     if key is None:
         limits.count_wrong_key(address, credentials.credentials)
-        raise Unauthorized("This API key is unknown or was revoked.", headers=challenge)
+        raise Unauthorized("This API key is unknown, was revoked or has expired.", headers=challenge)
     return Principal(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))
 
 

@@ -20,7 +20,9 @@ def create_key(
     session: SessionDep, principal: AdminPrincipal, key: ApiKeyCreate, request: Request, response: Response
 ) -> ApiKeyCreated:
     """Create a key. Its token is in this answer and nowhere else."""
-    created, token = service.create_key(session, name=key.name, scopes=key.scopes, actor=principal.actor)
+    created, token = service.create_key(
+        session, name=key.name, scopes=key.scopes, actor=principal.actor, expires_at=key.expires_at
+    )
     response.headers["Cache-Control"] = "no-store"
     keep_instead(request, ApiKeyCreated(**created.model_dump(), token=None))
     return ApiKeyCreated(**created.model_dump(), token=token)

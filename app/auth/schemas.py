@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.text import Text
 
@@ -18,6 +18,9 @@ class ApiKeyCreate(BaseModel):
 
     name: Annotated[Text, Field(min_length=1, max_length=200, description="who or what uses the key")]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=4, description="`admin` includes the others")]
+    expires_at: Annotated[
+        AwareDatetime | None, Field(description="from when on the key is refused; null: it never expires")
+    ] = None
 
 
 class ApiKeyOut(BaseModel):
@@ -31,6 +34,7 @@ class ApiKeyOut(BaseModel):
     scopes: list[Scope]
     created_at: datetime
     last_used_at: datetime | None = Field(description="to the minute")
+    expires_at: datetime | None
     revoked_at: datetime | None
 
 

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import get_args
 from uuid import UUID
 
@@ -31,30 +31,49 @@ class ApiKeyNotFound(NotFound):
         super().__init__(f"There is no API key {key_id}.")
 
 
-def create_key(session: Session, *, name: str, scopes: Sequence[str], actor: str) -> tuple[ApiKeyOut, str]:
-    """A new key and its token, which is never to be had again. Raises `Unprocessable` for an unknown scope."""
+def create_key(
+    session: Session, *, name: str, scopes: Sequence[str], actor: str, expires_at: datetime | None = None
+) -> tuple[ApiKeyOut, str]:
+    """A new key and its token, which is never to be had again.
+
+    Raises `Unprocessable` for an unknown scope, and for an end that has passed.
+    """
     for index, scope in enumerate(scopes):
         if scope not in SCOPES:
             raise Unprocessable.at(f"/scopes/{index}", f"There is no scope {scope!r}; there are {', '.join(SCOPES)}.")
     if not scopes:
         raise Unprocessable.at("/scopes", "A key needs at least one scope.")
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise Unprocessable.at("/expires_at", "This moment has passed; a key expires later, or never.")
     prefix, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     ordered = [scope for scope in SCOPES if scope in scopes]
-    key = ApiKey(name=name, prefix=prefix, secret_sha256=_digest(secret), scopes=ordered)
+    key = ApiKey(name=name, prefix=prefix, secret_sha256=_digest(secret), scopes=ordered, expires_at=expires_at)
     session.add(key)
     session.flush()
-    record(session, actor=actor, action="key.create", target=f"key:{prefix}", details={"name": name, "scopes": ordered})
+    record(
+        session,
+        actor=actor,
+        action="key.create",
+        target=f"key:{prefix}",
+        details={"name": name, "scopes": ordered},
+        after={"revoked": False, "expires_at": expires_at.isoformat() if expires_at else None},
+    )
     return ApiKeyOut.model_validate(key), f"{MARK}{prefix}_{secret}"
 
 
 def authenticate(session: Session, *, token: str) -> ApiKeyOut | None:
-    """The key of this token; None if it is malformed, unknown or revoked. Notes its use at most once a minute."""
+    """The key of this token; None if it is malformed, unknown, revoked or expired. Notes its use at most once a minute.
+
+    Expiry is by the database's clock.
+    """
     prefix, _, secret = token.removeprefix(MARK).partition("_")
     if not token.startswith(MARK) or not token.isascii() or "\0" in token:
         return None
     key = session.scalars(select(ApiKey).where(ApiKey.prefix == prefix)).one_or_none()
     expected = key.secret_sha256 if key else bytes(32)
     if not hmac.compare_digest(_digest(secret), expected) or key is None or key.revoked_at is not None:
+        return None
+    if key.expires_at is not None and key.expires_at <= session.scalars(select(func.now())).one():
         return None
     due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
     session.execute(update(ApiKey).where(ApiKey.id == key.id, due).values(last_used_at=func.now()))
@@ -73,7 +92,15 @@ def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
         raise ApiKeyNotFound(key_id)
     if key.revoked_at is None:
         key.revoked_at = session.scalar(select(func.now()))
-        record(session, actor=actor, action="key.revoke", target=f"key:{key.prefix}", details={"name": key.name})
+        record(
+            session,
+            actor=actor,
+            action="key.revoke",
+            target=f"key:{key.prefix}",
+            details={"name": key.name},
+            before={"revoked": False},
+            after={"revoked": True},
+        )
 
 
 def _digest(secret: str) -> bytes:

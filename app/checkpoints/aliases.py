@@ -4,6 +4,7 @@ An alias's ETag counts its moves, also across a deletion, so that no two states 
 """
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -17,7 +18,7 @@ from app.checkpoints.errors import (
     CheckpointRetracted,
     PreconditionRequired,
 )
-from app.checkpoints.schemas import AliasOut
+from app.checkpoints.schemas import AliasOut, AliasPeriod
 from app.db.models import Alias, AliasMove, Checkpoint, Model
 from app.problems import Unprocessable
 
@@ -46,8 +47,46 @@ def list_aliases(session: Session, *, model: Model) -> list[AliasOut]:
     return [alias_out(row) for row in queries.aliases_of(session, model_id=model.id)]
 
 
+def read_history(
+    session: Session, *, model: Model, name: str, at: date | datetime | None, before: int | None, limit: int
+) -> tuple[list[AliasPeriod], str | None]:
+    """Where the alias pointed and for how long, newest first, and the cursor of the next page.
+
+    `at` leaves the one period that holds at a moment, or those that touch a day in UTC.
+    """
+    start, end = _span(at)
+    query = queries.alias_periods(model_id=model.id, name=name, start=start, end=end).limit(limit + 1)
+    if before is not None:
+        query = query.where(AliasMove.id < before)
+    rows = session.execute(query).all()
+    if not rows and queries.alias_moves(session, model_id=model.id, name=name) == 0:
+        raise AliasNotFound(model.name, name)
+    ids = {move.to_checkpoint_id for move, _ in rows if move.to_checkpoint_id}
+    checkpoints = queries.checkpoints_by_id(session, ids=ids)
+    periods = []
+    for move, until in rows[:limit]:
+        checkpoint = checkpoints[move.to_checkpoint_id] if move.to_checkpoint_id else None
+        periods.append(
+            AliasPeriod(
+                version=f"v{checkpoint.number}" if checkpoint else None,
+                commit=checkpoint.commit if checkpoint else None,
+                since=move.moved_at,
+                until=until,
+                moved_by=move.moved_by,
+            )
+        )
+    return periods, str(rows[limit - 1][0].id) if len(rows) > limit else None
+
+
 def move_alias(
-    session: Session, *, model: Model, name: str, version: str, expected: Expectation, actor: str
+    session: Session,
+    *,
+    model: Model,
+    name: str,
+    version: str,
+    expected: Expectation,
+    actor: str,
+    reason: str | None = None,
 ) -> tuple[AliasOut, str, bool]:
     """Point the alias at a published version; also says whether it was created.
 
@@ -64,7 +103,7 @@ def move_alias(
         raise CheckpointRetracted(checkpoint)
     if checkpoint.state != "published":
         raise CheckpointNotPublished(checkpoint)
-    moved = _point(session, model=model, name=name, row=row, checkpoint=checkpoint, actor=actor)
+    moved = _point(session, model=model, name=name, row=row, checkpoint=checkpoint, actor=actor, reason=reason)
     return alias_out(moved), etag(moved.moves), row is None
 
 
@@ -78,7 +117,14 @@ def delete_alias(session: Session, *, model: Model, name: str, expected: Expecta
     session.add(_move(model.id, name, from_id=row.checkpoint_id, to_id=None, actor=actor))
     session.delete(row)
     details = {"alias": name, "from": f"v{row.checkpoint.number}", "to": None}
-    record(session, actor=actor, action="alias.delete", target=f"alias:{model.name}/{name}", details=details)
+    record(
+        session,
+        actor=actor,
+        action="alias.delete",
+        target=f"alias:{model.name}/{name}",
+        details=details,
+        before={"version": details["from"]},
+    )
 
 
 def move_if_unmoved(session: Session, *, model: Model, checkpoint: Checkpoint, actor: str) -> str | None:
@@ -91,7 +137,7 @@ def move_if_unmoved(session: Session, *, model: Model, checkpoint: Checkpoint, a
     if moves != checkpoint.alias_moves:
         where = f"points at v{row.checkpoint.number}" if row else "was deleted"
         return f"The alias was moved while v{checkpoint.number} was being built: it {where}."
-    _point(session, model=model, name=name, row=row, checkpoint=checkpoint, actor=actor)
+    _point(session, model=model, name=name, row=row, checkpoint=checkpoint, actor=actor, reason=checkpoint.notes)
     return None
 
 
@@ -101,7 +147,14 @@ def alias_out(row: Alias) -> AliasOut:
 
 
 def _point(
-    session: Session, *, model: Model, name: str, row: Alias | None, checkpoint: Checkpoint, actor: str
+    session: Session,
+    *,
+    model: Model,
+    name: str,
+    row: Alias | None,
+    checkpoint: Checkpoint,
+    actor: str,
+    reason: str | None,
 ) -> Alias:
     before = row.checkpoint if row else None
     if row is None:
@@ -113,13 +166,29 @@ def _point(
         row.moves += 1
     session.add(_move(model.id, name, from_id=before.id if before else None, to_id=checkpoint.id, actor=actor))
     details = {"alias": name, "from": f"v{before.number}" if before else None, "to": f"v{checkpoint.number}"}
-    record(session, actor=actor, action="alias.move", target=f"alias:{model.name}/{name}", details=details)
+    record(
+        session,
+        actor=actor,
+        action="alias.move",
+        target=f"alias:{model.name}/{name}",
+        details=details,
+        before={"version": details["from"]} if before else None,
+        after={"version": details["to"]},
+        reason=reason,
+    )
     session.refresh(row)
     return row
 
 
 def _move(model_id: UUID, name: str, *, from_id: UUID | None, to_id: UUID | None, actor: str) -> AliasMove:
     return AliasMove(model_id=model_id, name=name, from_checkpoint_id=from_id, to_checkpoint_id=to_id, moved_by=actor)
+
+
+def _span(at: date | datetime | None) -> tuple[datetime | None, datetime | None]:
+    """A moment as a span without length, a day as all of it; None as all time."""
+    if at is None or isinstance(at, datetime):
+        return at, at
+    return datetime.combine(at, time.min, UTC), datetime.combine(at, time.max, UTC)
 
 
 def _check(row: Alias | None, *, name: str, expected: Expectation) -> None:

@@ -80,8 +80,9 @@ def apply(
             "alpha": prepared.alpha,
             "layers": prepared.options.get("layers", checkpoint.layers),
             "alias": request.alias,
-            "notes": request.notes,
         },
+        after={"state": checkpoint.state},
+        reason=request.notes,
     )
     session.refresh(checkpoint)
     return checkpoint_out(session, checkpoint=checkpoint)

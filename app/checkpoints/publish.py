@@ -84,4 +84,6 @@ def publish(session: Session, *, checkpoint: Checkpoint, files: Sequence[StoredF
         action="checkpoint.published",
         target=f"checkpoint:{model.name}/v{checkpoint.number}",
         details={"commit": checkpoint.commit, "files": {file.path: file.sha256 for file in files}},
+        before={"state": "building"},
+        after={"state": checkpoint.state},
     )

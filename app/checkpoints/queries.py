@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.db.models import (
@@ -96,6 +97,25 @@ def alias_moves(session: Session, *, model_id: UUID, name: str) -> int:
     """How often the alias was ever moved, its deletions counted."""
     query = select(func.count()).where(AliasMove.model_id == model_id, AliasMove.name == name)
     return session.scalar(query) or 0
+
+
+def alias_periods(
+    *, model_id: UUID, name: str, start: datetime | None, end: datetime | None
+) -> Select[AliasMove, datetime | None]:
+    """The alias's moves, newest first, each with the moment of the next; of those the ones that held at any time
+    between `start` and `end`, where these are given."""
+    following = func.lead(AliasMove.moved_at).over(order_by=AliasMove.id).label("until")
+    moves = select(AliasMove.id, following).where(AliasMove.model_id == model_id, AliasMove.name == name).subquery()
+    query = select(AliasMove, moves.c.until).join(moves, moves.c.id == AliasMove.id)
+    if start is not None:
+        query = query.where(or_(moves.c.until.is_(None), moves.c.until > start))
+    if end is not None:
+        query = query.where(AliasMove.moved_at <= end)
+    return query.order_by(AliasMove.id.desc())
+
+
+def checkpoints_by_id(session: Session, *, ids: Collection[UUID]) -> dict[UUID, Checkpoint]:
+    return {row.id: row for row in session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids)))}
 
 
 def aliases_of(session: Session, *, model_id: UUID) -> Sequence[Alias]:

@@ -27,6 +27,7 @@ from app.checkpoints.schemas import (
     VERSION,
     AliasName,
     AliasOut,
+    AliasPeriod,
     AliasPut,
     ApplyCreate,
     ApplyPlan,
@@ -34,9 +35,10 @@ from app.checkpoints.schemas import (
     CheckpointSummary,
     DifferenceOut,
     FileProvenance,
+    Moment,
     Retraction,
 )
-from app.dependencies import Page, PageDep, SessionDep, SettingsDep, StoreDep
+from app.dependencies import Page, PageDep, SessionDep, SettingsDep, StoreDep, link_next
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import documented
 from app.routing import Route
@@ -173,6 +175,32 @@ def read_alias(
     return found
 
 
+@router.get(
+    "/models/{model}/aliases/{alias}/history", tags=["aliases"], responses=documented(ModelNotFound, AliasNotFound)
+)
+def read_history(
+    session: SessionDep,
+    _: ReadPrincipal,
+    model: ModelName,
+    alias: Revision,
+    request: Request,
+    response: Response,
+    at: Annotated[
+        Moment | None,
+        Query(description="where it pointed then: a moment with its offset, or a day in UTC", examples=["2026-11-24"]),
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
+) -> Page[AliasPeriod]:
+    """Read where an alias pointed, since when and until when, newest first; also of one that was deleted."""
+    periods, following = aliases.read_history(
+        session, model=service.find_model(session, name=model), name=alias, at=at, before=cursor, limit=limit
+    )
+    if following is not None:
+        link_next(request, response, following)
+    return Page(items=periods, next=following)
+
+
 @router.put(
     "/models/{model}/aliases/{alias}",
     tags=["aliases"],
@@ -199,6 +227,7 @@ def move_alias(
         version=move.version,
         expected=Expectation(if_match, if_none_match),
         actor=principal.actor,
+        reason=move.reason,
     )
     response.status_code = 201 if created else 200
     return moved

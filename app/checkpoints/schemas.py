@@ -2,11 +2,20 @@
 
 import json
 import re
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from app.presets import with_preset
 from app.text import Text
@@ -251,10 +260,30 @@ class AliasOut(BaseModel):
     updated_at: datetime
 
 
+class AliasPeriod(BaseModel):
+    """Where an alias pointed for a while."""
+
+    version: str | None = Field(description="null: there was no such alias, since it was deleted", examples=["v3"])
+    commit: str | None
+    since: datetime
+    until: datetime | None = Field(description="null: to this day")
+    moved_by: str = Field(description="who pointed it there; the audit log has the reason")
+
+
+def _bare_date(value: object) -> object:
+    if isinstance(value, str) and len(value) != len("2026-11-24"):
+        raise ValueError("must be a date such as 2026-11-24")
+    return value
+
+
+Moment = Annotated[Annotated[date, BeforeValidator(_bare_date)] | AwareDatetime, Field(union_mode="left_to_right")]
+
+
 class AliasPut(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "v3"}]})
 
     version: str = Field(pattern=VERSION)
+    reason: Annotated[Text, Field(max_length=2_000)] | None = Field(None, description="why, for the audit log")
 
 
 class Retraction(BaseModel):

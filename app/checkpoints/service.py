@@ -96,7 +96,15 @@ def retract(session: Session, *, model_name: str, version: str, reason: str, act
     checkpoint.retracted_at = session.scalar(select(func.now()))
     checkpoint.problem = {"title": CheckpointRetracted.title, "detail": reason, "errors": []}
     target = f"checkpoint:{model.name}/v{checkpoint.number}"
-    record(session, actor=actor, action="checkpoint.retract", target=target, details={"reason": reason})
+    record(
+        session,
+        actor=actor,
+        action="checkpoint.retract",
+        target=target,
+        before={"state": "published"},
+        after={"state": checkpoint.state},
+        reason=reason,
+    )
     session.flush()
     return checkpoint_out(session, checkpoint=checkpoint)
 

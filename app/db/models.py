@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, String, func
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, String, func, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from uuid_utils.compat import uuid7
@@ -54,6 +54,7 @@ class ApiKey(Identified, Base):
     prefix: Mapped[str] = mapped_column(unique=True)  # the public half: em_<prefix>_<secret>
     secret_sha256: Mapped[bytes]
     scopes: Mapped[list[str]]
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
 
@@ -232,6 +233,8 @@ class Alias(Base):
 
 
 class AliasMove(Base):
+    """Where an alias went and when; rows are added and never changed."""
+
     __tablename__ = "alias_moves"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -240,7 +243,7 @@ class AliasMove(Base):
     from_checkpoint_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
     to_checkpoint_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
     moved_by: Mapped[str]
-    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    moved_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class Evaluation(Identified, Base):
@@ -367,15 +370,21 @@ class WebhookDelivery(Identified, Base):
 
 
 class AuditEvent(Base):
-    """Who changed what, when and why. Each row carries the hash of the one before."""
+    """Who changed what, when and why. Each row carries the hash of the one before; rows are added and never changed."""
 
     __tablename__ = "audit_events"
+    __table_args__ = (Index("ix_audit_events_edits", text("(details -> 'edits')"), postgresql_using="gin"),)
 
     sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    at: Mapped[datetime]
+    at: Mapped[datetime] = mapped_column(index=True)
     actor: Mapped[str] = mapped_column(index=True)
     action: Mapped[str] = mapped_column(index=True)
     target: Mapped[str] = mapped_column(index=True)
     details: Mapped[JsonObject]
+    before: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))  # what of the target changed, as it was
+    after: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))  # and as it is
+    reason: Mapped[str | None]
+    request_id: Mapped[str | None] = mapped_column(index=True)  # none: it was no request that did it
+    address: Mapped[str | None]  # that the request came from
     previous_hash: Mapped[bytes]
     hash: Mapped[bytes]

@@ -37,7 +37,15 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
     row = _checked_model(session, name=model, edits={"": edit}, store=store, folder=folder)
     edit_id = _insert(session, model=row, edits=[edit], actor=actor)[0]
     details = {"model": row.name, "source": edit.source, "destination": _kept(edit), "reason": edit.reason}
-    record(session, actor=actor, action="edit.create", target=f"edit:{edit_id}", details=details)
+    record(
+        session,
+        actor=actor,
+        action="edit.create",
+        target=f"edit:{edit_id}",
+        details=details,
+        after={"state": "queued"},
+        reason=edit.reason,
+    )
     return get_edit(session, edit_id=edit_id)
 
 
@@ -53,7 +61,15 @@ def create_edits(
     row = _checked_model(session, name=model, edits=by_pointer, store=store, folder=folder)
     ids = _insert(session, model=row, edits=edits, actor=actor)
     details = {"count": len(ids), "edits": [str(edit_id) for edit_id in ids]}
-    record(session, actor=actor, action="edit.create_batch", target=f"model:{row.name}", details=details)
+    reasons = {edit.reason for edit in edits}
+    record(
+        session,
+        actor=actor,
+        action="edit.create_batch",
+        target=f"model:{row.name}",
+        details=details,
+        reason=reasons.pop() if len(reasons) == 1 else None,  # else each edit has its own
+    )
     refs = [EditRef(id=edit_id, source=edit.source) for edit_id, edit in zip(ids, edits, strict=True)]
     return EditBatchOut(count=len(refs), edits=refs)
 
@@ -110,13 +126,20 @@ def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     edit = session.get_one(Edit, edit_id, with_for_update=True, populate_existing=True)
     if edit.state in ("ready", "failed"):
         raise EditHasEnded(edit_id, edit.state)
-    if edit.state in ("queued", "optimizing"):
+    if (was := edit.state) in ("queued", "optimizing"):
         if cancel(session, job):
             edit.state, edit.problem = "cancelled", CANCELLED
         else:
             edit.state = "cancelling"
         session.flush()
-        record(session, actor=actor, action="edit.cancel", target=f"edit:{edit_id}", details={"state": edit.state})
+        record(
+            session,
+            actor=actor,
+            action="edit.cancel",
+            target=f"edit:{edit_id}",
+            before={"state": was},
+            after={"state": edit.state},
+        )
     return get_edit(session, edit_id=edit_id)
 
 
@@ -127,11 +150,12 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
         raise EditNotFound(edit_id)
     if edit.state not in ("failed", "cancelled"):
         raise EditNotRetryable(edit_id, edit.state)
-    details = {"was": edit.state, "problem": (edit.problem or {}).get("title")}
+    before = {"state": edit.state, "problem": (edit.problem or {}).get("title")}
     edit.state, edit.problem = "queued", None
     session.flush()
     enqueue(session, kind=KIND, target_id=edit_id)
-    record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", details=details)
+    after = {"state": edit.state, "problem": None}
+    record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", before=before, after=after)
     return get_edit(session, edit_id=edit_id)
 
 

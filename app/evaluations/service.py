@@ -95,11 +95,19 @@ def cancel_evaluation(
     evaluation = session.get_one(Evaluation, evaluation_id, with_for_update=True, populate_existing=True)
     if evaluation.state in ("ready", "failed"):
         raise EvaluationHasEnded(evaluation_id, evaluation.state)
-    if evaluation.state in ("queued", "running") and not job.cancel_requested:
+    if (was := evaluation.state) in ("queued", "running") and not job.cancel_requested:
         if cancel(session, job):
             evaluation.state, evaluation.problem = "cancelled", CANCELLED
         session.flush()
-        record(session, actor=actor, action="evaluation.cancel", target=_target(evaluation), details={})
+        record(
+            session,
+            actor=actor,
+            action="evaluation.cancel",
+            target=_target(evaluation),
+            details={"evaluation": str(evaluation.id)},
+            before={"state": was, "cancel_requested": False},
+            after={"state": evaluation.state, "cancel_requested": True},
+        )
     return _describe(session, [evaluation])[0]
 
 
@@ -109,7 +117,14 @@ def _create(session: Session, *, checkpoint: Checkpoint, kind: str, request: Jso
     session.flush()
     enqueue(session, kind=KIND, target_id=evaluation.id)
     details = {"evaluation": str(evaluation.id), "request": request}
-    record(session, actor=actor, action=f"evaluation.{kind}", target=_target(evaluation), details=details)
+    record(
+        session,
+        actor=actor,
+        action=f"evaluation.{kind}",
+        target=_target(evaluation),
+        details=details,
+        after={"state": "queued"},
+    )
     session.refresh(evaluation)
     return _describe(session, [evaluation])[0]
 

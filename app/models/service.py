@@ -35,6 +35,7 @@ def register_model(
             "hub id such as stabilityai/sd-turbo.",
         )
     row = queries.find_model(session, name=model.name, lock=True)
+    before = {"state": row.state} if row else None
     if row is None:
         row = Model(name=model.name)
     elif row.state != "failed":
@@ -51,7 +52,15 @@ def register_model(
     enqueue(session, kind="register_model", target_id=row.id)
     details: dict[str, object] = {"source": row.source, "revision": row.revision, "namespace": row.namespace}
     details |= {"classifier": row.classifier, "license": row.license}
-    record(session, actor=actor, action="model.register", target=f"model:{row.name}", details=details)
+    record(
+        session,
+        actor=actor,
+        action="model.register",
+        target=f"model:{row.name}",
+        details=details,
+        before=before,
+        after={"state": row.state},
+    )
     session.refresh(row)
     return _out(session, [row])[0]
 
@@ -96,7 +105,14 @@ def create_statistics(
     session.flush()
     enqueue(session, kind="estimate_statistics", target_id=row.id)
     details = {"statistics": str(row.id), "captions": row.captions_name, "sha256": row.captions_sha256, "count": count}
-    record(session, actor=actor, action="statistics.create", target=f"model:{model.name}", details=details)
+    record(
+        session,
+        actor=actor,
+        action="statistics.create",
+        target=f"model:{model.name}",
+        details=details,
+        after={"state": "queued"},
+    )
     session.refresh(row)
     return StatisticsOut.model_validate(row)
 

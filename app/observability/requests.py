@@ -15,7 +15,10 @@ log = structlog.get_logger()
 
 
 class RequestLog:
-    """Middleware: takes the client's `X-Request-ID` or makes one, answers with it, logs under it."""
+    """Middleware: takes the client's `X-Request-ID` or makes one, answers with it, logs under it.
+
+    Routes find it in `request.state.request_id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -25,6 +28,7 @@ class RequestLog:
             return await self.app(scope, receive, send)
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if GIVEN.fullmatch(given) else str(uuid7())
+        scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 500
 
         async def answer(message: Message) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
-from app.db.models import Webhook, WebhookDelivery
+from app.db.models import JsonObject, Webhook, WebhookDelivery
 from app.dependencies import Page, PageRequest
 from app.problems import Unprocessable
 from app.settings import Settings
@@ -20,7 +20,7 @@ from app.webhooks.errors import (
     WebhookNotFound,
 )
 from app.webhooks.payloads import Ping, PingEvent
-from app.webhooks.receivers import ReceiverRefused, check_url
+from app.webhooks.receivers import ReceiverRefused, check_url, parse
 from app.webhooks.schemas import (
     DeliveryOut,
     WebhookCreate,
@@ -48,7 +48,14 @@ def create_webhook(session: Session, webhook: WebhookCreate, *, settings: Settin
     session.add(row)
     session.flush()
     details = {"host": host, "events": row.events, "description": row.description}
-    record(session, actor=actor, action="webhook.create", target=_target(row), details=details)
+    record(
+        session,
+        actor=actor,
+        action="webhook.create",
+        target=_target(row),
+        details=details,
+        after=_audited(row),
+    )
     return _created(row, key)
 
 
@@ -66,6 +73,7 @@ def update_webhook(
 ) -> WebhookListed:
     """Change what is given. Disabling ends what is still to be sent; enabling forgets the failures."""
     row = _webhook(session, webhook_id, lock=True)
+    before = _audited(row)
     details: dict[str, object] = update.model_dump(exclude_none=True, exclude={"url"})
     if update.url is not None:
         details["host"], row.url = _check(update.url, settings=settings), update.url
@@ -79,7 +87,15 @@ def update_webhook(
         row.enabled, row.disabled_reason = False, f"Disabled by {actor}."
         session.flush()
         queries.end_pending(session, webhook_id=row.id)
-    record(session, actor=actor, action="webhook.update", target=_target(row), details=details)
+    record(
+        session,
+        actor=actor,
+        action="webhook.update",
+        target=_target(row),
+        details=details,
+        before=before,
+        after=_audited(row),
+    )
     return _listed(row, settings)
 
 
@@ -99,7 +115,7 @@ def delete_webhook(session: Session, *, webhook_id: UUID, actor: str) -> None:
     """Delete it with its deliveries; the audit log keeps that it was there."""
     row = _webhook(session, webhook_id, lock=True)
     # First the audit log's turn, then the deletion: who announces an event locks in this order too.
-    record(session, actor=actor, action="webhook.delete", target=_target(row), details={"events": row.events})
+    record(session, actor=actor, action="webhook.delete", target=_target(row), before=_audited(row))
     session.delete(row)
 
 
@@ -142,6 +158,16 @@ def _key(settings: Settings) -> WebhookKey:
     if settings.webhook_key is None:
         raise WebhookKeyMissing
     return WebhookKey.of(settings.webhook_key)
+
+
+def _audited(row: Webhook) -> JsonObject:
+    """What of a webhook the audit log keeps: of its URL the host and port, since the rest may hold a secret."""
+    return {
+        "host": parse(row.url).origin,
+        "events": row.events,
+        "description": row.description,
+        "enabled": row.enabled,
+    }
 
 
 def _check(url: str, *, settings: Settings) -> str:

@@ -61,6 +61,8 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
         action="checkpoint.failed",
         target=f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}",
         details={"title": problem["title"], "detail": problem["detail"]},
+        before={"state": "building"},
+        after={"state": checkpoint.state},
     )
 
 

@@ -37,13 +37,22 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The statistics are `failed`."""
     statistics = session.get_one(Statistics, lease.target_id)
+    before = {"state": statistics.state}
     statistics.state, statistics.problem = "failed", problem
     details = {"statistics": str(statistics.id), "attempt": lease.attempt, "problem": problem["title"]}
-    record(session, actor="worker", action="statistics.failed", target=_model(session, statistics), details=details)
+    _record(session, statistics, details=details, before=before)
 
 
-def _model(session: Session, statistics: Statistics) -> str:
-    return f"model:{session.get_one(Model, statistics.model_id).name}"
+def _record(session: Session, statistics: Statistics, *, details: JsonObject, before: JsonObject) -> None:
+    record(
+        session,
+        actor="worker",
+        action=f"statistics.{statistics.state}",
+        target=f"model:{session.get_one(Model, statistics.model_id).name}",
+        details=details,
+        before=before,
+        after={"state": statistics.state},
+    )
 
 
 def _estimate(context: JobContext, lease: Lease) -> None:
@@ -85,10 +94,11 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     with context.result(lease) as session:
         claim(session, context.store, [digest])
         statistics = session.get_one(Statistics, lease.target_id)
+        before = {"state": statistics.state}
         statistics.state, statistics.problem = "ready", None
         statistics.captions, statistics.tokens, statistics.digest = moments.captions, moments.tokens, digest
         details = {"statistics": str(statistics.id), "digest": digest, "tokens": moments.tokens}
-        record(session, actor="worker", action="statistics.ready", target=_model(session, statistics), details=details)
+        _record(session, statistics, details=details, before=before)
     shutil.rmtree(scratch, ignore_errors=True)
 
 

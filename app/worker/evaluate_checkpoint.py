@@ -52,20 +52,33 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         with context.result(lease) as session:
             claim(session, context.store, [file.sha256 for file in files])
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
+            before = {"state": evaluation.state}
             evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
             evaluation.files = [{"name": file.path, "sha256": file.sha256, "size": file.size} for file in files]
             details = {"evaluation": str(evaluation.id), "files": {file.path: file.sha256 for file in files}}
-            record(session, actor="worker", action="evaluation.ready", target=_target(evaluation), details=details)
+            _record(session, evaluation, details=details, before=before)
 
 
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The evaluation is `failed`, or `cancelled` where that was asked for."""
     evaluation = session.get_one(Evaluation, lease.target_id)
+    before = {"state": evaluation.state}
     evaluation.state = "cancelled" if problem == CANCELLED else "failed"
     evaluation.problem = problem
     details = {"evaluation": str(evaluation.id), "attempt": lease.attempt, "problem": problem["title"]}
-    action = f"evaluation.{evaluation.state}"
-    record(session, actor="worker", action=action, target=_target(evaluation), details=details)
+    _record(session, evaluation, details=details, before=before)
+
+
+def _record(session: Session, evaluation: Evaluation, *, details: JsonObject, before: JsonObject) -> None:
+    record(
+        session,
+        actor="worker",
+        action=f"evaluation.{evaluation.state}",
+        target=_target(evaluation),
+        details=details,
+        before=before,
+        after={"state": evaluation.state},
+    )
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,23 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The edit is `failed`, or `cancelled` where that was asked for."""
     edit = session.get_one(Edit, lease.target_id)
+    before = {"state": edit.state}
     edit.state = "cancelled" if problem == CANCELLED else "failed"
     edit.problem = problem
     details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    record(session, actor="worker", action=f"edit.{edit.state}", target=f"edit:{edit.id}", details=details)
+    _record(session, edit, details=details, before=before)
+
+
+def _record(session: Session, edit: Edit, *, details: JsonObject, before: JsonObject) -> None:
+    record(
+        session,
+        actor="worker",
+        action=f"edit.{edit.state}",
+        target=f"edit:{edit.id}",
+        details=details,
+        before=before,
+        after={"state": edit.state},
+    )
 
 
 def _optimize(
@@ -116,11 +129,12 @@ def _write(session: Session, lease: Lease, value: "Value", balance: JsonObject |
     rows = [_row(lease, part, balance) for part in value.parts]
     session.add_all(rows)
     edit = session.get_one(Edit, lease.target_id)
+    before = {"state": edit.state}
     edit.state, edit.problem = "ready", None
     details = {"job": str(lease.job_id), "attempt": lease.attempt, "value": rows[0].sha256}
     if len(rows) > 1:
         details["values"] = {row.encoder: row.sha256 for row in rows}
-    record(session, actor="worker", action="edit.ready", target=f"edit:{edit.id}", details=details)
+    _record(session, edit, details=details, before=before)
 
 
 def _row(lease: Lease, value: "Value", balance: JsonObject | None) -> EditValue:

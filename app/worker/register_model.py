@@ -33,7 +33,19 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     model = session.get_one(Model, lease.target_id)
     model.state, model.problem = "failed", problem
     details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    record(session, actor="worker", action="model.failed", target=f"model:{model.name}", details=details)
+    _record(session, model, details=details)
+
+
+def _record(session: Session, model: Model, *, details: JsonObject) -> None:
+    record(
+        session,
+        actor="worker",
+        action=f"model.{model.state}",
+        target=f"model:{model.name}",
+        details=details,
+        before={"state": "registering"},
+        after={"state": model.state},
+    )
 
 
 def _register(context: JobContext, lease: Lease) -> None:
@@ -90,7 +102,7 @@ def _register(context: JobContext, lease: Lease) -> None:
                 )
             )
         details = {"job": str(lease.job_id), "digest": model.digest, "commit": source.commit, "statistics": digest}
-        record(session, actor="worker", action="model.ready", target=f"model:{model.name}", details=details)
+        _record(session, model, details=details)
 
 
 def _shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":

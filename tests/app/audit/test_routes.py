@@ -8,6 +8,7 @@ from sqlalchemy import delete, update
 
 from app.audit.service import record
 from app.db.models import AuditEvent
+from tests.conftest import rewritable_history
 
 
 @pytest.fixture
@@ -92,7 +93,8 @@ class TestVerify:
         ],
     )
     def test_broken(self, client, keys, events, session, change, broken_at, reason):
-        session.execute(change)
+        with rewritable_history(session.connection()):
+            session.execute(change)
         session.commit()
         found = self.verify(client, keys)
         assert (found["valid"], found["broken_at"]) == (False, broken_at)
