@@ -1,4 +1,6 @@
-from datetime import timedelta
+import base64
+import hashlib
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select, update
@@ -49,3 +51,26 @@ class TestCreateKey:
             create_key(session, name="a", scopes=[], actor="test")
         with pytest.raises(Unprocessable, match="no scope 'root'"):
             create_key(session, name="a", scopes=["root"], actor="test")
+
+
+class TestExpiry:
+    def test_an_expired_key_is_refused(self, session):
+        soon = datetime.now(UTC) + timedelta(hours=1)
+        key, token = create_key(session, name="a", scopes=["read"], actor="test", expires_at=soon)
+        assert authenticate(session, token=token).expires_at == soon
+        session.execute(update(ApiKey).where(ApiKey.id == key.id).values(expires_at=func.now()))
+        session.expire_all()
+        assert authenticate(session, token=token) is None
+
+    def test_one_that_never_worked_is_not_made(self, session):
+        with pytest.raises(Unprocessable, match="has passed"):
+            create_key(session, name="a", scopes=["read"], actor="test", expires_at=datetime.now(UTC))
+
+
+def test_a_secret_has_256_bits_and_is_stored_as_its_sha256(session):
+    key, token = create_key(session, name="a", scopes=["read"], actor="test")
+    prefix, secret = token.removeprefix("em_").split("_", 1)
+    assert prefix == key.prefix
+    assert len(base64.urlsafe_b64decode(secret + "=")) == 32
+    row = session.get_one(ApiKey, key.id)
+    assert row.secret_sha256 == hashlib.sha256(secret.encode()).digest()

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import editing
+from app.checkpoints.publish import StoredFile, publish
 from app.db.engine import Sessions, sessions
-from app.db.models import Edit, EditValue, Model, ModelFile, Statistics
+from app.db.models import Checkpoint, CheckpointEdit, Edit, EditValue, Model, ModelFile, Statistics
 from app.main import create_app
 from app.settings import Settings
 from app.signing.keys import create_key
@@ -40,23 +41,56 @@ def ready_edit(
     given = {"destination": {"prompt": f"not {source}"}, "templates": ["a photo of {}", "{}"], "settings": {}}
     edit = Edit(model_id=model.id, source=source, state=state, created_by="test", **(given | columns))
     if state == "ready":
-        seed = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "big")
-        delta, hidden = np.random.default_rng(seed).standard_normal((2, width)).astype("<f4")
-        edit.values = [
-            EditValue(
-                encoder="text_encoder",
-                layer=layer,
-                delta=delta.tobytes(),
-                hidden=hidden.tobytes(),
-                sha256=hashlib.sha256(delta.tobytes() + hidden.tobytes()).hexdigest(),
-                losses={},
-                attempt=1,
-                engine=editing.ENGINE_VERSION,
-            )
-        ]
+        edit.values = [drawn_value(source, width=width, layer=layer)]
     session.add(edit)
     session.commit()
     return edit
+
+
+def drawn_value(source: str, *, width: int, layer: int) -> EditValue:
+    seed = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "big")
+    delta, hidden = np.random.default_rng(seed).standard_normal((2, width)).astype("<f4")
+    return EditValue(
+        encoder="text_encoder",
+        layer=layer,
+        delta=delta.tobytes(),
+        hidden=hidden.tobytes(),
+        sha256=hashlib.sha256(delta.tobytes() + hidden.tobytes()).hexdigest(),
+        losses={},
+        attempt=1,
+        engine=editing.ENGINE_VERSION,
+    )
+
+
+def add_version(
+    session: Session,
+    model: Model,
+    statistics: Statistics,
+    number: int,
+    *,
+    edits: Sequence[Edit],
+    state: str = "published",
+    files: Sequence[StoredFile] = (),
+) -> Checkpoint:
+    """A version with these files of its own, published by the worker's own hand unless it is in another state."""
+    checkpoint = Checkpoint(
+        model_id=model.id,
+        number=number,
+        statistics_id=statistics.id,
+        alpha=0.5,
+        layers=[0, 1, 2],
+        options={"residual": "spread", "mass": 4000.0, "preserve": []},
+        created_by="test",
+    )
+    checkpoint.edits = [CheckpointEdit(position=i, edit_id=edit.id) for i, edit in enumerate(edits)]
+    session.add(checkpoint)
+    session.flush()
+    if state == "published":
+        publish(session, checkpoint=checkpoint, files=files, report={})
+    else:
+        checkpoint.state = state
+    session.commit()
+    return checkpoint
 
 
 @pytest.fixture

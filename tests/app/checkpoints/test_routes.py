@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.checkpoints.publish import StoredFile, publish, store_content
-from app.db.models import Checkpoint, CheckpointEdit
+from app.checkpoints.publish import store_content
+from tests.app.checkpoints.conftest import add_version
 
 URL = "/v1/models/emoji/checkpoints"
 ALIASES = "/v1/models/emoji/aliases"
@@ -19,27 +19,9 @@ def add_checkpoint(session, model, statistics, store, add_edit):
     """Add a version with one file, published unless said otherwise."""
 
     def add(number, *, state="published", content=CONTENT, edits=()):
-        checkpoint = Checkpoint(
-            model_id=model.id,
-            number=number,
-            statistics_id=statistics.id,
-            alpha=0.5,
-            layers=[0, 1, 2],
-            options={"residual": "spread", "mass": 4000.0, "preserve": []},
-            created_by="test",
-        )
-        checkpoint.edits = [
-            CheckpointEdit(position=i, edit_id=edit.id) for i, edit in enumerate(edits or [add_edit(f"fox {number}")])
-        ]
-        session.add(checkpoint)
-        session.flush()
-        if state == "published":
-            files: list[StoredFile] = [store_content(store, PATH, content)]
-            publish(session, checkpoint=checkpoint, files=files, report={})
-        else:
-            checkpoint.state = state
-        session.commit()
-        return checkpoint
+        files = [store_content(store, PATH, content)] if state == "published" else []
+        edits = edits or [add_edit(f"fox {number}")]
+        return add_version(session, model, statistics, number, edits=edits, state=state, files=files)
 
     return add
 

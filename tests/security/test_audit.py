@@ -1,0 +1,154 @@
+"""Who did what, when, why, and which deployments had it: from the audit log alone, for whatever route there is."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.audit.service import verify
+from app.db.models import AuditEvent
+from app.storage.local import LocalStore
+from tests.app.conftest import Headers
+from tests.app.images.test_routes import encoded
+from tests.seeded import WEBHOOK, Seeded, build, finish
+
+EDIT = {"source": "dog", "destination": {"prompt": "cat"}, "reason": "LEGAL-42"}
+BODIES: dict[str, dict[str, Any]] = {
+    "post /v1/keys": {"json": {"name": "deploy", "scopes": ["read"]}},
+    "delete /v1/keys/{key_id}": {},
+    "post /v1/models": {"json": {"name": "other", "source": "google/other"}},
+    "post /v1/models/{model}/statistics": {"json": {"captions": ["a fox"]}},
+    "post /v1/images": {"files": {"file": ("a.png", encoded(color=(1, 2, 3)), "image/png")}},
+    "post /v1/models/{model}/edits": {"json": EDIT},
+    "post /v1/models/{model}/edits/batch": {"json": [EDIT, EDIT]},
+    "post /v1/edits/{edit_id}/cancel": {"edit": "queued"},
+    "post /v1/edits/{edit_id}/retry": {"edit": "failed"},
+    "post /v1/models/{model}/apply": {"json": {"edits": "ready", "notes": "LEGAL-42"}},
+    "post /v1/models/{model}/checkpoints/{version}/retract": {"json": {"reason": "the wrong flag"}},
+    "post /v1/models/{model}/checkpoints/{version}/previews": {"json": {"prompts": ["a fox"]}},
+    "post /v1/models/{model}/checkpoints/{version}/evaluations": {"json": {}},
+    "post /v1/models/{model}/checkpoints/{version}/evaluations/{evaluation_id}/cancel": {},
+    "put /v1/models/{model}/aliases/{alias}": {
+        "json": {"version": "v2", "reason": "better"},
+        "headers": {"If-Match": "*"},
+    },
+    "delete /v1/models/{model}/aliases/{alias}": {"headers": {"If-Match": "*"}},
+    "post /v1/webhooks": {"json": WEBHOOK},
+    "patch /v1/webhooks/{webhook_id}": {"json": {"enabled": False}},
+    "delete /v1/webhooks/{webhook_id}": {},
+    "post /v1/webhooks/{webhook_id}/rotate": {},
+    "post /v1/webhooks/{webhook_id}/test": {},
+    "post /v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver": {},
+}
+"""A request that succeeds for each operation that changes something."""
+CHANGES_NOTHING = {"post /api/models/{namespace}/{repo}/paths-info/{revision}"}
+"""Reads by POST, since its question may be long."""
+NOTHING_BEFORE = ("create", "register", "add", "apply", "preview", "evaluation", "test", "redeliver", "batch")
+ABOUT_NO_STATE = ("webhook.rotate", "webhook.test", "webhook.redeliver", "image.add", "edit.create_batch")
+"""Their targets have nothing to show before and after but secrets, or are told by `details` whole."""
+
+
+def operations(built: FastAPI) -> list[str]:
+    paths = built.openapi()["paths"].items()
+    return [f"{method} {path}" for path, methods in paths for method in methods if method != "get"]
+
+
+def test_every_operation_that_changes_something_is_known_here(built: FastAPI) -> None:
+    """A new one is to be added to the table, with a request that succeeds."""
+    assert sorted(operations(built)) == sorted([*BODIES, *CHANGES_NOTHING])
+
+
+@pytest.mark.parametrize("operation", BODIES)
+def test_a_change_is_one_event(
+    operation: str, client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, session: Session
+) -> None:
+    def count() -> int:
+        return session.scalars(select(func.count()).select_from(AuditEvent)).one()
+
+    request = dict(BODIES[operation])
+    parameters = dict(seeded.parameters)
+    if (state := request.pop("edit", None)) is not None:
+        parameters["edit_id"] = str(seeded.edits[state].id)
+    method, path = operation.split()
+    url = re.sub(r"\{(\w+)(?::path)?\}", lambda match: parameters[match[1]], path)
+    headers = keys["admin"] | request.pop("headers", {}) | {"X-Request-ID": "why-not"}
+    before = count()
+    answer = client.request(method, url, headers=headers, **request)
+    assert answer.is_success, answer.text
+    assert count() == before + 1
+    event = session.scalars(select(AuditEvent).order_by(AuditEvent.sequence.desc()).limit(1)).one()
+    admin = client.get("/api/whoami-v2", headers=keys["admin"]).json()["name"]
+    assert (event.actor, event.request_id, event.address) == (admin, "why-not", "testclient")
+    assert answer.headers["X-Request-ID"] == "why-not"
+    if event.action not in ABOUT_NO_STATE:
+        assert event.after is not None or event.action.endswith("delete")
+        assert event.before is not None or event.action.endswith(NOTHING_BEFORE)
+        assert event.before != event.after
+    if "reason" in str(request) or "notes" in str(request):
+        assert event.reason
+    assert verify(session).valid
+
+
+def test_what_was_refused_leaves_no_event(client: TestClient, keys: Mapping[str, Headers], session: Session) -> None:
+    before = verify(session).events
+    assert client.post("/v1/keys", headers=keys["admin"], json={"name": "a", "scopes": ["root"]}).status_code == 422
+    assert client.post("/v1/keys", headers=keys["read"], json={"name": "a", "scopes": ["read"]}).status_code == 403
+    assert verify(session).events == before
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_who_caused_this_checkpoint_to_contain_this_concept(
+    client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, session: Session, store: LocalStore, batch: bool
+) -> None:
+    """From a version back to who asked, when and why, and forth to where it was deployed on a day."""
+
+    def name_of(scope: str) -> str:
+        name: str = client.get("/api/whoami-v2", headers=keys[scope]).json()["name"]
+        return name
+
+    def read(path: str, **query: str) -> Any:
+        answer = client.get(path, headers=keys["admin"], params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    asked: dict[str, Any] = {"source": "US president", "destination": {"prompt": "Joe Biden"}, "reason": "LEGAL-42"}
+    url = "/v1/models/emoji/edits"
+    if batch:
+        made = client.post(f"{url}/batch", headers=keys["edit"], json=[asked]).json()["edits"][0]
+    else:
+        made = client.post(url, headers=keys["edit"], json=asked).json()
+    finish(session, UUID(made["id"]))
+    body = {"edits": [made["id"]], "notes": "release 7"}
+    applied = client.post("/v1/models/emoji/apply", headers=keys["apply"], json=body).json()
+    build(session, store, number=int(applied["version"][1:]))
+    client.put(
+        "/v1/models/emoji/aliases/production",
+        headers=keys["apply"] | {"If-Match": "*"},
+        json={"version": applied["version"], "reason": "release 7"},
+    )
+
+    (concept,) = read(f"/v1/models/emoji/checkpoints/{applied['version']}")["edits"]
+    assert concept["source"] == "US president"
+    told = {event["action"]: event for event in read("/v1/audit", edit=concept["id"])["items"]}
+    created = told["edit.create_batch" if batch else "edit.create"]
+    assert (created["actor"], created["reason"]) == (name_of("edit"), "LEGAL-42")
+    assert told["checkpoint.apply"]["target"] == f"checkpoint:emoji/{applied['version']}"
+    assert (told["checkpoint.apply"]["actor"], told["checkpoint.apply"]["reason"]) == (name_of("apply"), "release 7")
+
+    now = told["checkpoint.apply"]["at"]
+    history = "/v1/models/emoji/aliases/production/history"
+    (today,) = read(history, limit="1")["items"]
+    assert (today["version"], today["until"]) == (applied["version"], None)
+    assert [period["version"] for period in read(history, at=now[:10])["items"]] == [applied["version"], "v1"]
+    assert read(history, at="2020-01-01")["items"] == []
+    assert [period["version"] for period in read(history, at=now)["items"]] == ["v1"]
+    (move, *_) = read("/v1/audit", target="alias:emoji/production")["items"]
+    assert (move["before"], move["after"], move["reason"]) == (
+        {"version": "v1"}, {"version": applied["version"]}, "release 7",
+    )  # fmt: skip
