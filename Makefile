@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test clients serve check install train clean
+.PHONY: demo test clients security properties serve check install train clean
 
 demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
 	$(BIN)/emender demo --out out/demo
@@ -14,6 +14,12 @@ test: install  ## all tests, against a real Postgres
 
 clients: install  ## real clients in environments of their own; writes docs/clients.md
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
+
+security: install  ## what an attacker would send
+	$(BIN)/pytest -m security tests
+
+properties: install  ## 100 examples an operation and key, of right data and of wrong (about an hour)
+	$(BIN)/pytest -m properties tests/properties --property-examples 100 --timeout 3600
 
 serve: install  ## the embedded stack, until Ctrl-C; models are found in demo/weights
 	EMENDER_MODEL_ROOTS=$${EMENDER_MODEL_ROOTS:-demo/weights} $(BIN)/emender serve --embedded

@@ -16,6 +16,7 @@ from app.body_limit import BodyLimit
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
 from app.dependencies import SessionDep
+from app.documentation import router as documentation
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
@@ -27,6 +28,7 @@ from app.observability.requests import RequestLog
 from app.openapi import describe
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.rate_limits import RateLimitHeaders, RateLimits, TooManyRequests
+from app.security_headers import SecurityHeaders
 from app.settings import Settings, get_settings
 from app.signing.routes import router as signing_keys
 from app.storage.opening import open_store
@@ -50,7 +52,9 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         engine.dispose()
 
-    app = FastAPIOffline(  # /docs from files of our own: browsers of a closed network reach no CDN
+    app = FastAPIOffline(  # the files that the pages of app/documentation.py need
+        docs_url=None,
+        redoc_url=None,
         title="Emender",
         version=editing.__version__,
         summary="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
@@ -61,8 +65,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.store = open_store(settings)
     app.state.rate_limits = RateLimits(settings)
     problems.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_seconds)
     app.add_middleware(RateLimitHeaders)
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestLog)
 
     @app.get("/healthz", tags=["health"])
@@ -78,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     for router in (keys, models, images, edits, checkpoints, evaluations, signing_keys, audit, webhooks):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
+    app.include_router(documentation)
     app.include_router(hub)
     describe_events(app)
     describe(app)

@@ -4,10 +4,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.problems import MEDIA_TYPE, ContentTooLarge, MalformedBody, documented
+from app.problems import MEDIA_TYPE, ContentTooLarge, MalformedBody, RequestTimeout, documented
 
 PROBLEM = {"$ref": "#/components/schemas/ProblemDocument"}
-OF_BODIES = documented(MalformedBody, ContentTooLarge)
+OF_BODIES = documented(MalformedBody, RequestTimeout, ContentTooLarge)
 
 
 def describe(app: FastAPI) -> None:

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.storage.store import BlobCorrupt, BlobMissing, StoreUnavailable
 
@@ -105,6 +106,11 @@ class ContentTooLarge(Problem):
     title = "Content too large"
 
 
+class RequestTimeout(Problem):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    title = "Request timeout"
+
+
 class UnsupportedMedia(Problem):
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     title = "Unsupported media type"
@@ -161,8 +167,34 @@ FRAMEWORK_DETAILS = {
 }
 
 
+class Unexpected:
+    """Middleware: answers what no handler knows, inside the other middleware, so that this answer too has its headers.
+
+    An error after the answer began goes on to the server, which cuts the connection.
+    """
+
+    def __init__(self, app: ASGIApp, *, respond: Callable[[Request, Exception], Response]) -> None:
+        self.app = app
+        self.respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await self.respond(Request(scope), error)(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
-    """Register the handlers, also for what the framework itself raises."""
+    """Register the handlers, also for what the framework itself raises; before any other middleware is added."""
 
     def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -230,4 +262,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OperationalError, database)
     app.add_exception_handler(InterfaceError, database)
     app.add_exception_handler(NoConnection, database)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_middleware(Unexpected, respond=unexpected)

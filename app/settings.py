@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(32 * 2**20, description="largest JSON or NDJSON body")
+    body_seconds: float = Field(20.0, gt=0, description="a body must come within these, or faster than 16 KiB/s")
     max_image_bytes: int = 20 * 10**6
     max_image_pixels: int = 40 * 10**6
 

@@ -44,7 +44,8 @@ def seed(session: Session, client: TestClient, keys: Mapping[str, Headers], *, s
         for state in ("ready", "queued", "failed")
     }
     enqueue(session, kind="optimize_edit", target_id=edits["queued"].id)
-    session.add(Job(kind="optimize_edit", target_id=edits["failed"].id, state="failed"))
+    for state, ended in {"ready": "succeeded", "failed": "failed"}.items():
+        session.add(Job(kind="optimize_edit", target_id=edits[state].id, state=ended))
     file = store_content(store, WEIGHTS, bytes(range(256)) * 10)
     for number in (1, 2):
         add_version(session, model, statistics, number, edits=[edits["ready"]], files=[file])

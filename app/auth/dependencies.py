@@ -57,7 +57,8 @@ def requires(scope: Scope) -> Callable[[Principal], Principal]:
     return check
 
 
-ReadPrincipal = Annotated[Principal, Depends(requires("read"))]
-EditPrincipal = Annotated[Principal, Depends(requires("edit"))]
-ApplyPrincipal = Annotated[Principal, Depends(requires("apply"))]
-AdminPrincipal = Annotated[Principal, Depends(requires("admin"))]
+# The scope is named twice: once for the check, once for the OpenAPI document.
+ReadPrincipal = Annotated[Principal, Security(requires("read"), scopes=["read"])]
+EditPrincipal = Annotated[Principal, Security(requires("edit"), scopes=["edit"])]
+ApplyPrincipal = Annotated[Principal, Security(requires("apply"), scopes=["apply"])]
+AdminPrincipal = Annotated[Principal, Security(requires("admin"), scopes=["admin"])]

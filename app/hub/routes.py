@@ -61,7 +61,7 @@ def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
 
 EVERYWHERE = documented(RepoNotFound, TokenMissing, ScopeMissing, TooManyRequests)
 router = APIRouter(tags=["hub"], responses=EVERYWHERE)
-reading = APIRouter(dependencies=[Depends(check_reader)])
+reading = APIRouter(dependencies=[Security(check_reader, scopes=["read"])])
 
 Part = Annotated[Text, Path(max_length=96)]
 Rev = Annotated[Text, Path(max_length=96, examples=["production", "v3"])]
@@ -99,7 +99,7 @@ def resolve(
     return deliver(request, served, store=store, headers={"X-Repo-Commit": found.commit})
 
 
-@reading.get("/api/models/{namespace}/{repo}")
+@reading.get("/api/models/{namespace}/{repo}", responses=documented(RevisionNotFound, RevisionRetracted))
 def model_info(session: SessionDep, namespace: Part, repo: Part, blobs: bool = False) -> dict[str, Any]:
     """Describe the revision `main` and list its files."""
     return listing.info(_revision(session, namespace=namespace, repo=repo, revision=MAIN), blobs=blobs)

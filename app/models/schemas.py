@@ -65,15 +65,13 @@ class ModelCreate(BaseModel):
     ] = None
 
     classifier: Annotated[
-        str | None,
+        Annotated[str, Field(max_length=193), AfterValidator(_source)] | None,
         Field(
-            max_length=193,
             description="what judges the model's pictures in checks and evaluations: the name of an installed "
             "classifier, or an image-classification model of transformers by its hub id or its folder's name under "
             "EMENDER_MODEL_ROOTS",
             examples=["emoji", "google/vit-base-patch16-224"],
         ),
-        AfterValidator(_source),
     ] = None
     license: Annotated[
         License | None,

@@ -38,6 +38,11 @@ class TestRegisterModel:
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.register")).one()
         assert event.details == {key: value for key, value in body.items() if key != "name"}
 
+    def test_null_is_the_same_as_nothing(self, client, keys):
+        body = {"name": "m", "source": "a/b", "revision": None, "namespace": None, "classifier": None}
+        answer = client.post("/v1/models", headers=keys["admin"], json=body)
+        assert answer.status_code == 202, answer.text
+
     def test_folder(self, client, keys, root):
         answer = client.post("/v1/models", headers=keys["admin"], json={"name": "tiny", "source": "tiny"})
         assert (answer.status_code, answer.json()["namespace"]) == (202, "emender")
