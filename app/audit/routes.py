@@ -1,6 +1,5 @@
 """Read, export and verify the audit log."""
 
-from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -12,6 +11,7 @@ from app.audit.schemas import AuditEventOut, Verification
 from app.audit.service import AuditFilter
 from app.auth.dependencies import AdminPrincipal
 from app.dependencies import Page, SessionDep, SessionsDep, link_next
+from app.moments import Moment
 from app.routing import Route
 from app.text import Text
 
@@ -29,8 +29,8 @@ def get_filter(
         UUID | None,
         Query(description="what was done to this edit, the batch that asked for it, and what applied it"),
     ] = None,
-    since: Annotated[datetime | None, Query(description="RFC 3339; without an offset it is UTC")] = None,
-    until: Annotated[datetime | None, Query(description="the first moment that is left out")] = None,
+    since: Annotated[Moment | None, Query(description="RFC 3339; without an offset it is UTC")] = None,
+    until: Annotated[Moment | None, Query(description="the first moment that is left out")] = None,
 ) -> AuditFilter:
     return AuditFilter(
         actor=actor, action=action, target=target, request_id=request_id, edit=edit, since=since, until=until

@@ -4,8 +4,9 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from app.moments import AwareMoment
 from app.text import Text
 
 Scope = Literal["read", "edit", "apply", "admin"]
@@ -19,7 +20,7 @@ class ApiKeyCreate(BaseModel):
     name: Annotated[Text, Field(min_length=1, max_length=200, description="who or what uses the key")]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=4, description="`admin` includes the others")]
     expires_at: Annotated[
-        AwareDatetime | None, Field(description="from when on the key is refused; null: it never expires")
+        AwareMoment | None, Field(description="from when on the key is refused; null: it never expires")
     ] = None
 
 

@@ -25,6 +25,7 @@ from app.checkpoints.errors import (
 from app.checkpoints.schemas import (
     REVISION,
     VERSION,
+    AliasMoment,
     AliasName,
     AliasOut,
     AliasPeriod,
@@ -35,7 +36,6 @@ from app.checkpoints.schemas import (
     CheckpointSummary,
     DifferenceOut,
     FileProvenance,
-    Moment,
     Retraction,
 )
 from app.dependencies import Page, PageDep, SessionDep, SettingsDep, StoreDep, link_next
@@ -186,7 +186,7 @@ def read_history(
     request: Request,
     response: Response,
     at: Annotated[
-        Moment | None,
+        AliasMoment | None,
         Query(description="where it pointed then: a moment with its offset, or a day in UTC", examples=["2026-11-24"]),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,

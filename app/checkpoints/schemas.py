@@ -8,7 +8,6 @@ from uuid import UUID
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.moments import AwareMoment, BareDate
 from app.presets import with_preset
 from app.text import Text
 from editing.concepts import UPDATE_PRESETS
@@ -270,13 +270,7 @@ class AliasPeriod(BaseModel):
     moved_by: str = Field(description="who pointed it there; the audit log has the reason")
 
 
-def _bare_date(value: object) -> object:
-    if isinstance(value, str) and len(value) != len("2026-11-24"):
-        raise ValueError("must be a date such as 2026-11-24")
-    return value
-
-
-Moment = Annotated[Annotated[date, BeforeValidator(_bare_date)] | AwareDatetime, Field(union_mode="left_to_right")]
+AliasMoment = Annotated[Annotated[date, BareDate] | AwareMoment, Field(union_mode="left_to_right")]
 
 
 class AliasPut(BaseModel):

@@ -1,4 +1,5 @@
-"""What lies directly in EMENDER_MODEL_ROOTS. Names are compared with a listing; no path is built from a client's."""
+"""What lies directly in EMENDER_MODEL_ROOTS. Names are compared with a listing; no path is built from a client's, and
+no link leads out of the roots."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,21 @@ def find_captions(roots: Sequence[Path], name: str) -> Path | None:
     return next((entry for entry in _entries(roots) if entry.name == f"{name}.txt" and entry.is_file()), None)
 
 
+def leads_out(roots: Sequence[Path], folder: Path) -> Path | None:
+    """The first link in or below the folder that leads out of all roots."""
+    links = (path for path in sorted(folder.rglob("*")) if path.is_symlink())
+    return next((link for link in links if not _inside(roots, link)), None)
+
+
 def _entries(roots: Sequence[Path]) -> Iterator[Path]:
     for root in roots:
         if root.is_dir():
-            yield from sorted(root.iterdir())
+            yield from (entry for entry in sorted(root.iterdir()) if _inside(roots, entry))
+
+
+def _inside(roots: Sequence[Path], path: Path) -> bool:
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError):  # a link to itself
+        return False
+    return any(place.is_relative_to(root.resolve()) for root in roots)

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from app.models.roots import find_folder
+from app.models.roots import find_folder, leads_out
 from app.models.schemas import License
 from app.settings import Settings
 from editing.errors import ClassifierUnusable, EditingError, UnsafePipeline
@@ -59,6 +59,12 @@ def obtain(
                 f"no folder {source!r} directly in one of the model roots; EMENDER_MODEL_ROOTS lists them",
                 pointer="/source",
             )
+        if (link := leads_out(settings.model_roots, folder)) is not None:
+            raise SourceUnavailable(
+                f"{link.relative_to(folder)} in the folder {source!r} is a link out of the model roots; put the file "
+                "there, or add where it leads to EMENDER_MODEL_ROOTS",
+                pointer="/source",
+            )
         yield Source(folder, commit=None, license=_license(_card(folder)))
         return
     settings.folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +100,11 @@ def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Clas
         raise ClassifierUnusable(
             f"there is no classifier {source!r}: installed are {installed}, and no model root has a folder of that "
             "name; EMENDER_MODEL_ROOTS lists them",
+            pointer="/classifier",
+        )
+    if (link := leads_out(roots, folder)) is not None:
+        raise ClassifierUnusable(
+            f"{link.relative_to(folder)} in the folder {source!r} is a link out of the model roots",
             pointer="/classifier",
         )
     return classifiers.HuggingFaceClassifier.load(folder, device=device)

@@ -13,6 +13,8 @@ from starlette.testclient import TestClient
 from app import problems
 from app.body_limit import SMALL, BodyLimit
 
+pytestmark = pytest.mark.security
+
 
 async def length(request: Request) -> PlainTextResponse:
     return PlainTextResponse(str(len(await request.body())))

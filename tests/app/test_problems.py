@@ -10,6 +10,8 @@ from sqlalchemy.exc import OperationalError
 from app.problems import Conflict, NotFound, ProblemDocument, Unprocessable, documented, pointer
 from app.storage.local import BlobCorrupt
 
+pytestmark = pytest.mark.security
+
 HEADERS = {"Content-Type": "application/json"}
 
 

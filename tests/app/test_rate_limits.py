@@ -11,6 +11,8 @@ from app.rate_limits import RateLimits, TooManyRequests
 from app.settings import Settings
 from tests.servers import RedisServer, require_redis
 
+pytestmark = pytest.mark.security
+
 WRONG = "Bearer em_0123456789ab_wrong"
 
 

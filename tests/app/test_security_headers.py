@@ -5,6 +5,8 @@ from fastapi.testclient import TestClient
 
 from app.security_headers import ALWAYS
 
+pytestmark = pytest.mark.security
+
 
 @pytest.mark.parametrize(
     ("path", "status"), [("/healthz", 200), ("/v1/keys", 401), ("/nothing", 404), ("/openapi.json", 200)]

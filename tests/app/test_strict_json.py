@@ -4,6 +4,8 @@ import pytest
 
 from app.strict_json import loads
 
+pytestmark = pytest.mark.security
+
 
 def test_json():
     assert loads(b'{"a": [1, 2.5, null, true, "\\u00e9"], "b": {"a": {}}}') == {

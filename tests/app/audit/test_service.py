@@ -2,8 +2,12 @@ import hashlib
 import json
 from datetime import UTC, datetime
 
+import pytest
+
 from app.audit.service import GENESIS, digest, record, verify
 from app.db.models import AuditEvent
+
+pytestmark = pytest.mark.security
 
 
 def test_events_from_before_there_was_a_reason_keep_their_hashes():

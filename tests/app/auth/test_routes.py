@@ -1,3 +1,4 @@
+import pytest
 from sqlalchemy import select
 
 from app.db.models import ApiKey, AuditEvent
@@ -37,6 +38,14 @@ class TestCreateKey:
         answer = client.post("/v1/keys", headers=keys["admin"], json={"name": "a", "scopes": ["read", "root"]})
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"] == "/scopes/1"
+
+    @pytest.mark.parametrize(
+        "moment", [1900000000, "1900000000", "2099-01-01T00:00:00", "soon", "2020-01-01T00:00:00Z"]
+    )
+    def test_odd_ends(self, client, keys, moment):
+        body = {"name": "a", "scopes": ["read"], "expires_at": moment}
+        answer = client.post("/v1/keys", headers=keys["admin"], json=body)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/expires_at")
 
     def test_nul_in_name(self, client, keys):
         answer = client.post("/v1/keys", headers=keys["admin"], json={"name": "a\0", "scopes": ["read"]})

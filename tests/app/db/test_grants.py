@@ -21,6 +21,8 @@ from app.db.models import Base
 from app.main import create_app
 from app.settings import Settings
 
+pytestmark = pytest.mark.security
+
 ROLE = "emender_service"
 REWRITING = [
     statement

@@ -7,6 +7,8 @@ from sqlalchemy import select
 
 from app.db.models import AuditEvent
 
+pytestmark = pytest.mark.security
+
 
 def encoded(form="PNG", size=(30, 20), color=(200, 10, 10), **options):
     content = io.BytesIO()

@@ -6,6 +6,8 @@ import pytest
 from app.webhooks.connect import NotReached, post
 from tests.app.webhooks.conftest import LOOPBACK, Receiver
 
+pytestmark = pytest.mark.security
+
 TLS = ssl.create_default_context()
 
 FOUL = [
