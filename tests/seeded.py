@@ -51,7 +51,7 @@ def seed(session: Session, client: TestClient, keys: Mapping[str, Headers], *, s
         add_version(session, model, statistics, number, edits=[edits["ready"]], files=[file])
 
     def post(path: str, scope: str, status: int, **body: object) -> dict[str, str]:
-        answer = client.post(path, headers=keys[scope], **body)  # type: ignore[arg-type]
+        answer = client.post(path, headers=keys[scope] | {"Idempotency-Key": path}, **body)  # type: ignore[arg-type]
         assert answer.status_code == status, answer.text
         found: dict[str, str] = answer.json()
         return found

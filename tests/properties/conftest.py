@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.conftest import plain_logs
+from tests.app.conftest import built, plain_logs, settings, store
 
-__all__ = ["plain_logs"]
+__all__ = ["built", "plain_logs", "settings", "store"]
 
 HERE = Path(__file__).parent
 CASES: Counter[str] = Counter()
