@@ -11,7 +11,7 @@ pytestmark = pytest.mark.security
 
 
 def test_events_from_before_there_was_a_reason_keep_their_hashes():
-    """The form in which they were hashed until 0005: stored chains depend on it."""
+    """The form in which they were hashed until 0006: stored chains depend on it."""
     at = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
     event = AuditEvent(sequence=1, at=at, actor="cli", action="key.create", target="key:a", details={"weight": 2.0})
     event.previous_hash = GENESIS

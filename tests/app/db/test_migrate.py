@@ -88,7 +88,7 @@ def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Setti
         assert all(before.values()), f"the seed is to have all tables: {before}"
         chain = verify(session)
         session.commit()  # or a downgrade would wait for its locks
-        for revision in ("0005", "0004", "0003", "0002", "0001"):
+        for revision in ("0006", "0005", "0004", "0003", "0002", "0001"):
             downgrade(empty, revision)
         upgrade(empty)
         session.expire_all()
