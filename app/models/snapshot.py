@@ -13,14 +13,16 @@ from app.storage.store import Store
 def snapshot(store: Store, files: Sequence[tuple[str, str]], *, folder: Path) -> Path:
     """A folder under `folder`/snapshots in which each (path, sha256) of `files` is a link to its blob.
 
-    It is made once, whole, and found again by the digest of `files`. Every blob is verified when the folder is made:
-    raises `BlobMissing` or `BlobCorrupt`, and `ValueError` for a path that leads out of the folder.
+    It is made once, whole, and found again by the digest of `files`. Every blob is verified, also when the folder is
+    found: raises `BlobMissing` or `BlobCorrupt`, and `ValueError` for a path that leads out of the folder.
     """
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files))
     home = folder.absolute() / "snapshots"
     target = home / hashlib.sha256(lines.encode()).hexdigest()
     paths = [_inside(path) for path, _ in files]
     if _is_whole(target, paths):
+        for _, sha256 in files:
+            store.verified(sha256, recently=True)
         return target
     home.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=home, prefix="building-"))

@@ -35,6 +35,13 @@ def test_damaged_blob_is_refused(store, files, tmp_path):
     assert list((tmp_path / "snapshots").iterdir()) == []
 
 
+def test_blob_damaged_later_is_refused(store, files, tmp_path):
+    snapshot(store, files, folder=tmp_path)
+    store.path(files[1][1]).write_bytes(b"confiG")
+    with pytest.raises(BlobCorrupt):
+        snapshot(store, files, folder=tmp_path)
+
+
 def test_missing_blob(store, tmp_path):
     with pytest.raises(BlobMissing):
         snapshot(store, [("a", "0" * 64)], folder=tmp_path)
