@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test clients security properties serve check install train clean
+.PHONY: demo test clients faults soak security properties serve check install train clean
 
 demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
 	$(BIN)/emender demo --out out/demo
@@ -14,6 +14,12 @@ test: install  ## all tests, against a real Postgres
 
 clients: install  ## real clients in environments of their own; writes docs/clients.md
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
+
+faults: install  ## every fault injected into real processes, and what an attacker would send; writes docs/faults.md
+	$(BIN)/pytest -m "(fault or security) and not soak" tests --faults-table docs/faults.md
+
+soak: install  ## random kills under load for 15 minutes (SOAK=--soak-seconds=300); writes docs/faults.md
+	$(BIN)/pytest -m soak tests/faults --faults-table docs/faults.md $(SOAK)
 
 security: install  ## what an attacker would send
 	$(BIN)/pytest -m security tests

@@ -1,6 +1,7 @@
 """Servers that tests start, kill and start again."""
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -17,6 +18,66 @@ import pytest
 import redis
 
 from app.children import ends_with_parent
+from app.serve import variables
+from app.settings import Settings
+
+
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    """For a child: our own variables without our settings, and the given ones; it computes in one thread."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
+    return own | {"OMP_NUM_THREADS": "1"} | variables(settings) | more
+
+
+class ApiServer:
+    """uvicorn with the application on a free port of this machine, which it keeps when it is started again."""
+
+    def __init__(self, settings: Settings, *, log: Path, folder: Path | None = None) -> None:
+        """`folder` is where the code lies; None: here."""
+        self.settings, self.log, self.folder = settings, log, folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the API was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "uvicorn", "app.main:application", "--factory", "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--log-level", "warning", "--no-access-log"],
+                env=environment(self.settings),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                preexec_fn=ends_with_parent(),
+            )
+        deadline = time.monotonic() + 120
+        while not self.ready():
+            assert self._process.poll() is None, "the API has ended: " + self.log.read_text()[-2000:]
+            assert time.monotonic() < deadline, "the API does not answer"
+            time.sleep(0.05)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False, verify=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """`kill -9`, in the middle of whatever it answers."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
 
 
 class RedisServer:

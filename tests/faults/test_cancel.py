@@ -1,60 +1,38 @@
 """Cancels that come at any moment of the work: each edit ends once, with a value or cancelled, never both."""
 
 import random
-import threading
 import time
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable
+from uuid import UUID
 
 import pytest
-from pydantic import SecretStr
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
-from app.db.engine import sessions
-from app.db.models import AuditEvent, Edit, Job
-from app.edits.errors import EditHasEnded
-from app.edits.service import cancel_edit
-from app.settings import Settings
-from app.storage.local import LocalStore
-from app.worker.runner import Runner
-from tests.faults.conftest import EVERY_STEP, Ledger
+from app.db.models import AuditEvent, Edit
+from tests.faults.conftest import EVERY_STEP, Site
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_cancel_against_every_moment(
-    clean_database: Engine, database_url: str, roots: Path, tmp_path: Path, ledger: Ledger
-) -> None:
-    settings = Settings(
-        folder=tmp_path / "var",
-        database_url=SecretStr(database_url),
-        model_roots=(roots,),
-        poll_seconds=0.02,
-        batch_size=4,
-        device="cpu",
-        torch_threads=1,
-    )
-    store, stopping = LocalStore(settings.store_folder), threading.Event()
-    runner = Runner(settings=settings, sessions=sessions(clean_database), store=store, worker="w", stopping=stopping)
-    ledger.register()
-    assert runner.work()
+def test_cancel_against_every_moment(site: Site, outcome: Callable[..., None]) -> None:
+    worker = site.start_worker(EMENDER_BATCH_SIZE="4", EMENDER_POLL_SECONDS="0.02")
+    worker.await_start()
     chance = random.Random(0)
-    jobs = [ledger.add_edit(EVERY_STEP | {"steps": 30}, source=f"cat {n}") for n in range(24)]
-    worker = threading.Thread(target=work_until_done, args=(runner,))
-    worker.start()
-    while worker.is_alive():
-        with Session(clean_database) as session:
-            edit_id = session.get_one(Job, chance.choice(jobs)).target_id
-            try:
-                cancel_edit(session, edit_id=edit_id, actor="test")
-                session.commit()
-            except EditHasEnded:
-                session.rollback()
+    settings = EVERY_STEP | {"steps": 30}
+    ids = [UUID(site.post_edit(f"cat {number}", settings=settings).json()["id"]) for number in range(24)]
+    waiting, answers = set(ids), Counter[int]()
+    while waiting:
+        edit_id = chance.choice(ids)
+        answers[site.ask("POST", f"/v1/edits/{edit_id}/cancel").status_code] += 1
         time.sleep(chance.random() * 0.3)
-    with Session(clean_database) as session:
-        for job_id in jobs:
-            job = session.get_one(Job, job_id)
-            edit = session.get_one(Edit, job.target_id)
+        with site.sessions() as session:
+            ended = select(Edit.id).where(Edit.state.in_(("ready", "failed", "cancelled")))
+            waiting -= set(session.scalars(ended))
+    with site.sessions() as session:
+        for edit_id in ids:
+            edit = session.get_one(Edit, edit_id)
+            job = site.ledger.job(site.ledger.latest_job(edit_id))
             assert (job.state, edit.state, len(edit.values)) in [
                 ("succeeded", "ready", 1),
                 ("cancelled", "cancelled", 0),
@@ -62,10 +40,8 @@ def test_cancel_against_every_moment(
             query = select(AuditEvent.action).where(AuditEvent.target == f"edit:{edit.id}")
             endings = [action for action in session.scalars(query) if action in ("edit.ready", "edit.cancelled")]
             assert len(endings) <= 1  # one cancelled while queued was ended by the cancel itself
-        states = set(session.scalars(select(Edit.state)))
-    assert states == {"ready", "cancelled"}, "the moments were badly chosen: all ended alike"
-
-
-def work_until_done(runner: Runner) -> None:
-    while runner.work():
-        pass
+        states = Counter(session.scalars(select(Edit.state)))
+    assert set(states) == {"ready", "cancelled"}, "the moments were badly chosen: all ended alike"
+    assert set(answers) <= {200, 202, 409}
+    note = f"{states['ready']} ready with one value, {states['cancelled']} cancelled with none"
+    outcome(11, "cancels at any moment of 24 edits", note=note, **site.ledger.tally(ids))

@@ -1,40 +1,72 @@
-"""Postgres killed in the middle of an edit: the worker waits for it, and the edit completes, once."""
+"""Postgres killed or restarted in the middle of an edit and of a request: both wait for it, and are done once."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from sqlalchemy import func, select, text
 
-from app.db.embedded import EmbeddedPostgres
-from app.db.engine import connect, sessions
-from app.db.migrate import upgrade
-from tests.faults.conftest import SLOW, Ledger, WorkerProcess
+from app.db.models import Edit
+from tests.faults.conftest import SLOW, own_site, postmaster, until
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
 
+LEASE, BATCH = 30.0, 12
 
-def test_killed_in_the_middle_of_an_edit(start_worker: Callable[..., WorkerProcess], tmp_path: Path) -> None:
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o711)  # under root the server runs as nobody
-    with EmbeddedPostgres(tmp_path / "postgres") as postgres:
-        engine = connect(postgres.url)
-        upgrade(engine)
-        ledger = Ledger(sessions(engine))
-        worker = start_worker(EMENDER_DATABASE_URL=postgres.url, EMENDER_LEASE_SECONDS="30")
-        ledger.await_state(ledger.register(), "succeeded")
-        job_id = ledger.add_edit(SLOW)
-        ledger.await_step(job_id)
-        os.kill(int((tmp_path / "postgres/postgres/postmaster.pid").read_text().split("\n")[0]), signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while not worker.says("the database does not answer"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert not postgres.running
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=["killed", "restarted"]
+)
+def test_gone_in_the_middle(
+    number: signal.Signals, base_folder: Path, tmp_path: Path, outcome: Callable[..., None]
+) -> None:
+    with own_site(tmp_path, base_folder, lease_seconds=LEASE) as (site, postgres):
+        # Many in one batch, so that none ends while Postgres is away: its result could not be written then.
+        posted = [site.post_edit(f"cat {number}", settings=SLOW) for number in range(BATCH)]
+        ids = [UUID(answer.json()["id"]) for answer in posted]
+        jobs = [site.ledger.latest_job(edit_id) for edit_id in ids]
+        worker = site.start_worker()
+        site.ledger.await_step(jobs[0])
+
+        key = {"Idempotency-Key": "once"}
+        with site.engine.connect() as other, ThreadPoolExecutor(1) as pool:
+            other.execute(text("LOCK TABLE edits IN EXCLUSIVE MODE"))  # what is asked now is in the middle for long
+            asked = pool.submit(site.post_edit, "dog", headers=key)
+            waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'edits'")
+            with site.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+                until(lambda: watcher.scalar(waiting), timeout=30)
+                watcher.invalidate()
+            os.kill(postmaster(postgres), number)
+            gone = time.monotonic()
+            answers = [asked.result()]
+            other.invalidate()
+        until(lambda: not postgres.running, timeout=30)
+        answers.append(site.post_edit("dog", headers=key))
+        answers.append(site.ask("GET", f"/v1/edits/{ids[0]}"))
+        answers.append(site.ask("GET", "/readyz"))
+        for answer in answers:
+            assert (answer.status_code, answer.headers["Content-Type"]) == (503, "application/problem+json")
+            assert int(answer.headers["Retry-After"]) > 0
+        until(lambda: worker.says("the database does not answer"), timeout=30)
+        assert time.monotonic() - gone < LEASE, "too slow a machine: the lease has run out"
         postgres.start()
-        job = ledger.await_state(job_id, "succeeded")
-        assert [value.attempt for value in ledger.edit(job_id).values] == [job.attempt]
-        assert ledger.count("edit.ready") == 1 and worker.status is None
-        engine.dispose()
+        back = time.monotonic()
+        until(lambda: site.post_edit("dog", headers=key).status_code == 202, timeout=30)
+        recovery = time.monotonic() - back
+        with site.sessions() as session:
+            assert session.scalar(select(func.count()).select_from(Edit)) == BATCH + 1
+            ids.append(session.scalars(select(Edit.id).where(Edit.source == "dog")).one())
+        for edit_id in ids:
+            site.ledger.await_state(site.ledger.latest_job(edit_id), "succeeded")
+        assert {site.ledger.job(job_id).attempt for job_id in jobs} == {1}, "a lease did not survive"
+        assert worker.status is None
+        tally = site.ledger.tally(ids)
+        assert tally == {"lost": 0, "doubled": 0}
+        how = "`kill -9` of" if number == signal.SIGKILL else "restart of"
+        note = "503 with Retry-After in the request and after; attempt 1; recovery from its return to a 202"
+        outcome(6, f"{how} Postgres in a request and in a job", recovery=recovery, note=note, **tally)

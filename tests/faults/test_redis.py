@@ -1,15 +1,18 @@
 """Redis flushed, killed, away: nothing is lost, and the workers come back by themselves."""
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 
 from app.queueing.dispatcher import dispatch
 from app.queueing.rq import RedisBell
-from tests.faults.conftest import QUICK, SLOW, Ledger, WorkerProcess
+from tests.faults.conftest import QUICK, SLOW, Ledger, Site, WorkerProcess, until, wait
 from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,7 +29,11 @@ def worker(start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer)
 
 
 def test_flushed_between_the_post_and_the_work(
-    worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer
+    worker: WorkerProcess,
+    start_worker: StartWorker,
+    ledger: Ledger,
+    redis_server: RedisServer,
+    outcome: Callable[..., None],
 ) -> None:
     worker.stop()
     job_id = ledger.add_edit(QUICK)
@@ -39,17 +46,18 @@ def test_flushed_between_the_post_and_the_work(
     start_worker(EMENDER_REDIS_URL=redis_server.url)
     ledger.await_state(job_id, "succeeded")
     assert ledger.job(job_id).attempt == 1 and len(ledger.edit(job_id).values) == 1
+    outcome(5, "Redis FLUSHALL with a job announced", **ledger.tally([ledger.edit(job_id).id]))
 
 
 def test_a_dispatcher_killed_between_the_commit_and_the_ring(
     worker: WorkerProcess,
-    start_worker: StartWorker,
     database_url: str,
     ledger: Ledger,
     redis_server: RedisServer,
+    outcome: Callable[..., None],
 ) -> None:
-    """It holds the outbox's row when it dies; the next one rings."""
-    worker.stop()  # only to have nobody else dispatch meanwhile
+    """It holds the outbox's row when it dies; the worker rings."""
+    worker.send(signal.SIGSTOP)  # only to have nobody else dispatch meanwhile
     program = (
         "import sys, time\n"
         "from app.db.engine import connect, sessions\n"
@@ -64,9 +72,14 @@ def test_a_dispatcher_killed_between_the_commit_and_the_ring(
         dispatcher.kill()
     with redis_server.client() as client:
         assert client.lrange("rq:queue:emender", 0, -1) == []
-    start_worker(EMENDER_REDIS_URL=redis_server.url)
+    killed = time.monotonic()
+    worker.send(signal.SIGCONT)
+    wait(lambda: ledger.job(job_id), lambda job: job.attempt == 1, timeout=30)
+    recovery = time.monotonic() - killed
     ledger.await_state(job_id, "succeeded")
     assert ledger.job(job_id).attempt == 1
+    tally = ledger.tally([ledger.edit(job_id).id])
+    outcome(4, "`kill -9` of a dispatcher between commit and ring", recovery=recovery, **tally)
 
 
 def test_killed_and_back(worker: WorkerProcess, ledger: Ledger, redis_server: RedisServer) -> None:
@@ -86,13 +99,46 @@ def test_killed_and_back(worker: WorkerProcess, ledger: Ledger, redis_server: Re
     assert worker.status is None and ledger.job(without).attempt == ledger.job(again).attempt == 1
 
 
-def test_killed_in_the_middle_of_an_edit(worker: WorkerProcess, ledger: Ledger, redis_server: RedisServer) -> None:
+def test_killed_in_the_middle_of_an_edit(
+    worker: WorkerProcess, ledger: Ledger, redis_server: RedisServer, outcome: Callable[..., None]
+) -> None:
     job_id = ledger.add_edit(SLOW)
     ledger.await_step(job_id)
     redis_server.kill()
     job = ledger.await_state(job_id, "succeeded")
     assert job.attempt == 1 and worker.status is None
     ledger.await_state(ledger.add_edit(QUICK, source="next"), "succeeded")
+    outcome(5, "`kill -9` of Redis in an edit", note="attempt 1", **ledger.tally([ledger.edit(job_id).id]))
+
+
+@pytest.mark.long
+def test_an_outage_of_a_minute(site: Site, redis_server: RedisServer, outcome: Callable[..., None]) -> None:
+    """API and worker know Redis; each edit is accepted at once, and done although Redis is away."""
+    site.api.stop()
+    site.api.settings = site.settings.model_copy(update={"redis_url": SecretStr(redis_server.url)})
+    site.api.start()
+    worker = site.start_worker(EMENDER_REDIS_URL=redis_server.url)
+    worker.await_start()
+    assert site.post_edit("before").status_code == 202
+    redis_server.kill()
+    gone, ids, slowest = time.monotonic(), [], 0.0
+    while time.monotonic() - gone < 60:
+        asked = time.monotonic()
+        answer = site.post_edit(f"cat {len(ids)}")
+        slowest = max(slowest, time.monotonic() - asked)
+        assert answer.status_code == 202, answer.text
+        ids.append(UUID(answer.json()["id"]))
+        time.sleep(1)
+    redis_server.start()
+    recovery = until(lambda: worker.says("Redis is back"), timeout=30)
+    until(lambda: site.ledger.tally(ids)["lost"] == 0, timeout=120)
+    assert worker.status is None
+    with redis_server.client() as client:
+        until(lambda: client.llen("rq:queue:emender") == 0, timeout=30)
+    tally = site.ledger.tally(ids)
+    assert tally == {"lost": 0, "doubled": 0}
+    note = f"{len(ids)} POSTs meanwhile, all 202, the slowest in {slowest:.1f} s; recovery from its return"
+    outcome(5, "Redis away for 60 s", recovery=recovery, note=note, **tally)
 
 
 def test_away_from_the_start(start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer) -> None:

@@ -2,16 +2,21 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
 from safetensors import safe_open
 
+from app.children import ends_with_parent
 from app.storage.local import LocalStore
-from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, Ledger, WorkerProcess, wait
+from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, Ledger, Site, WorkerProcess, wait
+from tests.servers import environment, free_port
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,17 +58,64 @@ def assert_done_once(ledger: Ledger, job_id: UUID, *, attempt: int) -> None:
     assert ledger.count("edit.ready") == 1
 
 
-def test_killed_in_the_middle_of_an_edit(workers: list[WorkerProcess], ledger: Ledger) -> None:
+def test_killed_in_the_middle_of_an_edit(
+    workers: list[WorkerProcess], ledger: Ledger, outcome: Callable[..., None]
+) -> None:
     job_id = ledger.add_edit(SLOW)
     at_work(ledger, job_id, workers).kill()
     killed = time.monotonic()
     wait(lambda: ledger.job(job_id), lambda job: job.attempt == 2, timeout=30)
-    assert time.monotonic() - killed >= LEASE_SECONDS / 2, "it was taken from a worker that was alive"
+    recovery = time.monotonic() - killed
+    assert recovery >= LEASE_SECONDS / 2, "it was taken from a worker that was alive"
     ledger.await_state(job_id, "succeeded")
     assert_done_once(ledger, job_id, attempt=2)
+    tally = ledger.tally([ledger.edit(job_id).id])
+    outcome(1, "`kill -9` of a worker in an edit", recovery=recovery, note="attempt 2 under way, then done", **tally)
 
 
-def test_stopped_past_its_lease_and_continued(workers: list[WorkerProcess], ledger: Ledger) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("victims", [("parent",), ("worker", "parent")], ids=["parent", "both"])
+def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path, outcome: Callable[..., None]) -> None:
+    """`emender serve` dies, without and with its worker, and is started again as an operator's service manager does."""
+
+    def serve() -> subprocess.Popen[bytes]:
+        settings = site.settings.model_copy(update={"port": free_port()})
+        with (tmp_path / "serve.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "app.serve"],
+                env=environment(settings),
+                stdout=log,
+                stderr=log,
+                preexec_fn=ends_with_parent(),
+            )
+
+    edit_id = UUID(site.post_edit("cat", settings=SLOW).json()["id"])
+    job_id = site.ledger.latest_job(edit_id)
+    with serve() as first:
+        site.ledger.await_step(job_id)
+        children = psutil.Process(first.pid).children()
+        (worker,) = [child for child in children if "app.worker.main" in child.cmdline()]
+        processes = {"parent": psutil.Process(first.pid), "worker": worker}
+        for victim in victims:
+            processes[victim].kill()
+        killed = time.monotonic()
+        psutil.wait_procs(children, timeout=60)
+    with serve() as second:
+        attempts = len(victims)  # a worker that lost its parent gives its work back, which costs no attempt
+        site.ledger.await_step(job_id, attempt=attempts)
+        recovery = time.monotonic() - killed
+        site.ledger.await_state(job_id, "succeeded")
+        assert_done_once(site.ledger, job_id, attempt=attempts)
+        second.terminate()
+        second.wait(60)
+    what = "a worker and its parent" if "worker" in victims else "a worker's parent"
+    note = f"attempt {attempts} under way, after the start of another"
+    outcome(1, f"`kill -9` of {what} in an edit", recovery=recovery, note=note, **site.ledger.tally([edit_id]))
+
+
+def test_stopped_past_its_lease_and_continued(
+    workers: list[WorkerProcess], ledger: Ledger, outcome: Callable[..., None]
+) -> None:
     job_id = ledger.add_edit(SLOW)
     stopped = at_work(ledger, job_id, workers)
     stopped.send(signal.SIGSTOP)
@@ -78,6 +130,8 @@ def test_stopped_past_its_lease_and_continued(workers: list[WorkerProcess], ledg
     assert stopped.says("lease lost")
     (after,) = ledger.edit(job_id).values
     assert (after.sha256, after.attempt, after.created_at) == (value.sha256, 2, value.created_at)
+    note = "its write was refused; the value is that of attempt 2"
+    outcome(2, "SIGSTOP of a worker past its lease, SIGCONT", note=note, **ledger.tally([ledger.edit(job_id).id]))
 
 
 def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger) -> None:

@@ -2,21 +2,18 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from app.serve import variables
 from app.settings import Settings
 from tests.app.checkpoints.conftest import Service, base_folder, s3_service, service
+from tests.servers import ApiServer
 
 __all__ = ["base_folder", "s3_service", "service"]
 
@@ -36,27 +33,12 @@ def server(service: Service) -> Iterator[str]:
 
 @contextmanager
 def uvicorn(settings: Settings) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | variables(settings)
-    command = [sys.executable, "-m", "uvicorn", "app.main:application", "--factory", "--port", str(port)]
-    process = subprocess.Popen([*command, "--log-level", "warning"], env=environment, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+    api = ApiServer(settings, log=settings.folder / "api.log")
+    api.start()
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                assert httpx.get(f"{url}/readyz").status_code == 200
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, "the server has ended"
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.1)
-        yield url
+        yield api.url
     finally:
-        process.terminate()
-        process.wait(20)
+        api.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""`python -m tests.faults.dying_worker STEP`: a worker that ends by `kill -9` at one step of its first publication."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+
+from app.checkpoints import publish
+from app.storage.store import HashingFile, Store
+from app.worker import build_checkpoint
+from app.worker.main import main
+
+STEPS = ("write", "fsync", "rename", "manifest", "rows", "alias", "commit", "committed")
+
+
+def die(*_: object, **__: object) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_after(place: Any, name: str) -> None:
+    whole = getattr(place, name)
+
+    def last(*arguments: Any, **options: Any) -> None:
+        whole(*arguments, **options)
+        die()
+
+    setattr(place, name, last)
+
+
+def write_half(file: HashingFile, content: bytes) -> int:
+    file._raw.write(content[: len(content) // 2])
+    file._raw.flush()
+    return die()  # type: ignore[no-any-return]
+
+
+def arm(step: str) -> None:
+    """Die in the middle of the first blob, before it is on the disk, before it has its name, before there is a
+    manifest, with the rows written, with the alias moved, and before and after all that is committed."""
+    match step:
+        case "write":
+            HashingFile.write = write_half  # type: ignore[method-assign]
+        case "fsync":
+            os.fsync = die
+        case "rename":
+            os.replace = die
+        case "manifest":
+            build_checkpoint._papers = die
+        case "rows":
+            publish.move_if_unmoved = die
+        case "alias":
+            die_after(publish, "move_if_unmoved")
+        case "commit":
+            build_checkpoint.request_check = die
+        case "committed":
+            build_checkpoint.request_check = lambda session, **_: event.listen(session, "after_commit", die)
+
+
+def main_until(step: str) -> None:
+    store_folder = build_checkpoint.store_folder
+
+    def armed(store: Store, folder: Path) -> Any:
+        arm(step)
+        return store_folder(store, folder)
+
+    build_checkpoint.store_folder = armed
+    main()
+
+
+if __name__ == "__main__":
+    main_until(sys.argv[1])

@@ -1,0 +1,77 @@
+"""What became of each fault, as a table: printed at the end, and written where `--faults-table` says."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+SOAK = "\n## Soak\n"
+HEAD = """\
+# Faults
+
+What `make faults` measured: real processes killed, stopped, filled and restarted, by `tests/faults/`. Recovery is the
+time from the fault, or from its end where that is said, until the work was done. Lost: work that was accepted and has
+not ended. Doubled: work that ended twice. Leases are of 6 seconds in most of these tests; by default they are of 30.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the table."""
+
+    row: int
+    fault: str
+    recovery: float | None = None
+    """Seconds; None where there is nothing to wait for."""
+    lost: int = 0
+    doubled: int = 0
+    note: str = ""
+
+
+@dataclass
+class Outcomes:
+    """What the tests of this run have found."""
+
+    KEY: ClassVar[pytest.StashKey["Outcomes"]] = pytest.StashKey()
+    lines: list[Outcome] = field(default_factory=list)
+    soak: str = ""
+
+    def table(self) -> str:
+        lines = ["| row | fault | recovery s | lost | doubled | what was seen |", "|---|---|---|---|---|---|"]
+        for found in sorted(self.lines, key=lambda found: found.row):
+            recovery = "" if found.recovery is None else f"{found.recovery:.1f}"
+            lines.append(
+                f"| {found.row} | {found.fault} | {recovery} | {found.lost} | {found.doubled} | {found.note} |"
+            )
+        return "\n".join(lines) + "\n"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-table", type=Path, help="write a Markdown table of faults and outcomes there")
+    parser.addoption("--soak-seconds", type=float, default=900.0, help="how long faults are injected under load")
+    parser.addoption("--soak-seed", type=int, default=None, help="of the random faults; default: another each time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[Outcomes.KEY] = Outcomes()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    """Print it; write it where all passed. The file's other half is kept: faults and soak are runs of their own."""
+    found = config.stash[Outcomes.KEY]
+    if not (found.lines or found.soak):
+        return
+    terminalreporter.section("outcomes of faults")
+    terminalreporter.write_line(found.table() if found.lines else found.soak)
+    path = config.getoption("--faults-table")
+    if path is None or exitstatus:
+        return
+    before, _, soak = (path.read_text(encoding="utf-8") if path.exists() else HEAD).partition(SOAK)
+    today = f"{datetime.now(UTC):%d %B %Y}"
+    if found.lines:
+        before = f"{HEAD}\n{today}.\n\n{found.table()}"
+    if found.soak:
+        soak = f"\n{today}, `make soak`.\n\n{found.soak}"
+    path.write_text(before + (SOAK + soak if soak else ""), encoding="utf-8")

@@ -1,0 +1,124 @@
+"""Many who ask the API at once, and an API that is killed: what was accepted is done, once."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+
+from app.db.models import AuditEvent, Edit, IdempotencyKey, Job
+from tests.faults.conftest import Site, until
+from tests.servers import RedisServer
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
+
+KEY = {"Idempotency-Key": "once"}
+
+
+def made(site: Site) -> tuple[int, ...]:
+    """How many edits there are, jobs, kept answers, and events of edits that were made."""
+    with site.sessions() as session:
+        tables = [session.scalar(select(func.count()).select_from(table)) for table in (Edit, Job, IdempotencyKey)]
+        events = select(func.count()).where(AuditEvent.action == "edit.create")
+        return *tables, session.scalar(events)
+
+
+def test_fifty_with_one_idempotency_key(site: Site, outcome: Callable[..., None]) -> None:
+    def post(_: int) -> httpx.Response:
+        while (answer := site.post_edit("cat", headers=KEY)).status_code == 409:  # the first is still at work
+            time.sleep(float(answer.headers["Retry-After"]))
+        return answer
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(post, range(50)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.content for answer in answers}) == 1
+    assert len([answer for answer in answers if "Idempotency-Replayed" not in answer.headers]) == 1
+    assert made(site) == (1, 1, 1, 1)
+    other = site.post_edit("dog", headers=KEY)
+    assert other.status_code == 422 and other.json()["errors"][0]["pointer"] == "Idempotency-Key"
+    assert made(site) == (1, 1, 1, 1)
+    outcome(8, "50 parallel POSTs with one Idempotency-Key", note="one edit, 50 equal bodies; a changed body 422")
+
+
+def test_killed_under_posts(site: Site, outcome: Callable[..., None]) -> None:
+    """Each client sends its POST again, under its key, until it is answered: each edit is there once."""
+    with ThreadPoolExecutor(16) as pool:
+
+        def post(number: int) -> tuple[str, int]:
+            tries = 0
+            while True:
+                tries += 1
+                try:
+                    answer = site.post_edit(f"cat {number}", headers={"Idempotency-Key": f"key-{number}"})
+                    if answer.status_code == 202:
+                        return answer.json()["id"], tries
+                    assert answer.status_code in (409, 503), answer.text
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.5)
+
+        posts = [pool.submit(post, number) for number in range(60)]
+        recovery = 0.0
+        for _ in range(2):
+            done = sum(future.done() for future in posts)
+            until(lambda done=done: sum(future.done() for future in posts) > done + 10, timeout=60)  # type: ignore[misc]
+            site.api.kill()
+            killed = time.monotonic()
+            site.api.start()
+            recovery = max(recovery, time.monotonic() - killed)
+        ids = [future.result() for future in posts]
+    assert max(tries for _, tries in ids) > 1, "the kills met no request"
+    assert len({edit_id for edit_id, _ in ids}) == 60
+    assert made(site) == (60, 60, 60, 60)
+    outcome(4, "`kill -9` of the API under POSTs, twice", recovery=recovery, note="60 keys, 60 edits")
+
+
+def test_killed_between_the_commit_and_the_ring(
+    redis_server: RedisServer, site: Site, outcome: Callable[..., None]
+) -> None:
+    """Nobody is left of those who knew of the edit; a worker rings for it."""
+    worker = site.start_worker(EMENDER_REDIS_URL=redis_server.url)
+    worker.await_start()
+    until(lambda: redis_server.client().scard("rq:workers") > 0, timeout=60)
+    answer = site.post_edit("cat")
+    site.api.kill()
+    killed = time.monotonic()
+    assert answer.status_code == 202
+    edit_id = UUID(answer.json()["id"])
+    job_id = site.ledger.latest_job(edit_id)
+    until(lambda: site.ledger.job(job_id).attempt == 1, timeout=30)
+    recovery = time.monotonic() - killed
+    site.ledger.await_state(job_id, "succeeded")
+    outcome(4, "`kill -9` of the API after its answer", recovery=recovery, **site.ledger.tally([edit_id]))
+
+
+def test_two_applies_at_once(site: Site, outcome: Callable[..., None]) -> None:
+    """Of the same edits and of others, to one alias, built by two workers."""
+    fox, owl = site.ready_edit("fox"), site.ready_edit("owl")
+    with ThreadPoolExecutor(4) as pool:
+        asked = [{"edits": ids, "alias": "production"} for ids in ([fox], [fox], [fox, owl], [owl])]
+        versions = list(pool.map(lambda body: site.apply(**body), asked))
+    assert sorted(versions) == ["v1", "v2", "v3", "v4"]
+    workers = [site.start_worker(), site.start_worker()]
+    built = [site.await_version(version) for version in versions]
+    assert {version["state"] for version in built} == {"published"}
+    files = [{file["path"]: file["sha256"] for file in version["files"]} for version in built]
+    assert files[0] == files[1] and built[0]["commit"] == built[1]["commit"]
+    assert len({version["commit"] for version in built}) == 3
+    moved = [version["version"] for version in built if version["alias"]["moved"]]
+    assert moved == [site.alias()], "all were asked for when there was no alias; the first to be published made it"
+    names = {site.ledger.build_job(version).worker for version in versions}
+    note = f"v1 to v4 by {len(names)} workers; equal sets, equal bytes; the alias moved once"
+    outcome(9, "four applies at once", note=note)
+
+    tag = site.ask("GET", "/v1/models/tiny/aliases/production").headers["ETag"]
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(lambda _: site.move_alias("v4", etag=tag).status_code, range(8)))
+    assert statuses == [200] + [412] * 7
+    outcome(9, "eight moves of one alias at once", note="one 200, seven 412")
+    for worker in workers:
+        worker.stop()
