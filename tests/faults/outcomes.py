@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         return
     terminalreporter.section("outcomes of faults")
     terminalreporter.write_line(found.table() if found.lines else found.soak)
-    path = config.getoption("--faults-table")
+    path = config.getoption("--faults-table", default=None)  # none where this file was read late
     if path is None or exitstatus:
         return
     before, _, soak = (path.read_text(encoding="utf-8") if path.exists() else HEAD).partition(SOAK)

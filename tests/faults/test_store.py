@@ -47,7 +47,7 @@ def sha256_of(site: Site, path: str) -> str:
     return answer.headers["ETag"].strip('"')
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("damage", [flip, pytest.param(cut, marks=pytest.mark.long)])
 def test_damaged_on_the_disk(
     site: Site, published: dict[str, Any], damage: Callable[[bytes], bytes], outcome: Callable[..., None]
 ) -> None:
@@ -113,7 +113,7 @@ def start_download(site: Site, *, count: int) -> tuple[bytes, str]:
         return received, answer.headers["ETag"]
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["client", "server"])
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.long)], ids=["client", "server"])
 def test_cut_in_the_middle_of_a_download(site: Site, big: bytes, killed: bool, outcome: Callable[..., None]) -> None:
     received, tag = start_download(site, count=10**6)
     assert len(received) < len(big)
