@@ -16,7 +16,7 @@ clients: install  ## real clients in environments of their own; writes docs/clie
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
 
 faults: install  ## every fault injected into real processes, and what an attacker would send; writes docs/faults.md
-	$(BIN)/pytest -m "(fault or security) and not soak" tests --faults-table docs/faults.md
+	$(BIN)/pytest -m "(fault or security) and not soak" tests/faults tests --faults-table docs/faults.md
 
 soak: install  ## random kills under load for 15 minutes (SOAK=--soak-seconds=300); writes docs/faults.md
 	$(BIN)/pytest -m soak tests/faults --faults-table docs/faults.md $(SOAK)
