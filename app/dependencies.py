@@ -2,15 +2,17 @@
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
+import anyio
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
+from starlette.concurrency import run_in_threadpool
 
 from app.db.engine import Sessions
 from app.problems import Unprocessable
@@ -20,29 +22,45 @@ from app.storage.store import Store
 Item = TypeVar("Item")
 
 
-def get_session(request: Request) -> Iterator[Session]:
+TRANSACTIONS = 10
+"""How many requests may be in their transaction at once, half of the connections that the pool opens. Each holds a
+connection between two turns in the thread pool; were there more of them than connections, threads would wait for
+connections, and those who hold them for a thread. The others wait for their turn, and hold neither."""
+
+
+async def get_session(request: Request) -> AsyncIterator[Session]:
     """One transaction a request: committed here, at its edge, before the answer is sent; rolled back on any error.
 
-    Its `info` is what audit events say of the request.
+    Its `info` is what audit events say of the request. A request has one of `TRANSACTIONS` from here on: what waits for the client, such as its body, comes before.
     """
+    transactions: anyio.CapacityLimiter = request.app.state.transactions
     origin = {"request_id": request.state.request_id, "address": request.client.host if request.client else None}
-    with request.app.state.sessions(info=origin) as session:
+    session: Session = request.app.state.sessions(info=origin)
+    await transactions.acquire_on_behalf_of(session)
+    try:
         yield session
-        session.commit()
+        await run_in_threadpool(session.commit)
+    finally:
+        try:
+            if session.in_transaction():  # it was not committed
+                with anyio.CancelScope(shield=True):
+                    await run_in_threadpool(session.close)
+        finally:
+            transactions.release_on_behalf_of(session)
 
 
-def get_sessions(request: Request) -> Sessions:
+async def get_sessions(request: Request) -> Sessions:
     """For what outlives a transaction: waiting and streaming routes, which read in many short ones."""
     factory: Sessions = request.app.state.sessions
     return factory
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def get_store(request: Request) -> Store:
+async def get_store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
@@ -106,7 +124,7 @@ class PageRequest:
         return Page(items=list(items[: self.limit]), next=cursor)
 
 
-def get_page(
+async def get_page(
     request: Request,
     response: Response,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,

@@ -24,12 +24,10 @@ from app.db.models import IdempotencyKey
 from app.dependencies import SessionDep
 from app.problems import Conflict, Unprocessable
 
+HEADER = "Idempotency-Key"
 KEPT = timedelta(hours=24)
 PATIENCE = 5.0  # seconds that a repetition waits for the first to be answered, before it is told 409
 PAUSE = 0.05
-HOLDERS = 8
-"""How many requests may hold a key at once. Each holds a connection between two turns in the thread pool; were there
-more of them than connections, threads would wait for connections, and the holders of those for a thread."""
 
 
 class Replayed(Exception):
@@ -43,17 +41,44 @@ class Replayed(Exception):
 class Claim:
     """A key that this request holds to the end of its transaction."""
 
-    holders: anyio.CapacityLimiter
     session: Session
     principal: str
     key: str
     request_sha256: bytes
 
 
+async def fingerprint(request: Request) -> bytes:
+    """sha256 of what the request asks for. A form counts by its fields, since each try has another boundary.
+
+    Empty for a request without a key. The body is read here, before the request has its transaction.
+    """
+    if HEADER not in request.headers:
+        return b""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    digest = hashlib.sha256()
+    for part in (request.method, request.url.path, request.url.query, kind):
+        digest.update(part.encode() + b"\n")
+    if kind == "multipart/form-data":
+        for name, field in (await request.form()).multi_items():
+            digest.update(name.encode() + b"\n")
+            if isinstance(field, UploadFile):
+                content = hashlib.sha256()
+                while chunk := await field.read(1 << 20):
+                    content.update(chunk)
+                await field.seek(0)
+                digest.update(content.digest())
+            else:
+                digest.update(hashlib.sha256(field.encode()).digest())
+    else:
+        digest.update(await request.body())
+    return digest.digest()
+
+
 async def claim(
     request: Request,
-    session: SessionDep,
     principal: Annotated[Principal, Depends(authenticate)],
+    request_sha256: Annotated[bytes, Depends(fingerprint)],
+    session: SessionDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -68,17 +93,22 @@ async def claim(
     first is still at work after `PATIENCE` seconds."""
     if idempotency_key is None:
         return
-    holders: anyio.CapacityLimiter = request.app.state.holders
-    claimed = Claim(holders, session, principal.actor, idempotency_key, await _fingerprint(request))
+    transactions: anyio.CapacityLimiter = request.app.state.transactions
+    claimed = Claim(session, principal.actor, idempotency_key, request_sha256)
     # Waiting must hold neither a thread nor a connection, or the waiting requests would starve the one they wait for.
     deadline = anyio.current_time() + PATIENCE
-    while not await _hold(claimed):
+    while not await run_in_threadpool(_try_lock, claimed):
         if anyio.current_time() > deadline:
             raise Conflict(
                 f"The first request under the Idempotency-Key {idempotency_key!r} is still being answered; retry.",
                 headers={"Retry-After": "1"},
             )
-        await anyio.sleep(PAUSE)
+        transactions.release_on_behalf_of(session)
+        try:
+            await anyio.sleep(PAUSE)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await transactions.acquire_on_behalf_of(session)
     request.state.idempotency = claimed
     before = await run_in_threadpool(_kept, claimed)
     if before is not None:
@@ -112,22 +142,6 @@ def forget(session: Session) -> int:
     return len(session.scalars(expired.returning(IdempotencyKey.key)).all())
 
 
-def release(claimed: Claim) -> None:
-    """Let another request hold a key; to be called once this one has been answered or refused."""
-    claimed.holders.release_on_behalf_of(claimed)
-
-
-async def _hold(claimed: Claim) -> bool:
-    await claimed.holders.acquire_on_behalf_of(claimed)
-    held = False
-    try:
-        held = await run_in_threadpool(_try_lock, claimed)
-    finally:
-        if not held:
-            release(claimed)
-    return held
-
-
 def _try_lock(claimed: Claim) -> bool:
     name = hashlib.sha256(f"{claimed.principal}\n{claimed.key}".encode()).digest()
     lock = int.from_bytes(name[:8], "big", signed=True)
@@ -149,25 +163,3 @@ def _kept(claimed: Claim) -> Response | None:
         )
     headers: dict[str, Any] = row.headers or {}
     return Response(row.body, status_code=row.status or 200, headers={**headers, "Idempotency-Replayed": "true"})
-
-
-async def _fingerprint(request: Request) -> bytes:
-    """sha256 of what the request asks for. A form counts by its fields, since each try has another boundary."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    digest = hashlib.sha256()
-    for part in (request.method, request.url.path, request.url.query, kind):
-        digest.update(part.encode() + b"\n")
-    if kind == "multipart/form-data":
-        for name, field in (await request.form()).multi_items():
-            digest.update(name.encode() + b"\n")
-            if isinstance(field, UploadFile):
-                content = hashlib.sha256()
-                while chunk := await field.read(1 << 20):
-                    content.update(chunk)
-                await field.seek(0)
-                digest.update(content.digest())
-            else:
-                digest.update(hashlib.sha256(field.encode()).digest())
-    else:
-        digest.update(await request.body())
-    return digest.digest()

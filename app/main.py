@@ -15,12 +15,11 @@ from app.auth.routes import router as keys
 from app.body_limit import BodyLimit
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
-from app.dependencies import SessionDep
+from app.dependencies import TRANSACTIONS, SessionDep
 from app.documentation import router as documentation
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
-from app.idempotency import HOLDERS
 from app.images.routes import router as images
 from app.models.routes import router as models
 from app.observability import logging
@@ -47,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.holders = CapacityLimiter(HOLDERS)
+        app.state.transactions = CapacityLimiter(TRANSACTIONS)
         app.state.decoders = CapacityLimiter(DECODERS)
         yield
         engine.dispose()

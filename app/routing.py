@@ -34,7 +34,7 @@ class Route(APIRoute):
             request = StrictRequest(request.scope, request.receive, request._send)
             try:
                 response = await handle(request)
-                claimed = _claimed(request)
+                claimed: idempotency.Claim | None = getattr(request.state, "idempotency", None)
                 if claimed is not None and response.status_code < 300:
                     # The session's transaction is still open: it is committed once this function has returned.
                     instead = getattr(request.state, "idempotent_answer", None)
@@ -42,12 +42,5 @@ class Route(APIRoute):
                 return response
             except idempotency.Replayed as replayed:
                 return replayed.response
-            finally:
-                if (claimed := _claimed(request)) is not None:
-                    idempotency.release(claimed)
 
         return idempotent
-
-
-def _claimed(request: Request) -> idempotency.Claim | None:
-    return getattr(request.state, "idempotency", None)

@@ -137,9 +137,8 @@ class Stack:
         signer = self._find_signer() if self.workers else None
         self._prepare_database(self.settings.database_url.get_secret_value(), signer=signer)
         environment = os.environ | variables(self.settings)
-        address = ["--host", self.settings.host, "--port", str(self.settings.port)]
-        uvicorn = [*address, "--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
-        api = Child("api", ["uvicorn", "app.main:application", "--factory", *uvicorn], environment)
+        served = uvicorn("app.main:application", host=self.settings.host, port=self.settings.port)
+        api = Child("api", served, environment)
         self._children = [api, *(Child("worker", ["app.worker.main"], environment) for _ in range(self.workers))]
         for child in self._children:
             child.start()
@@ -252,6 +251,12 @@ class Child:
             log.warning("process did not end by itself", process=self.name)
             self._process.kill()
             self._process.wait()
+
+
+def uvicorn(factory: str, *, host: str, port: int) -> list[str]:
+    """The arguments of Python with which an application is served."""
+    options = ["--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
+    return ["uvicorn", factory, "--factory", "--host", host, "--port", str(port), *options]
 
 
 def variables(settings: Settings) -> dict[str, str]:

@@ -102,6 +102,15 @@ def write_file(path: Path, *, size: int) -> str:
     return digest.hexdigest()
 
 
+def version_of(name: str, file: Path, *, store: LocalStore) -> Checkpoint:
+    """The first version of a ready model that serves the file at `PATH`."""
+    model = Model(name=name, namespace="emender", source=name, state="ready", created_by="benchmark")
+    model.files = [ModelFile(path=PATH, sha256=store.put_file(file), size=file.stat().st_size)]
+    version = Checkpoint(model=model, number=1, state="published", commit="0" * 40, created_by="benchmark")
+    version.layers, version.options, version.published_at = [], {}, datetime.now(UTC)
+    return version
+
+
 @contextmanager
 def api(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
     """The API on a published version that serves the file."""
@@ -112,11 +121,7 @@ def api(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
         assert stack.settings.database_url is not None
         engine = connect(stack.settings.database_url.get_secret_value())
         with sessions(engine)() as session:
-            model = Model(name="pulled", namespace="emender", source="pulled", state="ready", created_by="benchmark")
-            model.files = [ModelFile(path=PATH, sha256=store.put_file(file), size=file.stat().st_size)]
-            version = Checkpoint(model=model, number=1, state="published", commit="0" * 40, created_by="benchmark")
-            version.layers, version.options, version.published_at = [], {}, datetime.now(UTC)
-            session.add(version)
+            session.add(version_of("pulled", file, store=store))
             _, token = create_key(session, name="benchmark", scopes=["read"], actor="benchmark")
             session.commit()
         engine.dispose()

@@ -1,6 +1,6 @@
 """Who asks: the API key of the request, and the scope that a route demands."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.auth import service
 from app.auth.schemas import Scope
-from app.dependencies import SessionDep
+from app.dependencies import SessionsDep
 from app.problems import Forbidden, Unauthorized
 from app.rate_limits import RateLimitsDep, address_of
 
@@ -27,7 +27,7 @@ class Principal:
 
 def authenticate(
     request: Request,
-    session: SessionDep,
+    sessions: SessionsDep,
     limits: RateLimitsDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
@@ -37,8 +37,9 @@ def authenticate(
         request.state.rate_limit = limits.count(address)
         raise Unauthorized("This call needs an API key: Authorization: Bearer em_…", headers=challenge)
     limits.check_key(address, credentials.credentials)
-    key = service.authenticate(session, token=credentials.credentials)
-    session.commit()  # that the key was used stays, whatever becomes of the request; and no lock on its row is held
+    with sessions() as session:  # of its own: that the key was used stays, whatever becomes of the request
+        key = service.authenticate(session, token=credentials.credentials)
+        session.commit()
     request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address)
     if key is None:
         limits.count_wrong_key(address, credentials.credentials)
@@ -46,10 +47,10 @@ def authenticate(
     return Principal(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))
 
 
-def requires(scope: Scope) -> Callable[[Principal], Principal]:
+def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     """A dependency that lets through keys with `scope`; `admin` includes the others."""
 
-    def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
+    async def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
         if scope not in principal.scopes and "admin" not in principal.scopes:
             raise Forbidden(f"This call needs the scope {scope!r}; the key has {', '.join(sorted(principal.scopes))}.")
         return principal

@@ -69,14 +69,16 @@ def authenticate(session: Session, *, token: str) -> ApiKeyOut | None:
     prefix, _, secret = token.removeprefix(MARK).partition("_")
     if not token.startswith(MARK) or not token.isascii() or "\0" in token:
         return None
-    key = session.scalars(select(ApiKey).where(ApiKey.prefix == prefix)).one_or_none()
+    unnoted = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
+    query = select(ApiKey, unnoted, ApiKey.expires_at <= func.now()).where(ApiKey.prefix == prefix)
+    key, due, expired = session.execute(query).one_or_none() or (None, False, False)
     expected = key.secret_sha256 if key else bytes(32)
     if not hmac.compare_digest(_digest(secret), expected) or key is None or key.revoked_at is not None:
         return None
-    if key.expires_at is not None and key.expires_at <= session.scalars(select(func.now())).one():
+    if expired:
         return None
-    due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
-    session.execute(update(ApiKey).where(ApiKey.id == key.id, due).values(last_used_at=func.now()))
+    if due:
+        session.execute(update(ApiKey).where(ApiKey.id == key.id, unnoted).values(last_used_at=func.now()))
     return ApiKeyOut.model_validate(key)
 
 

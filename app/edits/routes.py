@@ -51,6 +51,7 @@ def create_edit(
 @router.post(
     "/models/{model}/edits/batch",
     status_code=202,
+    dependencies=[Depends(read_body)],  # before the request has its transaction
     responses=documented(ModelNotFound, ModelNotReady, UnsupportedMedia, MalformedBody, ContentTooLarge),
     openapi_extra={"requestBody": batch.BODY},
 )

@@ -16,7 +16,7 @@ from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.queries import MAIN, checkpoint_at
 from app.checkpoints.service import ServedFile
 from app.db.models import Model
-from app.dependencies import SessionDep, StoreDep, link_next
+from app.dependencies import SessionDep, SessionsDep, StoreDep, link_next
 from app.hub import listing, queries
 from app.hub.errors import (
     EntryNotFound,
@@ -37,13 +37,13 @@ MAX_PAGE = 1000  # entries of a tree
 
 def check_key(
     request: Request,
-    session: SessionDep,
+    sessions: SessionsDep,
     limits: RateLimitsDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
     """A key, sent as a Hub token; what is wrong with it is said in the Hub's words."""
     try:
-        return authenticate(request, session, limits, credentials)
+        return authenticate(request, sessions, limits, credentials)
     except Unauthorized:
         if credentials is None:
             needed = "This endpoint needs a token: an API key with the scope 'read'."
@@ -51,10 +51,10 @@ def check_key(
         raise TokenInvalid(TokenInvalid.MESSAGE, challenge=True) from None
 
 
-def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
+async def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
     """A key with the scope `read`."""
     try:
-        requires("read")(principal)
+        await requires("read")(principal)
     except Forbidden as error:
         raise ScopeMissing(error.detail) from None
 
