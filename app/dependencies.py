@@ -31,7 +31,8 @@ connections, and those who hold them for a thread. The others wait for their tur
 async def get_session(request: Request) -> AsyncIterator[Session]:
     """One transaction a request: committed here, at its edge, before the answer is sent; rolled back on any error.
 
-    Its `info` is what audit events say of the request. A request has one of `TRANSACTIONS` from here on: what waits for the client, such as its body, comes before.
+    Its `info` is what audit events say of the request. A request has one of `TRANSACTIONS` from here on: what waits for
+    the client, such as its body, comes before.
     """
     transactions: anyio.CapacityLimiter = request.app.state.transactions
     origin = {"request_id": request.state.request_id, "address": request.client.host if request.client else None}

@@ -40,7 +40,7 @@ from app.serve import Child, Stack, uvicorn
 from app.settings import Settings
 from app.storage.local import LocalStore
 from benchmarks import bare
-from benchmarks.measuring import TOKENIZER, say
+from benchmarks.measuring import POSITIONS, TOKENIZER, say
 from benchmarks.pull import PATH, Missing, free_port, nginx, nginx_path, version_of, write_file
 
 MODEL = "loaded"
@@ -107,6 +107,7 @@ def ask(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
         given["LOAD_SOURCE"] = f"concept {time.time_ns()}"
     command = [wrk_path(), "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--script", str(SCRIPT)]
     done = subprocess.run([*command, target.url], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | given)
+    time.sleep(2)  # the service ends what wrk left unanswered
     counted: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return {
         "requests_per_second": counted["requests"] / counted["seconds"],
@@ -164,7 +165,7 @@ def running(folder: Path, *, megabytes: float) -> Iterator[Service]:
         with sessions(engine)() as session:
             version = version_of(MODEL, file, store=store)
             version.model.encoders = [{"name": "text_encoder", "layers": 12, "width": 768, "mlp_width": 3072}]
-            for part in sorted(TOKENIZER.iterdir()):
+            for part in tokenizer_files(folder / "tokenizer"):
                 name, size = f"tokenizer/{part.name}", part.stat().st_size
                 version.model.files.append(ModelFile(path=name, sha256=store.put_file(part), size=size))
             session.add(version)
@@ -186,6 +187,14 @@ def running(folder: Path, *, megabytes: float) -> Iterator[Service]:
                 edits=Target(f"{api}/edits?limit=50", token),
             )
         engine.dispose()
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The emoji model's, for prompts of CLIP's length."""
+    shutil.copytree(TOKENIZER, folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": POSITIONS}))
+    return sorted(folder.iterdir())
 
 
 @contextmanager

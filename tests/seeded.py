@@ -43,7 +43,7 @@ def seed(session: Session, client: TestClient, keys: Mapping[str, Headers], *, s
         state: ready_edit(session, model, f"{state} fox", width=64, layer=2, state=state)
         for state in ("ready", "queued", "failed")
     }
-    enqueue(session, kind="optimize_edit", target_id=edits["queued"].id)
+    enqueue(session, kind="optimize_edit", target_id=edits["queued"].id, actor="test")
     for state, ended in {"ready": "succeeded", "failed": "failed"}.items():
         session.add(Job(kind="optimize_edit", target_id=edits[state].id, state=ended))
     file = store_content(store, WEIGHTS, bytes(range(256)) * 10)

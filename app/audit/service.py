@@ -38,7 +38,8 @@ def record(
     transaction.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    last = session.scalars(select(AuditEvent).order_by(AuditEvent.sequence.desc()).limit(1)).first()
+    newest = select(AuditEvent.sequence, AuditEvent.hash).order_by(AuditEvent.sequence.desc()).limit(1)
+    last = session.execute(newest).first()
     event = AuditEvent(
         sequence=last.sequence + 1 if last else 1,
         at=datetime.now(UTC),

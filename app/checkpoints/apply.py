@@ -68,7 +68,7 @@ def apply(
     ]
     session.add(checkpoint)
     session.flush()
-    enqueue(session, kind="build_checkpoint", target_id=checkpoint.id)
+    enqueue(session, kind="build_checkpoint", target_id=checkpoint.id, actor=actor)
     record(
         session,
         actor=actor,

@@ -39,11 +39,11 @@ class Lease:
 def claim(
     session: Session, *, worker: str, lease_seconds: float, candidates: Select[UUID], limit: int = 1
 ) -> list[Lease]:
-    """Take up to `limit` queued jobs among `candidates` (a select of job ids), oldest first, skipping locked ones."""
+    """Take up to `limit` queued jobs among `candidates` (a select of job ids), by turn, skipping locked ones."""
     chosen = (
         select(Job.id)
         .where(Job.state == "queued", Job.id.in_(candidates))
-        .order_by(Job.id)
+        .order_by(Job.turn, Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -64,7 +64,7 @@ def claim(
         .returning(Job),
         execution_options={"populate_existing": True},
     ).all()
-    return [Lease.of(job) for job in sorted(claimed, key=lambda job: job.id)]
+    return [Lease.of(job) for job in sorted(claimed, key=lambda job: (job.turn, job.id))]
 
 
 def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) -> dict[UUID, bool]:

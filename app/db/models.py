@@ -288,11 +288,15 @@ class Job(Identified, Base):
         ),
         one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
         Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
+        Index("ix_jobs_queue", "turn", "id", postgresql_where="state = 'queued'"),
+        Index("ix_jobs_queue_of", "created_by", "turn", postgresql_where="state = 'queued'"),
     )
 
     kind: Mapped[str]
     target_id: Mapped[UUID] = mapped_column(index=True)  # the model, statistics, edit, checkpoint or evaluation
     state: Mapped[str] = mapped_column(default="queued")
+    created_by: Mapped[str] = mapped_column(server_default="")
+    turn: Mapped[int] = mapped_column(BigInteger, server_default="0")  # jobs are claimed by it: app/queueing/outbox.py
     attempt: Mapped[int] = mapped_column(default=0)  # counts the claims
     payload_version: Mapped[int] = mapped_column(default=1)
     worker: Mapped[str | None]

@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
-from app.db.models import Edit, EditValue, Model
+from app.db.models import Edit, EditValue, Job, Model
 from app.edits.schemas import EditOut, ValueOut
 from app.queueing.jobs import latest_jobs
 
@@ -35,28 +36,34 @@ def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
     values = _values(session, ids)
     described = []
     for edit in edits:
-        job = jobs.get(edit.id)
-        described.append(
-            EditOut(
-                id=edit.id,
-                model=names[edit.model_id],
-                source=edit.source,
-                destination=edit.destination,
-                templates=edit.templates,
-                settings=edit.settings,
-                reason=edit.reason,
-                labels=edit.labels,
-                state=edit.state,
-                progress=job.progress if job and job.state == "running" else None,
-                attempt=job.attempt if job else 0,
-                problem=edit.problem,
-                values=values[edit.id],
-                created_by=edit.created_by,
-                created_at=edit.created_at,
-                updated_at=edit.updated_at,
-            )
-        )
+        described.append(_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), values=values[edit.id]))
     return described
+
+
+def queued(edit: Row[Any], *, model: Model) -> EditOut:
+    """The row of an edit that was inserted and queued just now, of which there is nothing else to read."""
+    return _out(edit, model=model.name, job=None, values=[])
+
+
+def _out(edit: Edit | Row[Any], *, model: str, job: Job | None, values: list[ValueOut]) -> EditOut:
+    return EditOut(
+        id=edit.id,
+        model=model,
+        source=edit.source,
+        destination=edit.destination,
+        templates=edit.templates,
+        settings=edit.settings,
+        reason=edit.reason,
+        labels=edit.labels,
+        state=edit.state,
+        progress=job.progress if job and job.state == "running" else None,
+        attempt=job.attempt if job else 0,
+        problem=edit.problem,
+        values=values,
+        created_by=edit.created_by,
+        created_at=edit.created_at,
+        updated_at=edit.updated_at,
+    )
 
 
 def _values(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, list[ValueOut]]:

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 from uuid import UUID
 
 import numpy
 from safetensors.numpy import save
-from sqlalchemy import insert, select
+from sqlalchemy import Row, Table, insert, select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -35,18 +36,19 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
     Raises `ModelNotFound`, `ModelNotReady`, or `Unprocessable` naming the field.
     """
     row = _checked_model(session, name=model, edits={"": edit}, store=store, folder=folder)
-    edit_id = _insert(session, model=row, edits=[edit], actor=actor)[0]
+    (inserted,) = _insert(session, model=row, edits=[edit], actor=actor)
+    enqueue(session, kind=KIND, target_id=inserted.id, actor=actor)
     details = {"model": row.name, "source": edit.source, "destination": _kept(edit), "reason": edit.reason}
     record(
         session,
         actor=actor,
         action="edit.create",
-        target=f"edit:{edit_id}",
+        target=f"edit:{inserted.id}",
         details=details,
         after={"state": "queued"},
         reason=edit.reason,
     )
-    return get_edit(session, edit_id=edit_id)
+    return queries.queued(inserted, model=row)
 
 
 def create_edits(
@@ -59,7 +61,8 @@ def create_edits(
     """
     by_pointer = {f"/{index}": edit for index, edit in enumerate(edits)}
     row = _checked_model(session, name=model, edits=by_pointer, store=store, folder=folder)
-    ids = _insert(session, model=row, edits=edits, actor=actor)
+    ids = [edit.id for edit in _insert(session, model=row, edits=edits, actor=actor)]
+    enqueue_many(session, kind=KIND, target_ids=ids, actor=actor)
     details = {"count": len(ids), "edits": [str(edit_id) for edit_id in ids]}
     reasons = {edit.reason for edit in edits}
     record(
@@ -153,7 +156,7 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     before = {"state": edit.state, "problem": (edit.problem or {}).get("title")}
     edit.state, edit.problem = "queued", None
     session.flush()
-    enqueue(session, kind=KIND, target_id=edit_id)
+    enqueue(session, kind=KIND, target_id=edit_id, actor=actor)
     after = {"state": edit.state, "problem": None}
     record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", before=before, after=after)
     return get_edit(session, edit_id=edit_id)
@@ -172,11 +175,11 @@ def _checked_model(
     return model
 
 
-def _insert(session: Session, *, model: Model, edits: Sequence[EditCreate], actor: str) -> list[UUID]:
-    ids = [uuid7() for _ in edits]
+def _insert(session: Session, *, model: Model, edits: Sequence[EditCreate], actor: str) -> Sequence[Row[Any]]:
+    """The rows in the order of the edits."""
     rows = [
         {
-            "id": edit_id,
+            "id": uuid7(),
             "model_id": model.id,
             "source": edit.source,
             "destination": _kept(edit),
@@ -186,11 +189,10 @@ def _insert(session: Session, *, model: Model, edits: Sequence[EditCreate], acto
             "labels": edit.labels,
             "created_by": actor,
         }
-        for edit_id, edit in zip(ids, edits, strict=True)
+        for edit in edits
     ]
-    session.execute(insert(Edit), rows)
-    enqueue_many(session, kind=KIND, target_ids=ids)
-    return ids
+    table = cast(Table, Edit.__table__)
+    return session.execute(insert(table).returning(*table.columns, sort_by_parameter_order=True), rows).all()
 
 
 def _kept(edit: EditCreate) -> dict[str, object]:

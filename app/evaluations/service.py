@@ -115,7 +115,7 @@ def _create(session: Session, *, checkpoint: Checkpoint, kind: str, request: Jso
     evaluation = Evaluation(checkpoint_id=checkpoint.id, kind=kind, request=request, created_by=actor)
     session.add(evaluation)
     session.flush()
-    enqueue(session, kind=KIND, target_id=evaluation.id)
+    enqueue(session, kind=KIND, target_id=evaluation.id, actor=actor)
     details = {"evaluation": str(evaluation.id), "request": request}
     record(
         session,

@@ -49,7 +49,7 @@ def register_model(
         session.flush()
     except IntegrityError:
         raise ModelExists(model.name, "registering") from None  # by a request at the same time
-    enqueue(session, kind="register_model", target_id=row.id)
+    enqueue(session, kind="register_model", target_id=row.id, actor=actor)
     details: dict[str, object] = {"source": row.source, "revision": row.revision, "namespace": row.namespace}
     details |= {"classifier": row.classifier, "license": row.license}
     record(
@@ -103,7 +103,7 @@ def create_statistics(
     )
     session.add(row)
     session.flush()
-    enqueue(session, kind="estimate_statistics", target_id=row.id)
+    enqueue(session, kind="estimate_statistics", target_id=row.id, actor=actor)
     details = {"statistics": str(row.id), "captions": row.captions_name, "sha256": row.captions_sha256, "count": count}
     record(
         session,

@@ -6,7 +6,7 @@ from typing import Protocol
 from uuid import UUID
 
 Work = Callable[[UUID | None], bool]
-"""Claims and does a job, this one or the oldest; False where there was none to claim."""
+"""Is told which job was announced, if any; claims and does the one whose turn it is. False where there was none."""
 
 
 class BellBroken(Exception):

@@ -61,7 +61,7 @@ def run(settings: Settings) -> None:
         signing_key=signer and signer.id,
         bell="redis" if settings.redis_url else "polling",
     )
-    bell.listen(runner.work, stopping=stopping)
+    bell.listen(lambda _: runner.work(), stopping=stopping)  # not the job that was announced: jobs take turns
     housekeeping.join(timeout=10)
     engine.dispose()
     log.info("worker stopped", worker=name)

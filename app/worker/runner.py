@@ -158,10 +158,10 @@ class Runner:
         )
         self.context = JobContext(settings, sessions, store, self.heartbeat, stopping, pipelines)
 
-    def work(self, job_id: UUID | None = None) -> bool:
-        """Claim a job (this one, or the oldest) with its brothers, and do it. False where there was none to claim."""
+    def work(self) -> bool:
+        """Claim the job whose turn it is with its brothers, and do it. False where there was none to claim."""
         try:
-            leases = self._claim(job_id)
+            leases = self._claim()
         except DBAPIError as error:
             log.warning("nothing claimed: the database does not answer", error=type(error).__name__)
             return False
@@ -186,11 +186,9 @@ class Runner:
                 self._settle(lease, problem)
         return True
 
-    def _claim(self, job_id: UUID | None) -> list[Lease]:
+    def _claim(self) -> list[Lease]:
         known = Job.kind.in_(MODULES), Job.payload_version == PAYLOAD_VERSION
         candidates = select(Job.id).where(*known)
-        if job_id is not None:
-            candidates = candidates.where(Job.id == job_id)
         with self.sessions() as session:
             leases = self._take(session, candidates, limit=1)
             if leases and leases[0].kind == "optimize_edit" and self.settings.batch_size > 1:

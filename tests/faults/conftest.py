@@ -115,7 +115,7 @@ class Ledger:
             session.add(model)
             session.flush()
             self.model_id = model.id
-            job_id = enqueue(session, kind="register_model", target_id=model.id)
+            job_id = enqueue(session, kind="register_model", target_id=model.id, actor="test")
             session.commit()
         return job_id
 
@@ -137,7 +137,7 @@ class Ledger:
         with self.factory() as session:
             session.add(target)
             session.flush()
-            job_id = enqueue(session, kind=kind, target_id=target.id)
+            job_id = enqueue(session, kind=kind, target_id=target.id, actor="test")
             session.commit()
         return job_id
 
@@ -276,7 +276,7 @@ class Site:
         runner = Runner(
             settings=self.settings, sessions=self.sessions, store=self.store, worker="test", stopping=threading.Event()
         )
-        assert runner.work(self.ledger.build_job(version).id)
+        assert runner.work()
         made = self.version(version)
         assert made["state"] == "published", made["problem"]
         return made

@@ -61,6 +61,11 @@ class TestClaim:
             assert len(ours) == 3 and len(theirs) == 1
             assert {lease.job_id for lease in ours}.isdisjoint(lease.job_id for lease in theirs)
 
+    def test_by_turn_before_age(self, session: Session) -> None:
+        first, second, third = add_jobs(session, 3)
+        session.execute(update(Job).where(Job.id == first).values(turn=1))
+        assert [lease.job_id for lease in claim(session, limit=3)] == [second, third, first]
+
 
 class TestFence:
     def test_the_attempt_that_holds_the_job_ends_it(self, session: Session) -> None:

@@ -49,7 +49,7 @@ def edit(service: Service, source: str, **columns: Any) -> UUID:
         row = Edit(model_id=service.model.id, source=source, created_by="test", **(given | columns))
         session.add(row)
         session.flush()
-        enqueue_many(session, kind="optimize_edit", target_ids=[row.id])
+        enqueue_many(session, kind="optimize_edit", target_ids=[row.id], actor="test")
         session.commit()
         return row.id
 

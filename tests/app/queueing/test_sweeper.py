@@ -45,7 +45,7 @@ def edit(session: Session, add_model: Callable[..., Model]) -> Edit:
 
 def expire(session: Session, edit: Edit, **columns: Any) -> UUID:
     """A job for the edit whose worker died; returns its id."""
-    job_id = enqueue(session, kind="optimize_edit", target_id=edit.id)
+    job_id = enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
     leases.claim(session, worker="dead", lease_seconds=30, candidates=select(Job.id))
     show(session, kind="optimize_edit", target_ids=[edit.id], running=True)
     past = func.now() - timedelta(seconds=1)
@@ -69,7 +69,7 @@ class TestRequeueExpired:
         assert edit.state == "queued" and failures.problems == {}
 
     def test_leaves_a_lease_that_holds(self, session: Session, edit: Edit, failures: Failures) -> None:
-        enqueue(session, kind="optimize_edit", target_id=edit.id)
+        enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
         leases.claim(session, worker="alive", lease_seconds=30, candidates=select(Job.id))
         assert requeue_expired(session, max_attempts=5, fail=failures) == 0
 
@@ -88,7 +88,7 @@ class TestRequeueExpired:
 
 class TestRingAgain:
     def test_rings_for_what_nobody_heard(self, session: Session, edit: Edit, bell: RecordingBell) -> None:
-        job_id = enqueue(session, kind="optimize_edit", target_id=edit.id)
+        job_id = enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
         dispatch(session, bell=RecordingBell())  # heard by nobody
         assert ring_again(session, bell=bell) == 0
         long_ago = func.now() - timedelta(seconds=UNHEARD_SECONDS + 1)
@@ -97,6 +97,6 @@ class TestRingAgain:
         assert bell.rung == [job_id]
 
     def test_leaves_what_the_dispatcher_is_to_ring_for(self, session: Session, edit: Edit, bell: RecordingBell) -> None:
-        enqueue(session, kind="optimize_edit", target_id=edit.id)
+        enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
         session.execute(update(Job).values(created_at=func.now() - timedelta(seconds=UNHEARD_SECONDS + 1)))
         assert ring_again(session, bell=bell) == 0

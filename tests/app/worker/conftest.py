@@ -82,7 +82,7 @@ def registered(add_model: Callable[..., Model], runner: Runner, factory: Session
     """The tiny pipeline, registered by its job."""
     model = add_model()
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=model.id)
+        enqueue(session, kind="register_model", target_id=model.id, actor="test")
         session.commit()
     assert runner.work()
     with factory() as session:
@@ -99,7 +99,7 @@ def add_edits(factory: Sessions) -> Callable[..., list[UUID]]:
             rows = [Edit(model_id=model.id, **({"source": f"cat {n}"} | given | edit)) for n, edit in enumerate(edits)]
             session.add_all(rows)
             session.flush()
-            job_ids = enqueue_many(session, kind="optimize_edit", target_ids=[row.id for row in rows])
+            job_ids = enqueue_many(session, kind="optimize_edit", target_ids=[row.id for row in rows], actor="test")
             session.commit()
             return job_ids
 

@@ -35,7 +35,7 @@ def judged(add_model: Callable[..., Model], runner: Runner, factory: Sessions) -
     """The tiny pipeline, with the emoji classifier and without statistics."""
     model = add_model(classifier="emoji")
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=model.id)
+        enqueue(session, kind="register_model", target_id=model.id, actor="test")
         session.commit()
     assert runner.work()
     with factory() as session:
@@ -63,7 +63,7 @@ def test_the_value_is_mixed_by_what_the_pictures_show(
     runner: Runner, measured: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, store: LocalStore
 ) -> None:
     job_id, other = add_edits(measured, DOCTOR, {})
-    runner.work(job_id)
+    runner.work()
     row = edit(job_id)
     assert row.state == edit(other).state == "ready"
     found = shown(factory, row)
@@ -84,7 +84,7 @@ def test_without_a_classifier_the_weights_are_those_of_the_values(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, store: LocalStore
 ) -> None:
     (job_id,) = add_edits(registered, DOCTOR | {"destination": {"balance": {"woman doctor": 3.0, "man doctor": 1.0}}})
-    runner.work(job_id)
+    runner.work()
     row = edit(job_id)
     found = shown(factory, row)
     assert found is not None and found.factors == {"woman doctor": 0.75, "man doctor": 0.25}
@@ -99,7 +99,7 @@ def test_what_the_classifier_cannot_tell_apart_says_so(
     runner: Runner, measured: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, prompts: tuple[str, ...]
 ) -> None:
     (job_id,) = add_edits(measured, DOCTOR | {"destination": {"balance": dict.fromkeys(prompts, 0.5)}})
-    runner.work(job_id)
+    runner.work()
     found = shown(factory, edit(job_id))
     assert edit(job_id).state == "ready" and found is not None and "tells these prompts apart" in (found.note or "")
 
@@ -108,7 +108,7 @@ def test_a_model_without_statistics_says_so(
     runner: Runner, judged: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions
 ) -> None:
     (job_id,) = add_edits(judged, DOCTOR)
-    runner.work(job_id)
+    runner.work()
     found = shown(factory, edit(job_id))
     assert edit(job_id).state == "ready" and found is not None and "no statistics" in (found.note or "")
 
@@ -133,7 +133,7 @@ def test_a_stop_between_rounds_gives_the_job_back(
 
     monkeypatch.setattr(JobContext, "progress", stop_after_two)
     job_id, done = add_edits(measured, DOCTOR, {})
-    runner.work(job_id)
+    runner.work()
     assert job(job_id).state == "queued" and edit(job_id).values == []
     assert edit(done).state == "ready"  # it had been written before
     rounds = [progress for progress in said if progress.get("stage") == "balancing"]

@@ -27,7 +27,7 @@ def ask(registered: Model, factory: Sessions, store: LocalStore) -> Callable[...
             row = Statistics(model_id=registered.id, **(given | columns))
             session.add(row)
             session.flush()
-            enqueue(session, kind="estimate_statistics", target_id=row.id)
+            enqueue(session, kind="estimate_statistics", target_id=row.id, actor="test")
             session.commit()
             return row.id
 

@@ -21,7 +21,7 @@ from app.worker.heartbeat import Heartbeat
 def held(factory: Sessions) -> list[Lease]:
     """Two leases of five seconds."""
     with factory() as session:
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7(), uuid7()])
+        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7(), uuid7()], actor="test")
         claimed = leases.claim(session, worker="w", lease_seconds=5, candidates=select(Job.id), limit=2)
         session.commit()
         return claimed

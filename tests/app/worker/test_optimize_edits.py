@@ -47,7 +47,7 @@ def test_each_kind_of_destination(
         {"destination": {"balance": {"red": 0.5, "blue": 0.5}}},
         {"destination": {"images": [picture]}, "settings": NOISE},
     )
-    assert runner.work(jobs[0])
+    assert runner.work()
     for job_id in jobs:
         row = edit(job_id)
         assert row.state == "ready" and row.problem is None
@@ -63,7 +63,7 @@ def test_the_value_is_the_methods(
 ) -> None:
     """Bit for bit what the library gives for the same edit, with losses and settings beside it."""
     (job_id,) = add_edits(registered, {"source": "cat", "settings": {"objective": "text", "steps": 5, "seed": 3}})
-    runner.work(job_id)
+    runner.work()
     row = edit(job_id)
     pipeline = runner.context.pipeline(registered.id)
     (expected,) = editing.optimize_values(pipeline, [concept_edit(row, store=store)])
@@ -88,7 +88,7 @@ def test_one_that_cannot_be_done_disturbs_no_other(
         {"destination": {"images": [picture, damaged]}, "settings": NOISE},
         {},
     )
-    runner.work(fine)
+    runner.work()
     assert edit(fine).state == edit(last).state == "ready"
     problems = {job_id: edit(job_id).problem for job_id in (unknown, flipped)}
     assert all(problems.values()) and {edit(job_id).state for job_id in problems} == {"failed"}
@@ -103,7 +103,7 @@ def test_a_loss_that_turns_nan(
     weight = pipeline.encoder.fc2(3).weight
     monkeypatch.setattr(weight, "data", weight.data * float("nan"))
     (job_id,) = add_edits(registered, {})
-    runner.work(job_id)
+    runner.work()
     problem = edit(job_id).problem
     assert edit(job_id).state == "failed" and edit(job_id).values == []
     assert problem is not None and problem["title"] == "Optimisation diverged"
@@ -121,7 +121,7 @@ def test_an_edit_that_breaks_its_batch_fails_alone(
 
     monkeypatch.setattr(editing, "optimize_values", burst, raising=False)
     first, poison, last = add_edits(registered, {}, {"source": "poison"}, {})
-    runner.work(first)
+    runner.work()
     assert edit(first).state == edit(last).state == "ready"
     assert edit(poison).state == "failed" and edit(poison).problem == INTERNAL
 
@@ -147,7 +147,7 @@ def test_a_cancel_stops_one_edit_of_a_batch(
 
     runner.heartbeat.beat = cancel_then_beat  # type: ignore[method-assign]
     runner.heartbeat.interval = 0.01
-    runner.work(kept)
+    runner.work()
     assert edit(kept).state == "ready" and len(edit(kept).values) == 1
     assert edit(dropped).state == job(dropped).state == "cancelled" and edit(dropped).values == []
 
@@ -158,7 +158,7 @@ def test_progress_is_written(
     slow = {"objective": "text", "steps": 400, "text_optimizer": "adam", "tolerance": 0.0}  # L-BFGS ends between beats
     (job_id,) = add_edits(registered, {"settings": slow})
     runner.heartbeat.interval = 0.02
-    runner.work(job_id)
+    runner.work()
     progress = job(job_id).progress
     assert progress is not None and progress["steps"] == 400 and 0 < progress["step"] <= 400
     assert progress["text_loss"] > 0 and progress["noise_loss"] is None
@@ -168,7 +168,7 @@ def test_the_audit_log_names_the_value(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions
 ) -> None:
     (job_id,) = add_edits(registered, {})
-    runner.work(job_id)
+    runner.work()
     with factory() as session:
         event = session.get_one(AuditEvent, 2)
     assert (event.actor, event.action, event.target) == ("worker", "edit.ready", f"edit:{edit(job_id).id}")

@@ -40,7 +40,7 @@ def register(runner: Runner, add_model: Callable[..., Model], factory: Sessions)
     def run(source: str, **columns: Any) -> Model:
         model = add_model(source=source, **columns)
         with factory() as session:
-            enqueue(session, kind="register_model", target_id=model.id)
+            enqueue(session, kind="register_model", target_id=model.id, actor="test")
             session.commit()
         assert runner.work()
         with factory() as session:

@@ -80,7 +80,7 @@ def model(service: Service, add_model: Any, factory: Sessions, folder: Path) -> 
     """Registered by its job."""
     row: Model = add_model("xl")
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=row.id)
+        enqueue(session, kind="register_model", target_id=row.id, actor="test")
         session.commit()
     service.work()
     return row
@@ -213,7 +213,7 @@ def test_shipped_moments_must_be_of_both(
     editing.SecondMoments({3: moment}, captions=1, tokens=1).save(copied / "second_moments.safetensors")
     row = add_model("half")
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=row.id)
+        enqueue(session, kind="register_model", target_id=row.id, actor="test")
         session.commit()
     service.work()
     described = service.get("/v1/models/half")
