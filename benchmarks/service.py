@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,10 @@ SEED = """
 """
 
 
+class Unanswered(Exception):
+    """No request was answered in the time that a side had."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What is asked for: a URL, with the key that it needs; edits are posted to it where `posts`."""
@@ -109,6 +113,8 @@ def ask(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
     done = subprocess.run([*command, target.url], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | given)
     time.sleep(2)  # the service ends what wrk left unanswered
     counted: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if not counted["requests"]:
+        raise Unanswered(f"{target.url} answered nothing in {seconds} s; its log may say why.")
     return {
         "requests_per_second": counted["requests"] / counted["seconds"],
         "bytes_per_second": counted["bytes"] / counted["seconds"],
@@ -246,21 +252,17 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the last line says."""
+    """What the last line says: the last row of a case over its first."""
 
-    def figure(name: str, **wanted: object) -> Callable[[str], float]:
-        found = [row for row in rows if all(row[key] == value for key, value in {"case": name, **wanted}.items())]
-        return lambda column: float(found[-1][column]) / float(found[0][column])
+    def ratio(case: str, figure: str) -> float:
+        found = [row[figure] for row in rows if row["case"] == case]
+        return float(found[-1] / found[0])
 
-    sizes: dict[str, list[float]] = {}
-    for row in rows:
-        if row["case"].startswith("list"):
-            sizes.setdefault(row["case"], []).append(row["p99_ms"])
     return {
-        "post_ratio": figure("post")("requests_per_second"),
-        "list_ratio": sizes["list, newest"][-1] / sizes["list, newest"][0],
-        "worst_list_ratio": max(size[-1] / size[0] for size in sizes.values()),
-        "pull_ratio": figure("pull")("requests_per_second"),
+        "post_ratio": ratio("post", "requests_per_second"),
+        "list_ratio": ratio("list, newest", "p99_ms"),
+        "worst_list_ratio": max(ratio(f"list, {name}", "p99_ms") for name in LISTS),
+        "pull_ratio": ratio("pull", "requests_per_second"),
         "errors": sum(row["errors"] for row in rows),
     }
 
@@ -294,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="service-") as folder:
             rows = measure(chosen, Path(folder))
-    except Missing as error:
+    except (Missing, Unanswered) as error:
         say(str(error))
         return 1
     Console(width=120).print(table(rows, clients=chosen.clients))

@@ -39,13 +39,12 @@ class Lease:
 def claim(
     session: Session, *, worker: str, lease_seconds: float, candidates: Select[UUID], limit: int = 1
 ) -> list[Lease]:
-    """Take up to `limit` queued jobs among `candidates` (a select of job ids), by turn, skipping locked ones."""
+    """Take up to `limit` queued jobs among `candidates` (a select of `Job.id`), by turn, skipping locked ones."""
     chosen = (
-        select(Job.id)
-        .where(Job.state == "queued", Job.id.in_(candidates))
+        candidates.where(Job.state == "queued")
         .order_by(Job.turn, Job.id)
         .limit(limit)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=Job)
     )
     ids = session.scalars(chosen).all()
     if not ids:
