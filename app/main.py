@@ -25,6 +25,7 @@ from app.models.routes import router as models
 from app.observability import logging
 from app.observability.requests import RequestLog
 from app.openapi import describe
+from app.pages import application as pages
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.rate_limits import RateLimitHeaders, RateLimits, TooManyRequests
 from app.security_headers import SecurityHeaders
@@ -83,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (keys, models, images, edits, checkpoints, evaluations, signing_keys, audit, webhooks):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
     app.include_router(documentation)
+    pages.mount(app)
     app.include_router(hub)
     describe_events(app)
     describe(app)

@@ -193,8 +193,11 @@ class Unexpected:
             await self.respond(Request(scope), error)(scope, receive, send)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers, also for what the framework itself raises; before any other middleware is added."""
+def install(app: FastAPI, *, respond: Callable[[Request, Problem], Response] = respond) -> None:
+    """Register the handlers, also for what the framework itself raises; before any other middleware is added.
+
+    `respond` makes the answer that shows a problem.
+    """
 
     def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
+from app.auth import browser_sessions
 from app.checkpoints.publish import publish, store_content
 from app.db.models import ApiKey, Checkpoint, Edit, Job, Model, Statistics
 from app.queueing.outbox import enqueue
@@ -65,6 +66,8 @@ def seed(session: Session, client: TestClient, keys: Mapping[str, Headers], *, s
     moved = client.put("/v1/models/emoji/aliases/production", headers=keys["apply"], json={"version": "v1"})
     assert moved.status_code == 201
     key = session.scalars(select(ApiKey).where(ApiKey.name == "test read")).one()
+    browser_sessions.begin(session, key_id=key.id)
+    session.commit()
     parameters = {
         "model": "emoji",
         "namespace": "emender",

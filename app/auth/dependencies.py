@@ -6,14 +6,16 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
 
 from app.auth import service
-from app.auth.schemas import Scope
+from app.auth.schemas import ApiKeyOut, Scope
 from app.dependencies import SessionsDep
 from app.problems import Forbidden, Unauthorized
-from app.rate_limits import RateLimitsDep, address_of
+from app.rate_limits import RateLimits, RateLimitsDep, address_of
 
 bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer em_<id>_<secret>`")
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,15 @@ class Principal:
     name: str
     scopes: frozenset[str]
 
+    @classmethod
+    def of(cls, key: ApiKeyOut) -> "Principal":
+        return cls(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))
+
+    def require(self, scope: Scope) -> None:
+        """Raise `Forbidden` without `scope`; `admin` includes the others."""
+        if scope not in self.scopes and "admin" not in self.scopes:
+            raise Forbidden(f"This call needs the scope {scope!r}; the key has {', '.join(sorted(self.scopes))}.")
+
 
 def authenticate(
     request: Request,
@@ -32,27 +43,31 @@ def authenticate(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
     """The principal of a valid key; 401 for one unknown, revoked or expired, 429 for who asks or is wrong too often."""
-    challenge, address = {"WWW-Authenticate": "Bearer"}, address_of(request)
     if credentials is None:
-        request.state.rate_limit = limits.count(address)
-        raise Unauthorized("This call needs an API key: Authorization: Bearer em_…", headers=challenge)
-    limits.check_key(address, credentials.credentials)
-    with sessions() as session:  # of its own: that the key was used stays, whatever becomes of the request
-        key = service.authenticate(session, token=credentials.credentials)
-        session.commit()
+        request.state.rate_limit = limits.count(address_of(request))
+        raise Unauthorized("This call needs an API key: Authorization: Bearer em_…", headers=CHALLENGE)
+    with sessions() as session:
+        return Principal.of(find_key(request, session, limits, token=credentials.credentials))
+
+
+def find_key(request: Request, session: Session, limits: RateLimits, *, token: str) -> ApiKeyOut:
+    """The key of this token, counted. Raises `Unauthorized`, and `TooManyRequests` as `authenticate` says."""
+    address = address_of(request)
+    limits.check_key(address, token)
+    key = service.authenticate(session, token=token)
+    session.commit()  # that the key was used stays, whatever becomes of the request; and no lock on its row is held
     request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address)
     if key is None:
-        limits.count_wrong_key(address, credentials.credentials)
-        raise Unauthorized("This API key is unknown, was revoked or has expired.", headers=challenge)
-    return Principal(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))
+        limits.count_wrong_key(address, token)
+        raise Unauthorized("This API key is unknown, was revoked or has expired.", headers=CHALLENGE)
+    return key
 
 
 def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     """A dependency that lets through keys with `scope`; `admin` includes the others."""
 
     async def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
-        if scope not in principal.scopes and "admin" not in principal.scopes:
-            raise Forbidden(f"This call needs the scope {scope!r}; the key has {', '.join(sorted(principal.scopes))}.")
+        principal.require(scope)
         return principal
 
     return check

@@ -23,13 +23,16 @@ MEDIA_TYPES = {
 RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
-def deliver(request: Request, file: ServedFile, *, store: Store, headers: Mapping[str, str]) -> Response:
+def deliver(
+    request: Request, file: ServedFile, *, store: Store, headers: Mapping[str, str], redirect: bool = True
+) -> Response:
     """The answer to GET or HEAD: 200, 206 for one range, 302 to the bucket that has the file, 304, 416.
 
     A GET reads the blob once to verify it, since a flipped bit in a safetensors file would load silently; what asks for
     it or for ranges of it within the next minutes relies on that while nothing writes to the file. Raises
     `FileUnreadable` rather than send a byte of a damaged one, and `RangeNotSatisfiable`. What is no single well-formed
-    range is answered whole, as RFC 9110 (14.2) permits. HEAD never redirects: the signed URL is for GET, and runs out.
+    range is answered whole, as RFC 9110 (14.2) permits. HEAD never redirects: the signed URL is for GET,
+    and runs out. Without `redirect`, nor does GET.
     """
     tag = f'"{file.sha256}"'
     headers = {**headers, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
@@ -43,7 +46,7 @@ def deliver(request: Request, file: ServedFile, *, store: Store, headers: Mappin
         raise RangeNotSatisfiable(detail, headers={**headers, "Content-Range": f"bytes */{file.size}"})
     path: Path | None = None
     try:
-        url = store.signed_url(file.sha256, size=file.size)
+        url = store.signed_url(file.sha256, size=file.size) if redirect else None
         if request.method == "HEAD" or url is not None:
             size = store.size(file.sha256)
         else:

@@ -6,6 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Select, func, or_, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, selectinload
 
 from app.db.models import (
@@ -74,6 +75,13 @@ def newest_published(session: Session, *, model_id: UUID) -> Checkpoint | None:
         .order_by(Checkpoint.number.desc())
         .limit(1)
     ).one_or_none()
+
+
+def newest_of_each_model(session: Session) -> Sequence[Checkpoint]:
+    """The newest published version of each model that has one."""
+    query = select(Checkpoint).where(Checkpoint.state == "published")
+    query = query.order_by(Checkpoint.model_id, Checkpoint.number.desc()).ext(distinct_on(Checkpoint.model_id))
+    return session.scalars(query.options(selectinload(Checkpoint.model))).all()
 
 
 def checkpoints_of(model_id: UUID) -> Select[Checkpoint]:

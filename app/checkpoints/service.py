@@ -1,8 +1,9 @@
 """What can be asked about checkpoints and their files, and how one is retracted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
+from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -84,6 +85,17 @@ def list_checkpoints(session: Session, *, model_name: str, page: PageRequest) ->
     model = find_model(session, name=model_name)
     rows = session.scalars(page.select(queries.checkpoints_of(model.id), Checkpoint.id)).all()
     return page.page(rows, _summaries(session, rows=rows), [row.id for row in rows])
+
+
+def newest_versions(session: Session) -> dict[str, CheckpointSummary]:
+    """The newest published version of each model, by the model's name."""
+    rows = queries.newest_of_each_model(session)
+    return {summary.model: summary for summary in _summaries(session, rows=rows)}
+
+
+def versions_by_id(session: Session, *, ids: Collection[UUID]) -> dict[UUID, CheckpointSummary]:
+    rows = list(queries.checkpoints_by_id(session, ids=ids).values())
+    return {row.id: summary for row, summary in zip(rows, _summaries(session, rows=rows), strict=True)}
 
 
 def retract(session: Session, *, model_name: str, version: str, reason: str, actor: str) -> CheckpointOut:

@@ -59,6 +59,16 @@ class ApiKey(Identified, Base):
     last_used_at: Mapped[datetime | None]
 
 
+class BrowserSession(Identified, Base):
+    """Someone who signed in to the pages with a key: until `expires_at`, and no longer than the key is valid."""
+
+    __tablename__ = "browser_sessions"
+
+    token_sha256: Mapped[bytes] = mapped_column(unique=True)
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class Model(Identified, Base):
     """A base model: a diffusers pipeline whose text encoder is edited."""
 

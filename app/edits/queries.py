@@ -13,7 +13,14 @@ from app.edits.schemas import EditOut, ValueOut
 from app.queueing.jobs import latest_jobs
 
 
-def filtered(*, model: str | None, state: str | None, source: str | None, created_by: str | None) -> Select[Edit]:
+def filtered(
+    *,
+    model: str | None,
+    state: str | None,
+    source: str | None,
+    source_part: str | None,
+    created_by: str | None,
+) -> Select[Edit]:
     query = select(Edit)
     if model is not None:
         query = query.where(Edit.model_id.in_(select(Model.id).where(Model.name == model)))
@@ -21,6 +28,8 @@ def filtered(*, model: str | None, state: str | None, source: str | None, create
         query = query.where(Edit.state == state)
     if source is not None:
         query = query.where(Edit.source == source)
+    if source_part is not None:
+        query = query.where(Edit.source.icontains(source_part, autoescape=True))
     if created_by is not None:
         query = query.where(Edit.created_by == created_by)
     return query
@@ -38,6 +47,13 @@ def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
     for edit in edits:
         described.append(_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), values=values[edit.id]))
     return described
+
+
+def losses(session: Session, *, edit_id: UUID) -> Sequence[tuple[str, list[float] | None, list[float] | None]]:
+    """(encoder, text losses, noise losses) of a value."""
+    query = select(EditValue.encoder, EditValue.losses["text"], EditValue.losses["noise"])
+    rows = session.execute(query.where(EditValue.edit_id == edit_id).order_by(EditValue.encoder))
+    return [(encoder, text, noise) for encoder, text, noise in rows]
 
 
 def queued(edit: Row[Any], *, model: Model) -> EditOut:

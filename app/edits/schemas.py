@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -177,6 +178,14 @@ class EditOut(BaseModel):
     created_by: str
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One of each kind a step."""
+
+    text: list[float]
+    noise: list[float]
 
 
 class EditRef(BaseModel):

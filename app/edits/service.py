@@ -17,7 +17,7 @@ from app.db.models import Edit, EditValue, Model
 from app.dependencies import Page, PageRequest
 from app.edits import queries
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
-from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditRef
+from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditRef, Losses
 from app.edits.validation import check
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.queries import find_model
@@ -84,9 +84,11 @@ def list_edits(
     model: str | None = None,
     state: str | None = None,
     source: str | None = None,
+    source_part: str | None = None,
     created_by: str | None = None,
 ) -> Page[EditOut]:
-    query = queries.filtered(model=model, state=state, source=source, created_by=created_by)
+    """Newest first. `source` is one whole, `source_part` some of it in whatever case."""
+    query = queries.filtered(model=model, state=state, source=source, source_part=source_part, created_by=created_by)
     rows = session.scalars(page.select(query, Edit.id)).all()
     return page.page(rows, queries.describe(session, rows), [row.id for row in rows])
 
@@ -96,6 +98,14 @@ def get_edit(session: Session, *, edit_id: UUID) -> EditOut:
     if edit is None:
         raise EditNotFound(edit_id)
     return queries.describe(session, [edit])[0]
+
+
+def losses(session: Session, *, edit_id: UUID) -> dict[str, Losses]:
+    """The losses of each step of stage I, by text encoder; empty until the edit is ready."""
+    return {
+        encoder: Losses(text=text or [], noise=noise or [])
+        for encoder, text, noise in queries.losses(session, edit_id=edit_id)
+    }
 
 
 def value_file(session: Session, *, edit_id: UUID) -> bytes:

@@ -1,9 +1,11 @@
-"""The jobs of domain rows: the latest of each, and how one is cancelled."""
+"""The jobs of domain rows: the latest of each, how one is cancelled, and how many wait."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -28,6 +30,51 @@ def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping
     """How far the job of each target is, for those at work."""
     query = select(Job.target_id, Job.progress).where(Job.target_id.in_(target_ids), Job.state == "running")
     return dict(session.execute(query).all())
+
+
+RECENT = 1_000
+
+
+@dataclass(frozen=True)
+class Worker:
+    name: str
+    running: int
+    seen_at: datetime
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits, what runs, and what the newest `RECENT` jobs tell of workers and failures."""
+
+    queued: int
+    running: int
+    oldest_queued_at: datetime | None
+    workers: Sequence[Worker]
+    failed: Sequence[Job]
+
+
+def queue(session: Session, *, failures: int) -> Queue:
+    """The queue as it is; of the failed jobs the newest, so many at most."""
+    waiting = select(Job.state, func.count(), func.min(Job.created_at)).where(Job.state.in_(("queued", "running")))
+    counts = {state: (count, oldest) for state, count, oldest in session.execute(waiting.group_by(Job.state))}
+    newest = select(Job.id).order_by(Job.id.desc()).limit(RECENT)
+    seen_at = func.max(func.coalesce(Job.finished_at, func.now()))
+    running = func.count().filter(Job.state == "running")
+    of_workers = (
+        select(Job.worker, running, seen_at)
+        .where(Job.id.in_(newest), Job.worker.is_not(None))
+        .where(or_(Job.state == "running", Job.finished_at.is_not(None)))
+        .group_by(Job.worker)
+        .order_by(seen_at.desc(), Job.worker)
+    )
+    failed = select(Job).where(Job.id.in_(newest), Job.state == "failed").order_by(Job.id.desc()).limit(failures)
+    return Queue(
+        queued=counts.get("queued", (0, None))[0],
+        running=counts.get("running", (0, None))[0],
+        oldest_queued_at=counts.get("queued", (0, None))[1],
+        workers=[Worker(name or "", count, seen) for name, count, seen in session.execute(of_workers)],
+        failed=session.scalars(failed).all(),
+    )
 
 
 def cancel(session: Session, job: Job) -> bool:

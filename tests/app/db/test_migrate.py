@@ -93,7 +93,7 @@ def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Setti
         upgrade(empty)
         session.expire_all()
         after = rows(session)
-        added_since = {"evaluations", "signing_keys", "webhooks", "webhook_deliveries"}
+        added_since = {"evaluations", "signing_keys", "webhooks", "webhook_deliveries", "browser_sessions"}
         assert {name: count for name, count in after.items() if count} == {
             # The jobs of evaluations went with them.
             name: count - (name in ("jobs", "outbox"))

@@ -1,0 +1,69 @@
+"""Browsers: clients that keep the session's cookie and fill in forms."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from tests.app.checkpoints.conftest import Service, base_folder, service
+from tests.app.conftest import Headers
+
+__all__ = ["base_folder", "service"]
+
+FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]{64})"')
+
+
+class Browser(TestClient):
+    """One that has no API key in its headers, and sends a form with what its page says."""
+
+    def submit(self, page: str, action: str, **fields: str) -> Response:
+        """Load `page`, and post its form to `action` with these fields."""
+        found = FORM_TOKEN.search(self.get(page).text)
+        assert found is not None, page
+        return self.post(action, data={"form_token": found[1], **fields}, follow_redirects=False)
+
+    def sign_in(self, headers: Headers, **fields: str) -> Response:
+        token = headers["Authorization"].removeprefix("Bearer ")
+        return self.submit("/admin/sign-in", "/admin/sign-in", key=token, **fields)
+
+
+@pytest.fixture
+def browser(application: FastAPI) -> Browser:
+    return Browser(application, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def signed_in(application: FastAPI, keys: Mapping[str, Headers]) -> Callable[[str], Browser]:
+    """A browser whose session has the key of a scope."""
+
+    def sign_in(scope: str) -> Browser:
+        browser = Browser(application, raise_server_exceptions=False)
+        assert browser.sign_in(keys[scope]).status_code == 303
+        return browser
+
+    return sign_in
+
+
+@pytest.fixture
+def reader(signed_in: Callable[[str], Browser]) -> Browser:
+    return signed_in("read")
+
+
+@pytest.fixture
+def admin(signed_in: Callable[[str], Browser]) -> Browser:
+    return signed_in("admin")
+
+
+@pytest.fixture
+def browser_of() -> Callable[[Service], Browser]:
+    """A reader's browser at a whole service."""
+
+    def sign_in(service: Service) -> Browser:
+        browser = Browser(service.client.app, raise_server_exceptions=False)
+        assert browser.sign_in(service.keys["read"]).status_code == 303
+        return browser
+
+    return sign_in
