@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test clients faults soak security properties serve check install train clean
+.PHONY: demo test browser clients faults soak security properties serve check install train clean
 
 demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
 	$(BIN)/emender demo --out out/demo
 
 test: install  ## all tests, against a real Postgres
 	$(BIN)/pytest
+
+browser: install  ## the pages in the Chromium on the PATH; screenshots in out/browser
+	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/pytest -m browser tests/browser
 
 clients: install  ## real clients in environments of their own; writes docs/clients.md
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
