@@ -114,7 +114,7 @@ def show_edit(request: Request, session: SessionDep, principal: Reader, edit_id:
         for drawn in (curve("Text loss", losses.text), curve("Noise loss", losses.noise))
         if drawn is not None
     ]
-    events = None
+    events = []
     if "admin" in principal.scopes:
         events = audit.list_events(session, wanted=AuditFilter(edit=edit_id), before=None, limit=50)
     return page(request, "edit.html", edit=edit, model=edit.model, curves=curves, events=events)
