@@ -1,4 +1,4 @@
-"""Browsers: clients that keep the session's cookie and fill in forms."""
+"""Browsers: clients that keep the session's cookie and fill in forms. `client` is what starts the application."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -31,12 +31,12 @@ class Browser(TestClient):
 
 
 @pytest.fixture
-def browser(application: FastAPI) -> Browser:
+def browser(application: FastAPI, client: TestClient) -> Browser:
     return Browser(application, raise_server_exceptions=False)
 
 
 @pytest.fixture
-def signed_in(application: FastAPI, keys: Mapping[str, Headers]) -> Callable[[str], Browser]:
+def signed_in(application: FastAPI, client: TestClient, keys: Mapping[str, Headers]) -> Callable[[str], Browser]:
     """A browser whose session has the key of a scope."""
 
     def sign_in(scope: str) -> Browser:
