@@ -29,7 +29,8 @@ class TestCreateKey:
         assert listed.status_code == 200
 
         row = session.scalars(select(ApiKey).where(ApiKey.prefix == created["prefix"])).one()
-        event = session.scalars(select(AuditEvent).where(AuditEvent.action == "key.create")).all()[-1]
+        created_keys = select(AuditEvent).where(AuditEvent.action == "key.create")
+        event = session.scalars(created_keys.order_by(AuditEvent.sequence)).all()[-1]
         assert secret.encode() not in row.secret_sha256
         assert secret not in str(event.details)
         assert event.details == {"name": "deploy", "scopes": ["read", "apply"]}
