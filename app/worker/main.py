@@ -38,7 +38,7 @@ def run(settings: Settings) -> None:
         log.warning("versions are published without a signature", EMENDER_SIGNING_KEY_FILE=UNSIGNED)
     stopping = threading.Event()
     name = f"{socket.gethostname()}-{os.getpid()}"
-    engine = connect(settings.database_url.get_secret_value())
+    engine = connect(settings.database_url.get_secret_value(), idle_seconds=settings.lease_seconds)
     factory = sessions(engine)
     bell = open_bell(settings, worker=name)
     store = open_store(settings)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Select, select
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import leases as ledger
@@ -44,8 +44,9 @@ MODULES = {
 }
 
 
-AWAY = (OperationalError, InterfaceError)
-"""How a database says that it does not answer, or no more; a retry may find it again."""
+AWAY = (OperationalError, InterfaceError, InternalError)
+"""How a database says that it does not answer, or no more, or that it ended a transaction that stood still; a retry may
+find it again."""
 
 
 class JobModule(Protocol):

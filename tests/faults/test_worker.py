@@ -134,6 +134,7 @@ def test_stopped_past_its_lease_and_continued(
     outcome(2, "SIGSTOP of a worker past its lease, SIGCONT", note=note, **ledger.tally([ledger.edit(job_id).id]))
 
 
+@pytest.mark.long
 def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger) -> None:
     job_id = ledger.add_edit(SLOW)
     ledger.await_step(job_id)
@@ -145,6 +146,7 @@ def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: Star
     assert_done_once(ledger, job_id, attempt=2)
 
 
+@pytest.mark.long
 def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger) -> None:
     """An edit that takes its worker down with it is given up, and the next edits are done."""
     job_id = ledger.add_edit(SLOW)

@@ -1,0 +1,31 @@
+"""What a connection gives up by itself."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import InternalError
+
+from app.db.engine import connect
+
+
+@pytest.fixture
+def impatient(engine: Engine) -> Iterator[Engine]:
+    made = connect(engine.url.render_as_string(hide_password=False), idle_seconds=0.5)
+    yield made
+    made.dispose()
+
+
+def test_a_transaction_that_stands_still_is_ended_and_its_locks_with_it(engine: Engine, impatient: Engine) -> None:
+    """As that of a worker which is frozen within a heartbeat: what it has locked would be nobody's else."""
+    lock, free = text("SELECT pg_advisory_xact_lock(4711)"), text("SELECT pg_try_advisory_xact_lock(4711)")
+    with impatient.connect() as frozen, engine.connect() as other:
+        frozen.execute(lock)
+        assert other.execute(free).scalar() is False
+        deadline = time.monotonic() + 30
+        while not other.execute(free).scalar():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(InternalError):
+            frozen.execute(text("SELECT 1"))
