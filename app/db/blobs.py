@@ -23,6 +23,7 @@ KEPT = {
 NO_BLOBS = {
     "api_keys.secret_sha256",
     "base_models.digest",
+    "browser_sessions.token_sha256",
     "edit_values.sha256",
     "idempotency_keys.request_sha256",
     "audit_events.previous_hash",
