@@ -35,6 +35,7 @@ def test_names_of_settings_mean_different_settings() -> None:
     assert len(set(map(repr, SETTINGS.values()))) == len(SETTINGS)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_table_is_filled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     quick = replace(BASE, stage_one=replace(TEXT, steps=40))
