@@ -19,6 +19,7 @@ def rows() -> list[dict[str, object]]:
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs wrk and nginx")
+@pytest.mark.long
 def test_one_command_gives_a_table_a_file_and_a_last_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert service.main([*TINY, "--json", str(tmp_path / "figures.json")]) == 0
     printed = capfd.readouterr().out
