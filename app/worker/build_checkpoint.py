@@ -12,7 +12,6 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 import editing
-from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.card import card
 from app.checkpoints.manifest import LIBRARIES, Inputs, ManifestEdit, manifest
@@ -25,6 +24,7 @@ from app.signing.service import note_key
 from app.storage.claims import claim
 from app.storage.store import Store
 from app.worker.concepts import concept_edit
+from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from deploy.pull import MANIFEST, SIGNATURE
 from editing.concepts import ConceptEdit
@@ -55,15 +55,9 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
         return
     checkpoint.state = "failed"
     checkpoint.problem = problem
-    record(
-        session,
-        actor="worker",
-        action="checkpoint.failed",
-        target=f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}",
-        details={"title": problem["title"], "detail": problem["detail"]},
-        before={"state": "building"},
-        after={"state": checkpoint.state},
-    )
+    details = {"title": problem["title"], "detail": problem["detail"]}
+    target = f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}"
+    record_state(session, noun="checkpoint", target=target, was="building", state=checkpoint.state, details=details)
 
 
 def _build(context: JobContext, lease: Lease) -> None:

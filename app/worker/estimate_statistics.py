@@ -14,10 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 import editing
-from app.audit.service import record
 from app.db.leases import Lease
 from app.db.models import JsonObject, Model, Statistics
 from app.storage.claims import claim
+from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError, ForeignSums
 
@@ -37,22 +37,15 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The statistics are `failed`."""
     statistics = session.get_one(Statistics, lease.target_id)
-    before = {"state": statistics.state}
+    was = statistics.state
     statistics.state, statistics.problem = "failed", problem
     details = {"statistics": str(statistics.id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, statistics, details=details, before=before)
+    _record(session, statistics, was=was, details=details)
 
 
-def _record(session: Session, statistics: Statistics, *, details: JsonObject, before: JsonObject) -> None:
-    record(
-        session,
-        actor="worker",
-        action=f"statistics.{statistics.state}",
-        target=f"model:{session.get_one(Model, statistics.model_id).name}",
-        details=details,
-        before=before,
-        after={"state": statistics.state},
-    )
+def _record(session: Session, statistics: Statistics, *, was: str, details: JsonObject) -> None:
+    target = f"model:{session.get_one(Model, statistics.model_id).name}"
+    record_state(session, noun="statistics", target=target, was=was, state=statistics.state, details=details)
 
 
 def _estimate(context: JobContext, lease: Lease) -> None:
@@ -94,11 +87,11 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     with context.result(lease) as session:
         claim(session, context.store, [digest])
         statistics = session.get_one(Statistics, lease.target_id)
-        before = {"state": statistics.state}
+        was = statistics.state
         statistics.state, statistics.problem = "ready", None
         statistics.captions, statistics.tokens, statistics.digest = moments.captions, moments.tokens, digest
         details = {"statistics": str(statistics.id), "digest": digest, "tokens": moments.tokens}
-        _record(session, statistics, details=details, before=before)
+        _record(session, statistics, was=was, details=details)
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -11,7 +11,6 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 import editing
-from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.publish import EDITABLE, StoredFile, own_files, store_content
 from app.db.leases import Lease
@@ -22,6 +21,7 @@ from app.storage.claims import claim
 from app.storage.store import Store
 from app.worker import build_checkpoint
 from app.worker.concepts import concept_edit
+from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from editing.concepts import ConceptEdit, DestinationPrompt, fill
 from editing.errors import Cancelled, ClassifierUnusable
@@ -52,33 +52,26 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         with context.result(lease) as session:
             claim(session, context.store, [file.sha256 for file in files])
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
-            before = {"state": evaluation.state}
+            was = evaluation.state
             evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
             evaluation.files = [{"name": file.path, "sha256": file.sha256, "size": file.size} for file in files]
             details = {"evaluation": str(evaluation.id), "files": {file.path: file.sha256 for file in files}}
-            _record(session, evaluation, details=details, before=before)
+            _record(session, evaluation, was=was, details=details)
 
 
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The evaluation is `failed`, or `cancelled` where that was asked for."""
     evaluation = session.get_one(Evaluation, lease.target_id)
-    before = {"state": evaluation.state}
+    was = evaluation.state
     evaluation.state = "cancelled" if problem == CANCELLED else "failed"
     evaluation.problem = problem
     details = {"evaluation": str(evaluation.id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, evaluation, details=details, before=before)
+    _record(session, evaluation, was=was, details=details)
 
 
-def _record(session: Session, evaluation: Evaluation, *, details: JsonObject, before: JsonObject) -> None:
-    record(
-        session,
-        actor="worker",
-        action=f"evaluation.{evaluation.state}",
-        target=_target(evaluation),
-        details=details,
-        before=before,
-        after={"state": evaluation.state},
-    )
+def _record(session: Session, evaluation: Evaluation, *, was: str, details: JsonObject) -> None:
+    target = _target(evaluation)
+    record_state(session, noun="evaluation", target=target, was=was, state=evaluation.state, details=details)
 
 
 @dataclass(frozen=True)

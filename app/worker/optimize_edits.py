@@ -10,13 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 import editing
-from app.audit.service import record
 from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, EditValue, JsonObject
 from app.queueing.states import CANCELLED
 from app.storage.store import BlobCorrupt, BlobMissing
 from app.worker.balance import balance
 from app.worker.concepts import concept_edit
+from app.worker.outcome import record_state
 from app.worker.problems import problem_of
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError
@@ -54,23 +54,16 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     """The edit is `failed`, or `cancelled` where that was asked for."""
     edit = session.get_one(Edit, lease.target_id)
-    before = {"state": edit.state}
+    was = edit.state
     edit.state = "cancelled" if problem == CANCELLED else "failed"
     edit.problem = problem
     details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, edit, details=details, before=before)
+    _record(session, edit, was=was, details=details)
 
 
-def _record(session: Session, edit: Edit, *, details: JsonObject, before: JsonObject) -> None:
-    record(
-        session,
-        actor="worker",
-        action=f"edit.{edit.state}",
-        target=f"edit:{edit.id}",
-        details=details,
-        before=before,
-        after={"state": edit.state},
-    )
+def _record(session: Session, edit: Edit, *, was: str, details: JsonObject) -> None:
+    target = f"edit:{edit.id}"
+    record_state(session, noun="edit", target=target, was=was, state=edit.state, details=details)
 
 
 def _optimize(
@@ -129,12 +122,12 @@ def _write(session: Session, lease: Lease, value: "Value", balance: JsonObject |
     rows = [_row(lease, part, balance) for part in value.parts]
     session.add_all(rows)
     edit = session.get_one(Edit, lease.target_id)
-    before = {"state": edit.state}
+    was = edit.state
     edit.state, edit.problem = "ready", None
     details = {"job": str(lease.job_id), "attempt": lease.attempt, "value": rows[0].sha256}
     if len(rows) > 1:
         details["values"] = {row.encoder: row.sha256 for row in rows}
-    _record(session, edit, details=details, before=before)
+    _record(session, edit, was=was, details=details)
 
 
 def _row(lease: Lease, value: "Value", balance: JsonObject | None) -> EditValue:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import Session
 
 import editing
-from app.audit.service import record
 from app.db.leases import Lease
 from app.db.models import JsonObject, Model, ModelFile, Statistics
 from app.storage.claims import claim
+from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from app.worker.sources import obtain, open_classifier
 from editing.errors import Cancelled, EditingError, InvalidEdit
@@ -33,19 +33,12 @@ def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
     model = session.get_one(Model, lease.target_id)
     model.state, model.problem = "failed", problem
     details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, model, details=details)
+    _record(session, model, was="registering", details=details)
 
 
-def _record(session: Session, model: Model, *, details: JsonObject) -> None:
-    record(
-        session,
-        actor="worker",
-        action=f"model.{model.state}",
-        target=f"model:{model.name}",
-        details=details,
-        before={"state": "registering"},
-        after={"state": model.state},
-    )
+def _record(session: Session, model: Model, *, was: str, details: JsonObject) -> None:
+    target = f"model:{model.name}"
+    record_state(session, noun="model", target=target, was=was, state=model.state, details=details)
 
 
 def _register(context: JobContext, lease: Lease) -> None:
@@ -102,7 +95,7 @@ def _register(context: JobContext, lease: Lease) -> None:
                 )
             )
         details = {"job": str(lease.job_id), "digest": model.digest, "commit": source.commit, "statistics": digest}
-        _record(session, model, details=details)
+        _record(session, model, was="registering", details=details)
 
 
 def _shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":
