@@ -8,10 +8,11 @@ import secrets
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.auth.schemas import ApiKeyOut
+from app.auth.service import VALID
 from app.db.models import ApiKey, BrowserSession
 
 LIFETIME = timedelta(hours=12)
@@ -29,12 +30,11 @@ def begin(session: Session, *, key_id: UUID) -> str:
 
 def find_key(session: Session, *, token: str) -> ApiKeyOut | None:
     """The key that this session was begun with; None if it is unknown or expired, or the key no longer valid."""
-    valid = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
     query = (
         select(ApiKey)
         .join(BrowserSession, BrowserSession.key_id == ApiKey.id)
         .where(BrowserSession.token_sha256 == _digest(token), BrowserSession.expires_at > func.now())
-        .where(ApiKey.revoked_at.is_(None), valid)
+        .where(VALID)
     )
     key = session.scalars(query).one_or_none()
     return ApiKeyOut.model_validate(key) if key else None

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
@@ -29,6 +29,10 @@ class ApiKeyNotFound(NotFound):
 
     def __init__(self, key_id: UUID) -> None:
         super().__init__(f"There is no API key {key_id}.")
+
+
+VALID = and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()))
+"""That a key was not revoked and has not expired, by the database's clock."""
 
 
 def create_key(
@@ -70,19 +74,17 @@ def authenticate(session: Session, *, token: str) -> ApiKeyOut | None:
     if not token.startswith(MARK) or not token.isascii() or "\0" in token:
         return None
     unnoted = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
-    query = select(ApiKey, unnoted, ApiKey.expires_at <= func.now()).where(ApiKey.prefix == prefix)
-    key, due, expired = session.execute(query).one_or_none() or (None, False, False)
+    query = select(ApiKey, unnoted, VALID).where(ApiKey.prefix == prefix)
+    key, due, valid = session.execute(query).one_or_none() or (None, False, False)
     expected = key.secret_sha256 if key else bytes(32)
-    if not hmac.compare_digest(_digest(secret), expected) or key is None or key.revoked_at is not None:
-        return None
-    if expired:
+    if not hmac.compare_digest(_digest(secret), expected) or key is None or not valid:
         return None
     if due:
         session.execute(update(ApiKey).where(ApiKey.id == key.id, unnoted).values(last_used_at=func.now()))
     return ApiKeyOut.model_validate(key)
 
 
-def list_keys(session: Session, *, page: PageRequest) -> Page[ApiKeyOut]:
+def list_keys(session: Session, *, page: PageRequest[UUID]) -> Page[ApiKeyOut]:
     rows = session.scalars(page.select(select(ApiKey), ApiKey.id)).all()
     return page.page(rows, [ApiKeyOut.model_validate(row) for row in rows], [row.id for row in rows])
 

@@ -15,17 +15,9 @@ import editing
 from app.pages import plots
 from app.pages.access import COOKIE, form_token
 from app.problems import Problem
+from app.security_headers import policy
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "base-uri 'none'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)
+POLICY = policy("style-src 'self'", "img-src 'self'", "form-action 'self'")
 
 
 def page(
