@@ -2,9 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar, TypeVarTuple
 from uuid import UUID
 
 import anyio
@@ -20,6 +20,8 @@ from app.settings import Settings
 from app.storage.store import Store
 
 Item = TypeVar("Item")
+Key = TypeVar("Key", UUID, int)
+Columns = TypeVarTuple("Columns")
 
 
 TRANSACTIONS = 10
@@ -102,25 +104,26 @@ class Page(BaseModel, Generic[Item]):
 
 
 @dataclass(frozen=True)
-class PageRequest:
-    """`?limit=&cursor=`: the cursor is the last id of the page before, opaque to clients."""
+class PageRequest(Generic[Key]):
+    """`?limit=&cursor=`: the cursor is the last key of the page before, as `write` gives it to clients."""
 
     request: Request
     response: Response
     limit: int
-    after: UUID | None
+    after: Key | None
+    write: Callable[[Key], str]
 
-    def select(self, query: Select[Item], key: InstrumentedAttribute[UUID]) -> Select[Item]:
-        """This page's rows by descending `key` (a UUIDv7 column), and one more to know whether it is the last."""
+    def select(self, query: Select[*Columns], key: InstrumentedAttribute[Key]) -> Select[*Columns]:
+        """This page's rows by descending `key` (a column that grows), and one more to know whether it is the last."""
         if self.after is not None:
             query = query.where(key < self.after)
         return query.order_by(key.desc()).limit(self.limit + 1)
 
-    def page(self, rows: Sequence[object], items: Sequence[Item], ids: Sequence[UUID]) -> "Page[Item]":
+    def page(self, rows: Sequence[object], items: Sequence[Item], keys: Sequence[Key]) -> "Page[Item]":
         """`items` of the rows that `select` chose, with the cursor and the `Link` header of the next page."""
         if len(rows) <= self.limit:
             return Page(items=list(items), next=None)
-        cursor = cursor_of(ids[self.limit - 1].bytes)
+        cursor = self.write(keys[self.limit - 1])
         link_next(self.request, self.response, cursor)
         return Page(items=list(items[: self.limit]), next=cursor)
 
@@ -130,14 +133,26 @@ async def get_page(
     response: Response,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
-) -> PageRequest:
+) -> PageRequest[UUID]:
+    """A page by ids, whose cursors are opaque."""
     after = None
     if cursor is not None:
         try:
             after = UUID(bytes=place_of(cursor))
         except ValueError:
             raise no_cursor() from None
-    return PageRequest(request=request, response=response, limit=limit, after=after)
+    return PageRequest(request, response, limit=limit, after=after, write=lambda key: cursor_of(key.bytes))
 
 
-PageDep = Annotated[PageRequest, Depends(get_page)]
+async def get_numbered_page(
+    request: Request,
+    response: Response,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
+) -> PageRequest[int]:
+    """A page by numbers, which are their own cursors."""
+    return PageRequest(request, response, limit=limit, after=cursor, write=str)
+
+
+PageDep = Annotated[PageRequest[UUID], Depends(get_page)]
+NumberedPageDep = Annotated[PageRequest[int], Depends(get_numbered_page)]

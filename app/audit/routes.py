@@ -3,14 +3,14 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from app.audit import export, service
 from app.audit.schemas import AuditEventOut, Verification
 from app.audit.service import AuditFilter
 from app.auth.dependencies import AdminPrincipal
-from app.dependencies import Page, SessionDep, SessionsDep, link_next
+from app.dependencies import NumberedPageDep, Page, SessionDep, SessionsDep
 from app.moments import Moment
 from app.routing import Route
 from app.text import Text
@@ -50,14 +50,11 @@ def get_filter(
     },
 )
 def list_events(
-    request: Request,
-    response: Response,
     session: SessionDep,
     sessions: SessionsDep,
     _: AdminPrincipal,
     wanted: Annotated[AuditFilter, Depends(get_filter)],
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
+    page: NumberedPageDep,
     accept: Annotated[
         str, Header(description="`application/x-ndjson` or `text/csv` stream all events, oldest first")
     ] = "application/json",
@@ -66,12 +63,7 @@ def list_events(
     for media_type, write in EXPORTS.items():
         if media_type in accept:
             return StreamingResponse(write(sessions, wanted), media_type=media_type)
-    events = service.list_events(session, wanted=wanted, before=cursor, limit=limit + 1)
-    if len(events) <= limit:
-        return Page(items=events, next=None)
-    following = str(events[limit - 1].sequence)
-    link_next(request, response, following)
-    return Page(items=events[:limit], next=following)
+    return service.list_events(session, wanted=wanted, page=page)
 
 
 @router.get("/verify")

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.audit.schemas import AuditEventOut, Verification
 from app.db.models import AuditEvent, JsonObject
+from app.dependencies import Page, PageRequest
 from app.webhooks.announce import announce
 
 GENESIS = bytes(32)
@@ -112,12 +113,10 @@ class AuditFilter:
         return query
 
 
-def list_events(session: Session, *, wanted: AuditFilter, before: int | None, limit: int) -> list[AuditEventOut]:
-    """At most `limit` events, newest first, those before the sequence `before` where it is given."""
-    query = wanted.select().order_by(AuditEvent.sequence.desc()).limit(limit)
-    if before is not None:
-        query = query.where(AuditEvent.sequence < before)
-    return [_out(event) for event in session.scalars(query)]
+def list_events(session: Session, *, wanted: AuditFilter, page: PageRequest[int]) -> Page[AuditEventOut]:
+    """Newest first."""
+    rows = session.scalars(page.select(wanted.select(), AuditEvent.sequence)).all()
+    return page.page(rows, [_out(row) for row in rows], [row.sequence for row in rows])
 
 
 def all_events(session: Session, *, wanted: AuditFilter) -> Iterator[AuditEventOut]:

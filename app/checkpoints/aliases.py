@@ -20,6 +20,7 @@ from app.checkpoints.errors import (
 )
 from app.checkpoints.schemas import AliasOut, AliasPeriod
 from app.db.models import Alias, AliasMove, Checkpoint, Model
+from app.dependencies import Page, PageRequest
 from app.problems import Unprocessable
 
 
@@ -48,23 +49,21 @@ def list_aliases(session: Session, *, model: Model) -> list[AliasOut]:
 
 
 def read_history(
-    session: Session, *, model: Model, name: str, at: date | datetime | None, before: int | None, limit: int
-) -> tuple[list[AliasPeriod], str | None]:
-    """Where the alias pointed and for how long, newest first, and the cursor of the next page.
+    session: Session, *, model: Model, name: str, at: date | datetime | None, page: PageRequest[int]
+) -> Page[AliasPeriod]:
+    """Where the alias pointed and for how long, newest first.
 
     `at` leaves the one period that holds at a moment, or those that touch a day in UTC.
     """
     start, end = _span(at)
-    query = queries.alias_periods(model_id=model.id, name=name, start=start, end=end).limit(limit + 1)
-    if before is not None:
-        query = query.where(AliasMove.id < before)
-    rows = session.execute(query).all()
+    query = queries.alias_periods(model_id=model.id, name=name, start=start, end=end)
+    rows = session.execute(page.select(query, AliasMove.id)).all()
     if not rows and queries.alias_moves(session, model_id=model.id, name=name) == 0:
         raise AliasNotFound(model.name, name)
     ids = {move.to_checkpoint_id for move, _ in rows if move.to_checkpoint_id}
     checkpoints = queries.checkpoints_by_id(session, ids=ids)
     periods = []
-    for move, until in rows[:limit]:
+    for move, until in rows:
         checkpoint = checkpoints[move.to_checkpoint_id] if move.to_checkpoint_id else None
         periods.append(
             AliasPeriod(
@@ -75,7 +74,7 @@ def read_history(
                 moved_by=move.moved_by,
             )
         )
-    return periods, str(rows[limit - 1][0].id) if len(rows) > limit else None
+    return page.page(rows, periods, [move.id for move, _ in rows])
 
 
 def move_alias(

@@ -110,8 +110,8 @@ def alias_moves(session: Session, *, model_id: UUID, name: str) -> int:
 def alias_periods(
     *, model_id: UUID, name: str, start: datetime | None, end: datetime | None
 ) -> Select[AliasMove, datetime | None]:
-    """The alias's moves, newest first, each with the moment of the next; of those the ones that held at any time
-    between `start` and `end`, where these are given."""
+    """The alias's moves, each with the moment of the next; of those the ones that held at any time between `start` and
+    `end`, where these are given."""
     following = func.lead(AliasMove.moved_at).over(order_by=AliasMove.id).label("until")
     moves = select(AliasMove.id, following).where(AliasMove.model_id == model_id, AliasMove.name == name).subquery()
     query = select(AliasMove, moves.c.until).join(moves, moves.c.id == AliasMove.id)
@@ -119,7 +119,7 @@ def alias_periods(
         query = query.where(or_(moves.c.until.is_(None), moves.c.until > start))
     if end is not None:
         query = query.where(AliasMove.moved_at <= end)
-    return query.order_by(AliasMove.id.desc())
+    return query
 
 
 def checkpoints_by_id(session: Session, *, ids: Collection[UUID]) -> dict[UUID, Checkpoint]:

@@ -38,7 +38,7 @@ from app.checkpoints.schemas import (
     FileProvenance,
     Retraction,
 )
-from app.dependencies import Page, PageDep, SessionDep, SettingsDep, StoreDep, link_next
+from app.dependencies import NumberedPageDep, Page, PageDep, SessionDep, SettingsDep, StoreDep
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import documented
 from app.routing import Route
@@ -183,22 +183,15 @@ def read_history(
     _: ReadPrincipal,
     model: ModelName,
     alias: Revision,
-    request: Request,
-    response: Response,
+    page: NumberedPageDep,
     at: Annotated[
         AliasMoment | None,
         Query(description="where it pointed then: a moment with its offset, or a day in UTC", examples=["2026-11-24"]),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
 ) -> Page[AliasPeriod]:
     """Read where an alias pointed, since when and until when, newest first; also of one that was deleted."""
-    periods, following = aliases.read_history(
-        session, model=service.find_model(session, name=model), name=alias, at=at, before=cursor, limit=limit
-    )
-    if following is not None:
-        link_next(request, response, following)
-    return Page(items=periods, next=following)
+    found = service.find_model(session, name=model)
+    return aliases.read_history(session, model=found, name=alias, at=at, page=page)
 
 
 @router.put(

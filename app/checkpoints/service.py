@@ -80,7 +80,7 @@ def read_checkpoint(session: Session, *, model_name: str, revision: str) -> Chec
     return checkpoint_out(session, checkpoint=find_checkpoint(session, model=model, revision=revision))
 
 
-def list_checkpoints(session: Session, *, model_name: str, page: PageRequest) -> Page[CheckpointSummary]:
+def list_checkpoints(session: Session, *, model_name: str, page: PageRequest[UUID]) -> Page[CheckpointSummary]:
     """Newest first."""
     model = find_model(session, name=model_name)
     rows = session.scalars(page.select(queries.checkpoints_of(model.id), Checkpoint.id)).all()

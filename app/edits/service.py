@@ -80,7 +80,7 @@ def create_edits(
 def list_edits(
     session: Session,
     *,
-    page: PageRequest,
+    page: PageRequest[UUID],
     model: str | None = None,
     state: str | None = None,
     source: str | None = None,

@@ -64,7 +64,7 @@ def request_check(session: Session, *, checkpoint: Checkpoint) -> None:
 
 
 def list_evaluations(
-    session: Session, *, model_name: str, version: str, kind: str | None, page: PageRequest
+    session: Session, *, model_name: str, version: str, kind: str | None, page: PageRequest[UUID]
 ) -> Page[EvaluationOut]:
     """Newest first."""
     checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)

@@ -65,7 +65,7 @@ def register_model(
     return _out(session, [row])[0]
 
 
-def list_models(session: Session, *, page: PageRequest) -> Page[ModelOut]:
+def list_models(session: Session, *, page: PageRequest[UUID]) -> Page[ModelOut]:
     rows = session.scalars(page.select(select(Model), Model.id)).all()
     return page.page(rows, _out(session, rows), [row.id for row in rows])
 
@@ -117,7 +117,7 @@ def create_statistics(
     return StatisticsOut.model_validate(row)
 
 
-def list_statistics(session: Session, *, name: str, page: PageRequest) -> Page[StatisticsOut]:
+def list_statistics(session: Session, *, name: str, page: PageRequest[UUID]) -> Page[StatisticsOut]:
     model = _find(session, name=name)
     rows = session.scalars(page.select(select(Statistics).where(Statistics.model_id == model.id), Statistics.id)).all()
     return page.page(rows, _statistics_out(session, rows), [row.id for row in rows])

@@ -17,7 +17,7 @@ from app.checkpoints.delivery import deliver
 from app.checkpoints.difference import difference
 from app.checkpoints.routes import ModelName, Revision
 from app.checkpoints.schemas import REVISION
-from app.dependencies import PageDep, SessionDep, StoreDep
+from app.dependencies import NumberedPageDep, PageDep, SessionDep, StoreDep
 from app.edits import service as edits
 from app.edits.schemas import EditState
 from app.evaluations import service as evaluations
@@ -106,7 +106,9 @@ def list_edits(
 
 
 @router.get("/edits/{edit_id}")
-def show_edit(request: Request, session: SessionDep, principal: Reader, edit_id: UUID) -> Response:
+def show_edit(
+    request: Request, session: SessionDep, principal: Reader, edit_id: UUID, listed: NumberedPageDep
+) -> Response:
     edit = edits.get_edit(session, edit_id=edit_id)
     curves = [
         (encoder, drawn)
@@ -116,7 +118,7 @@ def show_edit(request: Request, session: SessionDep, principal: Reader, edit_id:
     ]
     events = []
     if "admin" in principal.scopes:
-        events = audit.list_events(session, wanted=AuditFilter(edit=edit_id), before=None, limit=50)
+        events = audit.list_events(session, wanted=AuditFilter(edit=edit_id), page=listed).items
     return page(request, "edit.html", edit=edit, model=edit.model, curves=curves, events=events)
 
 
@@ -181,11 +183,9 @@ def list_events(
     session: SessionDep,
     _: Auditor,
     wanted: Annotated[AuditFilter, Depends(get_filter)],
-    cursor: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
+    listed: NumberedPageDep,
 ) -> Response:
-    events = audit.list_events(session, wanted=wanted, before=cursor, limit=51)
-    following = events[49].sequence if len(events) > 50 else None
-    return page(request, "audit.html", events=events[:50], next=following, wanted=wanted)
+    return page(request, "audit.html", events=audit.list_events(session, wanted=wanted, page=listed), wanted=wanted)
 
 
 @router.get("/{path:path}")

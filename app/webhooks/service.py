@@ -59,7 +59,7 @@ def create_webhook(session: Session, webhook: WebhookCreate, *, settings: Settin
     return _created(row, key)
 
 
-def list_webhooks(session: Session, *, page: PageRequest, settings: Settings) -> Page[WebhookListed]:
+def list_webhooks(session: Session, *, page: PageRequest[UUID], settings: Settings) -> Page[WebhookListed]:
     rows = session.scalars(page.select(queries.webhooks(), Webhook.id)).all()
     return page.page(rows, [_listed(row, settings) for row in rows], [row.id for row in rows])
 
@@ -119,7 +119,7 @@ def delete_webhook(session: Session, *, webhook_id: UUID, actor: str) -> None:
     session.delete(row)
 
 
-def list_deliveries(session: Session, *, webhook_id: UUID, page: PageRequest) -> Page[DeliveryOut]:
+def list_deliveries(session: Session, *, webhook_id: UUID, page: PageRequest[UUID]) -> Page[DeliveryOut]:
     _webhook(session, webhook_id)
     rows = session.scalars(page.select(queries.deliveries(webhook_id=webhook_id), WebhookDelivery.id)).all()
     return page.page(rows, [_delivery_out(row) for row in rows], [row.id for row in rows])
