@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
 	$(BIN)/emender demo --out out/demo
 
-test: install  ## all tests, against a real Postgres
-	$(BIN)/pytest
+test: install  ## all tests, against a real Postgres; two files at a time, since most of a test runs on one core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 browser: install  ## the pages in the Chromium on the PATH; screenshots in out/browser
 	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
