@@ -9,13 +9,13 @@ from uuid import UUID
 
 import anyio
 from fastapi import Depends, Query, Request, Response
-from pydantic import BaseModel, Field
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from starlette.concurrency import run_in_threadpool
 
 from app.db.engine import Sessions
 from app.problems import Unprocessable
+from app.schemas import Page
 from app.settings import Settings
 from app.storage.store import Store
 
@@ -94,13 +94,6 @@ def no_cursor() -> Unprocessable:
 def link_next(request: Request, response: Response, cursor: str) -> None:
     """The `Link` header to the next page."""
     response.headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
-
-
-class Page(BaseModel, Generic[Item]):
-    """A keyset page, newest first."""
-
-    items: list[Item]
-    next: str | None = Field(description="cursor of the next page; null on the last")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from app.dependencies import TRANSACTIONS, SessionDep
 from app.documentation import router as documentation
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
+from app.following import Watch
 from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.models.routes import router as models
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.transactions = CapacityLimiter(TRANSACTIONS)
         app.state.decoders = CapacityLimiter(DECODERS)
+        app.state.watch = Watch(app.state.sessions)
         yield
         engine.dispose()
 

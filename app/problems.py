@@ -9,34 +9,15 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.schemas import PROBLEM_TYPES, FieldError, ProblemDocument
 from app.storage.store import BlobCorrupt, BlobMissing, StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
-TYPES = "https://emender.dev/problems/"
-
-
-class FieldError(BaseModel):
-    """One rejected part of a body."""
-
-    pointer: str = Field(description="JSON Pointer (RFC 6901) into the body, or the name of the parameter")
-    detail: str
-
-
-class ProblemDocument(BaseModel):
-    """The shape of every error answer (RFC 9457)."""
-
-    type: str = Field(examples=[TYPES + "edit-not-found"])
-    title: str
-    status: int
-    detail: str
-    instance: str = Field(description="the path of the request")
-    errors: list[FieldError] = Field(default=[], description="for a rejected body: what, where")
 
 
 class Problem(Exception):
@@ -55,7 +36,7 @@ class Problem(Exception):
 
     def document(self, *, instance: str) -> dict[str, Any]:
         document = ProblemDocument(
-            type=TYPES + self.title.lower().replace(" ", "-"),
+            type=PROBLEM_TYPES + self.title.lower().replace(" ", "-"),
             title=self.title,
             status=self.status,
             detail=self.detail,

@@ -10,9 +10,10 @@ from app.audit import export, service
 from app.audit.schemas import AuditEventOut, Verification
 from app.audit.service import AuditFilter
 from app.auth.dependencies import AdminPrincipal
-from app.dependencies import NumberedPageDep, Page, SessionDep, SessionsDep
+from app.dependencies import NumberedPageDep, SessionDep, SessionsDep
 from app.moments import Moment
 from app.routing import Route
+from app.schemas import Page
 from app.text import Text
 
 router = APIRouter(prefix="/audit", tags=["audit"], route_class=Route)

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from app.audit.schemas import AuditEventOut, Verification
 from app.db.models import AuditEvent, JsonObject
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
+from app.schemas import Page
 from app.webhooks.announce import announce
 
 GENESIS = bytes(32)

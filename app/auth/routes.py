@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request, Response
 from app.auth import service
 from app.auth.dependencies import AdminPrincipal
 from app.auth.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut
-from app.dependencies import Page, PageDep, SessionDep
+from app.dependencies import PageDep, SessionDep
 from app.idempotency import keep_instead
 from app.problems import documented
 from app.routing import Route
+from app.schemas import Page
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 

@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.auth.schemas import ApiKeyOut, Scope
 from app.db.models import ApiKey
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.problems import NotFound, Unprocessable
+from app.schemas import Page
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 MARK = "em_"

@@ -20,8 +20,9 @@ from app.checkpoints.errors import (
 )
 from app.checkpoints.schemas import AliasOut, AliasPeriod
 from app.db.models import Alias, AliasMove, Checkpoint, Model
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.problems import Unprocessable
+from app.schemas import Page
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from app.checkpoints.service import checkpoint_out, cross_attention_out, edit_in
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.tokenizers import tokenizers_of
-from app.problems import FieldError, Unprocessable
+from app.problems import Unprocessable
 from app.queueing.outbox import enqueue
+from app.schemas import FieldError
 from app.storage.store import Store
 from editing.errors import EditingError
 from editing.layout import default_layers

@@ -1,8 +1,10 @@
 """Apply edits, list and read checkpoints, move aliases, trace files."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
 from app.checkpoints import aliases, service
@@ -38,10 +40,12 @@ from app.checkpoints.schemas import (
     FileProvenance,
     Retraction,
 )
-from app.dependencies import NumberedPageDep, Page, PageDep, SessionDep, SettingsDep, StoreDep
+from app.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
+from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import documented
 from app.routing import Route
+from app.schemas import Page
 from app.text import Text
 
 router = APIRouter(route_class=Route, tags=["checkpoints"])
@@ -99,9 +103,26 @@ def list_checkpoints(session: SessionDep, _: ReadPrincipal, model: ModelName, pa
 
 
 @router.get("/models/{model}/checkpoints/{revision}", responses=documented(ModelNotFound, CheckpointNotFound))
-def read_checkpoint(session: SessionDep, _: ReadPrincipal, model: ModelName, revision: Revision) -> CheckpointOut:
+async def read_checkpoint(
+    watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, wait: WaitDep
+) -> CheckpointOut:
     """Read a version: its state, edits with the residual that each has left, files, aliases."""
-    return service.read_checkpoint(session, model_name=model, revision=revision)
+    status = partial(service.checkpoint_status, model_name=model, revision=revision)
+    read = partial(service.read_checkpoint, model_name=model, revision=revision)
+    return await watch.settled(status, read, seconds=wait)
+
+
+@router.get(
+    "/models/{model}/checkpoints/{revision}/events",
+    response_class=StreamingResponse,
+    responses={**EVENTS, **documented(ModelNotFound, CheckpointNotFound)},
+)
+async def follow_checkpoint(
+    watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, last_event_id: LastEventId = None
+) -> Response:
+    """Follow how a version is built. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    status = partial(service.checkpoint_status, model_name=model, revision=revision)
+    return await watch.events(status, known=last_event_id)
 
 
 FILE = "/models/{model}/checkpoints/{revision}/files/{path:path}"

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from app.checkpoints import queries
 from app.checkpoints.schemas import ApplyCreate, ConflictOut
 from app.db.models import Checkpoint, Edit, Model
-from app.problems import FieldError, Unprocessable
+from app.problems import Unprocessable
+from app.schemas import FieldError
 from editing.conflicts import declared_conflicts, sameness
 
 

@@ -33,9 +33,10 @@ from app.checkpoints.schemas import (
     ProjectionOut,
 )
 from app.db.models import Checkpoint, Edit, Evaluation, JsonObject, Model, Statistics
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.models.errors import ModelNotFound
-from app.queueing.jobs import running_progress
+from app.queueing.jobs import running_progress, work_status
+from app.schemas import Page, WorkStatus
 
 MOST_ORIGINS = MOST_EVALUATIONS = 100
 LEFT = 0.5
@@ -78,6 +79,11 @@ def require_served(checkpoint: Checkpoint) -> None:
 def read_checkpoint(session: Session, *, model_name: str, revision: str) -> CheckpointOut:
     model = find_model(session, name=model_name)
     return checkpoint_out(session, checkpoint=find_checkpoint(session, model=model, revision=revision))
+
+
+def checkpoint_status(session: Session, *, model_name: str, revision: str) -> WorkStatus:
+    model = find_model(session, name=model_name)
+    return work_status(session, find_checkpoint(session, model=model, revision=revision))
 
 
 def list_checkpoints(session: Session, *, model_name: str, page: PageRequest[UUID]) -> Page[CheckpointSummary]:

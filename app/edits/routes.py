@@ -1,7 +1,7 @@
 """Ask for edits, follow them, read their values."""
 
 import hashlib
-import re
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -9,21 +9,18 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
-from app.dependencies import Page, PageDep, SessionDep, SessionsDep, SettingsDep, StoreDep
-from app.edits import batch, events, service
+from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
+from app.edits import batch, service
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
-from app.edits.schemas import EditBatchOut, EditCreate, EditEvent, EditOut, EditState, Source
+from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditState, Source
+from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import ContentTooLarge, MalformedBody, UnsupportedMedia, documented
 from app.routing import Route
+from app.schemas import Page
 from app.text import Text
 
 router = APIRouter(tags=["edits"], route_class=Route)
-
-LONGEST_WAIT = 60
-WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
-EVENT = EditEvent.model_json_schema(ref_template="#/components/schemas/{model}")
-EVENT.pop("$defs")
 
 
 async def read_body(request: Request) -> bytes:
@@ -93,53 +90,18 @@ def list_edits(
 
 
 @router.get("/edits/{edit_id}", responses=documented(EditNotFound))
-async def get_edit(
-    sessions: SessionsDep,
-    _: ReadPrincipal,
-    edit_id: UUID,
-    response: Response,
-    prefer: Annotated[
-        str | None,
-        Header(
-            description=f"`wait=30` answers once the edit has ended, at most so many seconds (up to {LONGEST_WAIT}) "
-            "later: RFC 7240",
-            examples=["wait=30"],
-        ),
-    ] = None,
-) -> EditOut:
+async def get_edit(watch: WatchDep, _: ReadPrincipal, edit_id: UUID, wait: WaitDep) -> EditOut:
     """An edit: its state, progress and values."""
-    wait = WAIT.search(prefer or "")
-    seconds = min(int(wait[1]), LONGEST_WAIT) if wait else 0
-    if wait:
-        response.headers["Preference-Applied"] = f"wait={seconds}"
-    return await events.settled(sessions, edit_id=edit_id, seconds=seconds)
+    status, read = partial(service.edit_status, edit_id=edit_id), partial(service.get_edit, edit_id=edit_id)
+    return await watch.settled(status, read, seconds=wait)
 
 
 @router.get(
-    "/edits/{edit_id}/events",
-    response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "Server-sent events `state` and `progress`, until the edit has ended",
-            "content": {"text/event-stream": {"schema": EVENT}},
-        },
-        204: {"description": "the edit has ended, and `Last-Event-ID` was its last event: do not reconnect"},
-        **documented(EditNotFound),
-    },
+    "/edits/{edit_id}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(EditNotFound)}
 )
-async def follow_edit(
-    sessions: SessionsDep,
-    _: ReadPrincipal,
-    edit_id: UUID,
-    last_event_id: Annotated[str | None, Header(description="what the client knows already", max_length=64)] = None,
-) -> Response:
+async def follow_edit(watch: WatchDep, _: ReadPrincipal, edit_id: UUID, last_event_id: LastEventId = None) -> Response:
     """Follow an edit. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
-    edit = await events.settled(sessions, edit_id=edit_id, seconds=0)
-    if edit.state in events.ENDED and last_event_id == events.event_id(edit):
-        return Response(status_code=204)
-    stream = events.changes(sessions, edit_id=edit_id, known=last_event_id)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return await watch.events(partial(service.edit_status, edit_id=edit_id), known=last_event_id)
 
 
 @router.get(

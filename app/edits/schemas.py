@@ -9,8 +9,8 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.models.schemas import ProblemNote
 from app.presets import with_preset
+from app.schemas import ProblemNote
 from app.text import Text
 from editing.concepts import DEFAULT_TEMPLATES, PRESETS, Objective, Preset, StageOneSettings, TextOptimizer
 
@@ -198,13 +198,3 @@ class EditBatchOut(BaseModel):
 
     count: int
     edits: list[EditRef]
-
-
-class EditEvent(BaseModel):
-    """What `GET /v1/edits/{id}/events` sends: the state now, and how far the work is."""
-
-    id: UUID
-    state: EditState
-    attempt: int
-    progress: dict[str, Any] | None
-    problem: ProblemNote | None

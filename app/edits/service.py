@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from app.audit.service import record
 from app.db.models import Edit, EditValue, Model
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.edits import queries
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
 from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditRef, Losses
@@ -22,9 +22,10 @@ from app.edits.validation import check
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.queries import find_model
 from app.models.tokenizers import tokenizers_of
-from app.queueing.jobs import cancel, latest_job
+from app.queueing.jobs import cancel, latest_job, work_status
 from app.queueing.outbox import enqueue, enqueue_many
 from app.queueing.states import CANCELLED
+from app.schemas import Page, WorkStatus
 from app.storage.store import BlobCorrupt, Store
 
 KIND = "optimize_edit"
@@ -98,6 +99,13 @@ def get_edit(session: Session, *, edit_id: UUID) -> EditOut:
     if edit is None:
         raise EditNotFound(edit_id)
     return queries.describe(session, [edit])[0]
+
+
+def edit_status(session: Session, *, edit_id: UUID) -> WorkStatus:
+    edit = session.get(Edit, edit_id)
+    if edit is None:
+        raise EditNotFound(edit_id)
+    return work_status(session, edit)
 
 
 def losses(session: Session, *, edit_id: UUID) -> dict[str, Losses]:

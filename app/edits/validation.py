@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from app.db.models import Image as ImageRow
 from app.db.models import Model
 from app.edits.schemas import DestinationIn, EditCreate
-from app.problems import FieldError, Unprocessable
+from app.problems import Unprocessable
+from app.schemas import FieldError
 from editing.concepts import (
     Balance,
     ConceptEdit,

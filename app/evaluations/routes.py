@@ -1,9 +1,11 @@
 """Draw and measure published versions."""
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from app.auth.dependencies import ApplyPrincipal, ReadPrincipal
 from app.checkpoints.delivery import deliver
@@ -15,13 +17,15 @@ from app.checkpoints.errors import (
     RangeNotSatisfiable,
 )
 from app.checkpoints.schemas import VERSION
-from app.dependencies import Page, PageDep, SessionDep, StoreDep
+from app.dependencies import PageDep, SessionDep, StoreDep
 from app.evaluations import service
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.evaluations.schemas import EvaluationCreate, EvaluationKind, EvaluationOut, PreviewCreate
+from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models.errors import ModelNotFound
 from app.problems import documented
 from app.routing import Route
+from app.schemas import Page
 from app.text import Text
 
 router = APIRouter(prefix="/models/{model}/checkpoints/{version}", route_class=Route, tags=["evaluations"])
@@ -100,11 +104,31 @@ def list_evaluations(
 
 
 @router.get("/evaluations/{evaluation_id}", responses=documented(*NO_VERSION, EvaluationNotFound))
-def read_evaluation(
-    session: SessionDep, _: ReadPrincipal, model: ModelName, version: Version, evaluation_id: UUID
+async def read_evaluation(
+    watch: WatchDep, _: ReadPrincipal, model: ModelName, version: Version, evaluation_id: UUID, wait: WaitDep
 ) -> EvaluationOut:
     """Read one: its state, progress, report and files."""
-    return service.read_evaluation(session, model_name=model, version=version, evaluation_id=evaluation_id)
+    named: dict[str, Any] = {"model_name": model, "version": version, "evaluation_id": evaluation_id}
+    status, read = partial(service.evaluation_status, **named), partial(service.read_evaluation, **named)
+    return await watch.settled(status, read, seconds=wait)
+
+
+@router.get(
+    "/evaluations/{evaluation_id}/events",
+    response_class=StreamingResponse,
+    responses={**EVENTS, **documented(*NO_VERSION, EvaluationNotFound)},
+)
+async def follow_evaluation(
+    watch: WatchDep,
+    _: ReadPrincipal,
+    model: ModelName,
+    version: Version,
+    evaluation_id: UUID,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Follow a preview or an evaluation. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    status = partial(service.evaluation_status, model_name=model, version=version, evaluation_id=evaluation_id)
+    return await watch.events(status, known=last_event_id)
 
 
 FILE = "/evaluations/{evaluation_id}/files/{name}"

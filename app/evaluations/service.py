@@ -9,13 +9,14 @@ from app.audit.service import record
 from app.checkpoints.queries import evaluations_of, methods_in
 from app.checkpoints.service import ServedFile, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Evaluation, JsonObject
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.evaluations.schemas import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
 from app.problems import Unprocessable
-from app.queueing.jobs import cancel, latest_job, running_progress
+from app.queueing.jobs import cancel, latest_job, running_progress, work_status
 from app.queueing.outbox import enqueue
 from app.queueing.states import CANCELLED
+from app.schemas import Page, WorkStatus
 
 KIND = "evaluate_checkpoint"
 
@@ -75,6 +76,11 @@ def list_evaluations(
 
 def read_evaluation(session: Session, *, model_name: str, version: str, evaluation_id: UUID) -> EvaluationOut:
     return _describe(session, [_find(session, model_name=model_name, version=version, evaluation_id=evaluation_id)])[0]
+
+
+def evaluation_status(session: Session, *, model_name: str, version: str, evaluation_id: UUID) -> WorkStatus:
+    found = _find(session, model_name=model_name, version=version, evaluation_id=evaluation_id)
+    return work_status(session, found)
 
 
 def find_file(session: Session, *, model_name: str, version: str, evaluation_id: UUID, name: str) -> ServedFile:

@@ -1,16 +1,20 @@
 """Register base models and estimate their statistics."""
 
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
-from app.dependencies import Page, PageDep, SessionDep, SettingsDep, StoreDep
+from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
+from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models import service
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
 from app.models.schemas import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 from app.problems import InsufficientStorage, documented
 from app.routing import Route
+from app.schemas import Page
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
 
@@ -38,9 +42,16 @@ def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep) -> Page[Mo
 
 
 @router.get("/{model}", responses=documented(ModelNotFound))
-def get_model(session: SessionDep, _: ReadPrincipal, model: str) -> ModelOut:
+async def get_model(watch: WatchDep, _: ReadPrincipal, model: str, wait: WaitDep) -> ModelOut:
     """A base model: family, encoders, digest, state and statistics."""
-    return service.get_model(session, name=model)
+    status, read = partial(service.model_status, name=model), partial(service.get_model, name=model)
+    return await watch.settled(status, read, seconds=wait)
+
+
+@router.get("/{model}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(ModelNotFound)})
+async def follow_model(watch: WatchDep, _: ReadPrincipal, model: str, last_event_id: LastEventId = None) -> Response:
+    """Follow a registration. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    return await watch.events(partial(service.model_status, name=model), known=last_event_id)
 
 
 @router.post(
@@ -77,6 +88,23 @@ def list_statistics(session: SessionDep, _: ReadPrincipal, model: str, page: Pag
 
 
 @router.get("/{model}/statistics/{statistics_id}", responses=documented(ModelNotFound, StatisticsNotFound))
-def get_statistics(session: SessionDep, _: ReadPrincipal, model: str, statistics_id: UUID) -> StatisticsOut:
+async def get_statistics(
+    watch: WatchDep, _: ReadPrincipal, model: str, statistics_id: UUID, wait: WaitDep
+) -> StatisticsOut:
     """One estimate: its state, progress and digest."""
-    return service.get_statistics(session, name=model, statistics_id=statistics_id)
+    status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
+    read = partial(service.get_statistics, name=model, statistics_id=statistics_id)
+    return await watch.settled(status, read, seconds=wait)
+
+
+@router.get(
+    "/{model}/statistics/{statistics_id}/events",
+    response_class=StreamingResponse,
+    responses={**EVENTS, **documented(ModelNotFound, StatisticsNotFound)},
+)
+async def follow_statistics(
+    watch: WatchDep, _: ReadPrincipal, model: str, statistics_id: UUID, last_event_id: LastEventId = None
+) -> Response:
+    """Follow an estimate. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
+    return await watch.events(status, known=last_event_id)

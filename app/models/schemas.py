@@ -8,19 +8,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from app.models.captions import MAX_CAPTIONS
 from app.models.names import Name, is_part
-from app.problems import FieldError
+from app.schemas import ProblemNote
 from app.text import Text
 
 ModelState = Literal["registering", "ready", "failed"]
 StatisticsState = Literal["queued", "estimating", "ready", "failed"]
-
-
-class ProblemNote(BaseModel):
-    """Why something failed, as its row keeps it."""
-
-    title: str
-    detail: str
-    errors: list[FieldError] = []
 
 
 def _source(source: str) -> str:

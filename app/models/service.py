@@ -11,13 +11,14 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.db.blobs import hold_for_reference
 from app.db.models import Model, Statistics
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.models import captions, queries, roots
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
 from app.models.schemas import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 from app.problems import Unprocessable
-from app.queueing.jobs import running_progress
+from app.queueing.jobs import running_progress, work_status
 from app.queueing.outbox import enqueue
+from app.schemas import Page, WorkStatus
 from app.storage.store import Store
 
 
@@ -74,6 +75,10 @@ def get_model(session: Session, *, name: str) -> ModelOut:
     return _out(session, [_find(session, name=name)])[0]
 
 
+def model_status(session: Session, *, name: str) -> WorkStatus:
+    return work_status(session, _find(session, name=name))
+
+
 def create_statistics(
     session: Session,
     *,
@@ -124,11 +129,11 @@ def list_statistics(session: Session, *, name: str, page: PageRequest[UUID]) -> 
 
 
 def get_statistics(session: Session, *, name: str, statistics_id: UUID) -> StatisticsOut:
-    model = _find(session, name=name)
-    row = session.get(Statistics, statistics_id)
-    if row is None or row.model_id != model.id:
-        raise StatisticsNotFound(model.name, statistics_id)
-    return _statistics_out(session, [row])[0]
+    return _statistics_out(session, [_find_statistics(session, name=name, statistics_id=statistics_id)])[0]
+
+
+def statistics_status(session: Session, *, name: str, statistics_id: UUID) -> WorkStatus:
+    return work_status(session, _find_statistics(session, name=name, statistics_id=statistics_id))
 
 
 def _find(session: Session, *, name: str, lock: bool = False) -> Model:
@@ -136,6 +141,14 @@ def _find(session: Session, *, name: str, lock: bool = False) -> Model:
     if model is None:
         raise ModelNotFound(name)
     return model
+
+
+def _find_statistics(session: Session, *, name: str, statistics_id: UUID) -> Statistics:
+    model = _find(session, name=name)
+    row = session.get(Statistics, statistics_id)
+    if row is None or row.model_id != model.id:
+        raise StatisticsNotFound(model.name, statistics_id)
+    return row
 
 
 def _captions(statistics: StatisticsCreate, *, model_roots: Sequence[Path]) -> tuple[bytes, int]:

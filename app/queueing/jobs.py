@@ -9,8 +9,9 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from app.db.models import Job, JsonObject
+from app.db.models import Checkpoint, Edit, Evaluation, Job, JsonObject, Model, Statistics
 from app.queueing.states import CANCELLED
+from app.schemas import WorkStatus
 
 
 def latest_job(session: Session, *, target_id: UUID) -> Job:
@@ -30,6 +31,18 @@ def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping
     """How far the job of each target is, for those at work."""
     query = select(Job.target_id, Job.progress).where(Job.target_id.in_(target_ids), Job.state == "running")
     return dict(session.execute(query).all())
+
+
+def work_status(session: Session, row: Model | Statistics | Edit | Checkpoint | Evaluation) -> WorkStatus:
+    """The state of a row, and how far the job behind it is."""
+    job = latest_jobs(session, [row.id]).get(row.id)
+    return WorkStatus(
+        id=row.id,
+        state=row.state,
+        attempt=job.attempt if job else 0,
+        progress=job.progress if job and job.state == "running" else None,
+        problem=row.problem,
+    )
 
 
 RECENT = 1_000

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.models.schemas import ProblemNote
+from app.schemas import ProblemNote
 
 EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 

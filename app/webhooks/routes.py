@@ -5,10 +5,11 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from app.auth.dependencies import AdminPrincipal
-from app.dependencies import Page, PageDep, SessionDep, SettingsDep
+from app.dependencies import PageDep, SessionDep, SettingsDep
 from app.idempotency import keep_instead
 from app.problems import documented
 from app.routing import Route
+from app.schemas import Page
 from app.webhooks import service
 from app.webhooks.errors import DeliveryNotFound, TooManyWebhooks, WebhookDisabled, WebhookKeyMissing, WebhookNotFound
 from app.webhooks.schemas import DeliveryOut, WebhookCreate, WebhookCreated, WebhookListed, WebhookUpdate

@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.db.models import JsonObject, Webhook, WebhookDelivery
-from app.dependencies import Page, PageRequest
+from app.dependencies import PageRequest
 from app.problems import Unprocessable
+from app.schemas import Page
 from app.settings import Settings
 from app.webhooks import queries
 from app.webhooks.errors import (

@@ -7,7 +7,8 @@ import pytest
 from jsonschema import validate
 from sqlalchemy.exc import OperationalError
 
-from app.problems import Conflict, NotFound, ProblemDocument, Unprocessable, documented, pointer
+from app.problems import Conflict, NotFound, Unprocessable, documented, pointer
+from app.schemas import ProblemDocument
 from app.storage.local import BlobCorrupt
 
 pytestmark = pytest.mark.security

@@ -22,7 +22,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from app.main import create_app
-from app.problems import MEDIA_TYPE, ProblemDocument
+from app.problems import MEDIA_TYPE
+from app.schemas import ENDED, ProblemDocument
 from app.settings import Settings
 from app.storage.local import LocalStore
 from tests.app.conftest import Headers, issue_keys
@@ -65,7 +66,9 @@ class Api:
 
 
 @pytest.fixture
-def api(tmp_path: Path, database_url: str, clean_database: Engine) -> Iterator[Api]:
+def api(tmp_path: Path, database_url: str, clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    under_way = {"registering", "queued", "estimating", "optimizing", "building", "running", "cancelling"}
+    monkeypatch.setattr("app.following.ENDED", ENDED | under_way)  # no worker ends it: a stream ends at its first event
     url = make_url(database_url).update_query_dict({"options": "-c synchronous_commit=off"})
     settings = Settings(
         folder=tmp_path / "var",

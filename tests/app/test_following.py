@@ -1,12 +1,18 @@
+"""Clients that wait: the long poll and the stream of events, of every noun that has work behind it."""
+
+import json
 import threading
 import time
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from app import following
 from app.db.models import Edit, Job
+from tests.seeded import seed
 
 EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
 
@@ -32,6 +38,31 @@ def parse(stream):
         if block.strip() and not block.startswith(":"):
             events.append(dict(line.split(": ", 1) for line in block.splitlines()))
     return events
+
+
+FOLLOWED = {
+    "model": "/v1/models/{model}",
+    "statistics": "/v1/models/{model}/statistics/{statistics_id}",
+    "edit": "/v1/edits/{edit_id}",
+    "checkpoint": "/v1/models/{model}/checkpoints/{revision}",
+    "evaluation": "/v1/models/{model}/checkpoints/{version}/evaluations/{evaluation_id}",
+}
+
+
+@pytest.mark.parametrize("noun", FOLLOWED)
+def test_everything_with_work_behind_it_can_be_followed(noun, client, session, store, keys, tmp_path, settings):
+    settings.webhook_key = SecretStr("k" * 40)
+    path = FOLLOWED[noun].format(**seed(session, client, keys, store=store, folder=tmp_path / "tokenizer").parameters)
+    if noun == "evaluation":
+        assert client.get(path, headers=keys["read"] | {"Prefer": "wait=1"}).json()["state"] == "queued"
+        client.post(f"{path}/cancel", headers=keys["apply"])
+    answer = client.get(path, headers=keys["read"] | {"Prefer": "wait=30"})
+    assert answer.headers["Preference-Applied"] == "wait=30"
+    stream = client.get(f"{path}/events", headers=keys["read"])
+    (event,) = parse(stream.text)
+    status = json.loads(event["data"])
+    assert status["state"] == answer.json()["state"]
+    assert client.get(f"{path}/events", headers=keys["read"] | {"Last-Event-ID": event["id"]}).status_code == 204
 
 
 class TestWait:
@@ -73,6 +104,20 @@ class TestWait:
         assert sum(thread.is_alive() for thread in waiting) > 40
         for thread in waiting:
             thread.join()
+
+    def test_where_too_many_wait_none_is_promised_to(self, live, monkeypatch):
+        client, headers, edit_id = live
+        monkeypatch.setattr(following, "MOST_WAITING", 0)
+        answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=30"})
+        assert answer.status_code == 200 and "Preference-Applied" not in answer.headers
+        refused = client.get(f"/v1/edits/{edit_id}/events", headers=headers)
+        assert refused.status_code == 503 and "Retry-After" in refused.headers
+
+    def test_reads_are_the_rarer_the_more_wait(self):
+        watch = following.Watch(lambda: None)
+        assert watch._pause == following.PAUSE
+        watch.waiting = 10 * following.READS_PER_SECOND
+        assert watch._pause == 10
 
 
 class TestEvents:

@@ -1,0 +1,58 @@
+"""What the schemas of several nouns share. Free of the framework and of the database, so that clients may have them."""
+
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+Item = TypeVar("Item")
+
+PROBLEM_TYPES = "https://emender.dev/problems/"
+
+SUCCEEDED = frozenset({"ready", "published"})
+ENDED = SUCCEEDED | {"failed", "cancelled", "retracted"}
+"""States, of whatever noun, in which no work is left to be done."""
+
+
+class FieldError(BaseModel):
+    """One rejected part of a body."""
+
+    pointer: str = Field(description="JSON Pointer (RFC 6901) into the body, or the name of the parameter")
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """The shape of every error answer (RFC 9457)."""
+
+    type: str = Field(examples=[PROBLEM_TYPES + "edit-not-found"])
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="the path of the request")
+    errors: list[FieldError] = Field(default=[], description="for a rejected body: what, where")
+
+
+class ProblemNote(BaseModel):
+    """Why something failed, as its row keeps it."""
+
+    title: str
+    detail: str
+    errors: list[FieldError] = []
+
+
+class WorkStatus(BaseModel):
+    """What `…/events` sends of a model, statistics, an edit, a checkpoint or an evaluation: the state now, and how far
+    the work is."""
+
+    id: UUID
+    state: str
+    attempt: int = Field(description="how often a worker took it up since it was last asked for")
+    progress: dict[str, Any] | None = Field(description="while a worker is at it")
+    problem: ProblemNote | None
+
+
+class Page(BaseModel, Generic[Item]):
+    """A keyset page, newest first."""
+
+    items: list[Item]
+    next: str | None = Field(description="cursor of the next page; null on the last")
