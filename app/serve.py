@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-import httpx
+import httpx2
 import structlog
 from pydantic import SecretStr
 from sqlalchemy import select
@@ -189,9 +189,9 @@ class Stack:
             if not api.running:
                 raise ServeError("The API ended while it started; its last lines above say why.")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2.0, trust_env=False).is_success:
+                if httpx2.get(f"{self.url}/readyz", timeout=2.0, trust_env=False).is_success:
                     return
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 pass
             time.sleep(0.05)
         raise ServeError(f"The API did not answer within {timeout:.0f} s.")
