@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from sqlalchemy import text
 
 import editing
 from app import problems
@@ -15,7 +14,7 @@ from app.auth.routes import router as keys
 from app.body_limit import BodyLimit
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
-from app.dependencies import TRANSACTIONS, SessionDep
+from app.dependencies import TRANSACTIONS
 from app.documentation import router as documentation
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
@@ -24,7 +23,10 @@ from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.models.routes import router as models
 from app.observability import logging
+from app.observability.health import Health
+from app.observability.ledger import LedgerMetrics
 from app.observability.requests import RequestLog
+from app.observability.routes import router as watching
 from app.openapi import describe
 from app.pages import application as pages
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
@@ -66,25 +68,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.sessions = sessions(engine)
     app.state.store = open_store(settings)
     app.state.rate_limits = RateLimits(settings)
+    app.state.health = Health(app.state.sessions, app.state.store, app.state.rate_limits)
+    app.state.ledger_metrics = LedgerMetrics(app.state.sessions, folder=settings.store_folder)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_seconds)
     app.add_middleware(RateLimitHeaders)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestLog)
 
-    @app.get("/healthz", tags=["health"])
-    def healthz() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", tags=["health"], responses=documented(Unavailable))
-    def readyz(session: SessionDep) -> dict[str, str]:
-        """The database answers and has the schema."""
-        session.execute(text("SELECT version_num FROM alembic_version"))
-        return {"status": "ready"}
-
     for router in (keys, models, images, edits, checkpoints, evaluations, signing_keys, audit, webhooks):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
+    app.include_router(watching)
     app.include_router(documentation)
     pages.mount(app)
     app.include_router(hub)

@@ -20,6 +20,7 @@ from limits.storage import MemoryStorage, Storage, storage_from_string
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.observability.metrics import REFUSED
 from app.problems import Problem
 from app.settings import OFF, Settings
 
@@ -41,6 +42,7 @@ class TooManyRequests(Problem):
 class Window:
     """How much of a client's present window is spent, and when it ends."""
 
+    name: str
     limit: RateLimitItem
     spent: int
     reset_seconds: int
@@ -56,6 +58,7 @@ class Window:
     def check(self, what: str) -> None:
         """Raise `TooManyRequests` where more was spent than the limit; `what` says what is limited."""
         if self.spent > self.limit.amount:
+            REFUSED.labels(self.name).inc()
             raise TooManyRequests(
                 f"{what} is limited to {self.limit}; retry in {self.reset_seconds} s.",
                 headers={**self.headers, "Retry-After": str(self.reset_seconds)},
@@ -97,13 +100,17 @@ class RateLimits:
             self._window(self.wrong_keys, "wrong-keys", address).check("Sending wrong keys")
             self._window(self.wrong_keys, "wrong-key", address, _prefix(token))
 
+    def redis_answers(self) -> bool | None:
+        """None where the settings name no Redis."""
+        return None if self._shared is None else self._shared.check()
+
     def _window(self, limit: RateLimitItem, *identifiers: str, cost: int = 1) -> Window:
         key = limit.key_for(*identifiers)
 
         def spend(storage: Storage) -> Window:
             spent = storage.incr(key, limit.get_expiry(), cost) if cost else storage.get(key) + 1
             left = storage.get_expiry(key) - time.time()
-            return Window(limit, spent, reset_seconds=max(1, round(left)))
+            return Window(identifiers[0], limit, spent, reset_seconds=max(1, round(left)))
 
         return self._counted(spend)
 

@@ -139,10 +139,17 @@ class Stack:
         environment = os.environ | variables(self.settings)
         served = uvicorn("app.main:application", host=self.settings.host, port=self.settings.port)
         api = Child("api", served, environment)
-        self._children = [api, *(Child("worker", ["app.worker.main"], environment) for _ in range(self.workers))]
+        self._children = [api, *map(self._worker, range(self.workers))]
         for child in self._children:
             child.start()
         self._await_api(api)
+
+    def _worker(self, number: int) -> "Child":
+        """A worker; of several, each has its metrics at a port of its own."""
+        environment = os.environ | variables(self.settings)
+        if self.settings.metrics_port is not None:
+            environment["EMENDER_METRICS_PORT"] = str(self.settings.metrics_port + number)
+        return Child("worker", ["app.worker.main"], environment)
 
     def _prepare_database(self, url: str, *, signer: SigningKey | None) -> None:
         engine = connect(url)

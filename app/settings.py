@@ -77,6 +77,10 @@ class Settings(BaseSettings):
         None, description="the worker's private key (PEM) that versions are signed with; `none`: they are not signed"
     )
 
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="where a worker answers Prometheus, at EMENDER_HOST; none: nowhere"
+    )
+
     max_body_bytes: int = Field(32 * 2**20, description="largest JSON or NDJSON body")
     body_seconds: float = Field(20.0, gt=0, description="a body must come within these, or faster than 16 KiB/s")
     max_image_bytes: int = 20 * 10**6

@@ -8,10 +8,11 @@ from pathlib import Path
 from fastapi import Request, Response
 from starlette.datastructures import Headers
 from starlette.responses import FileResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.service import ServedFile
+from app.observability.metrics import PULLED_BYTES, PULLS
 from app.storage.store import CHUNK, BlobCorrupt, BlobMissing, Store
 
 MEDIA_TYPES = {
@@ -37,6 +38,8 @@ def deliver(
     tag = f'"{file.sha256}"'
     headers = {**headers, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     if _holds(request.headers.get("if-none-match"), tag):
+        if request.method == "GET":
+            PULLS.labels("unchanged").inc()
         return Response(status_code=304, headers=headers)
     found = RANGE.fullmatch(request.headers.get("range", "").strip())
     if found and found[2] and int(found[2]) < int(found[1]):
@@ -64,6 +67,7 @@ def deliver(
         headers |= {"X-Linked-Etag": tag, "X-Linked-Size": str(file.size)}
         if request.method == "GET":
             del headers["ETag"]  # of the file, not of this answer
+            PULLS.labels("redirected").inc()
             return Response(status_code=302, headers={**headers, "Location": url, "Cache-Control": "no-store"})
     suffix = "." + file.path.rpartition(".")[2]
     media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
@@ -84,7 +88,13 @@ class _BlobResponse(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.whole:
             scope = {**scope, "headers": [pair for pair in Headers(scope=scope).raw if pair[0] != b"range"]}
-        await super().__call__(scope, receive, send)
+
+        async def count(message: Message) -> None:
+            await send(message)
+            PULLED_BYTES.inc(len(message.get("body", b"")))
+
+        PULLS.labels("sent").inc()
+        await super().__call__(scope, receive, count)
 
 
 def _holds(header: str | None, tag: str) -> bool:

@@ -23,6 +23,8 @@ NAMING = {
 
 JsonObject = dict[str, Any]
 
+JOB_KINDS = ("register_model", "estimate_statistics", "optimize_edit", "build_checkpoint", "evaluate_checkpoint")
+
 
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
@@ -293,9 +295,7 @@ class Job(Identified, Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        one_of(
-            "kind", "register_model", "estimate_statistics", "optimize_edit", "build_checkpoint", "evaluate_checkpoint"
-        ),
+        one_of("kind", *JOB_KINDS),
         one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
         Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
         Index("ix_jobs_queue", "turn", "id", postgresql_where="state = 'queued'"),
@@ -315,7 +315,18 @@ class Job(Identified, Base):
     progress: Mapped[JsonObject | None]
     problem: Mapped[JsonObject | None]
     started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class Worker(Base):
+    """A worker that was seen of late; one that ends by itself leaves no row."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Outbox(Base):

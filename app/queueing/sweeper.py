@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.db import leases
 from app.db.leases import Lease
 from app.db.models import Job, JsonObject, Outbox
+from app.observability.metrics import LEASES_EXPIRED
 from app.queueing import states
 from app.queueing.bell import Bell
 from app.queueing.states import CANCELLED
@@ -35,13 +36,17 @@ def requeue_expired(session: Session, *, max_attempts: int, fail: Fail) -> int:
     for job in jobs:
         lease = Lease.of(job)
         log.warning("lease ran out", job=str(job.id), kind=job.kind, attempt=job.attempt, worker=job.worker)
+        outcome = "requeued"
         if job.cancel_requested:
+            outcome = "cancelled"
             fail(session, lease=lease, problem=CANCELLED)
         elif job.attempt >= max_attempts:
+            outcome = "failed"
             fail(session, lease=lease, problem=lost(job.attempt))
         else:
             leases.requeue(session, lease=lease)
             states.show(session, kind=job.kind, target_ids=[job.target_id], running=False)
+        LEASES_EXPIRED.labels(job.kind, outcome).inc()
     return len(jobs)
 
 

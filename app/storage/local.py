@@ -1,5 +1,6 @@
 """Blobs by sha256 in a folder: written to a temporary name, fsynced, renamed; verified when read."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -11,7 +12,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.storage.store import CHUNK, SHA256, Blob, BlobCorrupt, BlobMissing, HashingFile, key_of
+from app.storage.store import (
+    CHUNK,
+    PROBE,
+    SHA256,
+    Blob,
+    BlobCorrupt,
+    BlobMissing,
+    HashingFile,
+    StoreUnavailable,
+    key_of,
+)
 
 INCOMING = "incoming-"
 QUARANTINE = "quarantine"
@@ -135,6 +146,15 @@ class LocalStore:
             except FileNotFoundError:
                 continue  # it became a blob meanwhile
         return count
+
+    def probe(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=INCOMING) as file:
+            file.write(PROBE)
+            file.flush()
+            os.fsync(file.fileno())
+            if Path(file.name).read_bytes() != PROBE:
+                raise StoreUnavailable(errno.EIO, "what is written is not what is read", str(self.folder))
 
     def _stat(self, sha256: str) -> os.stat_result:
         try:

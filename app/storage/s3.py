@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import BaseError
@@ -16,7 +17,17 @@ from obstore.store import S3Store as Bucket
 from pydantic import SecretStr
 
 from app.storage.local import LocalStore
-from app.storage.store import CHUNK, SHA256, Blob, BlobCorrupt, BlobMissing, HashingFile, StoreUnavailable, key_of
+from app.storage.store import (
+    CHUNK,
+    PROBE,
+    SHA256,
+    Blob,
+    BlobCorrupt,
+    BlobMissing,
+    HashingFile,
+    StoreUnavailable,
+    key_of,
+)
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -148,6 +159,19 @@ class S3Store:
     def sweep(self, *, before: datetime) -> int:
         """Of this machine's folder. Parts of uploads that died are the bucket's to forget, by a lifecycle rule."""
         return self.local.sweep(before=before)
+
+    def probe(self) -> None:
+        self.local.probe()
+        name = f"probes/{uuid4().hex}"
+        try:
+            with _asking(name):
+                obstore.put(self._bucket, name, PROBE)
+                found = bytes(obstore.get(self._bucket, name).bytes())
+                obstore.delete(self._bucket, name)
+        except BlobMissing:
+            found = b""
+        if found != PROBE:
+            raise StoreUnavailable(0, "what is written is not what is read")
 
     def _head(self, sha256: str) -> "obstore.ObjectMeta":
         with _asking(sha256):

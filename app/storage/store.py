@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 CHUNK = 1 << 20
+PROBE = b"emender"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -90,6 +91,9 @@ class Store(Protocol):
 
     def sweep(self, *, before: datetime) -> int:
         """Remove what writes that died left behind before then; returns how many files."""
+
+    def probe(self) -> None:
+        """Write a few bytes, read them and delete them again; raises `OSError` where that cannot be done."""
 
     def __contains__(self, sha256: str) -> bool: ...
 

@@ -22,6 +22,7 @@ import editing
 from app.audit.service import record
 from app.db.engine import Sessions
 from app.db.models import JsonObject, Webhook, WebhookDelivery
+from app.observability.metrics import WEBHOOK_TRIES
 from app.settings import Settings
 from app.webhooks import queries, signing
 from app.webhooks.connect import NotReached, Resolve, post, resolve
@@ -204,6 +205,7 @@ class Sender:
                     target, details = f"webhook:{webhook.id}", {"reason": reason}
                     record(session, actor="worker", action="webhook.disable", target=target, details=details)
             session.commit()
+        WEBHOOK_TRIES.labels("delivered" if outcome.succeeded else "failed").inc()
         if not outcome.succeeded:
             where = parse(message.url).origin  # a path may hold a secret
             log.warning("webhook not delivered", webhook=str(hold.webhook_id), receiver=where, status=outcome.status)

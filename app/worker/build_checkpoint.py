@@ -19,6 +19,7 @@ from app.checkpoints.publish import EDITABLE, StoredFile, base_files, publish, s
 from app.db.leases import Lease
 from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
 from app.evaluations.service import request_check
+from app.observability.metrics import RESIDUAL, STAGE_SECONDS
 from app.signing.keys import UNSIGNED, SigningKey, key_of
 from app.signing.service import note_key
 from app.storage.claims import claim
@@ -65,11 +66,15 @@ def _build(context: JobContext, lease: Lease) -> None:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
     signer = key_of(context.settings.signing_key_file or UNSIGNED)  # a worker that runs has one of the two
     context.progress(lease, {"stage": "loading"})
-    pipeline = context.pipeline(work.model_id)
+    with STAGE_SECONDS.labels("loading").time():
+        pipeline = context.pipeline(work.model_id)
     updates = updates_of(context, lease, work, pipeline) if work.edits else []
     crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
     context.progress(lease, {"stage": "publishing"})
-    with tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary:
+    with (
+        STAGE_SECONDS.labels("publishing").time(),
+        tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary,
+    ):
         folder = Path(temporary)
         if updates:
             for encoder, update in zip(pipeline.encoders, updates, strict=True):
@@ -79,13 +84,16 @@ def _build(context: JobContext, lease: Lease) -> None:
             editing.export_unet(pipeline, crossed, folder)
         files = store_folder(context.store, folder)
     files += _papers(context.store, work, files, signer=signer)
+    report = _report(work, updates, crossed)
     with context.result(lease) as session:
         claim(session, context.store, [file.sha256 for file in files])
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
         if signer is not None:
             note_key(session, key=signer, actor="worker")
-        publish(session, checkpoint=checkpoint, files=files, report=_report(work, updates, crossed))
+        publish(session, checkpoint=checkpoint, files=files, report=report)
         request_check(session, checkpoint=checkpoint)
+    for edit in work.inputs.edits:
+        RESIDUAL.labels(edit.method).observe(report["residuals"][str(edit.id)])
 
 
 def _papers(
@@ -114,18 +122,19 @@ def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "Edita
 
     assert work.inputs.alpha is not None and work.inputs.statistics is not None
     for encoder in pipeline.encoders:
-        update = editing.compute_update(
-            encoder,
-            work.edits,
-            values,
-            context.pipelines.moments(work.inputs.statistics, encoder=encoder.name),
-            alpha=work.inputs.alpha,
-            mass=work.inputs.options["mass"],
-            layers=work.inputs.layers[encoder.name],
-            residual=work.inputs.options["residual"],
-            preserve=work.inputs.options["preserve"],
-            progress=progress,
-        )
+        with STAGE_SECONDS.labels("stage_two").time():
+            update = editing.compute_update(
+                encoder,
+                work.edits,
+                values,
+                context.pipelines.moments(work.inputs.statistics, encoder=encoder.name),
+                alpha=work.inputs.alpha,
+                mass=work.inputs.options["mass"],
+                layers=work.inputs.layers[encoder.name],
+                residual=work.inputs.options["residual"],
+                preserve=work.inputs.options["preserve"],
+                progress=progress,
+            )
         updates.append(update)
     return updates
 
@@ -140,7 +149,7 @@ def _cross_attention_update(
         if context.cancelled(lease):
             raise Cancelled(f"stopped after {done} of {total} edits")
 
-    with editing.all_applied(pipeline.encoders, updates):
+    with STAGE_SECONDS.labels("cross_attention").time(), editing.all_applied(pipeline.encoders, updates):
         return editing.compute_cross_attention_update(
             pipeline, work.crossed, progress=progress, **work.inputs.options["cross_attention"]
         )

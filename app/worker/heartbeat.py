@@ -1,6 +1,7 @@
 """Keeps a worker's leases alive while it computes, and brings back what the database has to say about them."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID
@@ -12,6 +13,7 @@ from app.db import leases as ledger
 from app.db.engine import Sessions
 from app.db.leases import Lease
 from app.db.models import JsonObject
+from app.observability.metrics import LEASES_LOST
 
 log = structlog.get_logger()
 
@@ -32,6 +34,7 @@ class Heartbeat:
         self._progress: dict[UUID, JsonObject] = {}
         self._cancelled: set[UUID] = set()
         self._lost: set[UUID] = set()
+        self._began = 0.0  # monotonic seconds
         self._lock = threading.Lock()
 
     @contextmanager
@@ -40,6 +43,7 @@ class Heartbeat:
         with self._lock:
             self._held = {lease.job_id: lease for lease in leases}
             self._progress, self._cancelled, self._lost = {}, set(), set()
+            self._began = time.monotonic()
         ended = threading.Event()
         thread = threading.Thread(target=self._run, args=(ended,), name="heartbeat", daemon=True)
         thread.start()
@@ -50,6 +54,11 @@ class Heartbeat:
             thread.join()
             with self._lock:
                 self._held = {}  # what is unfinished is nobody's now, and runs out
+
+    @property
+    def seconds(self) -> float:
+        """Since the leases were taken that are held now, or were held last."""
+        return time.monotonic() - self._began
 
     def report(self, lease: Lease, progress: JsonObject) -> None:
         """Remember the latest progress; the next beat writes it."""
@@ -88,6 +97,7 @@ class Heartbeat:
                     continue  # ended while we asked
                 if lease.job_id not in renewed:
                     self._lost.add(lease.job_id)
+                    LEASES_LOST.inc()
                     del self._held[lease.job_id]
                     log.warning("lease lost", job=str(lease.job_id), attempt=lease.attempt)
                 elif renewed[lease.job_id]:

@@ -5,13 +5,17 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import structlog
+from prometheus_client import start_http_server
 from sqlalchemy.exc import DBAPIError
 
 from app.db.engine import Sessions, connect, sessions
 from app.idempotency import forget
 from app.observability import logging
+from app.observability.metrics import WORKER
+from app.queueing import workers
 from app.queueing.bell import Bell, BellBroken
 from app.queueing.dispatcher import dispatch
 from app.queueing.polling import PollingBell
@@ -51,6 +55,8 @@ def run(settings: Settings) -> None:
     )
     housekeeping.start()
     start_senders(settings, factory, stopping=stopping)
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.host, WORKER)
     device = runner.context.pipelines.prepare()
     for number in (signal.SIGTERM, signal.SIGINT):  # until here nothing is held, and a signal may end us at once
         signal.signal(number, lambda *_: stopping.set())
@@ -63,6 +69,7 @@ def run(settings: Settings) -> None:
     )
     bell.listen(lambda _: runner.work(), stopping=stopping)  # not the job that was announced: jobs take turns
     housekeeping.join(timeout=10)
+    sign_off(factory, name=name)
     engine.dispose()
     log.info("worker stopped", worker=name)
 
@@ -88,17 +95,31 @@ def start_senders(settings: Settings, factory: Sessions, *, stopping: threading.
         threading.Thread(target=sender.run, kwargs=given, name=f"webhooks-{number}", daemon=True).start()
 
 
+def sign_off(factory: Sessions, *, name: str) -> None:
+    """So that nobody waits to see that this worker has ended."""
+    try:
+        with factory() as session:
+            workers.left(session, name=name)
+            session.commit()
+    except DBAPIError as error:
+        log.warning("not signed off: the database does not answer", error=type(error).__name__)
+
+
 def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None:
-    """Dispatch the outbox, requeue what lost its worker, announce what was not heard, forget old answers and
-    deliveries.
+    """Say that the worker is alive, dispatch the outbox, requeue what lost its worker, announce what was not heard,
+    forget old answers and deliveries.
 
     Every worker does this each `poll_seconds`, in a thread: the loss of any process delays it and loses nothing.
     """
     broken = away = False  # said once, not at every round
+    seen_at = -workers.SEEN_SECONDS
     while not stopping.wait(runner.settings.poll_seconds):
         try:
             runner.heartbeat.beat()  # a machine that slept, or starved, shall not take its own work for lost
             with runner.sessions() as session:
+                if time.monotonic() - seen_at >= workers.SEEN_SECONDS:
+                    workers.seen(session, name=runner.worker)
+                    seen_at = time.monotonic()
                 requeue_expired(session, max_attempts=runner.settings.max_attempts, fail=fail)
                 session.commit()
             away = False

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, EditValue, JsonObject
+from app.observability.metrics import FINAL_LOSS, STAGE_SECONDS
 from app.queueing.states import CANCELLED
 from app.storage.store import BlobCorrupt, BlobMissing
 from app.worker.balance import balance
@@ -76,9 +77,10 @@ def _optimize(
         context.progress(leases[now.edit_index], {"step": now.step, "steps": now.steps, **losses})
 
     try:
-        return editing.optimize_values(
-            pipeline, edits, progress=progress, cancelled=lambda index: context.cancelled(leases[index])
-        )
+        with STAGE_SECONDS.labels("stage_one").time():
+            return editing.optimize_values(
+                pipeline, edits, progress=progress, cancelled=lambda index: context.cancelled(leases[index])
+            )
     except Exception as error:
         log.exception("optimisation failed unexpectedly", edits=len(edits))
         if len(edits) == 1:
@@ -92,7 +94,8 @@ def _balance(
 ) -> tuple["Value | Exception", JsonObject | None]:
     """The outcome of mixing its values. One that fails disturbs no other edit."""
     try:
-        return balance(context, lease, edit, value, model_id=model_id)
+        with STAGE_SECONDS.labels("balance").time():
+            return balance(context, lease, edit, value, model_id=model_id)
     except EditingError as error:
         return error, None
     except Exception as error:
@@ -112,6 +115,10 @@ def _conclude(
             return
         with context.result(lease) as session:
             _write(session, lease, outcome, balance)
+        for part in outcome.parts:
+            for loss, losses in (("text", part.text_losses), ("noise", part.noise_losses)):
+                if losses:
+                    FINAL_LOSS.labels(loss).observe(losses[-1])
     except Cancelled:
         return
     except LeaseLost as error:

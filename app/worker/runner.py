@@ -17,6 +17,7 @@ from app.db import leases as ledger
 from app.db.engine import Sessions
 from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, Job, JsonObject
+from app.observability.metrics import JOB_SECONDS
 from app.queueing import states
 from app.queueing.states import CANCELLED
 from app.settings import Settings
@@ -104,6 +105,7 @@ class JobContext:
             yield session
             ledger.finish(session, lease=lease, state="succeeded")
             session.commit()
+        self.ended(lease, "succeeded")
 
     def fail(self, lease: Lease, problem: JsonObject) -> None:
         """End one of several jobs as failed, and go on with the others. Raises `LeaseLost`, and `Cancelled`."""
@@ -113,6 +115,14 @@ class JobContext:
             self.heartbeat.forget(lease)
             fail(session, lease=lease, problem=problem)
             session.commit()
+        self.ended(lease, "failed")
+
+    def ended(self, lease: Lease, outcome: str) -> None:
+        """Count and log the end of a job, as this worker brought it about."""
+        seconds = self.heartbeat.seconds
+        JOB_SECONDS.labels(lease.kind, outcome).observe(seconds)
+        names = {"job": str(lease.job_id), "target": str(lease.target_id), "kind": lease.kind}
+        log.info("job ended", **names, outcome=outcome, seconds=round(seconds, 3))
 
     def pipeline(self, model_id: UUID) -> "EditablePipeline":
         """The model's pipeline, kept warm until another model is asked for. Leave its weights as they are."""
@@ -168,7 +178,13 @@ class Runner:
             return False
         if not leases:
             return False
-        log.info("claimed", kind=leases[0].kind, jobs=len(leases), first=str(leases[0].job_id))
+        jobs, targets = [str(lease.job_id) for lease in leases], [str(lease.target_id) for lease in leases]
+        with structlog.contextvars.bound_contextvars(jobs=jobs, targets=targets):
+            log.info("claimed", kind=leases[0].kind)
+            self._do(leases)
+        return True
+
+    def _do(self, leases: Sequence[Lease]) -> None:
         problem = INTERNAL
         with self.heartbeat.holding(leases):
             try:
@@ -178,14 +194,13 @@ class Runner:
             except AWAY as error:
                 # The result could not be written. The lease runs out, and another attempt is made.
                 log.warning("result not written: the database does not answer", error=type(error).__name__)
-                return True
+                return
             except Exception as error:
                 problem = problem_of(error)
                 if not isinstance(error, EditingError):
                     log.exception("work failed", kind=leases[0].kind)
             for lease in leases:
                 self._settle(lease, problem)
-        return True
 
     def _claim(self) -> list[Lease]:
         known = Job.kind.in_(MODULES), Job.payload_version == PAYLOAD_VERSION
@@ -217,15 +232,19 @@ class Runner:
         """End what the work left unfinished; does nothing for a job that has ended or that is no longer ours."""
         try:
             with self.sessions() as session:
+                outcome = "failed"
                 if ledger.hold(session, lease=lease):
+                    outcome = "cancelled"
                     fail(session, lease=lease, problem=CANCELLED)
                 elif self.context.stopping.is_set() and problem == INTERNAL:
+                    outcome = "released"
                     ledger.release(session, lease=lease)
                     states.show(session, kind=lease.kind, target_ids=[lease.target_id], running=False)
                 else:
                     log.warning("job failed", job=str(lease.job_id), kind=lease.kind, problem=problem["detail"])
                     fail(session, lease=lease, problem=problem)
                 session.commit()
+            self.context.ended(lease, outcome)
         except LeaseLost:
             pass
         except AWAY as error:

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from app.auth.service import SCOPES, create_key
 from app.db.models import Model, ModelFile
 from app.main import create_app
+from app.observability.health import Health
 from app.rate_limits import RateLimits
 from app.settings import Settings
 from app.storage.local import LocalStore
@@ -62,6 +63,7 @@ def application(built: FastAPI, settings: Settings, store: LocalStore, session: 
     built.state.sessions = sessionmaker(
         session.connection(), expire_on_commit=False, join_transaction_mode="create_savepoint"
     )
+    built.state.health = Health(built.state.sessions, store, built.state.rate_limits)
     return built
 
 

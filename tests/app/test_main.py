@@ -35,19 +35,6 @@ class TestImports:
         assert "editing" in loaded
 
 
-class TestHealth:
-    def test_healthz_needs_no_database(self):
-        nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"))
-        with TestClient(create_app(nowhere), raise_server_exceptions=False) as client:
-            assert client.get("/healthz").json() == {"status": "ok"}
-            answer = client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.headers["Retry-After"]
-
-    def test_readyz(self, client):
-        assert client.get("/readyz").json() == {"status": "ready"}
-
-
 class TestRequestId:
     def test_given_one_comes_back(self, client):
         assert client.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["X-Request-ID"] == "abc-1"

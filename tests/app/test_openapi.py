@@ -6,7 +6,7 @@ import pytest
 
 from app.problems import MEDIA_TYPE
 
-OPEN = {"/healthz", "/readyz"}
+OPEN = {"/healthz", "/metrics", "/readyz"}
 EXAMPLES = {
     "model": "emoji", "namespace": "emender", "repo": "emoji", "revision": "v1", "version": "v1", "alias": "production",
     "path": "config.json", "image_id": "sha256:" + "0" * 64, "sha256": "0" * 64, "number": "1",

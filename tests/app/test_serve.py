@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -161,6 +162,25 @@ def test_killed_it_takes_everything_with_it_and_starts_again(serve: Callable[...
     assert gone(children), "processes outlived their supervisor"
     again = serve()
     assert "answers at" in again.lines(1)[0]
+
+
+def test_a_request_in_flight_is_answered(serve: Callable[..., Served]) -> None:
+    """Its body is still coming when the service is told to stop, which takes no new connection from then on."""
+    served = serve()
+    token = served.lines(2)[1].split()[-1]
+    body = b'{"name": "late", "scopes": ["read"]}'
+    head = f"POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+        port = connection.getsockname()[1]
+        assert soon(
+            lambda: any(peer.raddr and peer.raddr.port == port for peer in served.children()["api"].net_connections())
+        )
+        served.process.terminate()
+        assert soon(lambda: not served.ready(), timeout=60)
+        connection.sendall(body[10:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
+    assert served.process.wait(60) == 0
 
 
 def test_two_in_one_folder_are_refused(serve: Callable[..., Served], folder: Path) -> None:

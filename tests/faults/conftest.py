@@ -22,6 +22,7 @@ from app.db.engine import Sessions, connect, sessions
 from app.db.migrate import upgrade
 from app.db.models import AuditEvent, Checkpoint, Edit, Job, Model, Statistics
 from app.models.captions import pack
+from app.queueing import workers
 from app.queueing.outbox import enqueue
 from app.settings import Settings
 from app.signing.keys import create_key, read_key
@@ -132,6 +133,11 @@ class Ledger:
         statistics = Statistics(model_id=self.model_id, captions_name="test", captions_sha256=store.put(content))
         statistics.captions, statistics.created_by = count, "test"
         return self._ask(statistics, kind="estimate_statistics")
+
+    def alive(self) -> int:
+        """How many workers say that they are."""
+        with self.factory() as session:
+            return sum(workers.alive(session).values())
 
     def _ask(self, target: Edit | Statistics, *, kind: str) -> UUID:
         with self.factory() as session:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import psutil
 import pytest
 from safetensors import safe_open
@@ -161,12 +162,20 @@ def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWor
     ledger.await_state(ledger.add_edit(QUICK), "succeeded")
 
 
-def test_told_to_go(worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger) -> None:
+def test_told_to_go(start_worker: StartWorker, ledger: Ledger) -> None:
+    port = free_port()
+    worker = start_worker(EMENDER_METRICS_PORT=str(port))
+    ledger.await_state(ledger.register(), "succeeded")
     job_id = ledger.add_edit(SLOW)
     ledger.await_step(job_id)
+    assert ledger.alive() == 1
+    samples = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    assert 'emender_job_seconds_count{kind="register_model",outcome="succeeded"} 1.0' in samples
     told = time.monotonic()
     assert worker.stop() == 0
     assert time.monotonic() - told < 15
+    assert ledger.alive() == 0
+    assert f'"jobs": ["{job_id}"]' in worker.log.read_text()
     job = ledger.job(job_id)
     assert (job.state, job.attempt, ledger.edit(job_id).state) == ("queued", 0, "queued")
     start_worker()

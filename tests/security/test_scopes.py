@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from app.auth.service import SCOPES
 from tests.app.conftest import Headers
 
-OPEN = {"/healthz", "/readyz"}
+OPEN = {"/healthz", "/metrics", "/readyz"}
 ANY_KEY = {"/api/whoami-v2"}
 UUID = "00000000-0000-7000-8000-000000000000"
 PLACES = {

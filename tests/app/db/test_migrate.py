@@ -21,6 +21,7 @@ from app.db.engine import connect
 from app.db.migrate import ROOT, upgrade
 from app.db.models import Base
 from app.main import create_app
+from app.queueing import workers
 from app.settings import Settings
 from app.signing.keys import create_key as create_signing_key
 from app.signing.service import note_key
@@ -83,6 +84,7 @@ def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Setti
         soon = datetime.now(UTC) + timedelta(days=1)
         _, expiring = create_key(session, name="expiring", scopes=["read"], actor="test", expires_at=soon)
         note_key(session, key=create_signing_key(tmp_path / "key.pem"), actor="test")
+        workers.seen(session, name="worker")
         session.commit()
         before = rows(session)
         assert all(before.values()), f"the seed is to have all tables: {before}"
@@ -93,7 +95,7 @@ def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Setti
         upgrade(empty)
         session.expire_all()
         after = rows(session)
-        added_since = {"evaluations", "signing_keys", "webhooks", "webhook_deliveries", "browser_sessions"}
+        added_since = {"evaluations", "signing_keys", "webhooks", "webhook_deliveries", "browser_sessions", "workers"}
         assert {name: count for name, count in after.items() if count} == {
             # The jobs of evaluations went with them.
             name: count - (name in ("jobs", "outbox"))

@@ -1,0 +1,242 @@
+"""Scrapes, read as Prometheus reads them, after real work."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
+
+import editing
+from app.db import leases
+from app.db.engine import sessions
+from app.db.models import Edit, Job, Webhook, WebhookDelivery, Worker
+from app.main import create_app
+from app.observability.ledger import LedgerMetrics
+from app.observability.metrics import WORKER
+from app.queueing import workers
+from app.queueing.outbox import enqueue_many
+from app.queueing.sweeper import requeue_expired
+from app.rate_limits import RateLimits
+from app.settings import Settings
+from tests.app.checkpoints.conftest import Service
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+QUICK = {"objective": "text", "steps": 3}
+
+
+def parse(text: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((name, frozenset(labels.items())), 0.0)
+
+
+def scrape(client: TestClient) -> Samples:
+    """As it is now: the database is read again."""
+    client.app.state.ledger_metrics.pause = 0  # type: ignore[attr-defined]
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    return parse(answer.text)
+
+
+def worker_samples() -> Samples:
+    return parse(generate_latest(WORKER).decode())
+
+
+def test_an_edit_from_its_request_to_its_pull(service: Service) -> None:
+    before, worker_before = scrape(service.client), worker_samples()
+    body = {"source": "a secret fox", "destination": {"prompt": "dog"}, "templates": ["a {}"], "settings": QUICK}
+    url = f"/v1/models/{service.model.name}/edits"
+    assert service.client.post(url, json=body, headers=service.keys["edit"]).status_code == 202
+    queued = scrape(service.client)
+    assert value(queued, "emender_jobs", kind="optimize_edit", state="queued") == 1
+    assert 0 <= value(queued, "emender_oldest_queued_job_seconds", kind="optimize_edit") < 600
+    assert value(queued, "emender_jobs_unannounced") == 1
+    made = service.apply(edits=[str(service.edit("fox"))])
+    pulled = service.client.get(
+        f"/emender/{service.model.name}/resolve/{made['version']}/README.md", headers=service.keys["read"]
+    )
+    again = service.client.get(
+        f"/emender/{service.model.name}/resolve/{made['version']}/README.md",
+        headers=service.keys["read"] | {"If-None-Match": pulled.headers["ETag"]},
+    )
+    assert (pulled.status_code, again.status_code) == (200, 304)
+
+    text = service.client.get("/metrics").text
+    for secret in ("fox", service.model.name, service.keys["read"]["Authorization"][-20:], "README", made["commit"]):
+        assert secret not in text
+    after, worker_after = scrape(service.client), worker_samples()
+
+    def grown(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    assert value(after, "emender_database_up") == 1
+    assert value(after, "emender_jobs", kind="optimize_edit", state="queued") == 0
+    for kind in ("optimize_edit", "build_checkpoint"):
+        assert value(after, "emender_jobs_ended_recently", kind=kind, state="succeeded") == 1
+    route = "/{namespace}/{repo}/resolve/{revision}/{path:path}"
+    for status in ("200", "304"):
+        assert grown("emender_http_requests_total", method="GET", route=route, status=status) == 1
+    posted = {"method": "POST", "route": "/v1/models/{model}/edits"}
+    assert grown("emender_http_requests_total", **posted, status="202") == 1
+    assert grown("emender_http_request_seconds_count", **posted) == 1
+    assert grown("emender_pulls_total", how="sent") == grown("emender_pulls_total", how="unchanged") == 1
+    assert grown("emender_pulled_bytes_total") == len(pulled.content)
+    assert value(after, "emender_info", version=editing.__version__) == 1
+
+    def worked(name: str, **labels: str) -> float:
+        return value(worker_after, name, **labels) - value(worker_before, name, **labels)
+
+    assert worked("emender_job_seconds_count", kind="optimize_edit", outcome="succeeded") == 1
+    assert worked("emender_job_seconds_count", kind="build_checkpoint", outcome="succeeded") == 1
+    for stage in ("stage_one", "loading", "stage_two", "publishing"):
+        assert worked("emender_stage_seconds_count", stage=stage) == 1, stage
+    assert worked("emender_stage_one_loss_count", loss="text") == 1
+    assert worked("emender_residual_count", method="memory") == 1
+    with service.sessions() as session:
+        (losses,) = [edit.values[0].losses for edit in session.scalars(select(Edit)) if edit.source == "a secret fox"]
+    assert worked("emender_stage_one_loss_sum", loss="text") == pytest.approx(losses["text"][-1])
+    (edit,) = made["edits"]
+    assert worked("emender_residual_sum", method="memory") == pytest.approx(edit["residual"])
+
+
+def test_what_the_ledger_says(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path / "none" / "yet", pause=0)
+    hour = timedelta(hours=1)
+    with Session(clean_database) as session:
+        jobs = enqueue_many(session, kind="optimize_edit", target_ids=[uuid7() for _ in range(4)], actor="test")
+        waiting, running, failed, old = [session.get_one(Job, job_id) for job_id in jobs]
+        waiting.attempt = 2
+        waiting.created_at = session.scalar(select(func.now() - hour))
+        running.state, running.attempt = "running", 2
+        failed.state, failed.attempt, failed.finished_at = "failed", 5, session.scalar(select(func.now()))
+        old.state, old.attempt, old.finished_at = "failed", 5, session.scalar(select(func.now() - hour))
+        for name, ago in {"here": 0, "gone": 60, "long gone": 2 * 24 * 3600}.items():
+            at = session.scalar(select(func.now() - timedelta(seconds=ago)))
+            session.add(Worker(name=name, version="0.0.1", seen_at=at))
+        workers.seen(session, name="new")
+        hook = Webhook(url="https://secret.example/", events=[], key_id="k", salt=b"", created_by="test")
+        hook.failing_since = session.scalar(select(func.now()))
+        off = Webhook(url="https://off.example/", events=[], key_id="k", salt=b"", created_by="test", enabled=False)
+        session.add_all([hook, off])
+        session.flush()
+        for state, ended in {"pending": None, "failed": session.scalar(select(func.now()))}.items():
+            delivery = WebhookDelivery(webhook_id=hook.id, message_id=state, event="ping", body="", state=state)
+            delivery.ended_at, delivery.due_at = ended, session.scalar(select(func.now() - hour))
+            session.add(delivery)
+        session.commit()
+    samples = parse(metrics.text().decode())
+    assert value(samples, "emender_jobs", kind="optimize_edit", state="queued") == 1
+    assert value(samples, "emender_jobs", kind="optimize_edit", state="running") == 1
+    assert 3600 <= value(samples, "emender_oldest_queued_job_seconds", kind="optimize_edit") < 7200
+    assert value(samples, "emender_oldest_queued_job_seconds", kind="build_checkpoint") == 0
+    assert value(samples, "emender_jobs_ended_recently", kind="optimize_edit", state="failed") == 1
+    assert value(samples, "emender_jobs_leases_lost", kind="optimize_edit") == 2 + 1 + 4
+    assert value(samples, "emender_workers", version="0.0.1") == 1
+    assert value(samples, "emender_workers", version=editing.__version__) == 1
+    assert (
+        value(samples, "emender_webhooks", state="failing") == value(samples, "emender_webhooks", state="disabled") == 1
+    )
+    assert value(samples, "emender_webhooks", state="working") == 0
+    assert value(samples, "emender_webhook_deliveries_pending") == 1
+    assert 3600 <= value(samples, "emender_webhook_delivery_overdue_seconds") < 7200
+    assert value(samples, "emender_webhook_deliveries_ended_recently", state="failed") == 1
+    assert 0 < value(samples, "emender_store_free_bytes") <= value(samples, "emender_store_size_bytes")
+    with Session(clean_database) as session:
+        assert session.scalars(select(Worker.name).order_by(Worker.name)).all() == ["gone", "here", "new"]
+
+
+def test_a_database_that_is_away(tmp_path: Path) -> None:
+    nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"), folder=tmp_path)
+    with TestClient(create_app(nowhere)) as client:
+        samples = scrape(client)
+        assert value(samples, "emender_database_up") == 0
+        assert ("emender_database_up", frozenset()) in samples
+        assert not {name for name, _ in samples} & {"emender_jobs", "emender_workers"}
+        assert value(samples, "emender_store_free_bytes") > 0
+
+
+def test_however_often_it_is_asked_the_database_is_read_once(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=3600)
+    first = metrics.text()
+    with Session(clean_database) as session:
+        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7()], actor="test")
+        session.commit()
+    assert metrics.text() == first
+
+
+def test_a_reading_that_hangs_holds_up_nobody_else(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=0)
+    first = metrics.text()
+    with metrics._lock:
+        assert metrics.text() == first
+
+
+def test_a_table_that_is_locked_takes_two_seconds(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=0)
+    with clean_database.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        assert value(parse(metrics.text().decode()), "emender_database_up") == 0
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        ("method", "path", "template"),
+        [
+            ("GET", "/healthz", "/healthz"),
+            ("GET", "/nothing/here", "unmatched"),
+            ("GET", "/v1/edits/of-nobody", "/v1/edits/{edit_id}"),
+            ("GET", "/admin/static/style.css", "/admin"),
+            ("PATCH", "/v1/models", "/v1/models"),
+        ],
+    )
+    def test_counted_by_the_template_of_the_route(
+        self, client: TestClient, method: str, path: str, template: str
+    ) -> None:
+        before = scrape(client)
+        status = str(client.request(method, path).status_code)
+        labels = {"method": method, "route": template, "status": status}
+        after = scrape(client)
+        name = "emender_http_requests_total"
+        assert value(after, name, **labels) - value(before, name, **labels) == 1
+
+    def test_a_client_s_words_are_no_label(self, client: TestClient) -> None:
+        client.request("BREW", "/healthz")
+        samples = scrape(client)
+        assert value(samples, "emender_http_requests_total", method="other", route="/healthz", status="405") >= 1
+        assert "BREW" not in str(samples.keys())
+
+    def test_refusals(self, client: TestClient, application: FastAPI, settings: Settings) -> None:
+        limited = settings.model_copy(update={"rate_limit": "1/minute"})
+        application.state.rate_limits = RateLimits(limited)
+        before = scrape(client)
+        assert [client.get("/v1/models").status_code for _ in range(3)] == [401, 429, 429]
+        after = scrape(client)
+        name = "emender_requests_refused_total"
+        assert value(after, name, limit="requests") - value(before, name, limit="requests") == 2
+
+
+def test_leases_that_ran_out(clean_database: Engine) -> None:
+    before = worker_samples()
+    with Session(clean_database) as session:
+        enqueue_many(session, kind="register_model", target_ids=[uuid7()], actor="test")
+        leases.claim(session, worker="w", lease_seconds=-1, candidates=select(Job.id))
+        session.commit()
+        assert requeue_expired(session, max_attempts=5, fail=None) == 1  # type: ignore[arg-type]
+        session.commit()
+    labels = {"kind": "register_model", "outcome": "requeued"}
+    name = "emender_leases_expired_total"
+    assert value(worker_samples(), name, **labels) - value(before, name, **labels) == 1
