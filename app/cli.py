@@ -119,6 +119,25 @@ def migrate(
     typer.echo("The schema is up to date.")
 
 
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """Check settings, database, store, keys, workers and this machine, and say what to do. The exit code is 1 where
+    something fails."""
+    from app.doctor import examine
+
+    findings = []
+    for finding in examine(get_settings()):
+        findings.append(finding)
+        if not json:
+            typer.echo(f"{finding.state:8} {finding.check}: {finding.detail}")
+            if finding.state != "ok" and finding.next_step is not None:
+                typer.echo(f"{'':8} → {finding.next_step}")
+    if json:
+        typer.echo(dumps([vars(finding) for finding in findings], indent=1))
+    if any(finding.state == "failure" for finding in findings):
+        raise typer.Exit(1)
+
+
 @keys.command("create")
 def create_key(
     key_name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],

@@ -33,6 +33,16 @@ RECONNECT_SECONDS = 3.0
 WORKER_SECONDS = 15  # after which RQ takes a silent listener for gone; its socket times out a little earlier
 
 
+def ping(url: str) -> str | None:
+    """None where Redis answers; else what is wrong, without the URL."""
+    try:
+        with Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=2.0, socket_timeout=2.0) as redis:
+            redis.ping()
+    except (RedisError, ValueError) as error:
+        return type(error).__name__
+    return None
+
+
 class RedisBell:
     """Rings through a Redis list. While Redis is away its listeners poll the ledger."""
 
