@@ -10,8 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.engine import Sessions
 from app.db.migrate import SchemaBehind, check
-from app.problems import FieldError, Unavailable
+from app.problems import Unavailable
 from app.rate_limits import RateLimits
+from app.schemas import FieldError
 from app.storage.store import Store
 
 PAUSE_SECONDS = 5.0
