@@ -18,6 +18,7 @@ LARGE = (
     r"/v1/models/[^/]+/statistics",  # captions
     r"/v1/models/[^/]+/apply",  # 20,000 ids
     r"/v1/images",
+    r"/admin/models/[^/]+/edits",  # with reference images
 )
 RATE = 16 * 1024
 """Bytes a second that a body must come in at least, once `patience` is over."""

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -141,6 +141,13 @@ def pointer(location: Sequence[str | int]) -> str:
     return parts[-1] if parts else ""
 
 
+def rejected(found: Iterable[tuple[Sequence[str | int], str]]) -> Unprocessable:
+    """What pydantic found, each a location as FastAPI writes it and a message."""
+    errors = [FieldError(pointer=pointer(at), detail=said.removeprefix("Value error, ")) for at, said in found]
+    what = "; ".join(f"{error.pointer or 'body'}: {error.detail}" for error in errors[:3])
+    return Unprocessable(f"The request was rejected: {what}.", errors=errors)
+
+
 FRAMEWORK_TITLES = {problem.status: problem.title for problem in (NotFound, ContentTooLarge, MalformedBody)}
 FRAMEWORK_DETAILS = {
     HTTPStatus.NOT_FOUND: "There is nothing at this path; /docs lists what there is.",
@@ -189,11 +196,7 @@ def install(app: FastAPI, *, respond: Callable[[Request, Problem], Response] = r
         for e in error.errors():
             if e["type"] == "json_invalid":
                 return respond(request, MalformedBody(f"The body is not JSON: {e['ctx']['error']}."))
-        errors = [
-            FieldError(pointer=pointer(e["loc"]), detail=e["msg"].removeprefix("Value error, ")) for e in error.errors()
-        ]
-        what = "; ".join(f"{e.pointer or 'body'}: {e.detail}" for e in errors[:3])
-        return respond(request, Unprocessable(f"The request was rejected: {what}.", errors=errors))
+        return respond(request, rejected([(e["loc"], e["msg"]) for e in error.errors()]))
 
     def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -30,9 +30,13 @@ class Principal:
     def of(cls, key: ApiKeyOut) -> "Principal":
         return cls(actor=f"key:{key.prefix}", name=key.name, scopes=frozenset(key.scopes))
 
+    def may(self, scope: Scope) -> bool:
+        """Whether the key has `scope`; `admin` includes the others."""
+        return scope in self.scopes or "admin" in self.scopes
+
     def require(self, scope: Scope) -> None:
-        """Raise `Forbidden` without `scope`; `admin` includes the others."""
-        if scope not in self.scopes and "admin" not in self.scopes:
+        """Raise `Forbidden` without `scope`."""
+        if not self.may(scope):
             raise Forbidden(f"This call needs the scope {scope!r}; the key has {', '.join(sorted(self.scopes))}.")
 
 

@@ -90,6 +90,13 @@ def list_keys(session: Session, *, page: PageRequest[UUID]) -> Page[ApiKeyOut]:
     return page.page(rows, [ApiKeyOut.model_validate(row) for row in rows], [row.id for row in rows])
 
 
+def get_key(session: Session, *, key_id: UUID) -> ApiKeyOut:
+    key = session.get(ApiKey, key_id)
+    if key is None:
+        raise ApiKeyNotFound(key_id)
+    return ApiKeyOut.model_validate(key)
+
+
 def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
     """From now on the key is refused. Its row stays, since the audit log names it; revoking twice changes nothing."""
     key = session.get(ApiKey, key_id, with_for_update=True)

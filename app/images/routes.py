@@ -1,8 +1,7 @@
 """Upload and read reference images."""
 
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, File, Path, Request, Response, UploadFile
 from starlette.concurrency import run_in_threadpool
 
@@ -10,11 +9,10 @@ from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.dependencies import SessionDep, SettingsDep, StoreDep
 from app.images import service
 from app.images.errors import ImageNotFound
-from app.images.reencode import Picture, reencode
 from app.images.schemas import ImageOut
+from app.images.uploads import read_picture
 from app.problems import ContentTooLarge, InsufficientStorage, UnsupportedMedia, documented
 from app.routing import Route
-from app.settings import Settings
 
 router = APIRouter(prefix="/images", tags=["images"], route_class=Route)
 
@@ -32,18 +30,10 @@ async def add_image(
     response: Response,
 ) -> ImageOut:
     """Upload a reference image. It is kept as a PNG without metadata; the same image gives the same id."""
-    # A large image takes seconds and 300 MB: few at once, and those that wait hold no thread.
-    picture = await to_thread.run_sync(_read, file.file, settings, limiter=request.app.state.decoders)
+    picture = await read_picture(file.file, settings=settings, decoders=request.app.state.decoders)
     image = await run_in_threadpool(service.add_image, session, picture=picture, store=store, actor=principal.actor)
     response.headers["Location"] = f"/v1/images/{image.id}"
     return image
-
-
-def _read(file: BinaryIO, settings: Settings) -> Picture:
-    content = file.read(settings.max_image_bytes + 1)
-    if len(content) > settings.max_image_bytes:
-        raise ContentTooLarge(f"An image may have at most {settings.max_image_bytes} bytes.")
-    return reencode(content, max_pixels=settings.max_image_pixels)
 
 
 @router.get("/{image_id}", responses=documented(ImageNotFound))

@@ -4,9 +4,10 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Form, Request, Response
+from fastapi.routing import APIRoute
 
 from app.auth import browser_sessions
 from app.auth.dependencies import Principal
@@ -39,6 +40,12 @@ def requires(scope: Scope) -> Callable[[Principal], Principal]:
     return check
 
 
+Reader = Annotated[Principal, Depends(requires("read"))]
+Editor = Annotated[Principal, Depends(requires("edit"))]
+Applier = Annotated[Principal, Depends(requires("apply"))]
+Admin = Annotated[Principal, Depends(requires("admin"))]
+
+
 def set_cookie(request: Request, response: Response, token: str) -> None:
     response.set_cookie(
         COOKIE,
@@ -57,10 +64,19 @@ def form_token(token: str) -> str:
 
 
 def check_form(request: Request, given: Annotated[str, Form(alias="form_token")] = "") -> None:
-    """A dependency of every POST. Raises `Forbidden` for a form that is none of ours, or of another session."""
+    """Raises `Forbidden` for a form that is none of ours, or of another session."""
     token = request.cookies.get(COOKIE)
     if token is None or not hmac.compare_digest(form_token(token).encode(), given.encode(errors="replace")):
         raise Forbidden("This form is not of your present session; go back, load its page again and send it again.")
+
+
+class PageRoute(APIRoute):
+    """Every POST is a form of ours: `APIRouter(route_class=PageRoute)`."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if "POST" in (options.get("methods") or ()):
+            options["dependencies"] = [Depends(check_form), *(options.get("dependencies") or ())]
+        super().__init__(path, endpoint, **options)
 
 
 def visitor(request: Request) -> str:

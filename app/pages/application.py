@@ -8,7 +8,7 @@ from starlette.staticfiles import StaticFiles
 from app import problems
 from app.pages.forms import FilledFields
 from app.pages.rendering import respond
-from app.pages.routes import router
+from app.pages.routes import ROUTERS
 
 PATH = "/admin"
 
@@ -20,5 +20,6 @@ def mount(app: FastAPI) -> None:
     problems.install(pages, respond=respond)
     pages.add_middleware(FilledFields)
     pages.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
-    pages.include_router(router)
+    for router in ROUTERS:
+        pages.include_router(router)
     app.mount(PATH, pages)

@@ -62,12 +62,13 @@ class Queue:
     queued: int
     running: int
     oldest_queued_at: datetime | None
+    at_work: Sequence[Job]
     workers: Sequence[Worker]
     failed: Sequence[Job]
 
 
-def queue(session: Session, *, failures: int) -> Queue:
-    """The queue as it is; of the failed jobs the newest, so many at most."""
+def queue(session: Session, *, listed: int) -> Queue:
+    """The queue as it is; of the jobs at work the oldest, and of the failed the newest, so many at most."""
     waiting = select(Job.state, func.count(), func.min(Job.created_at)).where(Job.state.in_(("queued", "running")))
     counts = {state: (count, oldest) for state, count, oldest in session.execute(waiting.group_by(Job.state))}
     newest = select(Job.id).order_by(Job.id.desc()).limit(RECENT)
@@ -80,11 +81,13 @@ def queue(session: Session, *, failures: int) -> Queue:
         .group_by(Job.worker)
         .order_by(seen_at.desc(), Job.worker)
     )
-    failed = select(Job).where(Job.id.in_(newest), Job.state == "failed").order_by(Job.id.desc()).limit(failures)
+    at_work = select(Job).where(Job.state == "running").order_by(Job.id).limit(listed)
+    failed = select(Job).where(Job.id.in_(newest), Job.state == "failed").order_by(Job.id.desc()).limit(listed)
     return Queue(
         queued=counts.get("queued", (0, None))[0],
         running=counts.get("running", (0, None))[0],
         oldest_queued_at=counts.get("queued", (0, None))[1],
+        at_work=session.scalars(at_work).all(),
         workers=[Worker(name or "", count, seen) for name, count, seen in session.execute(of_workers)],
         failed=session.scalars(failed).all(),
     )

@@ -1,15 +1,20 @@
 """What each page shows."""
 
+import csv
+import io
+import json
 import re
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 
 import pytest
 from sqlalchemy import select, update
 
 from app.checkpoints.publish import StoredFile
-from app.db.models import Alias, Edit, EditValue, Evaluation, Job
+from app.db.models import Alias, Edit, EditValue, Evaluation, Job, Statistics
 from tests.app.checkpoints.conftest import add_edit, add_version, statistics
 from tests.app.edits.test_routes import EDIT
+from tests.app.pages.conftest import Browser
 
 __all__ = ["add_edit", "statistics"]
 
@@ -30,7 +35,7 @@ def loaded(browser, url, status=200):
     answer = browser.get(url)
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert "<script" not in answer.text
+    assert not re.search(r"<script(?! src=\"/admin/static/)", answer.text)
     assert "<img src=x" not in answer.text
     return answer.text
 
@@ -173,7 +178,7 @@ class TestEdit:
 
 
 @pytest.fixture
-def version(add_edit, model, statistics, session, store):
+def version(client, keys, add_edit, model, statistics, session, store):
     """v1, published with a warning, a preview and an alias."""
     edit = add_edit(HOSTILE)
     file = StoredFile("text_encoder/model.safetensors", store.put(b"weights"), 7)
@@ -185,7 +190,6 @@ def version(add_edit, model, statistics, session, store):
     }
     picture = b"\x89PNG\r\n\x1a\n not really"
     files = [{"name": name, "sha256": store.put(picture), "size": len(picture)} for name in ("grid.png", "report.json")]
-    session.add(Alias(model_id=model.id, name="production", checkpoint_id=made.id))
     session.add(
         Evaluation(
             checkpoint_id=made.id,
@@ -198,6 +202,7 @@ def version(add_edit, model, statistics, session, store):
         )
     )
     session.commit()
+    client.put("/v1/models/emoji/aliases/production", headers=keys["apply"], json={"version": "v1"})
     return made
 
 
@@ -290,3 +295,76 @@ class TestAudit:
         older = loaded(admin, f"/admin/audit{following}")
         assert len(rows(page)) == 50 and len(rows(older)) == 10
         assert not set(rows(page)) & set(rows(older))
+
+    def test_export(self, admin, create):
+        edit = create(reason=HOSTILE)
+        create()
+        page = loaded(admin, f"/admin/audit?edit={edit}&until=")
+        exports = [url.replace("&amp;", "&") for url in re.findall(r'href="(/admin/audit/export[^"]+)"', page)]
+        lines, table = [admin.get(url) for url in exports]
+        assert [json.loads(line)["reason"] for line in lines.text.splitlines()] == [HOSTILE]
+        assert lines.headers["Content-Type"] == "application/x-ndjson"
+        assert table.headers["Content-Disposition"] == 'attachment; filename="audit.csv"'
+        assert len(list(csv.DictReader(io.StringIO(table.text)))) == 1
+
+
+class TestModel:
+    def test_its_statistics_and_an_estimate_of_new_ones(self, admin, reader, model, statistics, session):
+        page = loaded(reader, "/admin/models/emoji")
+        assert "c" * 64 in page and "text_encoder: 4 layers" in page
+        assert "Estimate" not in page
+        url = "/admin/models/emoji/statistics"
+        refused = admin.submit("/admin/models/emoji", url, **{"/captions": HOSTILE, "/samples": "5"})
+        assert refused.status_code == 422 and "&lt;script&gt;" in refused.text
+        session.add(Statistics(model_id=model.id, state="estimating", captions_name="more", created_by="test"))
+        session.commit()
+        assert "hx-get" in loaded(reader, "/admin/models/emoji")
+        under_way = admin.submit("/admin/models/emoji", url, **{"/captions": "captions"})
+        assert under_way.status_code == 409
+
+
+class Markup(HTMLParser):
+    """The links of a page, without their queries, and what no page of ours has."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.strange = set(), []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        ours = all(
+            (given.get(name) or "/admin/").startswith(("/admin/", "#", "?")) for name in ("src", "href", "action")
+        )
+        if not ours or any(name.startswith("on") for name in given) or tag == "script" and "defer" not in given:
+            self.strange.append((tag, attributes))
+        if tag == "a" and given["href"].startswith("/admin/"):
+            self.links.add(given["href"].partition("?")[0].partition("#")[0])
+
+
+def test_no_string_of_a_client_is_markup_on_any_page(
+    admin, client, keys, application, model, statistics, version, session
+):
+    """Every page that links lead to from the overview."""
+    model.license = {"id": "other", "name": HOSTILE, "link": f"javascript:{HOSTILE}"}
+    session.execute(update(Edit).values(reason=HOSTILE, labels={HOSTILE: HOSTILE}, destination={"prompt": HOSTILE}))
+    version.notes = HOSTILE
+    version.options = version.options | {"preserve": [HOSTILE]}
+    created = client.post("/v1/keys", headers=keys["admin"], json={"name": HOSTILE, "scopes": ["admin"]}).json()
+    browser = Browser(application, raise_server_exceptions=False)
+    browser.sign_in({"Authorization": f"Bearer {created['token']}"})
+    client.post("/v1/models/emoji/edits", headers=keys["edit"], json=EDIT | {"source": HOSTILE, "reason": HOSTILE})
+    problem = {"title": HOSTILE, "detail": HOSTILE, "errors": []}
+    session.execute(update(Job).values(state="failed", problem=problem, finished_at=datetime.now(UTC)))
+    session.commit()
+    seen, waiting = set(), ["/admin/"]
+    while waiting:
+        url = waiting.pop()
+        seen.add(url)
+        answer = browser.get(url)
+        assert answer.status_code in (200, 500 if "difference" in url else 200), url
+        if answer.headers["Content-Type"].startswith("text/html"):
+            read = Markup()
+            read.feed(answer.text)
+            assert read.strange == [], url
+            waiting += [link for link in read.links if link not in seen | set(waiting)]
+    assert len(seen) > 15, seen
