@@ -20,6 +20,7 @@ from app.pages.access import Admin, Applier, PageRoute, Reader
 from app.pages.forms import Filled, FormDep, Reading, asked, attempt, document, items, lines, word
 from app.pages.rendering import NOTHING, page, see
 from app.problems import Problem
+from app.schemas import ENDED
 
 router = APIRouter(route_class=PageRoute)
 
@@ -62,7 +63,7 @@ def show_checkpoint(
     return page(
         request,
         "checkpoint.html",
-        live=found.state == "building",
+        live=found.state not in ENDED,
         model=model,
         checkpoint=found,
         drawn=drawn.items,
@@ -183,7 +184,7 @@ def _evaluation_page(
     request: Request, session: SessionDep, model: str, revision: str, evaluation_id: UUID, *, form: Filled = NOTHING
 ) -> Response:
     found = evaluations.read_evaluation(session, model_name=model, version=revision, evaluation_id=evaluation_id)
-    under_way = found.state in ("queued", "running")
+    under_way = found.state not in ENDED
     return page(
         request,
         "evaluation.html",

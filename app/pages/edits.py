@@ -17,7 +17,6 @@ from app.checkpoints.routes import ModelName
 from app.checkpoints.service import find_model
 from app.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.edits import service
-from app.edits.events import ENDED
 from app.edits.schemas import DEFAULTS, EditCreate, EditOut, EditState
 from app.images import service as images
 from app.images.routes import ImageId
@@ -27,6 +26,7 @@ from app.pages.forms import Filled, FormDep, Reading, asked, attempt, checked, d
 from app.pages.plots import curve
 from app.pages.rendering import NOTHING, page, see
 from app.problems import Problem, Unprocessable
+from app.schemas import ENDED
 from app.text import Text
 from editing.concepts import DEFAULT_TEMPLATES
 

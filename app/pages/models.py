@@ -11,6 +11,7 @@ from app.pages.access import Admin, PageRoute, Reader
 from app.pages.forms import Filled, FormDep, asked, attempt, document, word
 from app.pages.rendering import NOTHING, page, see
 from app.problems import Problem
+from app.schemas import ENDED
 
 router = APIRouter(route_class=PageRoute)
 
@@ -54,7 +55,7 @@ def _model_page(
 ) -> Response:
     found = service.get_model(session, name=model)
     estimates = service.list_statistics(session, name=model, page=listed)
-    under_way = found.state == "registering" or any(s.state in ("queued", "estimating") for s in estimates.items)
+    under_way = not {found.state, *(one.state for one in estimates.items)} <= ENDED
     return page(
         request,
         "base_model.html",
