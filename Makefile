@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test browser clients faults soak security properties serve check install train clean
+.PHONY: demo test browser docs reference clients faults soak security properties serve check install train clean
 
 demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
 	$(BIN)/emender demo --out out/demo
@@ -15,6 +15,14 @@ test: install  ## all tests, against a real Postgres; two files at a time, since
 browser: install  ## the pages in the Chromium on the PATH; screenshots in out/browser
 	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
 	$(BIN)/pytest -m browser tests/browser
+
+docs: install  ## the documentation's site in out/docs; a warning fails
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_COLOR=1 $(BIN)/zensical build --clean --strict
+	$(BIN)/python -m tests.docs.pages
+
+reference: install  ## docs/reference/: the pages of the API and the settings, out of the code
+	$(BIN)/python -m handbook.reference
 
 clients: install  ## real clients in environments of their own; writes docs/clients.md
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md

@@ -45,13 +45,13 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = Field(None, description="https://…, of a bucket that is not Amazon's")
     s3_region: str | None = Field(None, description="default: AWS_REGION, else us-east-1")
     s3_access_key_id: SecretStr | None = Field(None, description="default: as AWS's tools find their credentials")
-    s3_secret_access_key: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = Field(None, description="that of the access key")
     signed_urls: bool = Field(True, description="large files come from the bucket; false: clients cannot reach it")
     signed_from_bytes: int = Field(2**20, ge=0, description="smaller files are always sent by the service itself")
     store_cache_bytes: int = Field(50 * 2**30, ge=0, description="what is kept in <folder>/store of a bucket's blobs")
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = Field("127.0.0.1", description="the address that the API listens at")
+    port: int = Field(8000, description="and its port")
     url: str | None = Field(None, description="where the commands find the service; default: host and port")
     api_key: SecretStr | None = Field(None, description="the commands' key; default: that in <folder>/admin-key")
     namespace: Name = Field("emender", description="the hub namespace of models registered without one")
@@ -83,8 +83,8 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(32 * 2**20, description="largest JSON or NDJSON body")
     body_seconds: float = Field(20.0, gt=0, description="a body must come within these, or faster than 16 KiB/s")
-    max_image_bytes: int = 20 * 10**6
-    max_image_pixels: int = 40 * 10**6
+    max_image_bytes: int = Field(20 * 10**6, description="largest file of a reference image")
+    max_image_pixels: int = Field(40 * 10**6, description="largest width times height of one, asked before decoding")
 
     rate_limit: Rate = Field("12000/minute", description="requests of one key, or of one address without a valid key")
     wrong_key_limit: Rate = Field("30/minute", description="requests of one address with wrong keys")

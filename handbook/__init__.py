@@ -1,0 +1,1 @@
+"""What of `docs/` is generated: reference pages out of the code, pictures out of our own runs."""
