@@ -92,7 +92,7 @@ def blocks(page: Path) -> list[Block]:
 
 def recorded(page: Path) -> Iterator[str]:
     """The indented commands of a page: how its figures were measured."""
-    yield from RECORDED.findall(page.read_text(encoding="utf-8"))
+    yield from RECORDED.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
 
 
 def parse(block: Block) -> str | None:
