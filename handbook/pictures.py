@@ -3,6 +3,7 @@
 from pathlib import Path
 from textwrap import fill
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import editing
@@ -42,7 +43,8 @@ def _searches(losses: dict[str, tuple[float, ...]]) -> None:
         axes.plot(found, label=f"{source} → {WISHES[source]}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(FOLDER / "search.svg", metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "emender"}):  # text as text, the same bytes each time
+        figure.savefig(FOLDER / "search.svg", metadata={"Date": None})
 
 
 def _intensities(columns: dict[str, list[object]]) -> None:
