@@ -110,7 +110,7 @@ def parse(block: Block) -> str | None:
                 json.loads(block.text)
             case "yaml":
                 list(yaml.safe_load_all(block.text))
-            case "csv" | "text" | "http" | "ini" | "toml":
+            case "csv" | "text" | "http" | "ini" | "toml" | "promql" | "console":  # console: a synopsis
                 pass
             case language:
                 return f"nothing is known of the language {language!r}"
