@@ -1,9 +1,9 @@
 """Caps on request bodies, before anything reads them: how large one may be, and how long it may take to arrive."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 
-import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -51,7 +51,7 @@ class BodyLimit:
         if declared.isdecimal() and int(declared) > most:
             response = respond(Request(scope), ContentTooLarge(detail, headers=CLOSE))
             return await response(scope, receive, send)
-        received, more, deadline = 0, True, anyio.current_time() + self.patience
+        received, more, deadline = 0, True, asyncio.get_running_loop().time() + self.patience
 
         async def counted() -> Message:
             nonlocal received, more
@@ -59,7 +59,7 @@ class BodyLimit:
                 return await receive()  # that the client has gone
             # Errors are HTTPExceptions, since FastAPI lets no other out of the reading of a body.
             try:
-                with anyio.fail_after(max(0.0, deadline + received / self.rate - anyio.current_time())):
+                async with asyncio.timeout_at(deadline + received / self.rate):
                     message = await receive()
             except TimeoutError:
                 slow = f"The body came too slowly: send it within {self.patience:g} s, or faster than {self.rate} B/s."

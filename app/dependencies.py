@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar, TypeVarTuple
 from uuid import UUID
@@ -30,26 +30,57 @@ connection between two turns in the thread pool; were there more of them than co
 connections, and those who hold them for a thread. The others wait for their turn, and hold neither."""
 
 
-async def get_session(request: Request) -> AsyncIterator[Session]:
-    """One transaction a request: committed here, at its edge, before the answer is sent; rolled back on any error.
+class Transaction:
+    """The request's one transaction, begun once something asks for its session: what needs none waits for none.
 
-    Its `info` is what audit events say of the request. A request has one of `TRANSACTIONS` from here on: what waits for
-    the client, such as its body, comes before.
+    Its route ends it (`app.routing`). The session's `info` is what audit events say of the request.
     """
-    transactions: anyio.CapacityLimiter = request.app.state.transactions
-    origin = {"request_id": request.state.request_id, "address": request.client.host if request.client else None}
-    session: Session = request.app.state.sessions(info=origin)
-    await transactions.acquire_on_behalf_of(session)
-    try:
-        yield session
-        await run_in_threadpool(session.commit)
-    finally:
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._limiter: anyio.CapacityLimiter = request.app.state.transactions
+        self._session: Session | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._session is not None
+
+    async def session(self) -> Session:
+        """A request has one of `TRANSACTIONS` from here on: what waits for its client, as for a body, comes before."""
+        if self._session is None:
+            session: Session = self._request.app.state.sessions(info=origin_of(self._request))
+            await self._limiter.acquire_on_behalf_of(session)
+            self._session = session
+        return self._session
+
+    async def commit(self) -> None:
+        if self._session is not None:
+            await run_in_threadpool(self._session.commit)
+
+    async def close(self) -> None:
+        """Roll back what was not committed."""
+        if self._session is None:
+            return
         try:
-            if session.in_transaction():  # it was not committed
+            if self._session.in_transaction():
                 with anyio.CancelScope(shield=True):
-                    await run_in_threadpool(session.close)
+                    await run_in_threadpool(self._session.close)
         finally:
-            transactions.release_on_behalf_of(session)
+            self._limiter.release_on_behalf_of(self._session)
+
+
+def transaction_of(request: Request) -> Transaction:
+    transaction: Transaction = request.state.transaction
+    return transaction
+
+
+async def get_session(request: Request) -> Session:
+    return await transaction_of(request).session()
+
+
+def origin_of(request: Request) -> dict[str, str | None]:
+    """What audit events say of the request that did it."""
+    return {"request_id": request.state.request_id, "address": request.client.host if request.client else None}
 
 
 async def get_sessions(request: Request) -> Sessions:
@@ -68,7 +99,7 @@ async def get_store(request: Request) -> Store:
     return store
 
 
-SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+SessionDep = Annotated[Session, Depends(get_session)]
 SessionsDep = Annotated[Sessions, Depends(get_sessions)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 StoreDep = Annotated[Store, Depends(get_store)]

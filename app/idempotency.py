@@ -12,16 +12,16 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import anyio
-from fastapi import Depends, Header, Request, Response
+from fastapi import Header, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from app.auth.dependencies import Principal, authenticate
+from app.auth.dependencies import authenticate
 from app.db.models import IdempotencyKey
-from app.dependencies import SessionDep
+from app.dependencies import transaction_of
 from app.problems import Conflict, Unprocessable
 
 HEADER = "Idempotency-Key"
@@ -50,10 +50,8 @@ class Claim:
 async def fingerprint(request: Request) -> bytes:
     """sha256 of what the request asks for. A form counts by its fields, since each try has another boundary.
 
-    Empty for a request without a key. The body is read here, before the request has its transaction.
+    The body is read here, before the request has its transaction.
     """
-    if HEADER not in request.headers:
-        return b""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     digest = hashlib.sha256()
     for part in (request.method, request.url.path, request.url.query, kind):
@@ -76,9 +74,6 @@ async def fingerprint(request: Request) -> bytes:
 
 async def claim(
     request: Request,
-    principal: Annotated[Principal, Depends(authenticate)],
-    request_sha256: Annotated[bytes, Depends(fingerprint)],
-    session: SessionDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -94,6 +89,9 @@ async def claim(
     if idempotency_key is None:
         return
     transactions: anyio.CapacityLimiter = request.app.state.transactions
+    request_sha256 = await fingerprint(request)
+    principal = await authenticate(request)
+    session = await transaction_of(request).session()
     claimed = Claim(session, principal.actor, idempotency_key, request_sha256)
     # Waiting must hold neither a thread nor a connection, or the waiting requests would starve the one they wait for.
     deadline = anyio.current_time() + PATIENCE

@@ -10,12 +10,14 @@ from fastapi_offline import FastAPIOffline
 import editing
 from app import problems
 from app.audit.routes import router as audit
+from app.auth.dependencies import key_lookups
 from app.auth.routes import router as keys
 from app.body_limit import BodyLimit
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
 from app.dependencies import TRANSACTIONS
 from app.documentation import router as documentation
+from app.edits.arrivals import arrivals
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
 from app.following import Watch
@@ -53,6 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.transactions = CapacityLimiter(TRANSACTIONS)
         app.state.decoders = CapacityLimiter(DECODERS)
         app.state.watch = Watch(app.state.sessions)
+        app.state.key_lookups = key_lookups(app)
+        app.state.arrivals = arrivals(app)
         yield
         engine.dispose()
 

@@ -1,4 +1,4 @@
-"""What all our routes have in common: `APIRouter(route_class=Route)`."""
+"""What our routes have in common: `APIRouter(route_class=Route)`, or `TransactionRoute` where others set the rules."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from app import idempotency, strict_json
+from app.dependencies import Transaction
 
 
 class StrictRequest(Request):
@@ -19,7 +20,32 @@ class StrictRequest(Request):
         return self._json
 
 
-class Route(APIRoute):
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class TransactionRoute(APIRoute):
+    """Ends the request's transaction: commits it before the answer is sent, rolls it back on any error."""
+
+    def get_handler(self) -> Handler:
+        """What answers within the transaction."""
+        return super().get_route_handler()
+
+    def get_route_handler(self) -> Handler:
+        handle = self.get_handler()
+
+        async def ended(request: Request) -> Response:
+            transaction = request.state.transaction = Transaction(request)
+            try:
+                response = await handle(request)
+                await transaction.commit()
+                return response
+            finally:
+                await transaction.close()
+
+        return ended
+
+
+class Route(TransactionRoute):
     """Strict JSON, and `Idempotency-Key` on every POST."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -27,8 +53,8 @@ class Route(APIRoute):
             options["dependencies"] = [*(options.get("dependencies") or ()), Depends(idempotency.claim)]
         super().__init__(path, endpoint, **options)
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+    def get_handler(self) -> Handler:
+        handle = super().get_handler()
 
         async def idempotent(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive, request._send)
@@ -36,7 +62,6 @@ class Route(APIRoute):
                 response = await handle(request)
                 claimed: idempotency.Claim | None = getattr(request.state, "idempotency", None)
                 if claimed is not None and response.status_code < 300:
-                    # The session's transaction is still open: it is committed once this function has returned.
                     instead = getattr(request.state, "idempotent_answer", None)
                     await run_in_threadpool(idempotency.keep, claimed, response=response, instead=instead)
                 return response

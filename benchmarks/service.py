@@ -52,7 +52,9 @@ LISTS = {
     "of a source": "&source=concept%207",
     "of a key": "&created_by=key:seldom",
 }
-"""The lists that are measured, and their queries. One edit in 500 failed, and one in 500 is of the seldom key."""
+"""The lists that are measured, and their queries. `RARE` of the first edits failed, and as many are of the seldom key:
+the same page however many edits there are, and ever further from the newest."""
+RARE = 60
 
 # An id is a UUIDv7 a millisecond after the one before; each edit has its job and its values, as a worker leaves them.
 SEED = """
@@ -62,8 +64,8 @@ SEED = """
         FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS number;
     INSERT INTO edits (id, model_id, source, destination, templates, settings, labels, state, created_by)
         SELECT seeded.id, base_models.id, 'concept ' || number, '{"prompt": "a red fox"}', ARRAY['an image of a {}'],
-            '{"objective": "text"}', '{}', CASE number % 500 WHEN 0 THEN 'failed' ELSE 'ready' END,
-            CASE number % 500 WHEN 1 THEN 'key:seldom' ELSE 'key:often' END
+            '{"objective": "text"}', '{}', CASE WHEN number <= :rare THEN 'failed' ELSE 'ready' END,
+            CASE WHEN number <= :rare THEN 'key:seldom' ELSE 'key:often' END
         FROM seeded, base_models WHERE base_models.name = :model;
     INSERT INTO jobs (id, kind, target_id, state, attempt, payload_version, cancel_requested)
         SELECT id, 'optimize_edit', id, 'succeeded', 1, 1, false FROM seeded;
@@ -147,7 +149,7 @@ def seed(engine: Engine, *, first: int, last: int) -> None:
     """Edits by number, straight into the database."""
     with engine.begin() as connection:
         for statement in SEED.strip().split(";\n"):
-            connection.execute(text(statement), {"first": first, "last": last, "model": MODEL})
+            connection.execute(text(statement), {"first": first, "last": last, "model": MODEL, "rare": RARE})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
 

@@ -249,7 +249,11 @@ def check_text(text: Any, *, pointer: str) -> None:
 
 def has_half_a_pair(text: str) -> bool:
     """Whether the text holds half of a surrogate pair, which no encoding can write."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_number(number: Any) -> bool:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.audit.schemas import AuditEventOut, Verification
 from app.db.models import AuditEvent, JsonObject
+from app.db.rows import insert_rows
 from app.dependencies import PageRequest
 from app.schemas import Page
 from app.webhooks.announce import announce
@@ -39,12 +40,7 @@ def record(
     and address are those of the session. Webhooks that asked for it are told: their deliveries are part of the
     transaction.
     """
-    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    newest = select(AuditEvent.sequence, AuditEvent.hash).order_by(AuditEvent.sequence.desc()).limit(1)
-    last = session.execute(newest).first()
     event = AuditEvent(
-        sequence=last.sequence + 1 if last else 1,
-        at=datetime.now(UTC),
         actor=actor,
         action=action,
         target=target,
@@ -54,12 +50,23 @@ def record(
         reason=reason,
         request_id=session.info.get("request_id"),
         address=session.info.get("address"),
-        previous_hash=last.hash if last else GENESIS,
     )
-    event.hash = digest(event)
-    session.add(event)
-    session.flush()
-    announce(session, event)
+    record_all(session, [event])
+
+
+def record_all(session: Session, events: Sequence[AuditEvent]) -> None:
+    """The same for events of which all but time and place in the chain is said; they follow each other."""
+    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    newest = select(AuditEvent.sequence, AuditEvent.hash).order_by(AuditEvent.sequence.desc()).limit(1)
+    sequence, previous = session.execute(newest).one_or_none() or (0, GENESIS)
+    for event in events:
+        sequence += 1
+        event.sequence, event.at, event.previous_hash = sequence, datetime.now(UTC), previous
+        previous = event.hash = digest(event)
+    columns = AuditEvent.__table__.columns.keys()
+    insert_rows(session, AuditEvent, [{name: getattr(event, name) for name in columns} for event in events])
+    for event in events:
+        announce(session, event)
 
 
 def digest(event: AuditEvent) -> bytes:

@@ -1,20 +1,23 @@
 """Who asks: the API key of the request, and the scope that a route demands."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
+from fastapi import FastAPI, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from app.auth import service
 from app.auth.schemas import ApiKeyOut, Scope
-from app.dependencies import SessionsDep
-from app.problems import Forbidden, Unauthorized
-from app.rate_limits import RateLimits, RateLimitsDep, address_of
+from app.gathering import Gathered
+from app.problems import Forbidden, Problem, Unauthorized
+from app.rate_limits import RateLimits, TooManyRequests, address_of
 
 bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer em_<id>_<secret>`")
+Documented = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+"""Names the key in the OpenAPI document; `authenticate` reads it."""
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -40,37 +43,76 @@ class Principal:
             raise Forbidden(f"This call needs the scope {scope!r}; the key has {', '.join(sorted(self.scopes))}.")
 
 
-def authenticate(
-    request: Request,
-    sessions: SessionsDep,
-    limits: RateLimitsDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
-) -> Principal:
-    """The principal of a valid key; 401 for one unknown, revoked or expired, 429 for who asks or is wrong too often."""
+Presented = tuple[Request, str]
+"""A request and the token that it came with."""
+
+
+async def authenticate(request: Request) -> Principal:
+    """The principal of a valid key; 401 for one unknown, revoked or expired, 429 for who asks or is wrong too often.
+
+    Looked up and counted once, however often a request asks for it.
+    """
+    known: Principal | None = getattr(request.state, "authenticated", None)
+    if known is not None:
+        return known
+    credentials = await bearer(request)
     if credentials is None:
-        request.state.rate_limit = limits.count(address_of(request))
+        limits: RateLimits = request.app.state.rate_limits
+        request.state.rate_limit = await run_in_threadpool(limits.count, address_of(request))
         raise Unauthorized("This call needs an API key: Authorization: Bearer em_…", headers=CHALLENGE)
-    with sessions() as session:
-        return Principal.of(find_key(request, session, limits, token=credentials.credentials))
+    lookups: Gathered[Presented, ApiKeyOut] = request.app.state.key_lookups
+    principal = Principal.of(await lookups.ask((request, credentials.credentials)))
+    request.state.authenticated = principal
+    return principal
 
 
-def find_key(request: Request, session: Session, limits: RateLimits, *, token: str) -> ApiKeyOut:
-    """The key of this token, counted. Raises `Unauthorized`, and `TooManyRequests` as `authenticate` says."""
+def key_lookups(app: FastAPI) -> Gathered[Presented, ApiKeyOut]:
+    """Looks up the keys of all requests that wait, each after it came: one that was revoked before is refused."""
+
+    def find(presented: Sequence[Presented]) -> list[ApiKeyOut | Problem]:
+        with app.state.sessions() as session:
+            return find_keys(session, app.state.rate_limits, presented)
+
+    return Gathered(find)
+
+
+def find_keys(session: Session, limits: RateLimits, presented: Sequence[Presented]) -> list[ApiKeyOut | Problem]:
+    """The key of each token, its request counted; or what is to be answered instead, as `authenticate` says.
+
+    Commits that they were used, whatever becomes of the requests; no lock on their rows is held.
+    """
+    refused = [_refusal(limits, request, token) for request, token in presented]
+    asked = [each for each, refusal in zip(presented, refused, strict=True) if refusal is None]
+    keys = service.authenticate(session, tokens=[token for _, token in asked])
+    session.commit()
+    counted = iter([_counted(limits, *each, key) for each, key in zip(asked, keys, strict=True)])
+    return [refusal or next(counted) for refusal in refused]
+
+
+def _counted(limits: RateLimits, request: Request, token: str, key: ApiKeyOut | None) -> ApiKeyOut | Problem:
     address = address_of(request)
-    limits.check_key(address, token)
-    key = service.authenticate(session, token=token)
-    session.commit()  # that the key was used stays, whatever becomes of the request; and no lock on its row is held
-    request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address)
-    if key is None:
-        limits.count_wrong_key(address, token)
-        raise Unauthorized("This API key is unknown, was revoked or has expired.", headers=CHALLENGE)
-    return key
+    try:
+        request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address)
+        if key is None:
+            limits.count_wrong_key(address, token)
+    except TooManyRequests as refusal:
+        return refusal
+    return key or Unauthorized("This API key is unknown, was revoked or has expired.", headers=CHALLENGE)
 
 
-def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+def _refusal(limits: RateLimits, request: Request, token: str) -> Problem | None:
+    try:
+        limits.check_key(address_of(request), token)
+    except TooManyRequests as refusal:
+        return refusal
+    return None
+
+
+def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
     """A dependency that lets through keys with `scope`; `admin` includes the others."""
 
-    async def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
+    async def check(request: Request, _: Documented = None) -> Principal:
+        principal = await authenticate(request)
         principal.require(scope)
         return principal
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 from uuid import UUID
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import ARRAY, String, and_, any_, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
@@ -66,23 +66,31 @@ def create_key(
     return ApiKeyOut.model_validate(key), f"{MARK}{prefix}_{secret}"
 
 
-def authenticate(session: Session, *, token: str) -> ApiKeyOut | None:
-    """The key of this token; None if it is malformed, unknown, revoked or expired. Notes its use at most once a minute.
+def authenticate(session: Session, *, tokens: Sequence[str]) -> list[ApiKeyOut | None]:
+    """The key of each token; None if it is malformed, unknown, revoked or expired. Notes the use of a key at most once
+    a minute.
 
-    Expiry is by the database's clock.
+    Expiry is by the database's clock. All are looked up by one statement.
     """
-    prefix, _, secret = token.removeprefix(MARK).partition("_")
-    if not token.startswith(MARK) or not token.isascii() or "\0" in token:
-        return None
+    parts = [_parts(token) for token in tokens]
     unnoted = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
-    query = select(ApiKey, unnoted, VALID).where(ApiKey.prefix == prefix)
-    key, due, valid = session.execute(query).one_or_none() or (None, False, False)
-    expected = key.secret_sha256 if key else bytes(32)
-    if not hmac.compare_digest(_digest(secret), expected) or key is None or not valid:
-        return None
-    if due:
-        session.execute(update(ApiKey).where(ApiKey.id == key.id, unnoted).values(last_used_at=func.now()))
-    return ApiKeyOut.model_validate(key)
+    prefixes = list({prefix for prefix, _ in filter(None, parts)})
+    query = select(ApiKey, unnoted, VALID).where(ApiKey.prefix == any_(literal(prefixes, ARRAY(String))))
+    rows = {key.prefix: (key, due, valid) for key, due, valid in session.execute(query)} if prefixes else {}
+    found: list[ApiKeyOut | None] = []
+    due_ids = set()
+    for part in parts:
+        key, due, valid = rows.get(part[0], (None, False, False)) if part else (None, False, False)
+        expected = key.secret_sha256 if key else bytes(32)
+        if part is None or not hmac.compare_digest(_digest(part[1]), expected) or key is None or not valid:
+            found.append(None)
+            continue
+        if due:
+            due_ids.add(key.id)
+        found.append(ApiKeyOut.model_validate(key))
+    if due_ids:
+        session.execute(update(ApiKey).where(ApiKey.id.in_(due_ids), unnoted).values(last_used_at=func.now()))
+    return found
 
 
 def list_keys(session: Session, *, page: PageRequest[UUID]) -> Page[ApiKeyOut]:
@@ -113,6 +121,14 @@ def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
             before={"revoked": False},
             after={"revoked": True},
         )
+
+
+def _parts(token: str) -> tuple[str, str] | None:
+    """Prefix and secret of a token; None for what is no token of ours."""
+    if not token.startswith(MARK) or not token.isascii() or "\0" in token:
+        return None
+    prefix, _, secret = token.removeprefix(MARK).partition("_")
+    return prefix, secret
 
 
 def _digest(secret: str) -> bytes:

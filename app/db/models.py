@@ -139,10 +139,14 @@ class Edit(Identified, Base):
     __table_args__ = (
         one_of("state", "queued", "optimizing", "ready", "failed", "cancelling", "cancelled"),
         Index(None, "model_id", "state", "id"),
+        # Lists by one of these are read in their order from their index, however rare its value is.
+        Index(None, "state", "id"),
+        Index(None, "source", "id"),
+        Index(None, "created_by", "id"),
     )
 
     model_id: Mapped[UUID] = mapped_column(ForeignKey("base_models.id"))
-    source: Mapped[str] = mapped_column(index=True)
+    source: Mapped[str]
     destination: Mapped[JsonObject]  # exactly one of prompt, images, erase, balance
     templates: Mapped[list[str]]
     settings: Mapped[JsonObject]

@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.db.models import Edit, EditValue, Job, Model
@@ -15,15 +16,15 @@ from app.queueing.jobs import latest_jobs
 
 def filtered(
     *,
-    model: str | None,
+    model_id: UUID | None,
     state: str | None,
     source: str | None,
     source_part: str | None,
     created_by: str | None,
 ) -> Select[Edit]:
     query = select(Edit)
-    if model is not None:
-        query = query.where(Edit.model_id.in_(select(Model.id).where(Model.name == model)))
+    if model_id is not None:
+        query = query.where(Edit.model_id == model_id)
     if state is not None:
         query = query.where(Edit.state == state)
     if source is not None:
@@ -56,12 +57,13 @@ def losses(session: Session, *, edit_id: UUID) -> Sequence[tuple[str, list[float
     return [(encoder, text, noise) for encoder, text, noise in rows]
 
 
-def queued(edit: Row[Any], *, model: Model) -> EditOut:
-    """The row of an edit that was inserted and queued just now, of which there is nothing else to read."""
-    return _out(edit, model=model.name, job=None, values=[])
+def queued(row: Mapping[str, Any], *, model: Model, at: datetime) -> EditOut:
+    """An edit that was inserted and queued just now, of which there is nothing else to read."""
+    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "values": []}
+    return EditOut(**{**row, "model": model.name, **new, "created_at": at, "updated_at": at})
 
 
-def _out(edit: Edit | Row[Any], *, model: str, job: Job | None, values: list[ValueOut]) -> EditOut:
+def _out(edit: Edit, *, model: str, job: Job | None, values: list[ValueOut]) -> EditOut:
     return EditOut(
         id=edit.id,
         model=model,

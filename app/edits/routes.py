@@ -7,10 +7,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
-from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
+from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep, origin_of, transaction_of
 from app.edits import batch, service
+from app.edits.arrivals import Arrivals
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
 from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditState, Source
 from app.following import EVENTS, LastEventId, WaitDep, WatchDep
@@ -28,19 +30,18 @@ async def read_body(request: Request) -> bytes:
 
 
 @router.post("/models/{model}/edits", status_code=202, responses=documented(ModelNotFound, ModelNotReady))
-def create_edit(
-    session: SessionDep,
-    settings: SettingsDep,
-    store: StoreDep,
-    principal: EditPrincipal,
-    model: str,
-    edit: EditCreate,
-    response: Response,
+async def create_edit(
+    request: Request, principal: EditPrincipal, model: str, edit: EditCreate, response: Response
 ) -> EditOut:
     """Ask for one edit. A worker finds its value; it changes nothing until it is applied."""
-    created = service.create_edit(
-        session, model=model, edit=edit, store=store, folder=settings.folder, actor=principal.actor
-    )
+    state, transaction = request.app.state, transaction_of(request)
+    if transaction.begun:  # under an Idempotency-Key, whose answer is kept by the transaction that does the work
+        given = {"model": model, "edit": edit, "store": state.store, "folder": state.settings.folder}
+        create = partial(service.create_edit, actor=principal.actor, **given)
+        created = await run_in_threadpool(create, await transaction.session())
+    else:
+        arrivals: Arrivals = state.arrivals
+        created = await arrivals.ask(service.Asked(model, edit, principal.actor, origin_of(request)))
     response.headers["Location"] = f"/v1/edits/{created.id}"
     return created
 

@@ -2,18 +2,22 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 import numpy
 from safetensors.numpy import save
-from sqlalchemy import Row, Table, insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from app.audit.service import record
-from app.db.models import Edit, EditValue, Model
+from app.audit.service import record, record_all
+from app.db.models import AuditEvent, Edit, EditValue, Model
+from app.db.rows import insert_rows
 from app.dependencies import PageRequest
 from app.edits import queries
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
@@ -22,13 +26,25 @@ from app.edits.validation import check
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.queries import find_model
 from app.models.tokenizers import tokenizers_of
+from app.problems import Problem
 from app.queueing.jobs import cancel, latest_job, work_status
-from app.queueing.outbox import enqueue, enqueue_many
+from app.queueing.outbox import enqueue, enqueue_each, enqueue_many
 from app.queueing.states import CANCELLED
 from app.schemas import Page, WorkStatus
-from app.storage.store import BlobCorrupt, Store
+from app.storage.store import BlobCorrupt, BlobMissing, Store
+from editing.prompts import PromptTokenizer
 
 KIND = "optimize_edit"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An edit that a request asks for; `origin` is what audit events say of the request."""
+
+    model: str
+    edit: EditCreate
+    actor: str
+    origin: Mapping[str, str | None]
 
 
 def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store, folder: Path, actor: str) -> EditOut:
@@ -36,20 +52,46 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
 
     Raises `ModelNotFound`, `ModelNotReady`, or `Unprocessable` naming the field.
     """
-    row = _checked_model(session, name=model, edits={"": edit}, store=store, folder=folder)
-    (inserted,) = _insert(session, model=row, edits=[edit], actor=actor)
-    enqueue(session, kind=KIND, target_id=inserted.id, actor=actor)
-    details = {"model": row.name, "source": edit.source, "destination": _kept(edit), "reason": edit.reason}
-    record(
-        session,
-        actor=actor,
-        action="edit.create",
-        target=f"edit:{inserted.id}",
-        details=details,
-        after={"state": "queued"},
-        reason=edit.reason,
-    )
-    return queries.queued(inserted, model=row)
+    origin = {name: session.info.get(name) for name in ("request_id", "address")}
+    asked = Asked(model, edit, actor, origin)
+    (created,) = create_each(session, asked=[asked], store=store, folder=folder)
+    if isinstance(created, Exception):
+        raise created
+    return created
+
+
+def create_each(
+    session: Session, *, asked: Sequence[Asked], store: Store, folder: Path
+) -> Sequence[EditOut | Exception]:
+    """The same for edits of different requests, by the statements of one; each is queued, or refused, for itself."""
+    editable = cache(partial(_editable, session, store=store, folder=folder))
+    taken: list[tuple[Asked, Model]] = []
+    refused: dict[int, Exception] = {}
+    for place, each in enumerate(asked):
+        try:
+            model, tokenizers = editable(each.model)
+            check(session, model=model, edits={"": each.edit}, tokenizers=tokenizers)
+            taken.append((each, model))
+        except (Problem, BlobCorrupt, BlobMissing, OSError) as refusal:
+            refused[place] = refusal
+    created = iter(_create(session, taken))
+    return [refused[place] if place in refused else next(created) for place in range(len(asked))]
+
+
+def _create(session: Session, taken: Sequence[tuple[Asked, Model]]) -> Sequence[EditOut]:
+    if not taken:
+        return []
+    rows = [_row(each.edit, model=model, actor=each.actor) for each, model in taken]
+    created_at = _insert(session, rows)
+    enqueue_each(session, kind=KIND, targets=[(row["id"], row["created_by"]) for row in rows])
+    events = []
+    for (each, model), row in zip(taken, rows, strict=True):
+        told = {name: row[name] for name in ("source", "destination", "reason")}
+        event = AuditEvent(actor=each.actor, action="edit.create", target=f"edit:{row['id']}", **each.origin)
+        event.details, event.after, event.reason = {"model": model.name, **told}, {"state": "queued"}, row["reason"]
+        events.append(event)
+    record_all(session, events)
+    return [queries.queued(row, model=model, at=created_at) for (_, model), row in zip(taken, rows, strict=True)]
 
 
 def create_edits(
@@ -61,8 +103,11 @@ def create_edits(
     chosen there, and it reports the conflict.
     """
     by_pointer = {f"/{index}": edit for index, edit in enumerate(edits)}
-    row = _checked_model(session, name=model, edits=by_pointer, store=store, folder=folder)
-    ids = [edit.id for edit in _insert(session, model=row, edits=edits, actor=actor)]
+    row, tokenizers = _editable(session, model, store=store, folder=folder)
+    check(session, model=row, edits=by_pointer, tokenizers=tokenizers)
+    rows = [_row(edit, model=row, actor=actor) for edit in edits]
+    _insert(session, rows)
+    ids = [edit["id"] for edit in rows]
     enqueue_many(session, kind=KIND, target_ids=ids, actor=actor)
     details = {"count": len(ids), "edits": [str(edit_id) for edit_id in ids]}
     reasons = {edit.reason for edit in edits}
@@ -89,7 +134,14 @@ def list_edits(
     created_by: str | None = None,
 ) -> Page[EditOut]:
     """Newest first. `source` is one whole, `source_part` some of it in whatever case."""
-    query = queries.filtered(model=model, state=state, source=source, source_part=source_part, created_by=created_by)
+    model_id = None
+    if model is not None:  # by its id Postgres knows how many edits it has, and so how to find the newest
+        if (found := find_model(session, name=model)) is None:
+            return page.page([], [], [])
+        model_id = found.id
+    query = queries.filtered(
+        model_id=model_id, state=state, source=source, source_part=source_part, created_by=created_by
+    )
     rows = session.scalars(page.select(query, Edit.id)).all()
     return page.page(rows, queries.describe(session, rows), [row.id for row in rows])
 
@@ -180,38 +232,30 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     return get_edit(session, edit_id=edit_id)
 
 
-def _checked_model(
-    session: Session, *, name: str, edits: Mapping[str, EditCreate], store: Store, folder: Path
-) -> Model:
+def _editable(session: Session, name: str, *, store: Store, folder: Path) -> tuple[Model, Sequence[PromptTokenizer]]:
     model = find_model(session, name=name)
     if model is None:
         raise ModelNotFound(name)
     if model.state != "ready":
         raise ModelNotReady(name, model.state)
-    tokenizers = tokenizers_of(session, model_id=model.id, store=store, folder=folder)
-    check(session, model=model, edits=edits, tokenizers=tokenizers)
-    return model
+    return model, tokenizers_of(session, model_id=model.id, store=store, folder=folder)
 
 
-def _insert(session: Session, *, model: Model, edits: Sequence[EditCreate], actor: str) -> Sequence[Row[Any]]:
-    """The rows in the order of the edits."""
-    rows = [
-        {
-            "id": uuid7(),
-            "model_id": model.id,
-            "source": edit.source,
-            "destination": _kept(edit),
-            "templates": edit.templates,
-            "settings": edit.settings.model_dump(),
-            "reason": edit.reason,
-            "labels": edit.labels,
-            "created_by": actor,
-        }
-        for edit in edits
-    ]
-    table = cast(Table, Edit.__table__)
-    return session.execute(insert(table).returning(*table.columns, sort_by_parameter_order=True), rows).all()
+def _row(edit: EditCreate, *, model: Model, actor: str) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "model_id": model.id,
+        "source": edit.source,
+        "destination": edit.destination.model_dump(exclude_none=True),
+        "templates": edit.templates,
+        "settings": edit.settings.model_dump(),
+        "reason": edit.reason,
+        "labels": edit.labels,
+        "state": "queued",
+        "created_by": actor,
+    }
 
 
-def _kept(edit: EditCreate) -> dict[str, object]:
-    return edit.destination.model_dump(exclude_none=True)
+def _insert(session: Session, rows: Sequence[dict[str, Any]]) -> datetime:
+    """Add the rows; returns when they were created, which is one moment for all."""
+    return cast(datetime, insert_rows(session, Edit, rows, returning="created_at").scalar())

@@ -7,16 +7,15 @@ alias `production` points at, else the newest published version. A revision serv
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response, Security
-from fastapi.security import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
 
-from app.auth.dependencies import Principal, authenticate, bearer, requires
+from app.auth.dependencies import Documented, Principal, authenticate, bearer
 from app.checkpoints.delivery import deliver
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.queries import MAIN, checkpoint_at
 from app.checkpoints.service import ServedFile
 from app.db.models import Model
-from app.dependencies import SessionDep, SessionsDep, StoreDep, link_next
+from app.dependencies import SessionDep, StoreDep, link_next
 from app.hub import listing, queries
 from app.hub.errors import (
     EntryNotFound,
@@ -29,23 +28,19 @@ from app.hub.errors import (
 )
 from app.hub.queries import Revision
 from app.problems import Forbidden, Unauthorized, documented
-from app.rate_limits import RateLimitsDep, TooManyRequests
+from app.rate_limits import TooManyRequests
+from app.routing import TransactionRoute
 from app.text import Text
 
 MAX_PAGE = 1000  # entries of a tree
 
 
-def check_key(
-    request: Request,
-    sessions: SessionsDep,
-    limits: RateLimitsDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
-) -> Principal:
+async def check_key(request: Request, _: Documented = None) -> Principal:
     """A key, sent as a Hub token; what is wrong with it is said in the Hub's words."""
     try:
-        return authenticate(request, sessions, limits, credentials)
+        return await authenticate(request)
     except Unauthorized:
-        if credentials is None:
+        if await bearer(request) is None:
             needed = "This endpoint needs a token: an API key with the scope 'read'."
             raise TokenMissing(needed, challenge=True) from None
         raise TokenInvalid(TokenInvalid.MESSAGE, challenge=True) from None
@@ -54,14 +49,14 @@ def check_key(
 async def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
     """A key with the scope `read`."""
     try:
-        await requires("read")(principal)
+        principal.require("read")
     except Forbidden as error:
         raise ScopeMissing(error.detail) from None
 
 
 EVERYWHERE = documented(RepoNotFound, TokenMissing, ScopeMissing, TooManyRequests)
-router = APIRouter(tags=["hub"], responses=EVERYWHERE)
-reading = APIRouter(dependencies=[Security(check_reader, scopes=["read"])])
+router = APIRouter(tags=["hub"], responses=EVERYWHERE, route_class=TransactionRoute)
+reading = APIRouter(dependencies=[Security(check_reader, scopes=["read"])], route_class=TransactionRoute)
 
 Part = Annotated[Text, Path(max_length=96)]
 Rev = Annotated[Text, Path(max_length=96, examples=["production", "v3"])]

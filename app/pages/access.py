@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Form, Request, Response
-from fastapi.routing import APIRoute
 
 from app.auth import browser_sessions
 from app.auth.dependencies import Principal
@@ -15,6 +14,7 @@ from app.auth.schemas import Scope
 from app.dependencies import SessionDep
 from app.problems import Forbidden, Unauthorized
 from app.rate_limits import RateLimitsDep, address_of
+from app.routing import TransactionRoute
 
 COOKIE = "emender_session"
 
@@ -70,7 +70,7 @@ def check_form(request: Request, given: Annotated[str, Form(alias="form_token")]
         raise Forbidden("This form is not of your present session; go back, load its page again and send it again.")
 
 
-class PageRoute(APIRoute):
+class PageRoute(TransactionRoute):
     """Every POST is a form of ours: `APIRouter(route_class=PageRoute)`."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Form, Query, Request
 from starlette.responses import Response
 
 from app.auth import browser_sessions
-from app.auth.dependencies import Principal, find_key
+from app.auth.dependencies import Principal, find_keys
 from app.dependencies import SessionDep
 from app.pages import access
 from app.pages.rendering import page, see
-from app.problems import Forbidden, Unauthorized
+from app.problems import Forbidden, Problem, Unauthorized
 from app.rate_limits import RateLimitsDep, TooManyRequests
 
 router = APIRouter(route_class=access.PageRoute)
@@ -36,7 +36,9 @@ def sign_in(
 ) -> Response:
     """Begin a session under a new token. Wrong keys count against their address, as in the API."""
     try:
-        found = find_key(request, session, limits, token=key.strip())
+        (found,) = find_keys(session, limits, [(request, key.strip())])
+        if isinstance(found, Problem):
+            raise found
         Principal.of(found).require("read")
     except (Unauthorized, Forbidden, TooManyRequests) as error:
         return page(request, "sign_in.html", status=error.status, headers=error.headers, to=to, error=error.detail)

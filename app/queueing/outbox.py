@@ -1,30 +1,39 @@
 """Enqueue in the caller's transaction. `app.queueing.dispatcher` rings the bell after the commit."""
 
+import itertools
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app.db.models import Job, Outbox
+from app.db.rows import insert_rows
 
 
 def enqueue(session: Session, *, kind: str, target_id: UUID, actor: str) -> UUID:
     """Add a job and its outbox row to the transaction; returns the job's id."""
-    return enqueue_many(session, kind=kind, target_ids=[target_id], actor=actor)[0]
+    return enqueue_each(session, kind=kind, targets=[(target_id, actor)])[0]
 
 
 def enqueue_many(session: Session, *, kind: str, target_ids: Sequence[UUID], actor: str) -> list[UUID]:
     """The same for many targets, in three statements."""
-    job_ids = [uuid7() for _ in target_ids]
-    first = _next_turn(session, actor=actor)
+    return enqueue_each(session, kind=kind, targets=[(target_id, actor) for target_id in target_ids])
+
+
+def enqueue_each(session: Session, *, kind: str, targets: Sequence[tuple[UUID, str]]) -> list[UUID]:
+    """The same for targets of different actors, in two statements and one for each actor."""
+    actors = {actor for _, actor in targets}
+    turns = {actor: itertools.count(_next_turn(session, actor=actor)) for actor in actors}
+    job_ids = [uuid7() for _ in targets]
+    new = {"kind": kind, "state": "queued", "attempt": 0, "payload_version": 1, "cancel_requested": False}
     jobs = [
-        {"id": job_id, "kind": kind, "target_id": target_id, "created_by": actor, "turn": turn}
-        for turn, (job_id, target_id) in enumerate(zip(job_ids, target_ids, strict=True), start=first)
+        {"id": job_id, "target_id": target_id, "created_by": actor, "turn": next(turns[actor]), **new}
+        for job_id, (target_id, actor) in zip(job_ids, targets, strict=True)
     ]
-    session.execute(insert(Job), jobs)
-    session.execute(insert(Outbox), [{"job_id": job_id} for job_id in job_ids])
+    insert_rows(session, Job, jobs)
+    insert_rows(session, Outbox, [{"job_id": job_id} for job_id in job_ids])
     return job_ids
 
 

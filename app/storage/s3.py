@@ -117,6 +117,7 @@ class S3Store:
 
     def verified(self, sha256: str, *, recently: bool = False) -> Path:
         path = self.local.path(sha256)
+        _use(path)
         try:
             self.local.verified(sha256, recently=recently)
         except (BlobMissing, BlobCorrupt):
@@ -126,7 +127,6 @@ class S3Store:
                     file.write(chunk)
                 if file.sha256 != sha256:
                     raise BlobCorrupt(sha256) from None
-        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, whatever the mount says of atimes
         return path
 
     def check(self, sha256: str) -> None:
@@ -207,6 +207,17 @@ class S3Store:
         except BlobMissing:
             return False
         return True
+
+
+def _use(path: Path) -> None:
+    """Note that a fetched file is used, whatever the mount says of atimes; now and then, and before it is checked: what
+    is remembered of a check holds until the file's times change."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    if time.time() - found.st_atime > KEPT_SECONDS / 4:
+        os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
 
 
 def _chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:

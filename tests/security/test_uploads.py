@@ -140,7 +140,8 @@ class TestMultipart:
             headers = api.keys["edit"] | {"Content-Type": kind}
             answer = api.client.post("/v1/images", headers=headers, content=b"--\r\n\r\n--")
             assert answer.status_code in (400, 422), kind
-            assert answer.headers["Content-Type"] == "application/problem+json"
+            if "\x7f" not in kind:  # which is no header: the server itself refuses it
+                assert answer.headers["Content-Type"] == "application/problem+json"
 
 
 class TestSlowSenders:

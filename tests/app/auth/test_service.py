@@ -16,13 +16,13 @@ class TestAuthenticate:
         ["", "em_", "em__", "em_unknown_secret", "Bearer", "em_\0_a", "em_ü_a", "hf_abc"],
     )
     def test_malformed_or_unknown(self, session, token):
-        assert authenticate(session, token=token) is None
+        assert authenticate(session, tokens=[token])[0] is None
 
     def test_other_secret(self, session):
         _, token = create_key(session, name="a", scopes=["read"], actor="test")
         flipped = token[:-1] + ("A" if token[-1] != "A" else "B")
-        assert authenticate(session, token=token) is not None
-        assert authenticate(session, token=flipped) is None
+        assert authenticate(session, tokens=[token])[0] is not None
+        assert authenticate(session, tokens=[flipped])[0] is None
 
     def test_use_is_noted_at_most_once_a_minute(self, session):
         key, token = create_key(session, name="a", scopes=["read"], actor="test")
@@ -35,13 +35,13 @@ class TestAuthenticate:
             session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=earlier))
             return earlier
 
-        authenticate(session, token=token)
+        authenticate(session, tokens=[token])[0]
         assert last_used() is not None
         recent = set_back(30)
-        authenticate(session, token=token)
+        authenticate(session, tokens=[token])[0]
         assert last_used() == recent
         old = set_back(90)
-        authenticate(session, token=token)
+        authenticate(session, tokens=[token])[0]
         assert last_used() > old
 
 
@@ -57,10 +57,10 @@ class TestExpiry:
     def test_an_expired_key_is_refused(self, session):
         soon = datetime.now(UTC) + timedelta(hours=1)
         key, token = create_key(session, name="a", scopes=["read"], actor="test", expires_at=soon)
-        assert authenticate(session, token=token).expires_at == soon
+        assert authenticate(session, tokens=[token])[0].expires_at == soon
         session.execute(update(ApiKey).where(ApiKey.id == key.id).values(expires_at=func.now()))
         session.expire_all()
-        assert authenticate(session, token=token) is None
+        assert authenticate(session, tokens=[token])[0] is None
 
     def test_one_that_never_worked_is_not_made(self, session):
         with pytest.raises(Unprocessable, match="has passed"):

@@ -17,6 +17,26 @@ def impatient(engine: Engine) -> Iterator[Engine]:
     made.dispose()
 
 
+def test_a_connection_that_the_server_ended_is_not_used(engine: Engine) -> None:
+    made = connect(engine.url.render_as_string(hide_password=False), pool_size=2)
+    with made.connect() as one, made.connect() as other, engine.connect() as admin:
+        pids = [connection.execute(text("SELECT pg_backend_pid()")).scalar_one() for connection in (one, other)]
+        for connection in (one, other):
+            connection.rollback()
+        admin.execute(
+            text("SELECT pg_terminate_backend(pid, 10000) FROM unnest(CAST(:pids AS int[])) AS pid"), {"pids": pids}
+        )
+    for _ in range(3):
+        with made.connect() as connection:
+            assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() not in pids
+    made.dispose()
+
+
+def test_statements_are_planned_for_their_values(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW plan_cache_mode")).scalar_one() == "force_custom_plan"
+
+
 def test_a_transaction_that_stands_still_is_ended_and_its_locks_with_it(engine: Engine, impatient: Engine) -> None:
     """As that of a worker which is frozen within a heartbeat: what it has locked would be nobody's else."""
     lock, free = text("SELECT pg_advisory_xact_lock(4711)"), text("SELECT pg_try_advisory_xact_lock(4711)")

@@ -3,7 +3,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, event, func, select, update
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -51,6 +51,21 @@ class TestClaim:
         add_jobs(session)
         assert len(claim(session)) == 1
         assert claim(session) == []
+
+    def test_a_batch_that_was_never_analyzed_is_not_sorted(self, session: Session) -> None:
+        add_jobs(session, 500)
+        statements: list[tuple[str, object]] = []
+
+        def note(_: object, __: object, statement: str, parameters: object, *___: object) -> None:
+            statements.append((statement, parameters))
+
+        connection = session.connection()
+        event.listen(connection, "before_cursor_execute", note)
+        claim(session)
+        event.remove(connection, "before_cursor_execute", note)
+        (choice,) = [each for each in statements if "SKIP LOCKED" in each[0]]
+        plan = " ".join(connection.exec_driver_sql(f"EXPLAIN {choice[0]}", choice[1]).scalars())
+        assert "ix_jobs_queue" in plan and "Sort" not in plan, plan
 
     def test_two_claimers_never_share_a_job(self, clean_database: Engine, other: Session) -> None:
         with Session(clean_database) as session:

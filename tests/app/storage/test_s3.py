@@ -75,6 +75,15 @@ class TestKeptHere:
         path.write_bytes(b"damaged")
         assert store.verified(SHA256).read_bytes() == CONTENT
 
+    def test_a_recent_check_is_relied_on(
+        self, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = opened(s3_server, tmp_path)
+        path = store.verified(store.put(CONTENT))
+        store.verified(SHA256, recently=True)
+        monkeypatch.setattr(store.local, "check", lambda sha256: pytest.fail("it was read again"))
+        assert store.verified(SHA256, recently=True) == path
+
     def test_what_was_not_used_for_longest_makes_room(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = opened(s3_server, tmp_path, store_cache_bytes=2 * len(CONTENT) + 2)
         digests = [store.put(CONTENT + bytes([number])) for number in range(4)]
