@@ -4,7 +4,7 @@
 |---|---|
 | `sh`, `python` | run, page by page, in one shell and in the page's order |
 | any, titled by a file's name | written to that file |
-| after one that ran, titled `Output` | what that one printed; `…` is anything, an id, a hash or a time any other |
+| after one that ran, titled `Output` | what that one printed; `…` is anything, an id, hash or time any other |
 | … titled `Output, in part` | the same of JSON: what is shown must be there, numbers within 0.05 |
 | `sh` that calls nothing but make | its targets are in the Makefile |
 | any, titled `Not run here: …` | parsed |
@@ -129,8 +129,8 @@ def difference(shown: Block, printed: str) -> str | None:
     if shown.title == PART:
         start = printed.find("{")
         return _lacks(json.loads(shown.text), json.loads(printed[start:]), at="")
-    parts = (re.escape(ANY.sub("⟨⟩", part)) for part in re.split("…|⟪⟫", ANY.sub("⟪⟫", shown.text.strip())))
-    if re.fullmatch(".*?".join(parts), printed.strip(), re.DOTALL):
+    parts = (re.escape(part) for part in ANY.sub("⟨any⟩", shown.text.strip()).split("…"))
+    if re.fullmatch(".*?".join(parts), ANY.sub("⟨any⟩", printed.strip()), re.DOTALL):
         return None
     return f"shown:\n{shown.text}\nprinted:\n{printed}"
 
