@@ -66,9 +66,9 @@ def rewritable_history(connection: Connection) -> Iterator[None]:
         connection.execute(text(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER append_only"))
 
 
-@pytest.fixture
-def clean_database(engine: Engine) -> Iterator[Engine]:
-    """The engine of a database whose tables are emptied afterwards: for tests with several connections or processes."""
+@contextmanager
+def emptied(engine: Engine) -> Iterator[Engine]:
+    """The engine of a database whose tables are empty, and are emptied afterwards."""
     from app.db.models import Base
 
     tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
@@ -80,3 +80,10 @@ def clean_database(engine: Engine) -> Iterator[Engine]:
     empty()
     yield engine
     empty()
+
+
+@pytest.fixture
+def clean_database(engine: Engine) -> Iterator[Engine]:
+    """For tests with several connections or processes."""
+    with emptied(engine):
+        yield engine
