@@ -14,7 +14,7 @@ test: install  ## all tests, against a real Postgres; two files at a time, since
 
 browser: install  ## the pages in the Chromium on the PATH; screenshots in out/browser
 	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
-	$(BIN)/pytest -m browser tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
 
 docs: install  ## the documentation's site in out/docs; a warning fails
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'

@@ -16,6 +16,7 @@ from editing.concepts import DEFAULT_TEMPLATES, PRESETS, Objective, Preset, Stag
 
 EditState = Literal["queued", "optimizing", "ready", "failed", "cancelling", "cancelled"]
 MAX_BATCH = 5000
+MOST_IMAGES = 64
 DEFAULTS = StageOneSettings()
 
 
@@ -38,7 +39,7 @@ class DestinationIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: Prompt | None = Field(None, description="draw the source as this prompt is drawn")
-    images: Annotated[list[ImageId], Field(min_length=1, max_length=64)] | None = Field(
+    images: Annotated[list[ImageId], Field(min_length=1, max_length=MOST_IMAGES)] | None = Field(
         None, description="draw it as in these uploaded images"
     )
     erase: Literal[True] | None = Field(None, description="draw nothing in its place")

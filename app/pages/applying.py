@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.checkpoints import aliases
 from app.checkpoints import apply as applying
 from app.checkpoints import service as checkpoints
-from app.checkpoints.errors import AliasNotFound, CheckpointNotFound
+from app.checkpoints.errors import CheckpointNotFound
 from app.checkpoints.routes import ModelName
 from app.checkpoints.schemas import REVISION, ApplyCreate, ApplyPlan, CheckpointOut, EditInCheckpoint
 from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
@@ -53,11 +53,14 @@ class Where(TypedDict):
 
 
 @dataclass(frozen=True)
-class AliasNow:
-    """The alias that is to move, and the version that it moves from."""
+class Shown:
+    """What a dry run shows besides its plan: the alias that is to move and the version that it is at, the version that
+    is started from, and a fingerprint of all, equal where the same would be done."""
 
-    name: str | None
-    version: str | None
+    alias: str | None
+    alias_at: str | None
+    start_at: str | None
+    fingerprint: str
 
 
 class PlanChanged(Conflict):
@@ -102,7 +105,7 @@ def apply_edits(
     planned = attempt(session, lambda: _plan(session, form, where))
     if isinstance(planned, Problem):
         return _choose(request, session, model, listed, form.refused(planned))
-    plan, alias = planned
+    plan, shown = planned
     return page(
         request,
         "apply_plan.html",
@@ -110,8 +113,7 @@ def apply_edits(
         model=model,
         plan=plan,
         sources={edit.id: edit.source for edit in plan.edits},
-        alias=alias,
-        seen=_fingerprint(plan, alias),
+        shown=shown,
     )
 
 
@@ -119,33 +121,31 @@ def _apply(session: SessionDep, form: Filled, actor: str, where: Where) -> Check
     """Raises `PlanChanged` where it is not what the dry run showed."""
     wanted = asked(ApplyCreate, _body(form))
     applied = applying.apply(session, request=wanted, actor=actor, **where)
-    if _fingerprint(applied, _alias(session, where["model_name"], wanted.alias)) != form.value("seen"):
+    if _shown(session, where["model_name"], wanted, applied).fingerprint != form.value("seen"):
         raise PlanChanged
     return applied
 
 
-def _plan(session: SessionDep, form: Filled, where: Where) -> tuple[ApplyPlan, AliasNow]:
+def _plan(session: SessionDep, form: Filled, where: Where) -> tuple[ApplyPlan, Shown]:
     wanted = asked(ApplyCreate, _body(form))
     plan = applying.plan(session, request=wanted, **where)
-    return plan, _alias(session, where["model_name"], wanted.alias)
+    return plan, _shown(session, where["model_name"], wanted, plan)
 
 
-def _alias(session: SessionDep, model: str, name: str | None) -> AliasNow:
-    if name is None:
-        return AliasNow(None, None)
-    try:
-        found, _ = aliases.read_alias(session, model=checkpoints.find_model(session, name=model), name=name)
-    except AliasNotFound:
-        return AliasNow(name, None)
-    return AliasNow(name, found.version)
-
-
-def _fingerprint(what: ApplyPlan | CheckpointOut, alias: AliasNow) -> str:
-    """Equal where the same would be written in the same way, and the alias would move from the same version."""
+def _shown(session: SessionDep, model: str, wanted: ApplyCreate, what: ApplyPlan | CheckpointOut) -> Shown:
+    found = checkpoints.find_model(session, name=model)
+    names = {alias.name: alias.version for alias in aliases.list_aliases(session, model=found)}
+    start = checkpoints.find_checkpoint(session, model=found, revision=wanted.base) if wanted.base else None
     parts = what.model_dump(mode="json", include={"alpha", "layers", "statistics", "cross_attention"})
     parts["edits"] = [(str(edit.id), edit.method) for edit in what.edits]
-    parts["alias"] = (alias.name, alias.version)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    parts["alias"] = (wanted.alias, names.get(wanted.alias or ""))
+    parts["start"] = start.number if start else None
+    return Shown(
+        alias=wanted.alias,
+        alias_at=names.get(wanted.alias or ""),
+        start_at=f"v{start.number}" if start else None,
+        fingerprint=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+    )
 
 
 def _body(form: Filled) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from app.checkpoints.routes import ModelName
 from app.checkpoints.service import find_model
 from app.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.edits import service
-from app.edits.schemas import DEFAULTS, EditCreate, EditOut, EditState
+from app.edits.schemas import DEFAULTS, MOST_IMAGES, EditCreate, EditOut, EditState
 from app.images import service as images
 from app.images.routes import ImageId
 from app.images.uploads import read_picture
@@ -89,16 +89,18 @@ async def post_edit(
 ) -> Response:
     """Images that were uploaded stay, and stay in the form, whatever becomes of the edit."""
     kept, fault = list(form.values(IMAGES)), None
-    for file in (await request.form()).getlist("files"):
-        if isinstance(file, UploadFile) and file.filename:
-            try:
-                picture = await read_picture(file.file, settings=settings, decoders=request.app.state.decoders)
-                image = await run_in_threadpool(
-                    images.add_image, session, picture=picture, store=store, actor=principal.actor
-                )
-                kept.append(image.id)
-            except Problem as problem:
-                fault = Unprocessable.at(IMAGES, f"{file.filename}: {problem.detail}")
+    files = [file for file in (await request.form()).getlist("files") if isinstance(file, UploadFile) and file.filename]
+    if len(kept) + len(files) > MOST_IMAGES:
+        files, fault = [], Unprocessable.at(IMAGES, f"An edit takes at most {MOST_IMAGES} images.")
+    for file in files:
+        try:
+            picture = await read_picture(file.file, settings=settings, decoders=request.app.state.decoders)
+            image = await run_in_threadpool(
+                images.add_image, session, picture=picture, store=store, actor=principal.actor
+            )
+            kept.append(image.id)
+        except Problem as problem:
+            fault = Unprocessable.at(IMAGES, f"{file.filename}: {problem.detail}")
     form = replace(form, fields={**form.fields, IMAGES: list(dict.fromkeys(kept))})
 
     def create() -> EditOut:

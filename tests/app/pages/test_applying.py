@@ -93,6 +93,19 @@ class TestDryRun:
         assert checkpoints(session) == []
         assert confirm(applier, answer.text).status_code == 303
 
+    def test_an_alias_that_moved_meanwhile_is_shown(self, applier, add_edit, model, statistics, session, client, keys):
+        for number in (1, 2):
+            add_version(session, model, statistics, number, edits=[add_edit(f"cat {number}")])
+        session.commit()
+        url, headers = "/v1/models/emoji/aliases/production", keys["apply"] | {"If-Match": "*"}
+        client.put(url, headers=keys["apply"], json={"version": "v1"})
+        plan = applier.submit(APPLY, APPLY, start="*", do="plan", **{"/alias": "production"}).text
+        assert "production moves from v1" in plan
+        client.put(url, headers=headers, json={"version": "v2"})
+        answer = confirm(applier, plan)
+        assert (answer.status_code, "production moves from v2" in answer.text) == (409, True)
+        assert len(checkpoints(session)) == 2
+
     def test_without_a_dry_run_nothing_is_applied(self, applier, add_edit, statistics, session):
         add_edit("cat")
         assert applier.submit(APPLY, APPLY, start="*", do="apply").status_code == 409

@@ -106,6 +106,12 @@ class TestPost:
         assert again.status_code == 303, again.text
         assert session.scalars(select(Edit)).one().destination == {"images": [kept]}
 
+    def test_more_images_than_an_edit_takes_are_not_even_decoded(self, editor, model, session):
+        files = [("files", (f"{n}.png", encoded(color=(n, 2, 3)), "image/png")) for n in range(65)]
+        refused = editor.submit(NEW, EDITS, files=files, **GIVEN | {"kind": "images"})
+        assert (refused.status_code, "at most 64 images" in refused.text) == (422, True)
+        assert session.scalars(select(Image)).all() == []
+
 
 class TestActions:
     def test_cancel_and_retry(self, editor, create, session):
