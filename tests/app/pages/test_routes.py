@@ -304,6 +304,7 @@ class TestAudit:
         lines, table = [admin.get(url) for url in exports]
         assert [json.loads(line)["reason"] for line in lines.text.splitlines()] == [HOSTILE]
         assert lines.headers["Content-Type"] == "application/x-ndjson"
+        assert table.headers["Content-Type"].startswith("text/csv")
         assert table.headers["Content-Disposition"] == 'attachment; filename="audit.csv"'
         assert len(list(csv.DictReader(io.StringIO(table.text)))) == 1
 
