@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from app.command_error import WrongUsage
+from app.command_line import AsJson
 from app.opened_database import opened_database
 from app.settings import get_settings
 
 audit = typer.Typer(help="The audit log: who changed what, when and why.", no_args_is_help=True)
 
-Text = Annotated[str | None, typer.Option()]
-Moment = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])]
+FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+Since = Annotated[datetime | None, typer.Option(formats=FORMATS, help="The first moment that counts.")]
+Until = Annotated[datetime | None, typer.Option(formats=FORMATS, help="The first moment that does not.")]
 
 
 @audit.command("verify")
@@ -20,7 +23,7 @@ def verify_log(
     head: Annotated[
         str | None, typer.Option(help="A hash that you kept of an earlier head: the log must still hold it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Reckon the hash of every event again. The exit code is 1 where the chain is broken; the event is named.
 
@@ -43,17 +46,22 @@ def verify_log(
 
 @audit.command("export")
 def export_log(
-    form: Annotated[Literal["ndjson", "csv"], typer.Option("--format")] = "ndjson",
-    actor: Text = None,
-    action: Text = None,
-    target: Text = None,
-    since: Moment = None,
-    until: Moment = None,
+    form: Annotated[
+        Literal["ndjson", "csv"], typer.Option("--format", help="One object a line, or a table.")
+    ] = "ndjson",
+    actor: Annotated[str | None, typer.Option(help="Who did it: key:1f2e3d4c5b6a, worker, cli.")] = None,
+    action: Annotated[str | None, typer.Option(help="What was done: edit.create.")] = None,
+    target: Annotated[str | None, typer.Option(help="To what: model:emoji.")] = None,
+    since: Since = None,
+    until: Until = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the events to standard output, oldest first. Times without an offset are UTC."""
-    from app.audit.export import FORMATS
+    from app.audit.export import FORMATS as WRITERS
     from app.audit.service import AuditFilter
 
+    if as_json and form == "csv":
+        raise WrongUsage("--json is --format ndjson.")
     wanted = AuditFilter(actor=actor, action=action, target=target, since=since, until=until)
     with opened_database(get_settings()) as sessions:
-        sys.stdout.writelines(FORMATS[form](sessions, wanted))
+        sys.stdout.writelines(WRITERS[form](sessions, wanted))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from app.command_error import CommandError
+from app.command_error import CommandError, ExitCode
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,11 +22,13 @@ def opened_database(settings: Settings) -> "Iterator[Sessions]":
     try:
         url = settings.database_url.get_secret_value() if settings.database_url else running_url(settings.folder)
     except EmbeddedError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(str(error), ExitCode.UNREACHABLE) from error
     engine = connect(url)
     try:
         yield sessions(engine)
     except DBAPIError as error:
-        raise CommandError("The database does not answer, or lacks the schema: see `emender migrate`.") from error
+        raise CommandError(
+            "The database does not answer, or lacks the schema: see `emender migrate`.", ExitCode.UNREACHABLE
+        ) from error
     finally:
         engine.dispose()

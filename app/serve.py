@@ -40,8 +40,10 @@ class ServeError(Exception):
     """The service cannot be started; the message says why and what to do."""
 
 
-def serve(settings: Settings, *, embedded: bool, announce: Callable[[str], None], workers: int = 1) -> None:
-    """Run the service until SIGINT or SIGTERM, then stop all of it. `announce` is given the lines for the operator.
+def serve(settings: Settings, *, embedded: bool, announce: Callable[..., None], workers: int = 1) -> None:
+    """Run the service until SIGINT or SIGTERM, then stop all of it.
+
+    `announce` is given the lines for the operator, and by keyword what they tell.
 
     `workers` may be 0, where workers run elsewhere.
 
@@ -51,9 +53,10 @@ def serve(settings: Settings, *, embedded: bool, announce: Callable[[str], None]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with Stack(settings, embedded=embedded, workers=workers) as stack:
-        announce(f"Emender answers at {stack.url} (documentation: {stack.url}/docs). Ctrl-C stops it.")
+        announce(f"Emender answers at {stack.url} (documentation: {stack.url}/docs). Ctrl-C stops it.", url=stack.url)
         if stack.first_key is not None:
-            announce(f"First admin key, also in {stack.key_file}: {stack.first_key}")
+            line = f"First admin key, also in {stack.key_file}: {stack.first_key}"
+            announce(line, key=stack.first_key, key_file=str(stack.key_file))
         while not stopping.wait(0.5):
             stack.watch()
         announce("Stopping.")
@@ -317,7 +320,7 @@ def main() -> int:
     """`python -m app.serve [--embedded]`, the same as `emender serve`."""
     logging.configure()
 
-    def announce(line: str) -> None:
+    def announce(line: str, **_: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

@@ -8,10 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from app.command_error import CommandError
+from app.command_error import CommandError, ExitCode
+from app.command_line import AsJson, progress_bar
 from app.opened_database import opened_database
 from app.settings import get_settings
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from app.storage.store import Store
 
 store = typer.Typer(help="The store of blobs: check it, and make room in it.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 
 
 @store.command("scrub")
@@ -35,11 +32,7 @@ def scrub_store(
     """Read every blob again and compare it with its sha256. The exit code is 1 where something is wrong."""
     from app.storage.scrub import scrub
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with (
-        _opened() as (sessions, blobs),
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-    ):
+    with _opened() as (sessions, blobs), progress_bar() as bar:
         task = bar.add_task("checking", total=None)
         found = scrub(
             sessions,
@@ -107,4 +100,4 @@ def _opened() -> "Iterator[tuple[Sessions, Store]]":
         with opened_database(settings) as sessions:
             yield sessions, open_store(settings)
     except StoreUnavailable as error:
-        raise CommandError(f"{settings.store}: {error.strerror}") from error
+        raise CommandError(f"{settings.store}: {error.strerror}", ExitCode.UNREACHABLE) from error

@@ -20,21 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import httpx
+import httpx2
 import huggingface_hub
 import transformers
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from app.checkpoints.schemas import CheckpointOut
 from app.children import ends_with_parent
-from app.client import Client, ClientError, Failed, Json
+from app.edits.schemas import EditOut
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
 from demo.draw import draw, load_pipeline
 from demo.judge import Judgement, as_images, judge, picture_count, print_figures, report_of, save_picture
 from demo.memory import PeakMemory
+from emender import Client, EmenderError, WorkFailed
+
+Json = dict[str, Any]
 
 MODEL = "emoji"
 SOURCE = "pipeline"  # the folder below the weights
@@ -69,8 +73,10 @@ class Stages:
         self.seconds[name] = round(time.monotonic() - start, 1)
 
 
-def run(out: Path, *, weights: Path | None = None) -> None:
-    """Run the demo, with its files in `out`. Raises `DemoError`; the service's log then stays in `out/service`."""
+def run(out: Path, *, weights: Path | None = None, quiet: bool = False) -> Json:
+    """Run the demo, with its files in `out`; returns the report. `quiet` leaves standard output alone.
+
+    Raises `DemoError`; the service's log then stays in `out/service`."""
     weights = weights or WEIGHTS
     if not (weights / SOURCE / "model_index.json").is_file():
         raise DemoError(f"{weights / SOURCE} holds no model; restore it from git, or name another folder by --weights.")
@@ -79,12 +85,12 @@ def run(out: Path, *, weights: Path | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     service.mkdir(parents=True)
     _quiet()
-    stages = Stages(Console())
+    stages = Stages(Console(stderr=quiet))
     start = time.monotonic()
     try:
         with PeakMemory() as memory:
             report = _correct_and_judge(out, weights=weights, service=service, stages=stages)
-    except ClientError as error:
+    except EmenderError as error:
         raise DemoError(f"{error}\nThe service's log is {service / 'service.log'}.") from error
     report["seconds"] = stages.seconds | {"total": round(time.monotonic() - start, 1)}
     report["peak_memory_mb"] = round(memory.peak_mb)
@@ -92,6 +98,7 @@ def run(out: Path, *, weights: Path | None = None) -> None:
     shutil.rmtree(service, ignore_errors=True)
     print_figures(report, stages.console)
     stages.console.print(f"{out / 'before-after.png'} and {out / 'report.json'} show it.", soft_wrap=True)
+    return report
 
 
 def _quiet() -> None:
@@ -105,11 +112,11 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
     base = load_pipeline(weights / SOURCE)
     with _running(service, weights=weights, stages=stages) as client:
         checkpoint = _correct(client, base, service=service, stages=stages)
-        with stages("pull", f"Pulling {checkpoint['version']} with huggingface_hub"):
-            client.pull(MODEL, revision=ALIAS, folder=out / "pulled")
+        with stages("pull", f"Pulling {checkpoint.version} with huggingface_hub"):
+            client.checkpoints.pull(MODEL, ALIAS, out / "pulled")
         with stages("check", "Waiting for the service's own check of it"):
-            check = _check(client, checkpoint["version"])
-    published = next(file["sha256"] for file in checkpoint["files"] if file["path"] == ENCODER)
+            check = _check(client, checkpoint.version)
+    published = next(file.sha256 for file in checkpoint.files if file.path == ENCODER)
     pulled = hashlib.sha256((out / "pulled" / ENCODER).read_bytes()).hexdigest()
     if pulled != published:
         raise DemoError(f"The pulled {ENCODER} has the sha256 {pulled}; {published} was published.")
@@ -117,39 +124,39 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
         _judge(pipeline, when, weights=weights, stages=stages)
         for when, pipeline in {"before": base, "after": load_pipeline(out / "pulled")}.items()
     )
-    title = f"{len(CORRECTIONS)} corrections in {MODEL} {checkpoint['version']}: the same prompts, the same seeds"
+    title = f"{len(CORRECTIONS)} corrections in {MODEL} {checkpoint.version}: the same prompts, the same seeds"
     save_picture(out / "before-after.png", CORRECTIONS, before=before, after=after, title=title)
     return {
         **report_of(CORRECTIONS, before=before, after=after),
         "check": check,
-        "checkpoint": {"version": checkpoint["version"], "sha256": published},
+        "checkpoint": {"version": checkpoint.version, "sha256": published},
         "pulled": {"sha256": pulled, "with": f"huggingface_hub {huggingface_hub.__version__}"},
     }
 
 
-def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, stages: Stages) -> Json:
+def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, stages: Stages) -> CheckpointOut:
     """From registration to the published checkpoint, all of it over HTTP."""
     with stages("register", "Registering the emoji model"):
-        client.register_model(MODEL, source=SOURCE, classifier=CLASSIFIER)
-        model = client.wait(f"/v1/models/{MODEL}", timeout=PATIENCE)
-        if model["statistics"] is None:
-            asked = client.post(f"/v1/models/{MODEL}/statistics", {"captions": "captions"})
-            client.wait(f"/v1/models/{MODEL}/statistics/{asked['id']}", timeout=PATIENCE)
+        client.models.register({"name": MODEL, "source": SOURCE, "classifier": CLASSIFIER})
+        model = client.models.wait(MODEL, timeout=PATIENCE)
+        if model.statistics is None:
+            asked = client.statistics.create(MODEL, {"captions": "captions"})
+            client.statistics.wait(MODEL, asked.id, timeout=PATIENCE)
     with stages("edit", "Posting corrections, optimising their values", total=len(CORRECTIONS)) as advance:
         for correction in CORRECTIONS:
-            client.create_edit(MODEL, _request(client, base, correction, folder=service))
+            client.edits.create(MODEL, _request(client, base, correction, folder=service))
         _wait_for_edits(client, advance)
     with stages("apply", "Writing them into the text encoder"):
-        asked = client.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "emender demo"})
-        checkpoint = client.wait(f"/v1/models/{MODEL}/checkpoints/{asked['version']}", timeout=PATIENCE)
-    return checkpoint
+        made = client.checkpoints.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "emender demo"})
+        return client.checkpoints.wait(MODEL, made.version, timeout=PATIENCE)
 
 
 def _check(client: Client, version: str) -> Json:
     """What the service itself found of the version that it published, with the model's classifier."""
-    path = f"/v1/models/{MODEL}/checkpoints/{version}/evaluations"
-    (asked,) = client.get(path, params={"kind": "check"})["items"]
-    edits = client.wait(f"{path}/{asked['id']}", timeout=PATIENCE)["report"]["edits"]
+    (asked,) = client.evaluations.list(MODEL, version, kind="check")
+    report = client.evaluations.wait(MODEL, version, asked.id, timeout=PATIENCE).report
+    assert report is not None
+    edits = report["edits"]
     return {"judged": len(edits), "took": sum(edit["took"] for edit in edits)}
 
 
@@ -157,24 +164,24 @@ def _wait_for_edits(client: Client, advance: Callable[[float], None]) -> None:
     """Return once every edit is ready; the bar shows the steps that were done of each."""
     done, deadline = 0.0, time.monotonic() + PATIENCE
     while True:
-        edits = client.get("/v1/edits", params={"model": MODEL, "limit": 500})["items"]
+        edits = list(client.edits.list(model=MODEL))
         for edit in edits:
-            if edit["state"] in ("failed", "cancelled"):
-                raise Failed(edit)
+            if edit.state in ("failed", "cancelled"):
+                raise WorkFailed(edit)
         now = sum(_share_done(edit) for edit in edits)
         advance(now - done)
         done = now
-        if all(edit["state"] == "ready" for edit in edits):
+        if all(edit.state == "ready" for edit in edits):
             return
         if time.monotonic() > deadline:
             raise DemoError(f"The edits are not ready after {PATIENCE:.0f} s.")
         time.sleep(0.5)
 
 
-def _share_done(edit: Json) -> float:
-    if edit["state"] == "ready":
+def _share_done(edit: EditOut) -> float:
+    if edit.state == "ready":
         return 1.0
-    progress = edit["progress"] or {}
+    progress = edit.progress or {}
     return float(progress.get("step", 0) / progress.get("steps", 1))
 
 
@@ -187,7 +194,7 @@ def _request(client: Client, base: StableDiffusionPipeline, correction: Correcti
     paths = [folder / f"{correction.destination}-{seed}.png" for seed in REFERENCE_SEEDS]
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
-    return correction.request(images=[client.upload_image(path) for path in paths])
+    return correction.request(images=[client.images.upload(path).id for path in paths])
 
 
 def _judge(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stages: Stages) -> Judgement:
@@ -231,9 +238,9 @@ def _await_service(process: subprocess.Popen[bytes], url: str, *, folder: Path) 
     deadline = time.monotonic() + STARTING
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/readyz", trust_env=False).is_success:
+            if httpx2.get(f"{url}/readyz", trust_env=False).is_success:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.1)
     tail = (folder / "service.log").read_text(errors="replace").strip().splitlines()[-5:]
     raise DemoError("The service did not start.\n" + "\n".join(tail))

@@ -341,6 +341,11 @@ class Source:
     """Seconds before the second attempt; it doubles."""
     received: int = 0
     """Bytes of files so far."""
+    file: int = 0
+    """Which of the `files` to download is on its way."""
+    files: int = 0
+    seen: Callable[[Source], object] = lambda _: None
+    """Told of each piece that came."""
 
     def commit(self, revision: str) -> str:
         """The commit that a version, alias or commit stands for now."""
@@ -377,6 +382,7 @@ class Source:
                 file.flush()
                 come += len(chunk)
                 self.received += len(chunk)
+                self.seen(self)
             os.fsync(file.fileno())
         if length is not None and come < int(length):
             raise Unreachable(f"The connection ended after {come} of {length} bytes of {path}.")
@@ -598,8 +604,8 @@ def fetch(source: Source, shelf: Shelf, *, commit: str, keys: Keys) -> Outcome:
         if os.path.lexists(staged / path):
             (staged / path).unlink()
     wanted = [path for path in files if path in wrong]
-    before = source.received
-    for path in wanted:
+    before, source.files = source.received, len(wanted)
+    for source.file, path in enumerate(wanted, start=1):
         _download(source, commit, path, files[path], target=staged / path, part=shelf.hidden / f"{files[path]}.part")
     shelf.place(staged, commit, list(files))
     return Outcome(commit, key=key, files=len(files), downloaded=len(wanted), received=source.received - before)
@@ -670,6 +676,7 @@ class Options:
     check: bool = False
     exit_code: bool = False
     json: bool = False
+    seen: Callable[[Source], object] = lambda _: None
 
 
 def run(options: Options) -> int:
@@ -678,7 +685,7 @@ def run(options: Options) -> int:
     try:
         keys = _keys(options)
         shelf = Shelf(options.folder)
-        source = Source(options.endpoint.rstrip("/"), options.model, options.token)
+        source = Source(options.endpoint.rstrip("/"), options.model, options.token, seen=options.seen)
         _check_options(options)
         if options.watch is not None:
             _watch(options, source, shelf, keys, say)

@@ -27,6 +27,11 @@ class Edits:
         """Ask for 1 to 5,000 edits, all or none. The pointers of a `Refused` begin with the edit's place: `/17`."""
         return self._connection.post(at("models", model, "edits", "batch"), EditBatchOut, edits)
 
+    def upload_batch(self, model: str, edits: bytes, *, media_type: str) -> EditBatchOut:
+        """The same of a file: `application/json`, `application/x-ndjson`, or `text/csv` of `source,destination`."""
+        path, headers = at("models", model, "edits", "batch"), {"Content-Type": media_type}
+        return self._connection.post(path, EditBatchOut, content=edits, headers=headers)
+
     def list(
         self,
         *,

@@ -42,9 +42,9 @@ class WorkFailed(EmenderError):
 
     def __init__(self, resource: Any) -> None:
         self.resource = resource
-        names = (getattr(resource, field, None) for field in ("version", "name", "source", "captions_name"))
+        names = (getattr(resource, field, None) for field in ("version", "name", "source", "captions_name", "id"))
         problem = resource.model_dump()["problem"] or {}
-        name = next(filter(None, names), resource.id)
+        name = next(filter(None, names))
         super().__init__(f"{name} is {resource.state}: {problem.get('detail', 'no reason was given')}")
 
 
@@ -55,6 +55,8 @@ class Refused(EmenderError):
     type: str
     title: str
     detail: str
+    instance: str
+    """The path of the request."""
     errors: list[FieldError]
     """What is wrong with the body, each with a JSON pointer into it."""
     request_id: str | None
@@ -68,7 +70,7 @@ class Refused(EmenderError):
         self.attempts = attempts
         problem = _problem_of(answer)
         self.type, self.title, self.detail = problem.type, problem.title, problem.detail
-        self.errors = problem.errors
+        self.instance, self.errors = problem.instance, problem.errors
         lines = [f"{self.title} ({self.status}): {self.detail}"]
         for error in self.errors:
             if error.pointer or error.detail not in lines[0]:

@@ -11,9 +11,9 @@ import structlog
 QUIET = ("uvicorn.access", "httpx", "httpcore", "huggingface_hub", "alembic.runtime.plugins")
 
 
-def configure(level: int = logging.INFO) -> None:
+def configure(level: int = logging.INFO, *, as_json: bool = False) -> None:
     """Set up structlog, and the standard library's loggers to write the same lines. Entry points call it, no import."""
-    terminal = sys.stderr.isatty()
+    readable = sys.stderr.isatty() and not as_json
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -21,7 +21,7 @@ def configure(level: int = logging.INFO) -> None:
         structlog.processors.format_exc_info,  # plain: the rich ones show variables, and so secrets
     ]
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    renderer: structlog.typing.Processor = plain if terminal else structlog.processors.JSONRenderer()
+    renderer: structlog.typing.Processor = plain if readable else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.client import Client, ClientError
 from app.db.models import Model, ModelFile
+from emender import Client, EmenderError
 from tests.app.checkpoints.conftest import Service
 from tests.app.test_cli import emender
 from tests.deploy.conftest import Machine, Wire
@@ -235,7 +235,7 @@ def test_watch(machine: Machine, published: list[str], move: Move, tmp_path: Pat
 def test_the_same_by_the_command_and_the_client(
     machine: Machine, wire: Wire, published: list[str], tmp_path: Path
 ) -> None:
-    """`emender checkpoints pull` into the same layout; `Client.pull` by huggingface_hub into one folder, checked."""
+    """`emender checkpoints pull` into the same layout; the client's by huggingface_hub into one folder, checked."""
     token = machine.environment["EMENDER_API_KEY"]
     given = {"EMENDER_URL": wire.url, "EMENDER_API_KEY": token}
     command = ["checkpoints", "pull", "tiny", "production", "--folder", str(machine.folder), "--exit-code"]
@@ -248,7 +248,7 @@ def test_the_same_by_the_command_and_the_client(
 
     # huggingface_hub asks by HEAD too, which the wire does not take: of the server itself
     with Client(f"http://127.0.0.1:{wire.port}", api_key=token) as client:
-        assert client.pull("tiny", revision="v1", folder=tmp_path / "flat")["commit"] == published[0]
+        assert client.checkpoints.pull("tiny", "v1", tmp_path / "flat").commit == published[0]
         (tmp_path / "flat" / "unet" / "diffusion_pytorch_model.bin").touch()
-        with pytest.raises(ClientError, match="diffusion_pytorch_model.bin .unlisted"):
-            client.pull("tiny", revision="v1", folder=tmp_path / "flat")
+        with pytest.raises(EmenderError, match="diffusion_pytorch_model.bin .unlisted"):
+            client.checkpoints.pull("tiny", "v1", tmp_path / "flat")
