@@ -26,10 +26,12 @@ from app.webhook_commands import webhooks
 if TYPE_CHECKING:
     from app.signing.keys import SigningKey
 
+EXIT_CODES = "Exit codes: docs/reference/exit-codes.md"
+
 app = typer.Typer(
     name="emender",
     help="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
-    epilog="Exit codes: docs/reference/exit-codes.md.",
+    epilog=f"{EXIT_CODES}.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -159,7 +161,8 @@ def verify(
             raise pull.Usage("Give --key with the public key that versions are signed with.")
         found = pull.check(folder, pull.read_keys(key))
     except (pull.Usage, OSError) as error:
-        raise WrongUsage(str(error)) from None
+        typer.echo(str(error), err=True)
+        raise typer.Exit(ExitCode.USAGE) from None
 
     def write() -> None:
         for path, problem in found.problems.items():

@@ -1,6 +1,7 @@
 """Reference pages out of the code: `python -m handbook.reference` writes them, a test holds them against it.
 
-`docs/reference/api.md` and `schemas.md` say what the OpenAPI document says, `settings.md` what `app/settings.py` says.
+`docs/reference/api.md` and `schemas.md` say what the OpenAPI document says, `settings.md` what `app/settings.py` says,
+`cli.md` what `emender --help` says and `exit-codes.md` what `app/command_error.py` says.
 """
 
 import re
@@ -12,7 +13,12 @@ from typing import Any
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+from typer import Context
+from typer.cli import get_docs_for_click
+from typer.main import get_command
 
+from app import cli
+from app.command_error import ExitCode
 from app.main import EVERYWHERE, create_app
 from app.problems import ContentTooLarge, MalformedBody, Problem, RequestTimeout
 from app.settings import Settings
@@ -38,7 +44,13 @@ Document = Mapping[str, Any]
 def pages() -> dict[str, str]:
     """Each page's text by its file's name."""
     document = create_app(Settings(database_url=SecretStr("postgresql://unused"))).openapi()
-    return {"api.md": api(document), "schemas.md": schemas(document), "settings.md": settings()}
+    return {
+        "api.md": api(document),
+        "schemas.md": schemas(document),
+        "settings.md": settings(),
+        "cli.md": commands(),
+        "exit-codes.md": exit_codes(),
+    }
 
 
 def api(document: Document) -> str:
@@ -103,6 +115,29 @@ def settings() -> str:
         "Read from the environment, else from files named as the variable in lower case in `/run/secrets`, such as "
         "`/run/secrets/emender_database_url`. API, workers and commands read the same ones.\n",
         *_table(("variable", "default", "what it does"), rows),
+    ]
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Every command, its arguments and options, as typer tells them."""
+    group = get_command(cli.app)
+    told = get_docs_for_click(obj=group, ctx=Context(group), name="emender", title="Commands")
+    title, _, rest = told.replace("```console\n$ ", "```text\n").strip().partition("\n\n")
+    return "\n".join(
+        [title, "", BY.format("the commands"), rest.replace(cli.EXIT_CODES, "[Exit codes](exit-codes.md)"), ""]
+    )
+
+
+def exit_codes() -> str:
+    """What a command ends with."""
+    lines = [
+        "# Exit codes\n",
+        BY.format("`app/command_error.py`"),
+        "Of `emender`, and of `deploy/pull.py`, which shares them. A script can tell by them what to do: try again "
+        "(3, 8, 13), ask an admin (4), look at what it asked for (2, 5, 11), read the state again and decide anew (12), "
+        "or call someone (1, 6, 7).\n",
+        *_table(("code", "meaning"), [(str(code.value), code.__doc__ or "") for code in ExitCode]),
     ]
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from app.children import ends_with_parent
 from app.serve import ServeError, Stack, variables
 from app.settings import Settings
+from emender import Client
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -112,8 +113,8 @@ def test_starts_with_a_key_and_stops_without_a_trace(serve: Callable[..., Served
     token = key.split()[-1]
     file = served.folder / "var" / "admin-key"
     assert file.read_text().strip() == token and stat.S_IMODE(file.stat().st_mode) == 0o600
-    answer = httpx.get(f"{served.url}/v1/models", headers={"Authorization": f"Bearer {token}"})
-    assert answer.status_code == 200 and answer.json()["items"] == []
+    with Client(served.url, api_key=token) as client:
+        assert list(client.models.list()) == []
     assert set(served.children()) == {"api", "worker", "postgres"}
     for child in everything_under(served.process):
         assert token not in " ".join(child.cmdline()) and "postgresql" not in " ".join(child.cmdline())
@@ -132,7 +133,8 @@ def test_the_first_key_is_shown_once(serve: Callable[..., Served]) -> None:
     assert first.process.wait(60) == 0
     second = serve()
     second.lines(1)
-    assert httpx.get(f"{second.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    with Client(second.url, api_key=key) as client:
+        assert list(client.models.list()) == []
     second.process.terminate()
     assert second.process.wait(60) == 0
     assert second.process.stdout is not None and "key" not in second.process.stdout.read()

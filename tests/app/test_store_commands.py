@@ -99,17 +99,17 @@ def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "code", "said"),
     [
-        ({}, "EMENDER_DATABASE_URL is not set"),
-        ({"EMENDER_DATABASE_URL": "postgresql://emender@127.0.0.1:9/emender"}, "The database does not answer"),
-        ({"EMENDER_STORE": "gs://bucket"}, "EMENDER_STORE: Value error, Give a folder, or a bucket"),
-        ({"EMENDER_STORE": "s3://UPPER/../x"}, "Give a folder, or a bucket as s3://bucket/prefix."),
+        ({}, 3, "EMENDER_DATABASE_URL is not set"),
+        ({"EMENDER_DATABASE_URL": "postgresql://emender@127.0.0.1:9/emender"}, 3, "The database does not answer"),
+        ({"EMENDER_STORE": "gs://bucket"}, 2, "EMENDER_STORE: Value error, Give a folder, or a bucket"),
+        ({"EMENDER_STORE": "s3://UPPER/../x"}, 2, "Give a folder, or a bucket as s3://bucket/prefix."),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, given: dict[str, str], said: str) -> None:
+def test_what_is_wrong_is_said(tmp_path: Path, given: dict[str, str], code: int, said: str) -> None:
     done = emender("scrub", EMENDER_FOLDER=str(tmp_path), **given)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
@@ -117,6 +117,6 @@ def test_a_bucket_that_does_not_answer(tmp_path: Path, database_url: str, clean_
     given = {"EMENDER_STORE": "s3://bucket", "EMENDER_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "key"}
     secret = {"AWS_SECRET_ACCESS_KEY": "what nobody shall see", "EMENDER_DATABASE_URL": database_url}
     done = emender("scrub", EMENDER_FOLDER=str(tmp_path), **given, **secret)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert "s3://bucket: the store did not do it" in done.stderr and "Traceback" not in done.stderr
     assert "nobody" not in done.stderr

@@ -9,7 +9,7 @@ from editing.errors import EditingError
 from handbook.reference import FOLDER, pages, slug
 
 
-@pytest.mark.parametrize("name", ["api.md", "schemas.md", "settings.md"])
+@pytest.mark.parametrize("name", ["api.md", "schemas.md", "settings.md", "cli.md", "exit-codes.md"])
 def test_page_is_current(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], "run `make reference`"
 
