@@ -135,8 +135,8 @@ def exit_codes() -> str:
         "# Exit codes\n",
         BY.format("`app/command_error.py`"),
         "Of `emender`, and of `deploy/pull.py`, which shares them. A script can tell by them what to do: try again "
-        "(3, 8, 13), ask an admin (4), look at what it asked for (2, 5, 11), read the state again and decide anew (12), or "
-        "call someone (1, 6, 7).\n",
+        "(3, 8, 13), ask an admin (4), look at what it asked for (2, 5, 11), read the state again and decide anew "
+        "(12), or call someone (1, 6, 7).\n",
         *_table(("code", "meaning"), [(str(code.value), code.__doc__ or "") for code in ExitCode]),
     ]
     return "\n".join(lines)
