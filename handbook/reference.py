@@ -123,7 +123,7 @@ def commands() -> str:
     """Every command, its arguments and options, as typer tells them."""
     group = get_command(cli.app)
     told = get_docs_for_click(obj=group, ctx=Context(group), name="emender", title="Commands")
-    title, _, rest = told.replace("```console\n$ ", "```text\n").strip().partition("\n\n")
+    title, _, rest = told.strip().partition("\n\n")
     return "\n".join(
         [title, "", BY.format("the commands"), rest.replace(cli.EXIT_CODES, "[Exit codes](exit-codes.md)"), ""]
     )
