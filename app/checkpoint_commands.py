@@ -272,7 +272,7 @@ def pull_checkpoint(
         with asking() as client:
             options.endpoint, options.token = client.url, lambda: client.api_key
             options.model = f"{client.models.get(model).namespace}/{model}"
-    with progress_bar() as bar:
+    with progress_bar(shown=watch is None) as bar:
         task = bar.add_task(f"pulling {revision}", total=None)
 
         def seen(source: pull.Source) -> None:

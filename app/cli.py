@@ -233,6 +233,11 @@ def main() -> None:
     except CommandError as error:
         typer.echo(str(error), err=True)
         sys.exit(error.code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"{error.filename}: {error.strerror}.", err=True)
+        sys.exit(ExitCode.DISK)
     except ValidationError as error:
         for wrong in error.errors():
             typer.echo(f"EMENDER_{str(wrong['loc'][0]).upper()}: {wrong['msg']}", err=True)

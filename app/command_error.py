@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     UNAUTHORIZED = 4, "no API key, or it was refused, or it lacks the scope"
     NOT_FOUND = 5, "there is no such thing, or it was retracted"
     UNVERIFIED = 6, "pull: a signature, a digest or the manifest is wrong; `current` stays"
-    DISK = 7, "pull: the folder cannot be read or written"
+    DISK = 7, "a file or a folder cannot be read or written"
     BUSY = 8, "pull: another pull works in the folder"
     COMMAND_FAILED = 9, "pull: the command of `--on-change` failed; it runs again next time"
     CHANGED = 10, "pull with `--exit-code`: the version changed"

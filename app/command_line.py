@@ -118,14 +118,21 @@ def follow(wait: Waiting[Found], what: str, *, again: str, timeout: float | None
         raise
 
 
-def progress_bar() -> "Progress":
-    """On standard error; it shows nothing where that is no terminal."""
+def progress_bar(*, shown: bool = True) -> "Progress":
+    """On standard error; it shows nothing where that is no terminal. Standard output is left alone."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     console = Console(stderr=True)
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not (shown and console.is_terminal),
+    )
 
 
 def progress_of(progress: dict[str, Any]) -> tuple[int, int | None]:

@@ -22,6 +22,7 @@ from app.command_line import (
     show_lines,
     show_table,
 )
+from editing.files import write_whole
 
 edits = typer.Typer(help="Corrections.", no_args_is_help=True)
 
@@ -149,7 +150,7 @@ def save_value(
     """Save the value vectors of a correction."""
     with asking() as client:
         content = client.edits.value(edit)
-    file.write_bytes(content)
+    write_whole(file, content)
     show({"file": str(file), "bytes": len(content)}, as_json=as_json, otherwise=lambda: typer.echo(str(file)))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.schemas import ENDED, SUCCEEDED, Page, WorkStatus
+from editing.files import whole
 from emender.errors import EmenderError, Refused, Unreachable, WaitedInVain, WorkFailed
 
 Body = BaseModel | Mapping[str, object]
@@ -174,23 +174,18 @@ class Connection:
     def download(self, path: str, to: Path) -> Path:
         """Put a file at a path of this machine: whole, checked against the sha256 that the service names, or not at
         all. `emender checkpoints pull` is for whole versions: it goes on where a download broke."""
-        partial = to.with_name(f".{to.name}.{os.getpid()}.part")
         to.parent.mkdir(parents=True, exist_ok=True)
         attempt = 0
-        try:
-            while True:
-                try:
+        while True:
+            try:
+                with whole(to) as partial:
                     self._write(path, partial)
-                    break
-                except httpx2.TransportError as error:
-                    attempt += 1
-                    if attempt > self.retries:
-                        raise self._unreachable(error) from error
-                    time.sleep(_pause(attempt))
-            os.replace(partial, to)
-        finally:
-            partial.unlink(missing_ok=True)
-        return to
+                return to
+            except httpx2.TransportError as error:
+                attempt += 1
+                if attempt > self.retries:
+                    raise self._unreachable(error) from error
+                time.sleep(_pause(attempt))
 
     def _write(self, path: str, to: Path) -> None:
         with self._opened(path) as (answer, sha256), to.open("wb") as file:

@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +102,16 @@ class TestProcess:
         done = emender("migrate", EMENDER_PORT="many")
         assert done.returncode == ExitCode.USAGE
         assert done.stderr.startswith("EMENDER_PORT: ")
+
+    def test_file_that_cannot_be_written(self, monkeypatch, capsys):
+        def write():
+            Path("/none/value.safetensors").write_bytes(b"")
+
+        monkeypatch.setattr(cli, "app", write)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == ExitCode.DISK
+        assert capsys.readouterr().err == "/none/value.safetensors: No such file or directory.\n"
 
     def test_no_database(self):
         for command, code in {
