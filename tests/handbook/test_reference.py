@@ -3,7 +3,7 @@
 import pytest
 
 import app.worker.problems
-import app.worker.sources  # noqa: F401  # its errors are found below
+import app.worker.sources  # its errors are found below
 from app.problems import Problem
 from app.settings import Settings
 from editing.errors import EditingError
