@@ -57,7 +57,7 @@ for limit in ("requests", "wrong-keys", "wrong-key"):
 
 JOB_SECONDS = Histogram(
     "emender_job_seconds",
-    "Seconds from the claim of a job to its end here. `released`: the worker stopped; `lost`: another has it now.",
+    "Seconds from the claim of a job to its end; `released`: the worker was told to stop.",
     ["kind", "outcome"],
     buckets=WORK,
     registry=WORKER,
