@@ -4,6 +4,7 @@ torch is imported by the commands that compute, never at the start.
 """
 
 import sys
+from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,6 +64,8 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Run the API and its workers until Ctrl-C. With --json, what it says and its log are JSON, a line each."""
+    if workers:
+        _require_torch()
     from app.db.embedded import EmbeddedError
     from app.observability import logging
     from app.serve import ServeError
@@ -81,6 +84,7 @@ def serve(
 @app.command()
 def worker(as_json: AsJson = False) -> None:
     """Run one more worker, until Ctrl-C. With --json its log is JSON also on a terminal."""
+    _require_torch()
     from app.observability import logging
     from app.signing.keys import SigningKeyUnusable
     from app.worker.main import run
@@ -213,6 +217,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Correct real concepts of the emoji model over HTTP, pull the result, draw before and after."""
+    _require_torch()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # before diffusers is imported: it warns of what we do not use
@@ -250,6 +255,11 @@ def _show_signing_key(key: "SigningKey", *, as_json: bool) -> None:
         typer.echo(key.public_pem, nl=False)
 
     show({"id": key.id, "public_key": key.public_pem}, as_json=as_json, otherwise=write)
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise CommandError("This installation has no torch, which workers need: pip install 'emender[worker]'.")
 
 
 def _database_url() -> str:
