@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from fastapi.testclient import TestClient
@@ -25,8 +26,8 @@ from tests.conftest import emptied
 from tests.seeded import seed
 from tests.servers import free_port
 
-pytest.importorskip("playwright", reason="`make browser` installs it")
-from playwright.sync_api import Browser, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 __all__ = ["base_folder"]
 
@@ -88,10 +89,12 @@ def site(
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator["Browser"]:
     executable = os.environ.get("EMENDER_TEST_CHROMIUM") or shutil.which("chromium")
     if executable is None:
         pytest.skip("there is no chromium on the PATH; EMENDER_TEST_CHROMIUM names one")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser

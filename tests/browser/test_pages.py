@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, Response
 
 from tests.browser.conftest import Site
+
+pytest.importorskip("playwright", reason="`make browser` installs it")
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Response
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -81,6 +83,12 @@ def sign_in(page: Page, site: Site, *, to: str = "") -> None:
     page.wait_for_url(f"{site.url}/{to}")
 
 
+def moved(page: Page) -> None:
+    """Wait until the page's bar has moved, without loading the page again."""
+    first = page.locator("#live progress").get_attribute("value", timeout=PATIENCE)
+    page.locator(f'#live progress:not([value="{first}"])').wait_for(timeout=PATIENCE)
+
+
 @pytest.fixture
 def reader(chromium: Browser) -> Iterator[Reader]:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -115,13 +123,16 @@ def test_the_story(site: Site, reader: Reader, tmp_path: Path) -> None:
     assert page.get_by_label("Use image 2").is_checked()
     look("edit-form-refused")
     page.get_by_role("link", name="/settings/steps").press("Enter")
-    page.get_by_label("Steps").fill("300")
+    page.get_by_label("Steps").fill("500")
     page.get_by_role("button", name="Post the edit").click()
     page.wait_for_url("**/edits/*-*")
     edit = page.url
     page.evaluate("window.loadedOnce = true")
-    first = page.locator("#live progress").get_attribute("value")
-    page.locator(f'#live progress:not([value="{first}"])').wait_for()
+    moved(page)
+    overview = page.context.new_page()
+    overview.goto(f"{site.url}/")
+    moved(overview)
+    overview.close()
     look("edit-under-way")
     page.locator("#live .state.ready").wait_for()
     assert page.evaluate("window.loadedOnce")
