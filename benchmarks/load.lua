@@ -1,5 +1,5 @@
 -- What wrk asks for, and its figures as a line of JSON. The environment holds the key, LOAD_TOKEN, and, where edits are
--- posted, LOAD_SOURCE, with which each source begins.
+-- posted, LOAD_SOURCE, with which each source begins; with LOAD_ONCE each has an Idempotency-Key.
 local threads, token, source = {}, os.getenv("LOAD_TOKEN"), os.getenv("LOAD_SOURCE")
 local sent = 0
 refused = 0 -- global: `done` reads it of each thread
@@ -18,6 +18,7 @@ function request()
    if not source then return wrk.format("GET") end
    sent = sent + 1
    local name = source .. " " .. number .. " " .. sent
+   if os.getenv("LOAD_ONCE") then wrk.headers["Idempotency-Key"] = (name:gsub(" ", "-")) end
    return wrk.format("POST", nil, nil, '{"source": "' .. name .. '", "destination": {"prompt": "a red fox"}}')
 end
 

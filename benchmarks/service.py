@@ -7,8 +7,10 @@ process), the embedded Postgres, and for comparison `benchmarks.bare`, which doe
 Postgres under the same uvicorn, and nginx, which serves the same file. Sides take turns. Each row is the median of the
 repeats. Rates are not limited, and no worker runs.
 
-The last line on stdout is JSON: `post_ratio` is ours over the bare insert in requests a second, `list_ratio` the p99 of
-the newest edits at the most rows over that at the fewest, `pull_ratio` ours over nginx. The API's log is on standard
+The last line on stdout is JSON: `post_ratio` is ours over the bare insert in requests a second, `post_cpu_ratio` the
+bare one's CPU time a request over ours, which other work on the machine disturbs less, `list_ratio` the p99 of the
+newest edits at the most rows over that at the fewest, `worst_list_ratio` that of any list, `pull_ratio` ours over nginx.
+"ours, once" posts under an `Idempotency-Key` each. The API's log is on standard
 error. The exit status is 1 where wrk or nginx is missing, or where any request was not answered with 2xx.
 """
 
@@ -22,12 +24,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +47,7 @@ from benchmarks.measuring import POSITIONS, TOKENIZER, say
 from benchmarks.pull import PATH, Missing, free_port, nginx, nginx_path, version_of, write_file
 
 MODEL = "loaded"
+API, BARE = "app.main:application", "benchmarks.bare:application"
 SCRIPT = Path(__file__).with_name("load.lua")
 LISTS = {
     "newest": "",
@@ -81,11 +85,14 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: a URL, with the key that it needs; edits are posted to it where `posts`."""
+    """What is asked for: a URL, with the key that it needs; edits are posted to it where `posts`, each under an
+    Idempotency-Key of its own where `once`. `server` is in the command line of what answers."""
 
     url: str
+    server: str
     token: str = ""
     posts: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,13 @@ def ask(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
     given = {"LOAD_TOKEN": target.token} if target.token else {}
     if target.posts:
         given["LOAD_SOURCE"] = f"concept {time.time_ns()}"
+    if target.once:
+        given["LOAD_ONCE"] = "yes"
     command = [wrk_path(), "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--script", str(SCRIPT)]
+    before = cpu_seconds(target.server)
     done = subprocess.run([*command, target.url], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | given)
     time.sleep(2)  # the service ends what wrk left unanswered
+    spent = cpu_seconds(target.server) - before
     counted: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     if not counted["requests"]:
         raise Unanswered(f"{target.url} answered nothing in {seconds} s; its log may say why.")
@@ -122,9 +133,18 @@ def ask(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
         "bytes_per_second": counted["bytes"] / counted["seconds"],
         "p50_ms": counted["p50_ms"],
         "p99_ms": counted["p99_ms"],
+        "cpu_ms": 1000 * spent / counted["requests"],
         "requests": counted["requests"],
         "errors": counted["refused"] + counted["broken"],
     }
+
+
+def cpu_seconds(server: str) -> float:
+    """That the server's processes took so far."""
+    running = [
+        process for process in psutil.Process().children(recursive=True) if server in " ".join(process.cmdline())
+    ]
+    return sum(sum(process.cpu_times()[:2]) for process in running)
 
 
 def compare(case: str, sides: dict[str, Target], chosen: argparse.Namespace, **about: object) -> list[dict[str, Any]]:
@@ -186,13 +206,17 @@ def running(folder: Path, *, megabytes: float) -> Iterator[Service]:
             api = f"{stack.url}/v1"
             yield Service(
                 engine,
-                post={"bare": plain, "ours": Target(f"{api}/models/{MODEL}/edits", token, posts=True)},
-                pull={
-                    "nginx": Target(files.url),
-                    "ours": Target(f"{stack.url}/emender/{MODEL}/resolve/v1/{PATH}", token),
+                post={
+                    "bare": plain,
+                    "ours, once": Target(f"{api}/models/{MODEL}/edits", API, token, posts=True, once=True),
+                    "ours": Target(f"{api}/models/{MODEL}/edits", API, token, posts=True),
                 },
-                checkpoint=Target(f"{api}/models/{MODEL}/checkpoints/v1", token),
-                edits=Target(f"{api}/edits?limit=50", token),
+                pull={
+                    "nginx": Target(files.url, "nginx"),
+                    "ours": Target(f"{stack.url}/emender/{MODEL}/resolve/v1/{PATH}", API, token),
+                },
+                checkpoint=Target(f"{api}/models/{MODEL}/checkpoints/v1", API, token),
+                edits=Target(f"{api}/edits?limit=50", API, token),
             )
         engine.dispose()
 
@@ -211,7 +235,7 @@ def bare_insert(url: str) -> Iterator[Target]:
     with psycopg.connect(url) as connection:
         connection.execute(bare.TABLE)
     port = free_port()
-    served = uvicorn("benchmarks.bare:application", host="127.0.0.1", port=port)
+    served = uvicorn(BARE, host="127.0.0.1", port=port)
     child = Child("bare", served, os.environ | {"BARE_DATABASE_URL": url})
     child.start()
     try:
@@ -220,7 +244,7 @@ def bare_insert(url: str) -> Iterator[Target]:
             if not child.running or time.monotonic() > deadline:
                 raise Missing("benchmarks.bare did not start; its last lines above say why.")
             time.sleep(0.1)
-        yield Target(f"http://127.0.0.1:{port}/edits", posts=True)
+        yield Target(f"http://127.0.0.1:{port}/edits", BARE, posts=True)
     finally:
         child.terminate()
         child.wait(time.monotonic() + 10)
@@ -245,7 +269,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             held = count
             say(f"{count:,} edits")
             for name, query in LISTS.items():
-                target = Target(service.edits.url + query, service.edits.token)
+                target = replace(service.edits, url=service.edits.url + query)
                 rows += compare(f"list, {name}", {"ours": target}, chosen, edits=count)
         rows += compare("post", service.post, chosen)
         rows += compare("checkpoint", {"ours": service.checkpoint}, chosen)
@@ -262,6 +286,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     return {
         "post_ratio": ratio("post", "requests_per_second"),
+        "post_cpu_ratio": 1 / ratio("post", "cpu_ms"),
         "list_ratio": ratio("list, newest", "p99_ms"),
         "worst_list_ratio": max(ratio(f"list, {name}", "p99_ms") for name in LISTS),
         "pull_ratio": ratio("pull", "requests_per_second"),
@@ -273,12 +298,13 @@ def table(rows: Sequence[dict[str, Any]], *, clients: int) -> Table:
     shown = Table(title=f"Service, {clients} clients")
     shown.add_column("case")
     shown.add_column("side")
-    for column in ("edits", "requests/s", "p50 ms", "p99 ms", "requests", "errors"):
+    for column in ("edits", "requests/s", "p50 ms", "p99 ms", "CPU ms", "requests", "errors"):
         shown.add_column(column, justify="right")
     for row in rows:
-        figures = (row["requests_per_second"], row["p50_ms"], row["p99_ms"], row["requests"], row["errors"])
+        times = (f"{row[name]:,.0f}" for name in ("requests_per_second", "p50_ms", "p99_ms"))
         edits = f"{row['edits']:,}" if "edits" in row else ""
-        shown.add_row(row["case"], row["side"], edits, *(f"{value:,.0f}" for value in figures))
+        counts = (f"{row[name]:,.0f}" for name in ("requests", "errors"))
+        shown.add_row(row["case"], row["side"], edits, *times, f"{row['cpu_ms']:.2f}", *counts)
     return shown
 
 

@@ -6,6 +6,7 @@ the text: "art" occurs inside "<|startoftext|>", "work" inside "artwork", and a 
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -53,6 +54,7 @@ class PromptTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._tokens = lru_cache(maxsize=1024)(self._read)  # templates fill in the same destinations again and again
         self.max_length = max_length
         self.bos_id, self.eos_id, self.pad_id = (_id_of(tokenizer, token) for token in (BOS, EOS, pad_token))
 
@@ -108,11 +110,14 @@ class PromptTokenizer:
 
     def _encode(self, text: str, *, pointer: str) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text, pointer=pointer)
-        encoding = self._tokenizer.encode(text)
-        ids = encoding.ids
+        ids, offsets = self._tokens(text)
         if {self.bos_id, self.eos_id} & set(ids[1:-1]):
             raise InvalidPrompt("the prompt holds a token that starts or ends a text", pointer=pointer)
-        return ids, encoding.offsets
+        return ids, offsets
+
+    def _read(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._tokenizer.encode(text)
+        return encoding.ids, encoding.offsets
 
     def _cut(self, ids: list[int]) -> TokenizedPrompt:
         kept = ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], self.eos_id]
