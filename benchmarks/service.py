@@ -9,9 +9,9 @@ repeats. Rates are not limited, and no worker runs.
 
 The last line on stdout is JSON: `post_ratio` is ours over the bare insert in requests a second, `post_cpu_ratio` the
 bare one's CPU time a request over ours, which other work on the machine disturbs less, `list_ratio` the p99 of the
-newest edits at the most rows over that at the fewest, `worst_list_ratio` that of any list, `pull_ratio` ours over nginx.
-"ours, once" posts under an `Idempotency-Key` each. The API's log is on standard
-error. The exit status is 1 where wrk or nginx is missing, or where any request was not answered with 2xx.
+newest edits at the most rows over that at the fewest, `worst_list_ratio` that of any list, `pull_ratio` ours over
+nginx. "ours, once" posts under an `Idempotency-Key` each. The API's log is on standard error. The exit status is 1
+where wrk or nginx is missing, or where any request was not answered with 2xx.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -141,10 +141,12 @@ def ask(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
 
 def cpu_seconds(server: str) -> float:
     """That the server's processes took so far."""
-    running = [
-        process for process in psutil.Process().children(recursive=True) if server in " ".join(process.cmdline())
-    ]
-    return sum(sum(process.cpu_times()[:2]) for process in running)
+    spent = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if server in " ".join(process.cmdline()):
+                spent += sum(process.cpu_times()[:2])
+    return spent
 
 
 def compare(case: str, sides: dict[str, Target], chosen: argparse.Namespace, **about: object) -> list[dict[str, Any]]:
