@@ -68,6 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=editing.__version__,
         summary="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
         lifespan=lifespan,
+        # FastAPI's own spans, where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; its logs would have what was sent.
+        telemetry={"auto_configure": True, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.sessions = sessions(engine)

@@ -64,5 +64,7 @@ def test_every_version_is_pinned() -> None:
     pinned = {
         canonicalize_name(Requirement(line).name) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
     }
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["worker"]
+    wanted = PROJECT["dependencies"] + [
+        line for extra in ("worker", "tracing") for line in PROJECT["optional-dependencies"][extra]
+    ]
     assert {name for name in closure(wanted) if "[" not in name} - pinned == set()
