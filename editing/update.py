@@ -3,10 +3,11 @@
 Keys and solves are float64. The published code scales C0 in float32 before it solves, which alone moves ΔW by up to
 5e-4; and a solution that is exact to rounding gives the same float16 weights whatever the order of summation.
 
-Shapes: n edits, c columns (edits, then preserved prompts), N nodes of the tree of prompts, d width, m MLP width.
+Shapes: e edits, n columns that they ask for (one each, or one a context), c all columns (theirs, then of preserved
+prompts), N nodes of the tree of prompts, d width, m MLP width.
 
 Beyond the encoder, and the factors where they are kept in memory, this holds four (N, d) and three (m, c) float64, the
-keys (N, m) where the tree is small, one layer in float64, (n, n) cosines in float32, three (m, m) where c reaches m,
+keys (N, m) where the tree is small, one layer in float64, (e, e) cosines in float32, three (m, m) where c reaches m,
 and the result, at most (d + m)·d a layer.
 """
 
@@ -23,6 +24,7 @@ from torch.linalg import solve_triangular
 
 from editing.concepts import ConceptEdit
 from editing.conflicts import Conflict, declared_conflicts, destination_names
+from editing.contexts import AT_SUBJECT, WEIGHT, Contexts, around, surroundings
 from editing.encoders import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.factors import FactoredMoments, cholesky, condition_number
@@ -43,9 +45,9 @@ class LayerUpdate:
 
     layer: int
     b: Tensor
-    """(d, r) float64: the residuals; with more edits than the states are wide, the identity."""
+    """(d, r) float64: the residuals; with more columns than the states are wide, the identity."""
     a: Tensor
-    """(m, r) float64: what picks each edit's residual out of a key; with more edits than that, ΔWᵀ."""
+    """(m, r) float64: what picks each column's residual out of a key; with more than that, ΔWᵀ."""
     condition: float
     """Condition number of the system solved: (c, c) by Woodbury, (m, m) with as many columns as the keys are wide."""
     moment_condition: float | None
@@ -86,6 +88,7 @@ def compute_update(
     residual: ResidualMode = "spread",
     preserve: Sequence[str] = (),
     preserve_weight: float = 1.0,
+    contexts: Contexts = "own",
     progress: Callable[[int, int], None] | None = None,
 ) -> Update:
     """ΔW of Eq. 14 for every edited layer in ascending order, each on the weights as edited so far.
@@ -93,7 +96,8 @@ def compute_update(
         ΔW = α R Kᵀ [(1-α) C0 + α K Kᵀ]⁻¹,   C0 = mass · E[k kᵀ]
 
     `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token is to
-    keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). Layers default to
+    keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). `contexts` "many" writes
+    each value in many prompts besides the edit's templates: see `editing.contexts`. Layers default to
     those of `editing.layout.default_layers` up to L, the layer that the values were optimised for, and must end at L.
 
     The encoder's weights are never touched. The result is a function of the *set* of edits: they are put in an order
@@ -123,13 +127,16 @@ def compute_update(
     delta = torch.stack([found[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, n)
     hidden = torch.stack([found[i].hidden for i in order], 1).to(encoder.device, torch.float64)
     z = hidden + delta
-    n, q = len(order), len(layers)
-    tree = _prefixes(encoder, [edits[i] for i in order], sorted(set(preserve)))
-    weights = torch.full((tree.columns,), alpha, dtype=torch.float64, device=encoder.device)  # (c,)
-    weights[n:] = (1 - alpha) * preserve_weight
+    tree, owner, share = _prefixes(encoder, [edits[i] for i in order], sorted(set(preserve)), contexts)
+    z = z[:, owner]  # (d, n)
+    n, q = len(owner), len(layers)
+    weights = torch.full(
+        (tree.columns,), (1 - alpha) * preserve_weight, dtype=torch.float64, device=encoder.device
+    )  # (c,)
+    weights[:n] = alpha * share
 
     updates: dict[int, LayerUpdate] = {}
-    cosines = torch.ones(n, n, device=encoder.device)
+    cosines = torch.ones(len(order), len(order), device=encoder.device)
     states = tree.embed(encoder).double()
     for number in range(layers[-1] + 1):
         layer = _in(torch.float64, encoder.layers[number])
@@ -143,7 +150,7 @@ def compute_update(
                     q - done
                 )
             elif residual == "even":
-                r = delta / q
+                r = delta[:, owner] / q
             else:
                 r = (z - recall(layer, keys[:, :n])) / (q - done)  # what the released code does
             b, a, condition = _solve(factored, number, keys, weights, r, alpha=alpha, mass=mass)
@@ -158,14 +165,15 @@ def compute_update(
                 relative_norm=float(dense.norm() / weight.norm()),
             )
             weight += dense  # of the float64 copy
-            _keep_smallest(cosines, keys[:, :n])
+            _keep_smallest(cosines, _of_edits(keys[:, :n], owner))
             if progress:
                 progress(done + 1, q)
         if number < layers[-1]:
             states = tree.advance(layer, stream, read)
 
-    left = (z - tree.states_after(layer, stream)[:, :n]).norm(dim=0) / delta.norm(dim=0).clamp_min(1e-12)
-    residuals = [0.0] * n
+    missed = (z - tree.states_after(layer, stream)[:, :n]).norm(dim=0)  # (n,)
+    left = _of_edits(missed[None], owner)[0] / delta.norm(dim=0).clamp_min(1e-12)  # (e,)
+    residuals = [0.0] * len(order)
     for position, index in enumerate(order):
         residuals[index] = float(left[position])
     pairs = (cosines.triu(1) >= _SAME_KEY).nonzero().tolist()
@@ -216,12 +224,40 @@ def _factored(second_moments: SecondMoments | FactoredMoments, encoder: Editable
     return second_moments
 
 
-def _prefixes(encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str]) -> PrefixTree:
-    """The prompts up to their last subject token; a column for each edit, then for each preserved prompt."""
+def _prefixes(
+    encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str], contexts: Contexts
+) -> tuple[PrefixTree, Tensor, Tensor]:
+    """The prompts up to their last subject token: the columns of the edits, then one for each preserved prompt. And of
+    the former whose each is and how much it weighs, (n,) both."""
     locate = encoder.tokenizer.locate
-    groups = [[locate(template, edit.source).prefix for template in edit.templates] for edit in edits]
+    groups, owner, share = [], [], []
+    for index, edit in enumerate(edits):
+        own = [locate(template, edit.source).prefix for template in edit.templates]
+        columns = [own]
+        if contexts == "many":
+            columns = [
+                [prefix] for prefix in dict.fromkeys([*own, *around(encoder.tokenizer, AT_SUBJECT, edit.source)])
+            ]
+        groups += columns
+        owner += [index] * len(columns)
+        share += [1.0 if contexts == "own" else WEIGHT / len(columns)] * len(columns)
     groups += [[locate("{}", prompt, pointer="/preserve").prefix] for prompt in preserve]
-    return PrefixTree(groups, device=encoder.device)
+    if contexts == "many":
+        groups += [[prefix] for prefix in surroundings(encoder.tokenizer, [edit.source for edit in edits], preserve)]
+    tree = PrefixTree(groups, device=encoder.device)
+    return (
+        tree,
+        torch.tensor(owner, device=encoder.device),
+        torch.tensor(share, dtype=torch.float64, device=encoder.device),
+    )
+
+
+def _of_edits(columns: Tensor, owner: Tensor) -> Tensor:
+    """The mean of each edit's columns, (k, n) to (k, e)."""
+    count = torch.bincount(owner)
+    if len(count) == len(owner):
+        return columns
+    return columns.new_zeros(len(columns), len(count)).index_add_(1, owner, columns) / count
 
 
 def _in(dtype: torch.dtype, layer: Any) -> Any:

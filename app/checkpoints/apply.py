@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import CheckpointNotFound, StatisticsMissing
-from app.checkpoints.schemas import SETTINGS_OF, ApplyCreate, ApplyPlan, CheckpointOut
+from app.checkpoints.schemas import MOST_IN_CONTEXTS, SETTINGS_OF, ApplyCreate, ApplyPlan, CheckpointOut
 from app.checkpoints.selection import Selection, conflicts, select_edits
 from app.checkpoints.service import checkpoint_out, cross_attention_out, edit_in, find_checkpoint, find_model
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
@@ -132,12 +132,20 @@ def _with_memory(session: Session, prepared: _Prepared, *, model: Model, request
         statistics = session.get_one(Statistics, start.statistics_id)
         kept = {name: setting for name, setting in start.options.items() if name != "cross_attention"}
         return replace(prepared, alpha=start.alpha, layers=start.layers, options=kept, statistics=statistics)
+    in_memory = len(prepared.selection.edits) - len(prepared.selection.in_cross_attention)
+    if request.contexts == "many" and in_memory > MOST_IN_CONTEXTS:
+        raise Unprocessable.at(
+            "/contexts",
+            f"{in_memory} edits are too many to write each in many contexts; at most {MOST_IN_CONTEXTS} can be. Write "
+            "them by their own templates (`own`), or apply fewer.",
+        )
     layers = _layers(model, request.layers, lasts=prepared.selection.layers)
     newest = queries.newest_statistics(session, model_id=model.id)
     if newest is None:
         latest = queries.newest_statistics(session, model_id=model.id, state=None)
         raise StatisticsMissing(model.name, under_way=latest is not None and latest.state != "failed")
-    options: JsonObject = {"residual": request.residual, "mass": request.mass, "preserve": request.preserve}
+    names = ("residual", "mass", "contexts", "preserve")
+    options: JsonObject = {name: getattr(request, name) for name in names}
     if len(layers) > 1:
         options["layers"] = {encoder: list(own) for encoder, own in layers.items()}
     return replace(

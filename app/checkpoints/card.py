@@ -139,7 +139,7 @@ def _settings(inputs: Inputs) -> dict[str, object]:
         "α": inputs.alpha,
         "λ": options.get("mass"),
         "residual": options.get("residual"),
-    }
+    } | ({"contexts": "many"} if options.get("contexts") == "many" else {})
 
 
 def _span(layers: Sequence[int]) -> str:

@@ -53,7 +53,7 @@ class Inputs:
     layers: Mapping[str, Sequence[int]]
     """By text encoder."""
     options: Mapping[str, Any]
-    """`residual`, `mass` and `preserve` of the memory; `cross_attention`, the arguments of UCE."""
+    """`residual`, `mass`, `contexts` and `preserve` of the memory; `cross_attention`, the arguments of UCE."""
 
     def edits_by(self, method: str) -> list[ManifestEdit]:
         return [edit for edit in self.edits if edit.method == method]

@@ -20,8 +20,11 @@ from app.moments import AwareMoment, BareDate
 from app.presets import with_preset
 from app.text import Text
 from editing.concepts import UPDATE_PRESETS
+from editing.contexts import Contexts
 
 MOST_EDITS = 20_000
+MOST_IN_CONTEXTS = 500
+"""Edits written in many contexts: each is some forty columns of the system, which memory must hold."""
 VERSION = r"^v[1-9][0-9]{0,8}$"
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 RESERVED_ALIASES = frozenset({"main", "base"})
@@ -31,7 +34,7 @@ ResidualMode = Literal["spread", "even", "published"]
 Method = Literal["memory", "cross_attention"]
 
 SETTINGS_OF: dict[Method, tuple[str, ...]] = {
-    "memory": ("preset", "alpha", "layers", "residual", "mass"),
+    "memory": ("preset", "alpha", "layers", "residual", "mass", "contexts"),
     "cross_attention": ("erase_scale", "preserve_scale", "lamb"),
 }
 """The fields of an apply that mean something to one method only."""
@@ -109,6 +112,14 @@ class ApplyCreate(BaseModel):
     )
     residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
     mass: float = Field(1000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
+    contexts: Contexts = Field(
+        "own",
+        description="`memory`: where an edit is to hold. `own`: in its templates, by their mean; `many`: there and in "
+        "32 prompts more, each by itself, with what follows the subject left as it is. For names that the model does "
+        "not know, in several pieces, which the first often misses in other prompts. Name what the model knows in "
+        "`preserve` beside it: what ends in the same piece as a source is then kept in many prompts, too. "
+        f"For at most {MOST_IN_CONTEXTS} edits",
+    )
     preserve: list[Text] = Field(
         [],
         max_length=5_000,
@@ -211,7 +222,9 @@ class CheckpointSummary(BaseModel):
     state: CheckpointState
     commit: str | None = Field(description="40 hex digits derived from all files that the revision serves")
     edit_count: int
-    alpha: float | None = Field(description="null where no edit is in the memory, as are `residual` and `mass`")
+    alpha: float | None = Field(
+        description="null where no edit is in the memory, as are `residual`, `mass` and `contexts`"
+    )
     layers: list[int] = Field(description="edited layers of the first text encoder; `changed_layers` has all")
     aliases: list[str]
     notes: str | None
@@ -226,6 +239,7 @@ class CheckpointOut(CheckpointSummary):
     edits: list[EditInCheckpoint]
     residual: ResidualMode | None
     mass: float | None
+    contexts: Contexts | None
     preserve: list[str]
     cross_attention: CrossAttentionOut | None = Field(description="null where no edit is there")
     statistics: str | None = Field(description="digest of the second moments; null where no edit is in the memory")

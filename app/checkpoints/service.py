@@ -176,6 +176,7 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
         edits=edits,
         residual=options.get("residual"),
         mass=options.get("mass"),
+        contexts=options.get("contexts", "own") if "mass" in options else None,
         preserve=options.get("preserve", []),
         cross_attention=cross_attention_out(options),
         statistics=(statistics.digest or "") if statistics else None,

@@ -198,7 +198,7 @@ class Checkpoint(Identified, Base):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
     alpha: Mapped[float | None]
     layers: Mapped[list[int]]
-    options: Mapped[JsonObject]  # residual mode, mass, preserved prompts; settings of `cross_attention`
+    options: Mapped[JsonObject]  # residual mode, mass, contexts, preserved prompts; settings of `cross_attention`
     notes: Mapped[str | None]
     alias: Mapped[str | None]  # to be moved here once published, if its moves still count `alias_moves`
     alias_moves: Mapped[int | None]

@@ -133,6 +133,7 @@ def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "Edita
                 layers=work.inputs.layers[encoder.name],
                 residual=work.inputs.options["residual"],
                 preserve=work.inputs.options["preserve"],
+                contexts=work.inputs.options.get("contexts", "own"),
                 progress=progress,
             )
         updates.append(update)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure, fill
 from editing.conflicts import Conflict
+from editing.contexts import AFTER_SUBJECT, AT_SUBJECT, WEIGHT
 from editing.encoders import EditableEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
 from editing.factors import FactoredMoments
@@ -96,12 +97,15 @@ def written_out(
     residual: ResidualMode,
     preserve: Sequence[str] = (),
     preserve_weight: float = 1.0,
+    kept: Sequence[tuple[str, str]] = (),
     dtype: torch.dtype = torch.float64,
 ) -> dict[int, Tensor]:
     """The same mathematics the long way: full forward passes with hooks, weights changed in place, a plain inverse.
 
-    `dtype` is the encoder's; the solve is float64.
+    `kept` are prompts that keep their value where the text beside each ends. `dtype` is the encoder's; the solve is
+    float64.
     """
+    kept = [*((prompt, prompt) for prompt in preserve), *kept]
     model = copy.deepcopy(encoder.model).to(dtype)
     model.embeddings = copy.deepcopy(encoder.embeddings)  # float32, as stage II reads them
     model.embeddings.register_forward_hook(lambda _, __, states: states.to(dtype))
@@ -134,9 +138,9 @@ def written_out(
         else:
             r = (z - torch.stack([column(fc2, edit, output=True) for edit in edits], 1)) / left
         c0 = mass * moments.moments[layer]
-        if preserve:
-            kept = torch.stack([read(fc2, prompt, prompt, output=False) for prompt in preserve], 1)
-            c0 = c0 + preserve_weight * kept @ kept.T
+        if kept:
+            held = torch.stack([read(fc2, prompt, subject, output=False) for prompt, subject in kept], 1)
+            c0 = c0 + preserve_weight * held @ held.T
         changes[layer] = alpha * r @ k.T @ torch.linalg.inv((1 - alpha) * c0 + alpha * k @ k.T)
         with torch.no_grad():
             fc2.weight += changes[layer].to(dtype)
@@ -238,6 +242,37 @@ class TestClosedForm:
                 return float((encoder.encode(ids) - before)[0, len(ids[0]) - 2].norm())
 
         assert moved(("red cat",)) < 0.5 * moved(())
+
+    def test_many_contexts_are_columns_of_one_value(
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        """The same as so many edits, one for each prompt, whose neighbours are preserved prompts; weighed together."""
+        edits = [dataclasses.replace(edit, templates=("a photo of {}", "{}")) for edit in edits]
+        preserve = ["bird", *(f"old {edit.source}" for edit in edits)]
+        found = compute_update(
+            encoder, edits, values, second_moments, contexts="many", mass=10.0, layers=(1, 2), preserve=preserve
+        )
+        templates = ("a photo of {}", "{}", *AT_SUBJECT)
+        weight = WEIGHT / len(templates)
+        followed = [fill(context, edit.source) for edit in edits for context in AFTER_SUBJECT]
+        around = (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2])
+        split = [dataclasses.replace(edit, templates=(template,)) for edit in edits for template in templates]
+        expected = written_out(
+            encoder,
+            split,
+            [value for value in values for _ in templates],
+            second_moments,
+            alpha=0.5,
+            mass=10.0 / weight,
+            layers=(1, 2),
+            residual="spread",
+            preserve=[*preserve, *followed],
+            preserve_weight=1 / weight,
+            kept=[(fill(c, f"old {e.source}"), f"old {e.source}") for e in edits for c in around],
+        )
+        for layer in (1, 2):
+            assert relative_error(found.dense(layer), expected[layer]) < 1e-6
+        assert len(found.residuals) == len(edits)
 
     def test_spread_reaches_h_plus_delta(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
