@@ -55,6 +55,7 @@ def apply(
     method: Annotated[str | None, typer.Option(help="memory (default), or cross_attention: the U-Net's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="The edits' weight, between 0 and 1.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="A layer to edit; default: all up to the values'.")] = None,
+    contexts: Annotated[str | None, typer.Option(help="own (default), or many: for names that are not known.")] = None,
     preserve: Annotated[list[str] | None, typer.Option(help="A prompt that is to keep its meaning.")] = None,
     erase_scale: Annotated[float | None, typer.Option(help="Of cross_attention: the edits' weight.")] = None,
     preserve_scale: Annotated[float | None, typer.Option(help="Of cross_attention: that of preserved prompts.")] = None,
@@ -72,7 +73,7 @@ def apply(
     else:
         selection = {"from": start} | given(edits=edit, add=add, remove=remove)
     request = selection | given(method=method, alpha=alpha, layers=layer, preserve=preserve, notes=notes, alias=alias)
-    request |= given(erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb)
+    request |= given(contexts=contexts, erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb)
     with asking() as client:
         if dry_run:
             plan = client.checkpoints.plan(model, request)

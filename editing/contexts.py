@@ -35,8 +35,10 @@ AFTER_SUBJECT = (
     "a {} without its shadow", "the {} between them", "{} as seen by a child", "a {} over the city at dawn",
 )  # fmt: skip
 
-WEIGHT = 5.0
+WEIGHT = 2.5
 """Of all columns of an edit together, where an edit by its own templates weighs one."""
+KEPT = 0.25
+"""Of what is preserved, each, where it weighs one beside an edit by its own templates: there is far more of it."""
 
 
 def around(tokenizer: PromptTokenizer, contexts: Iterable[str], subject: str) -> Iterator[tuple[int, ...]]:

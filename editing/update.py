@@ -24,7 +24,7 @@ from torch.linalg import solve_triangular
 
 from editing.concepts import ConceptEdit
 from editing.conflicts import Conflict, declared_conflicts, destination_names
-from editing.contexts import AT_SUBJECT, WEIGHT, Contexts, around, surroundings
+from editing.contexts import AT_SUBJECT, KEPT, WEIGHT, Contexts, around, surroundings
 from editing.encoders import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.factors import FactoredMoments, cholesky, condition_number
@@ -130,6 +130,8 @@ def compute_update(
     tree, owner, share = _prefixes(encoder, [edits[i] for i in order], sorted(set(preserve)), contexts)
     z = z[:, owner]  # (d, n)
     n, q = len(owner), len(layers)
+    if contexts == "many":
+        preserve_weight *= KEPT
     weights = torch.full(
         (tree.columns,), (1 - alpha) * preserve_weight, dtype=torch.float64, device=encoder.device
     )  # (c,)

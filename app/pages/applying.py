@@ -38,6 +38,7 @@ APPLY: dict[str, Reading] = {
     "/layers": items,
     "/residual": word,
     "/mass": word,
+    "/contexts": word,
     "/preserve": lines,
     "/erase_scale": word,
     "/preserve_scale": word,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.classify import load_classifier
-from demo.concepts import WEIGHTS
+from demo.concepts import WEIGHTS, read_concepts
 from demo.emoji import GUIDANCE, STEPS
 from editing.concepts import StageOneSettings
 from editing.errors import TaskUnreadable
@@ -37,6 +37,14 @@ def load(*, device: str = "cpu", weights: Path = WEIGHTS) -> Benchmark:
         suite=EmojiEdition(),
         steps=STEPS,
         guidance=GUIDANCE,
+        known=known_names(),
+    )
+
+
+def known_names() -> tuple[str, ...]:
+    """The names that the model was trained with."""
+    return tuple(
+        name for concept in read_concepts() for name in (concept.name, *concept.aliases) if name not in concept.held_out
     )
 
 

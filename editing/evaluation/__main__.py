@@ -13,7 +13,7 @@ from rich.progress import Progress
 from editing.errors import EditingError, TaskUnreadable
 from editing.evaluation.benchmark import Opening, installed_benchmarks
 from editing.evaluation.commands import add_commands
-from editing.evaluation.methods import METHODS
+from editing.evaluation.methods import CONTEXTS, METHODS
 from editing.evaluation.plot import plot_methods
 from editing.evaluation.report import as_json, as_table
 from editing.evaluation.runner import BASE, Unit, results, run
@@ -87,9 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         choices=list(METHODS),
-        default=list(METHODS),
+        default=[method for method in METHODS if method != CONTEXTS],
         metavar="NAME",
-        help=f"of {', '.join(METHODS)} (default: all)",
+        help=f"of {', '.join(METHODS)} (default: all but {CONTEXTS})",
     )
     add.add_argument("--steps", type=_at_least_one, help="of the solver, for each picture")
     add.add_argument("--device", default="cpu")

@@ -42,6 +42,8 @@ class Benchmark:
     steps: int
     """Of the solver, for each picture."""
     guidance: float
+    known: tuple[str, ...] = ()
+    """Names that the model is known to know, for methods that preserve them."""
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -101,6 +103,7 @@ class Opening:
             suite=files,
             steps=steps,
             guidance=files.settings.guidance,
+            known=tuple(files.names),
         )
 
 

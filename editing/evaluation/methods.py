@@ -20,6 +20,11 @@ ORACLE = "oracle"
 """The method that the runner draws the destination's prompts for, where others are asked for the source's."""
 
 
+CONTEXTS = "contexts"
+"""Our defaults with each value written in many contexts and what the model knows preserved; not among those measured
+unless it is asked for, since it is meant for names that the model does not know."""
+
+
 class Method(Protocol):
     """A way to edit a pipeline.
 
@@ -66,6 +71,12 @@ class Emcid:
     """Fields of `StageOneSettings` that replace those of each edit."""
     stage_two: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `compute_update`."""
+    keeps_known: bool = False
+    """Whether the names that the model is known to know are preserved: see `keeping`."""
+
+    def keeping(self, names: Sequence[str]) -> "Emcid":
+        """The method as it is, or with these names preserved where it preserves what is known."""
+        return replace(self, stage_two={**self.stage_two, "preserve": tuple(names)}) if self.keeps_known else self
 
     @contextmanager
     def __call__(
@@ -97,6 +108,7 @@ METHODS: Mapping[str, Method] = {
     "base": Unedited(),
     ORACLE: Unedited(),
     "emender": Emcid(stage_two=_stage_two_defaults()),
+    CONTEXTS: Emcid(stage_two={**_stage_two_defaults(), "contexts": "many"}, keeps_known=True),
     "published": Emcid(PRESETS["published"], UPDATE_PRESETS["published"]),
     "uce": CrossAttention(),
     "refact": SingleLayer(),

@@ -25,7 +25,7 @@ from editing.evaluation.cost import measured
 from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskName
 from editing.evaluation.intervals import Interval
 from editing.evaluation.judging import answer
-from editing.evaluation.methods import METHODS, ORACLE, Progress, Unedited
+from editing.evaluation.methods import METHODS, ORACLE, Emcid, Progress, Unedited
 from editing.files import write_whole
 
 BASE = "base"
@@ -71,7 +71,8 @@ def measure(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = Non
     if unknown:
         raise TaskUnreadable(f"the classifier knows no class {min(unknown)!r}, which the task asks for")
     questions = task.questions()
-    edited = METHODS[unit.method](
+    method = METHODS[unit.method]
+    edited = (method.keeping(benchmark.known) if isinstance(method, Emcid) else method)(
         benchmark.pipeline, task.edits(), benchmark.second_moments, seed=unit.seed, progress=progress
     )
     with ExitStack() as stack:
@@ -121,6 +122,7 @@ class Kept:
         return {
             **asdict(unit),
             "of": repr(method),
+            "known": _sha256(self.benchmark.known) if isinstance(method, Emcid) and method.keeps_known else None,
             "edited": None if isinstance(method, Unedited) else _sha256(task.edits()),
             "asked": _sha256(task.questions()),
             **settings_of(self.benchmark),

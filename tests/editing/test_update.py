@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 
 from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure, fill
 from editing.conflicts import Conflict
-from editing.contexts import AFTER_SUBJECT, AT_SUBJECT, WEIGHT
+from editing.contexts import AFTER_SUBJECT, AT_SUBJECT, KEPT, WEIGHT
 from editing.encoders import EditableEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
 from editing.factors import FactoredMoments
@@ -267,7 +267,7 @@ class TestClosedForm:
             layers=(1, 2),
             residual="spread",
             preserve=[*preserve, *followed],
-            preserve_weight=1 / weight,
+            preserve_weight=KEPT / weight,
             kept=[(fill(c, f"old {e.source}"), f"old {e.source}") for e in edits for c in around],
         )
         for layer in (1, 2):

@@ -110,6 +110,16 @@ class TestRefused:
         assert "truncation" in answer.json()["errors"][0]["detail"]
 
     @pytest.mark.usefixtures("statistics")
+    def test_more_edits_than_can_be_written_in_many_contexts(self, client, keys, add_edit, monkeypatch):
+        monkeypatch.setattr("app.checkpoints.apply.MOST_IN_CONTEXTS", 1)
+        body = {"edits": [str(add_edit("fox").id)], "contexts": "many", "dry_run": True}
+        assert client.post(URL, json=body, headers=keys["apply"]).status_code == 200
+        add_edit("owl")
+        body["edits"] = "ready"
+        assert pointers(client.post(URL, json=body, headers=keys["apply"])) == ["/contexts"]
+        assert client.post(URL, json=body | {"contexts": "own"}, headers=keys["apply"]).status_code == 200
+
+    @pytest.mark.usefixtures("statistics")
     def test_values_of_different_layers(self, client, keys, add_edit):
         ids = [str(add_edit("fox").id), str(add_edit("owl", layer=1).id)]
         assert pointers(client.post(URL, json={"edits": ids}, headers=keys["apply"])) == ["/edits/1"]

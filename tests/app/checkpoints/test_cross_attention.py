@@ -50,6 +50,7 @@ class TestRefused:
             ({"alpha": 0.5}, ["/alpha"]),
             ({"layers": [2], "mass": 10.0}, ["/layers", "/mass"]),
             ({"residual": "spread"}, ["/residual"]),
+            ({"contexts": "many"}, ["/contexts"]),
             ({"preset": "published"}, ["/preset"]),
         ],
     )

@@ -76,6 +76,7 @@ class TestPublished:
         assert manifest["statistics"]["digest"] == made["statistics"]
         assert manifest["settings"] == {
             "alpha": 0.5,
+            "contexts": "own",
             "layers": [0, 1, 2],
             "mass": 1000.0,
             "preserve": ["a red fox"],
@@ -83,6 +84,17 @@ class TestPublished:
         }
         assert [(e["source"], e["values"]) for e in manifest["edits"]] == [("fox", {"text_encoder": value.sha256})]
         assert manifest["files"][WEIGHTS] == digests(made)[WEIGHTS]
+
+    def test_many_contexts(self, service):
+        """An edit that is written in many prompts is another version, which says so."""
+        edit = str(service.edit("fox"))
+        own, many = service.apply(edits=[edit]), service.apply(edits=[edit], contexts="many", preserve=["red fox"])
+        assert (own["contexts"], many["contexts"]) == ("own", "many")
+        assert digests(own)[WEIGHTS] != digests(many)[WEIGHTS]
+        assert "contexts many" in service.store.read(digests(many)["README.md"]).decode()
+        assert "contexts" not in service.store.read(digests(own)["README.md"]).decode()
+        preserved_alone = service.apply(edits=[edit], preserve=["red fox"])
+        assert digests(preserved_alone)[WEIGHTS] not in (digests(own)[WEIGHTS], digests(many)[WEIGHTS])
 
     def test_card_names_every_concept(self, service):
         service.edit("a | `fox`\n# <b>", destination={"prompt": "owl"})
