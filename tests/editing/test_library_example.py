@@ -1,4 +1,4 @@
-"""The example of the page on the library, run as it stands: on a random pipeline always, on the emoji model if there."""
+"""The example of the page on the library, run as it stands: on a random pipeline, and on the emoji model if there."""
 
 import re
 import shutil
