@@ -60,9 +60,9 @@ def surroundings(
     ends = {tokenizer.locate("{}", source).prefix[-1] for source in sources}
     for source in sources:
         for context in AFTER_SUBJECT:
-            ids = tokenizer.encode(fill(context, source)).ids
-            if len(ids) < tokenizer.max_length:
-                yield ids[:-1]
+            prompt = tokenizer.encode(fill(context, source))
+            if not prompt.truncated:
+                yield prompt.ids[: prompt.eos_index]
     for name in preserve:
         if name not in sources and tokenizer.locate("{}", name).prefix[-1] in ends:
             yield from around(tokenizer, (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2]), name)

@@ -33,9 +33,9 @@ class Client:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """`timeout` in seconds for each try, of which there are one and `retries`."""
-        self.url = url.rstrip("/")
         self.api_key = api_key
-        self._connection = Connection(self.url, api_key=api_key, timeout=timeout, retries=retries, transport=transport)
+        self._connection = Connection(url, api_key=api_key, timeout=timeout, retries=retries, transport=transport)
+        self.url = self._connection.url
         self.models = Models(self._connection)
         self.statistics = StatisticsOfModels(self._connection)
         self.images = Images(self._connection)
