@@ -13,16 +13,16 @@ test: install  ## all tests, against a real Postgres; two files at a time, since
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 browser: install  ## the pages in the Chromium on the PATH; screenshots in out/browser
-	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
 
 docs: install  ## the documentation's site in out/docs; a warning fails
-	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[docs]'
 	NO_COLOR=1 $(BIN)/zensical build --clean --strict
 	$(BIN)/python -m tests.docs.pages
 
 reference: install  ## docs/reference/: the pages of the API and the settings, out of the code
-	$(BIN)/python -m handbook.reference
+	$(BIN)/python -m docs._generate.reference
 
 clients: install  ## real clients in environments of their own; writes docs/clients.md
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
@@ -50,14 +50,14 @@ check: install  ## style, types, layers, spelling
 	$(BIN)/typos
 
 train: install  ## train the emoji model again (about 90 minutes on two cores)
-	$(BIN)/pip install -q -c constraints.txt -e '.[train]'
+	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[train]'
 	$(BIN)/python -m demo.train
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[dev]'
 	touch $@
 
 clean:

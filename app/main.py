@@ -10,34 +10,34 @@ from fastapi_offline import FastAPIOffline
 
 import editing
 from app import problems
+from app.admin import application as pages
+from app.api.dependencies import TRANSACTIONS
+from app.api.documentation import router as documentation
+from app.api.middleware.body_limit import BodyLimit
+from app.api.middleware.rate_limit import RateLimitHeaders, RateLimits, TooManyRequests
+from app.api.middleware.request_log import RequestLog
+from app.api.middleware.security_headers import SecurityHeaders
+from app.api.openapi import describe
+from app.api.waiting import Watch
 from app.audit.routes import router as audit
 from app.auth.dependencies import key_lookups
 from app.auth.routes import router as keys
-from app.body_limit import BodyLimit
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
-from app.dependencies import TRANSACTIONS
-from app.documentation import router as documentation
 from app.edits.arrivals import arrivals
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
-from app.following import Watch
 from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.models.routes import router as models
 from app.observability import logging
+from app.observability.database_metrics import LedgerMetrics
 from app.observability.health import Health
-from app.observability.ledger import LedgerMetrics
-from app.observability.requests import RequestLog
 from app.observability.routes import router as watching
-from app.openapi import describe
-from app.pages import application as pages
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
-from app.rate_limits import RateLimitHeaders, RateLimits, TooManyRequests
-from app.security_headers import SecurityHeaders
 from app.settings import Settings, get_settings
 from app.signing.routes import router as signing_keys
-from app.storage.opening import open_store
+from app.storage.open import open_store
 from app.webhooks.openapi import describe_events
 from app.webhooks.routes import router as webhooks
 
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         engine.dispose()
 
-    app = FastAPIOffline(  # the files that the pages of app/documentation.py need
+    app = FastAPIOffline(  # the files that the pages of app/api/documentation.py need
         docs_url=None,
         redoc_url=None,
         title="Emender",

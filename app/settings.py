@@ -10,7 +10,7 @@ from limits.util import parse_many
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.models.names import Name
+from emender.schemas.names import Name
 
 SECRETS = Path("/run/secrets")  # where container engines mount them
 OFF = "off"

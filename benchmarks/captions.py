@@ -24,12 +24,12 @@ from benchmarks.quality import STEPS, Examiner, Scores, arbitrary_editing, compa
 from demo.captions import caption_set
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import SingularSecondMoment
-from editing.factors import FactoredMoments
-from editing.statistics import estimate_second_moments
-from editing.update import compute_update
-from editing.values import optimize_values
+from editing.second_moments.estimate import estimate_second_moments
+from editing.second_moments.factors import FactoredMoments
+from editing.stage_one.optimize import optimize_values
+from editing.stage_two.update import compute_update
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from benchmarks.quality import Examiner, Means, Scores, Task, arbitrary_editing, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
-from editing.factors import FactoredMoments
-from editing.moments import SecondMoments
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.update import Update, applied, compute_update
-from editing.values import Value, optimize_values
+from editing.second_moments.factors import FactoredMoments
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_two.update import Update, applied, compute_update
 
 OUT = Path("out/defaults")
 TEXT = StageOneSettings(objective="text", steps=150, weight_decay=5e-4)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo.concepts import WEIGHTS
-from editing.encoders import EditableEncoder
+from editing.encoders.clip import EditableEncoder
 from editing.prompts import PromptTokenizer
 
 TOKENIZER = WEIGHTS / "pipeline" / "tokenizer"

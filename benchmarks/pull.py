@@ -37,10 +37,10 @@ from rich.console import Console
 from rich.table import Table
 
 from app.auth.service import create_key
-from app.children import ends_with_parent
 from app.db.engine import connect, sessions
 from app.db.models import Checkpoint, Model, ModelFile
-from app.serve import Stack
+from app.local.child_process import ends_with_parent
+from app.local.supervisor import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
 from benchmarks.measuring import forget_peak, peak_bytes, say

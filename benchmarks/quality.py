@@ -14,10 +14,10 @@ from demo.classify import Classifier, classify
 from demo.concepts import Concept
 from demo.corrections import FREE_PROMPTS
 from demo.emoji import GUIDANCE, STEPS
-from editing.concepts import DEFAULT_TEMPLATES
+from editing.edits import DEFAULT_TEMPLATES
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
-from editing.preview import draw
-from editing.update import Update, applied
+from editing.stage_two.update import Update, applied
 
 HELD_OUT_PROMPTS = ("an image of a {}", *FREE_PROMPTS)
 PICTURES = 200  # of a mean, about: of many concepts, each is asked for by a few of the prompts in turn

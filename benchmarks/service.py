@@ -39,7 +39,7 @@ from sqlalchemy import Engine, text
 from app.auth.service import create_key
 from app.db.engine import connect, sessions
 from app.db.models import ModelFile
-from app.serve import Child, Stack, uvicorn
+from app.local.supervisor import Child, Stack, uvicorn
 from app.settings import Settings
 from app.storage.local import LocalStore
 from benchmarks import bare

@@ -31,13 +31,13 @@ from benchmarks.measuring import child
 from benchmarks.quality import Examiner, Task, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings, fill
-from editing.moments import SecondMoments
-from editing.noise import add_noise, to_pixels
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings, fill
+from editing.pictures.draw import draw
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
-from editing.preview import draw
-from editing.update import compute_update
-from editing.values import Value, optimize_values
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.noise import add_noise, to_pixels
+from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_two.update import compute_update
 
 MODULE = "benchmarks.stage_one"
 HELD_OUT = 30

@@ -38,11 +38,11 @@ from benchmarks.measuring import (
     say,
     write_encoder,
 )
-from editing.concepts import ConceptEdit, DestinationPrompt
-from editing.factors import FactoredMoments
-from editing.moments import SecondMoments
-from editing.update import ResidualMode, compute_update
-from editing.values import Value
+from editing.edits import ConceptEdit, DestinationPrompt
+from editing.second_moments.factors import FactoredMoments
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import Value
+from editing.stage_two.update import ResidualMode, compute_update
 
 ALPHA, MASS = 0.5, 4000.0
 TOLERANCE = 1e-4  # ‖ΔW - ΔW plain‖ / ‖ΔW plain‖ of any layer: the plain encoder computes in float32

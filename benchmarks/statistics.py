@@ -28,8 +28,8 @@ from torch import Tensor
 from benchmarks.measuring import POSITIONS, child, difference, measured, read_encoder, write_encoder
 from demo.captions import caption_set
 from demo.concepts import read_concepts
-from editing.encoders import EditableEncoder
-from editing.statistics import estimate_second_moments
+from editing.encoders.clip import EditableEncoder
+from editing.second_moments.estimate import estimate_second_moments
 
 BATCH = 64
 TOLERANCE = 1e-4  # ‖C - C plain‖ / ‖C plain‖ of any layer: the plain one adds in float32

@@ -103,7 +103,7 @@ class Classifier(nn.Module):
 
     def tells_apart(self, prompts: Sequence[str]) -> bool:
         """Whether each prompt names a gender of its own, such as "woman doctor"; see
-        `editing.attributes.AttributeClassifier`."""
+        `editing.debias.attributes.AttributeClassifier`."""
         named = [_gender(prompt) for prompt in prompts]
         return None not in named and len(set(named)) == len(named)
 

@@ -16,10 +16,10 @@ from typing import Any
 import editing
 from demo.concepts import GENDERS, read_concepts
 from demo.emoji import GUIDANCE, STEPS, Emoji
-from editing.concepts import Balance, ConceptEdit, StageOneSettings
-from editing.debias import Debiased, DebiasProgress, DebiasSettings, debias, picture_shares
+from editing.debias.balancing import Debiased, DebiasProgress, DebiasSettings, debias, picture_shares
+from editing.edits import Balance, ConceptEdit, StageOneSettings
 from editing.evaluation.gender import imbalance
-from editing.update import applied, compute_update
+from editing.stage_two.update import applied, compute_update
 
 TEMPLATES = ("a photo of a {}", "{}")
 """What is drawn of a profession; the first is no template of the edits."""

@@ -13,11 +13,11 @@ import editing
 from demo.classify import Classifier, Confidences, classify, load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.corrections import HELD_OUT, HELD_OUT_PROMPT
-from editing.concepts import ConceptEdit
-from editing.moments import SecondMoments
+from editing.edits import ConceptEdit
 from editing.pipelines import EditablePipeline
-from editing.update import Update, applied, compute_update
-from editing.values import Value
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import Value
+from editing.stage_two.update import Update, applied, compute_update
 
 STEPS, GUIDANCE = 8, 3.0  # what the model draws well with: demo/weights/README.md
 

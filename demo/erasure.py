@@ -15,7 +15,7 @@ from demo.captions import ANY_STYLE
 from demo.concepts import DRAWN_STYLES, read_concepts
 from demo.corrections import STYLE_TEMPLATES, TEXT
 from demo.emoji import Emoji
-from editing.concepts import ConceptEdit, Erasure, StageOneSettings
+from editing.edits import ConceptEdit, Erasure, StageOneSettings
 
 STYLED_PROMPTS = ("a {} in the style of {style}", "{style} style {}", "a picture of a {}, {style} style")
 CONCEPTS = 60

@@ -16,7 +16,7 @@ from demo.check import Figures
 from demo.classify import Classifier, Confidences, classify
 from demo.corrections import HELD_OUT_PROMPT, SEEDS, Correction
 from demo.draw import draw
-from editing.grid import Row, draw_grid
+from editing.pictures.grid import Row, draw_grid
 
 Report = dict[str, Any]
 SHOWN = 5  # pictures of a row

@@ -15,7 +15,7 @@ from typing import Any
 
 from demo.corrections import FREE_PROMPTS, LAYER, REFERENCE_PROMPT, REFERENCE_SEEDS, SEEDS
 from demo.emoji import GUIDANCE, STEPS, Emoji
-from editing.concepts import ConceptEdit, ReferenceImages, StageOneSettings
+from editing.edits import ConceptEdit, ReferenceImages, StageOneSettings
 
 NAMES = {
     "macaque": "monkey",

@@ -27,9 +27,7 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from app.checkpoints.schemas import CheckpointOut
-from app.children import ends_with_parent
-from app.edits.schemas import EditOut
+from app.local.child_process import ends_with_parent
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
@@ -37,6 +35,8 @@ from demo.draw import draw, load_pipeline
 from demo.judge import Judgement, as_images, judge, picture_count, print_figures, report_of, save_picture
 from demo.memory import PeakMemory
 from emender import Client, EmenderError, WorkFailed
+from emender.schemas.checkpoints import CheckpointOut
+from emender.schemas.edits import EditOut
 
 Json = dict[str, Any]
 
@@ -217,7 +217,7 @@ def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[Client]
         "EMENDER_MODEL_ROOTS": str(weights.absolute()),
         "EMENDER_POLL_SECONDS": "0.2",
     }
-    command = [sys.executable, "-m", "app.serve", "--embedded"]
+    command = [sys.executable, "-m", "app.local.supervisor", "--embedded"]
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=ends_with_parent()

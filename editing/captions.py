@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from editing.concepts import has_half_a_pair
+from editing.edits import has_half_a_pair
 from editing.errors import CaptionsUnreadable
 
 COLUMNS = ("caption", "text")

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from editing.encoders import EditableEncoder, Encoding
+from editing.encoders.clip import EditableEncoder, Encoding
 from editing.errors import UnsupportedPipeline
-from editing.layout import TOKENIZERS, pipeline_family, read_json
+from editing.families.layout import TOKENIZERS, pipeline_family, read_json
 from editing.memory import PartSize
 from editing.prompts import PromptTokenizer
 

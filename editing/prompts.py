@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from editing.concepts import (
+from editing.edits import (
     Balance,
     ConceptEdit,
     Destination,

@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from editing.cross_attention import CrossAttentionUpdate
-from editing.encoders import EditableEncoder
+from editing.encoders.clip import EditableEncoder
 from editing.errors import UnsupportedPipeline
+from editing.families.layout import UNET_INDEX, WEIGHTS, find_weights
 from editing.files import whole, write_whole
-from editing.layout import UNET_INDEX, WEIGHTS, find_weights
 from editing.pipelines import EditablePipeline
-from editing.update import Update
+from editing.stage_two.update import Update
+from editing.uce.cross_attention import CrossAttentionUpdate
 
 PREFIX = "text_model."
 _LORA_OF_TWO = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}

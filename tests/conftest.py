@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
 
-from app.db.embedded import EmbeddedPostgres
 from app.db.engine import connect
 from app.db.grants import APPEND_ONLY
 from app.db.migrate import upgrade
+from app.local.embedded_postgres import EmbeddedPostgres
 from tests.servers import S3Server
 
 

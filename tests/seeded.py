@@ -15,7 +15,7 @@ from app.audit.service import record
 from app.auth import browser_sessions
 from app.checkpoints.publish import publish, store_content
 from app.db.models import ApiKey, Checkpoint, Edit, Job, Model, Statistics
-from app.queueing.outbox import enqueue
+from app.jobs.enqueue import enqueue
 from app.storage.store import Store
 from tests.app.checkpoints.conftest import add_version, drawn_value, ready_edit
 from tests.app.conftest import Headers, register

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import redis
 
-from app.children import ends_with_parent
-from app.serve import variables
+from app.local.child_process import ends_with_parent
+from app.local.supervisor import variables
 from app.settings import Settings
 
 

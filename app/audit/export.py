@@ -5,9 +5,9 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 
-from app.audit.schemas import AuditEventOut
 from app.audit.service import AuditFilter, all_events
 from app.db.engine import Sessions
+from emender.schemas.audit import AuditEventOut
 
 Export = Callable[[Sessions, AuditFilter], Iterator[str]]
 

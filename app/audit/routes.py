@@ -6,15 +6,15 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.dependencies import NumberedPageDep, SessionDep, SessionsDep
+from app.api.routing import Route
 from app.audit import export, service
-from app.audit.schemas import AuditEventOut, Verification
 from app.audit.service import AuditFilter
 from app.auth.dependencies import AdminPrincipal
-from app.dependencies import NumberedPageDep, SessionDep, SessionsDep
-from app.moments import Moment
-from app.routing import Route
-from app.schemas import Page
-from app.text import Text
+from emender.schemas.audit import AuditEventOut, Verification
+from emender.schemas.common import Page
+from emender.schemas.text import Text
+from emender.schemas.timestamps import Moment
 
 router = APIRouter(prefix="/audit", tags=["audit"], route_class=Route)
 

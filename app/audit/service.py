@@ -12,12 +12,12 @@ from sqlalchemy import Select, literal_column, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app.audit.schemas import AuditEventOut, Verification
+from app.api.dependencies import PageRequest
 from app.db.models import AuditEvent, JsonObject
 from app.db.rows import insert_rows
-from app.dependencies import PageRequest
-from app.schemas import Page
-from app.webhooks.announce import announce
+from app.webhooks.subscriptions import announce
+from emender.schemas.audit import AuditEventOut, Verification
+from emender.schemas.common import Page
 
 GENESIS = bytes(32)
 LOCK = 0x61756469  # an advisory lock held to the end of the transaction: events are written one after the other

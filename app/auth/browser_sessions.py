@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from app.auth.schemas import ApiKeyOut
 from app.auth.service import VALID
 from app.db.models import ApiKey, BrowserSession
+from emender.schemas.keys import ApiKeyOut
 
 LIFETIME = timedelta(hours=12)
 

@@ -9,11 +9,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.api.middleware.rate_limit import RateLimits, TooManyRequests, address_of
+from app.api.request_batching import Gathered
 from app.auth import service
-from app.auth.schemas import ApiKeyOut, Scope
-from app.gathering import Gathered
 from app.problems import Forbidden, Problem, Unauthorized
-from app.rate_limits import RateLimits, TooManyRequests, address_of
+from emender.schemas.keys import ApiKeyOut, Scope
 
 bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer em_<id>_<secret>`")
 Documented = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]

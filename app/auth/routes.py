@@ -4,14 +4,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.dependencies import PageDep, SessionDep
+from app.api.idempotency import keep_instead
+from app.api.routing import Route
 from app.auth import service
 from app.auth.dependencies import AdminPrincipal
-from app.auth.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut
-from app.dependencies import PageDep, SessionDep
-from app.idempotency import keep_instead
 from app.problems import documented
-from app.routing import Route
-from app.schemas import Page
+from emender.schemas.common import Page
+from emender.schemas.keys import ApiKeyCreate, ApiKeyCreated, ApiKeyOut
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 

@@ -14,12 +14,12 @@ from uuid import UUID
 from sqlalchemy import ARRAY, String, and_, any_, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record
-from app.auth.schemas import ApiKeyOut, Scope
 from app.db.models import ApiKey
-from app.dependencies import PageRequest
 from app.problems import NotFound, Unprocessable
-from app.schemas import Page
+from emender.schemas.common import Page
+from emender.schemas.keys import ApiKeyOut, Scope
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 MARK = "em_"

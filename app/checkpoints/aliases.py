@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import (
@@ -18,11 +19,10 @@ from app.checkpoints.errors import (
     CheckpointRetracted,
     PreconditionRequired,
 )
-from app.checkpoints.schemas import AliasOut, AliasPeriod
 from app.db.models import Alias, AliasMove, Checkpoint, Model
-from app.dependencies import PageRequest
 from app.problems import Unprocessable
-from app.schemas import Page
+from emender.schemas.checkpoints import AliasOut, AliasPeriod
+from emender.schemas.common import Page
 
 
 @dataclass(frozen=True)

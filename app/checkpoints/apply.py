@@ -9,19 +9,19 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import CheckpointNotFound, StatisticsMissing
-from app.checkpoints.schemas import MOST_IN_CONTEXTS, SETTINGS_OF, ApplyCreate, ApplyPlan, CheckpointOut
 from app.checkpoints.selection import Selection, conflicts, select_edits
 from app.checkpoints.service import checkpoint_out, cross_attention_out, edit_in, find_checkpoint, find_model
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
+from app.jobs.enqueue import enqueue
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.tokenizers import tokenizers_of
 from app.problems import Unprocessable
-from app.queueing.outbox import enqueue
-from app.schemas import FieldError
 from app.storage.store import Store
 from editing.errors import EditingError
-from editing.layout import default_layers
+from editing.families.layout import default_layers
 from editing.prompts import PromptTokenizer
+from emender.schemas.checkpoints import MOST_IN_CONTEXTS, SETTINGS_OF, ApplyCreate, ApplyPlan, CheckpointOut
+from emender.schemas.common import FieldError
 
 
 def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path) -> ApplyPlan:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.checkpoints.manifest import Inputs, ManifestEdit
-from app.text import cell
+from emender.schemas.text import cell
 
 LIMITS = """\
 ## Limits

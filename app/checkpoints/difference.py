@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from app.checkpoints import queries
 from app.checkpoints.errors import FileUnreadable
 from app.checkpoints.publish import EDITABLE
-from app.checkpoints.schemas import DifferenceOut, EditInCheckpoint, FileDifference, LayerDifference
 from app.checkpoints.service import edits_out, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Model
 from app.storage.store import BlobCorrupt, BlobMissing, Store
+from emender.schemas.checkpoints import DifferenceOut, EditInCheckpoint, FileDifference, LayerDifference
 
 BASE = "base"
 LAYER = re.compile(r"\.layers\.(\d+)\.")

@@ -6,6 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
+from app.api.routing import Route
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
 from app.checkpoints import aliases, service
 from app.checkpoints import apply as applying
@@ -24,7 +27,9 @@ from app.checkpoints.errors import (
     RangeNotSatisfiable,
     StatisticsMissing,
 )
-from app.checkpoints.schemas import (
+from app.models.errors import ModelNotFound, ModelNotReady
+from app.problems import documented
+from emender.schemas.checkpoints import (
     REVISION,
     VERSION,
     AliasMoment,
@@ -40,13 +45,8 @@ from app.checkpoints.schemas import (
     FileProvenance,
     Retraction,
 )
-from app.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
-from app.following import EVENTS, LastEventId, WaitDep, WatchDep
-from app.models.errors import ModelNotFound, ModelNotReady
-from app.problems import documented
-from app.routing import Route
-from app.schemas import Page
-from app.text import Text
+from emender.schemas.common import Page
+from emender.schemas.text import Text
 
 router = APIRouter(route_class=Route, tags=["checkpoints"])
 

@@ -11,11 +11,11 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.checkpoints import queries
-from app.checkpoints.schemas import ApplyCreate, ConflictOut
 from app.db.models import Checkpoint, Edit, Model
 from app.problems import Unprocessable
-from app.schemas import FieldError
-from editing.conflicts import declared_conflicts, sameness
+from editing.stage_two.conflicts import declared_conflicts, sameness
+from emender.schemas.checkpoints import ApplyCreate, ConflictOut
+from emender.schemas.common import FieldError
 
 
 @dataclass(frozen=True)

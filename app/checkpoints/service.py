@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import (
@@ -16,7 +17,10 @@ from app.checkpoints.errors import (
     CheckpointRetracted,
     FileNotFound,
 )
-from app.checkpoints.schemas import (
+from app.db.models import Checkpoint, Edit, Evaluation, JsonObject, Model, Statistics
+from app.jobs.queries import running_progress, work_status
+from app.models.errors import ModelNotFound
+from emender.schemas.checkpoints import (
     AliasOutcome,
     CheckpointOut,
     CheckpointSummary,
@@ -32,11 +36,7 @@ from app.checkpoints.schemas import (
     Method,
     ProjectionOut,
 )
-from app.db.models import Checkpoint, Edit, Evaluation, JsonObject, Model, Statistics
-from app.dependencies import PageRequest
-from app.models.errors import ModelNotFound
-from app.queueing.jobs import running_progress, work_status
-from app.schemas import Page, WorkStatus
+from emender.schemas.common import Page, WorkStatus
 
 MOST_ORIGINS = MOST_EVALUATIONS = 100
 LEFT = 0.5

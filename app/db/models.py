@@ -310,7 +310,7 @@ class Job(Identified, Base):
     target_id: Mapped[UUID] = mapped_column(index=True)  # the model, statistics, edit, checkpoint or evaluation
     state: Mapped[str] = mapped_column(default="queued")
     created_by: Mapped[str] = mapped_column(server_default="")
-    turn: Mapped[int] = mapped_column(BigInteger, server_default="0")  # jobs are claimed by it: app/queueing/outbox.py
+    turn: Mapped[int] = mapped_column(BigInteger, server_default="0")  # jobs are claimed by it: app/jobs/enqueue.py
     attempt: Mapped[int] = mapped_column(default=0)  # counts the claims
     payload_version: Mapped[int] = mapped_column(default=1)
     worker: Mapped[str | None]

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from fastapi import FastAPI
 from sqlalchemy.exc import DataError
 
+from app.api.request_batching import Gathered
 from app.edits import service
-from app.edits.schemas import EditOut
 from app.edits.service import Asked
-from app.gathering import Gathered
+from emender.schemas.edits import EditOut
 
 Arrivals = Gathered[Asked, EditOut]
 

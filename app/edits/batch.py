@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
 
-from app import strict_json
-from app.edits.schemas import EXAMPLE, MAX_BATCH, EditCreate
+from app.api import strict_json
 from app.problems import MalformedBody, Unprocessable, UnsupportedMedia
+from emender.schemas.edits import EXAMPLE, MAX_BATCH, EditCreate
 
 HEADER = ["source", "destination"]
 NDJSON = ("application/x-ndjson", "application/jsonl")

@@ -10,8 +10,8 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.db.models import Edit, EditValue, Job, Model
-from app.edits.schemas import EditOut, ValueOut
-from app.queueing.jobs import latest_jobs
+from app.jobs.queries import latest_jobs
+from emender.schemas.edits import EditOut, ValueOut
 
 
 def filtered(

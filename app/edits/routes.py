@@ -9,18 +9,18 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from app.api.dependencies import PageDep, SessionDep, SettingsDep, StoreDep, origin_of, transaction_of
+from app.api.routing import Route
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
-from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep, origin_of, transaction_of
 from app.edits import batch, service
 from app.edits.arrivals import Arrivals
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
-from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditState, Source
-from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import ContentTooLarge, MalformedBody, UnsupportedMedia, documented
-from app.routing import Route
-from app.schemas import Page
-from app.text import Text
+from emender.schemas.common import Page
+from emender.schemas.edits import EditBatchOut, EditCreate, EditOut, EditState, Source
+from emender.schemas.text import Text
 
 router = APIRouter(tags=["edits"], route_class=Route)
 

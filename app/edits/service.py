@@ -15,24 +15,24 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record, record_all
 from app.db.models import AuditEvent, Edit, EditValue, Model
 from app.db.rows import insert_rows
-from app.dependencies import PageRequest
 from app.edits import queries
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
-from app.edits.schemas import EditBatchOut, EditCreate, EditOut, EditRef, Losses
 from app.edits.validation import check
+from app.jobs.enqueue import enqueue, enqueue_each, enqueue_many
+from app.jobs.queries import cancel, latest_job, work_status
+from app.jobs.states import CANCELLED
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.queries import find_model
 from app.models.tokenizers import tokenizers_of
 from app.problems import Problem
-from app.queueing.jobs import cancel, latest_job, work_status
-from app.queueing.outbox import enqueue, enqueue_each, enqueue_many
-from app.queueing.states import CANCELLED
-from app.schemas import Page, WorkStatus
 from app.storage.store import BlobCorrupt, BlobMissing, Store
 from editing.prompts import PromptTokenizer
+from emender.schemas.common import Page, WorkStatus
+from emender.schemas.edits import EditBatchOut, EditCreate, EditOut, EditRef, Losses
 
 KIND = "optimize_edit"
 

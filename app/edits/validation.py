@@ -8,10 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.db.models import Image as ImageRow
 from app.db.models import Model
-from app.edits.schemas import DestinationIn, EditCreate
 from app.problems import Unprocessable
-from app.schemas import FieldError
-from editing.concepts import (
+from editing.edits import (
     Balance,
     ConceptEdit,
     Destination,
@@ -22,6 +20,8 @@ from editing.concepts import (
 )
 from editing.errors import EditingError
 from editing.prompts import PromptTokenizer, validate_edit
+from emender.schemas.common import FieldError
+from emender.schemas.edits import DestinationIn, EditCreate
 
 MOST_ERRORS = 100
 PICTURE = Image.new("RGB", (1, 1))  # stands for reference images, whose pixels were judged when they were uploaded

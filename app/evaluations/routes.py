@@ -7,6 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.dependencies import PageDep, SessionDep, StoreDep
+from app.api.routing import Route
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import ApplyPrincipal, ReadPrincipal
 from app.checkpoints.delivery import deliver
 from app.checkpoints.errors import (
@@ -16,17 +19,14 @@ from app.checkpoints.errors import (
     FileUnreadable,
     RangeNotSatisfiable,
 )
-from app.checkpoints.schemas import VERSION
-from app.dependencies import PageDep, SessionDep, StoreDep
 from app.evaluations import service
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
-from app.evaluations.schemas import EvaluationCreate, EvaluationKind, EvaluationOut, PreviewCreate
-from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models.errors import ModelNotFound
 from app.problems import documented
-from app.routing import Route
-from app.schemas import Page
-from app.text import Text
+from emender.schemas.checkpoints import VERSION
+from emender.schemas.common import Page
+from emender.schemas.evaluations import EvaluationCreate, EvaluationKind, EvaluationOut, PreviewCreate
+from emender.schemas.text import Text
 
 router = APIRouter(prefix="/models/{model}/checkpoints/{version}", route_class=Route, tags=["evaluations"])
 

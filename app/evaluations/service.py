@@ -5,18 +5,18 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.checkpoints.queries import evaluations_of, methods_in
 from app.checkpoints.service import ServedFile, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Evaluation, JsonObject
-from app.dependencies import PageRequest
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
-from app.evaluations.schemas import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
+from app.jobs.enqueue import enqueue
+from app.jobs.queries import cancel, latest_job, running_progress, work_status
+from app.jobs.states import CANCELLED
 from app.problems import Unprocessable
-from app.queueing.jobs import cancel, latest_job, running_progress, work_status
-from app.queueing.outbox import enqueue
-from app.queueing.states import CANCELLED
-from app.schemas import Page, WorkStatus
+from emender.schemas.common import Page, WorkStatus
+from emender.schemas.evaluations import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
 
 KIND = "evaluate_checkpoint"
 

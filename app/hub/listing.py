@@ -3,8 +3,8 @@
 from datetime import UTC
 from typing import Any
 
+from app.api.dependencies import cursor_of, no_cursor, place_of
 from app.checkpoints.publish import StoredFile
-from app.dependencies import cursor_of, no_cursor, place_of
 from app.hub.queries import Reference, Revision
 
 POINTER_SIZE = 134  # bytes of the git-lfs pointer that the Hub would keep in its place

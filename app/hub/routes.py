@@ -9,13 +9,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response, Security
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import SessionDep, StoreDep, link_next
+from app.api.middleware.rate_limit import TooManyRequests
+from app.api.routing import TransactionRoute
 from app.auth.dependencies import Documented, Principal, authenticate, bearer
 from app.checkpoints.delivery import deliver
 from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
 from app.checkpoints.queries import MAIN, checkpoint_at
 from app.checkpoints.service import ServedFile
 from app.db.models import Model
-from app.dependencies import SessionDep, StoreDep, link_next
 from app.hub import listing, queries
 from app.hub.errors import (
     EntryNotFound,
@@ -28,9 +30,7 @@ from app.hub.errors import (
 )
 from app.hub.queries import Revision
 from app.problems import Forbidden, Unauthorized, documented
-from app.rate_limits import TooManyRequests
-from app.routing import TransactionRoute
-from app.text import Text
+from emender.schemas.text import Text
 
 MAX_PAGE = 1000  # entries of a tree
 

@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, File, Path, Request, Response, UploadFile
 from starlette.concurrency import run_in_threadpool
 
+from app.api.dependencies import SessionDep, SettingsDep, StoreDep
+from app.api.routing import Route
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
-from app.dependencies import SessionDep, SettingsDep, StoreDep
 from app.images import service
 from app.images.errors import ImageNotFound
-from app.images.schemas import ImageOut
 from app.images.uploads import read_picture
 from app.problems import ContentTooLarge, InsufficientStorage, UnsupportedMedia, documented
-from app.routing import Route
+from emender.schemas.images import ImageOut
 
 router = APIRouter(prefix="/images", tags=["images"], route_class=Route)
 

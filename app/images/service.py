@@ -8,8 +8,8 @@ from app.db.blobs import hold_for_reference
 from app.db.models import Image
 from app.images.errors import ImageNotFound
 from app.images.reencode import Picture
-from app.images.schemas import ImageOut
 from app.storage.store import Store
+from emender.schemas.images import ImageOut
 
 PREFIX = "sha256:"
 

@@ -6,15 +6,15 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
+from app.api.routing import Route
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
-from app.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
-from app.following import EVENTS, LastEventId, WaitDep, WatchDep
 from app.models import service
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
-from app.models.schemas import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 from app.problems import InsufficientStorage, documented
-from app.routing import Route
-from app.schemas import Page
+from emender.schemas.common import Page
+from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
 

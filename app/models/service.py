@@ -8,18 +8,18 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.db.blobs import hold_for_reference
 from app.db.models import Model, Statistics
-from app.dependencies import PageRequest
+from app.jobs.enqueue import enqueue
+from app.jobs.queries import running_progress, work_status
 from app.models import captions, queries, roots
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
-from app.models.schemas import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 from app.problems import Unprocessable
-from app.queueing.jobs import running_progress, work_status
-from app.queueing.outbox import enqueue
-from app.schemas import Page, WorkStatus
 from app.storage.store import Store
+from emender.schemas.common import Page, WorkStatus
+from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 
 
 def register_model(

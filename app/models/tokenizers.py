@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db.models import ModelFile
 from app.models.snapshot import snapshot
 from app.storage.store import Store
-from editing.layout import TOKENIZERS
+from editing.families.layout import TOKENIZERS
 from editing.prompts import PromptTokenizer
 
 

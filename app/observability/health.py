@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.api.middleware.rate_limit import RateLimits
 from app.db.engine import Sessions
 from app.db.migrate import SchemaBehind, check
 from app.problems import Unavailable
-from app.rate_limits import RateLimits
-from app.schemas import FieldError
 from app.storage.store import Store
+from emender.schemas.common import FieldError
 
 PAUSE_SECONDS = 5.0
 """However often it is asked, the store is probed once in so long."""

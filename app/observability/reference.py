@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from sqlalchemy.orm import sessionmaker
 
-from app.observability.ledger import LedgerMetrics
+from app.observability.database_metrics import LedgerMetrics
 from app.observability.metrics import API, WORKER
 
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",), "gauge": ("",)}

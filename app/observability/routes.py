@@ -5,8 +5,8 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
+from app.observability.database_metrics import LedgerMetrics
 from app.observability.health import Health, NotReady
-from app.observability.ledger import LedgerMetrics
 from app.observability.metrics import API
 from app.problems import documented
 

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Response
 
+from app.api.dependencies import SessionDep
+from app.api.routing import Route
 from app.auth.dependencies import ReadPrincipal
-from app.dependencies import SessionDep
 from app.problems import documented
-from app.routing import Route
 from app.signing import service
-from app.signing.schemas import SigningKeyOut
+from emender.schemas.signing import SigningKeyOut
 
 router = APIRouter(tags=["signing keys"], route_class=Route)
 PEM = "application/x-pem-file"

@@ -8,7 +8,7 @@ from app.audit.service import record
 from app.db.models import SigningKey
 from app.problems import NotFound
 from app.signing import keys
-from app.signing.schemas import SigningKeyOut
+from emender.schemas.signing import SigningKeyOut
 
 
 class NothingSigned(NotFound):

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.schemas import ProblemNote
+from emender.schemas.common import ProblemNote
 
 EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 

@@ -4,15 +4,15 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.dependencies import PageDep, SessionDep, SettingsDep
+from app.api.idempotency import keep_instead
+from app.api.routing import Route
 from app.auth.dependencies import AdminPrincipal
-from app.dependencies import PageDep, SessionDep, SettingsDep
-from app.idempotency import keep_instead
 from app.problems import documented
-from app.routing import Route
-from app.schemas import Page
 from app.webhooks import service
 from app.webhooks.errors import DeliveryNotFound, TooManyWebhooks, WebhookDisabled, WebhookKeyMissing, WebhookNotFound
-from app.webhooks.schemas import DeliveryOut, WebhookCreate, WebhookCreated, WebhookListed, WebhookUpdate
+from emender.schemas.common import Page
+from emender.schemas.webhooks import DeliveryOut, WebhookCreate, WebhookCreated, WebhookListed, WebhookUpdate
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=Route)
 

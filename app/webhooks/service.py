@@ -6,11 +6,10 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.db.models import JsonObject, Webhook, WebhookDelivery
-from app.dependencies import PageRequest
 from app.problems import Unprocessable
-from app.schemas import Page
 from app.settings import Settings
 from app.webhooks import queries
 from app.webhooks.errors import (
@@ -22,7 +21,9 @@ from app.webhooks.errors import (
 )
 from app.webhooks.payloads import Ping, PingEvent
 from app.webhooks.receivers import ReceiverRefused, check_url, parse
-from app.webhooks.schemas import (
+from app.webhooks.signing import WebhookKey, new_salt
+from emender.schemas.common import Page
+from emender.schemas.webhooks import (
     DeliveryOut,
     WebhookCreate,
     WebhookCreated,
@@ -30,7 +31,6 @@ from app.webhooks.schemas import (
     WebhookOut,
     WebhookUpdate,
 )
-from app.webhooks.signing import WebhookKey, new_salt
 
 MAX_WEBHOOKS = 50  # each of them costs a row at each event
 OVERLAP = timedelta(hours=24)  # after a rotation the secret before still signs, beside the new one

@@ -9,10 +9,10 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.db import leases as ledger
 from app.db.engine import Sessions
-from app.db.leases import Lease
 from app.db.models import JsonObject
+from app.jobs import leases as ledger
+from app.jobs.leases import Lease
 from app.observability.metrics import LEASES_LOST
 
 log = structlog.get_logger()

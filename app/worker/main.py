@@ -11,19 +11,19 @@ import structlog
 from prometheus_client import start_http_server
 from sqlalchemy.exc import DBAPIError
 
+from app.api.idempotency import forget
 from app.db.engine import Sessions, connect, sessions
-from app.idempotency import forget
+from app.jobs import workers
+from app.jobs.dispatcher import dispatch
+from app.jobs.notifier import Bell, BellBroken
+from app.jobs.polling_notifier import PollingBell
+from app.jobs.redis_notifier import RedisBell
+from app.jobs.sweeper import requeue_expired, ring_again
 from app.observability import logging
 from app.observability.metrics import WORKER
-from app.queueing import workers
-from app.queueing.bell import Bell, BellBroken
-from app.queueing.dispatcher import dispatch
-from app.queueing.polling import PollingBell
-from app.queueing.rq import RedisBell
-from app.queueing.sweeper import requeue_expired, ring_again
 from app.settings import Settings, get_settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
-from app.storage.opening import open_store
+from app.storage.open import open_store
 from app.webhooks.queries import forget as forget_deliveries
 from app.webhooks.sender import open_sender
 from app.worker.runner import Runner, fail

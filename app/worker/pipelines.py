@@ -18,8 +18,8 @@ from editing.errors import UnsupportedPipeline
 
 if TYPE_CHECKING:
     from editing.evaluation.classifiers import Classifier
-    from editing.factors import FactoredMoments
     from editing.pipelines import EditablePipeline
+    from editing.second_moments.factors import FactoredMoments
 
 log = structlog.get_logger()
 

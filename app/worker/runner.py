@@ -13,13 +13,13 @@ from sqlalchemy import Select, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
-from app.db import leases as ledger
 from app.db.engine import Sessions
-from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, Job, JsonObject
+from app.jobs import leases as ledger
+from app.jobs import states
+from app.jobs.leases import Lease, LeaseLost
+from app.jobs.states import CANCELLED
 from app.observability.metrics import JOB_SECONDS
-from app.queueing import states
-from app.queueing.states import CANCELLED
 from app.settings import Settings
 from app.storage.store import Store
 from app.worker.heartbeat import Heartbeat
@@ -37,11 +37,11 @@ PAYLOAD_VERSION = 1
 """Jobs of another version stay queued for the workers that know it."""
 
 MODULES = {
-    "register_model": "app.worker.register_model",
-    "estimate_statistics": "app.worker.estimate_statistics",
-    "optimize_edit": "app.worker.optimize_edits",
-    "build_checkpoint": "app.worker.build_checkpoint",
-    "evaluate_checkpoint": "app.worker.evaluate_checkpoint",
+    "register_model": "app.worker.tasks.register_model",
+    "estimate_statistics": "app.worker.tasks.estimate_statistics",
+    "optimize_edit": "app.worker.tasks.optimize_edits",
+    "build_checkpoint": "app.worker.tasks.build_checkpoint",
+    "evaluate_checkpoint": "app.worker.tasks.evaluate_checkpoint",
 }
 
 

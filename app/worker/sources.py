@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from app.models.roots import find_folder, leads_out
-from app.models.schemas import License
 from app.settings import Settings
 from editing.errors import ClassifierUnusable, EditingError, UnsafePipeline
+from emender.schemas.models import License
 
 if TYPE_CHECKING:
     from editing.evaluation.classifiers import Classifier

@@ -13,12 +13,12 @@ from typing import Any
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.emoji import GUIDANCE, STEPS
-from editing.concepts import StageOneSettings
+from editing.edits import StageOneSettings
 from editing.errors import TaskUnreadable
 from editing.evaluation.benchmark import Benchmark
 from editing.evaluation.iceb import Case, HeldOut, Prompt, Task, TaskName
-from editing.moments import SecondMoments
 from editing.pipelines import load_pipeline
+from editing.second_moments.moments import SecondMoments
 
 FOLDER = Path(__file__).parent
 SEEDS = 3

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from demo.benchmark import FOLDER, SEEDS, file_of
 from demo.concepts import WEIGHTS, Concept, read_concepts
-from editing.concepts import DEFAULT_TEMPLATES, fill
-from editing.encoders import EditableEncoder
+from editing.edits import DEFAULT_TEMPLATES, fill
+from editing.encoders.clip import EditableEncoder
 from editing.pipelines import load_pipeline
 
 FREE_PROMPTS = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from editing.concepts import fill, split_template
+from editing.edits import fill, split_template
 from editing.errors import EditingError
 from editing.evaluation.drawing import Progress, Sampling, draw_in_batches
 from editing.evaluation.intervals import Interval

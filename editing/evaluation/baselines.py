@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from editing.alignment import aligned_prompts
-from editing.concepts import ConceptEdit
-from editing.cross_attention import applied, compute_cross_attention_update
+from editing.edits import ConceptEdit
 from editing.errors import UnsupportedPipeline
-from editing.factors import FactoredMoments
-from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.update import apply_update, compute_update
-from editing.values import optimize_values
+from editing.second_moments.factors import FactoredMoments
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import optimize_values
+from editing.stage_two.update import apply_update, compute_update
+from editing.uce.alignment import aligned_prompts
+from editing.uce.cross_attention import applied, compute_cross_attention_update
 
 if TYPE_CHECKING:
     from editing.evaluation.methods import Progress
@@ -100,7 +100,7 @@ class FineTuning:
     """The control: all MLPs of the text encoder, trained by Adam until sources read as their destinations did.
 
     The loss is the mean squared difference of the states that the U-Net reads, over the positions of
-    `editing.alignment`; nothing is preserved but by the small steps. The run's seed says which prompts a step sees.
+    `editing.uce.alignment`; nothing is preserved but by the small steps. The run's seed says which prompts a step sees.
     """
 
     steps: int = 300

@@ -12,13 +12,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from editing.concepts import StageOneSettings
+from editing.edits import StageOneSettings
 from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation.classifiers import Classifier, HuggingFaceClassifier
 from editing.evaluation.iceb import Suite
 from editing.evaluation.iceb_files import IcebFiles
-from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline, load_pipeline
+from editing.second_moments.moments import SecondMoments
 
 GROUP = "emender.benchmarks"
 """Of the entry points by which a package brings a benchmark: a function of the keyword `device` that returns one."""

@@ -26,8 +26,8 @@ from editing.evaluation.results import Results
 from editing.evaluation.road import load_road
 from editing.evaluation.rows import Loaded, Oddity
 from editing.evaluation.timed import load_timed
+from editing.families.layout import describe_pipeline
 from editing.files import write_whole
-from editing.layout import describe_pipeline
 from editing.pipelines import EditablePipeline, load_pipeline
 
 

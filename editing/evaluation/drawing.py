@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
-from editing.preview import draw
 
 _BATCH = 32
 

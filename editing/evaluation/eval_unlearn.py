@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 
 from editing.errors import EditingError, UnsupportedPipeline
-from editing.layout import pipeline_family
+from editing.families.layout import pipeline_family
 
 API_KEY = "EMENDER_API_KEY"
 """The environment's variable with the key for `endpoint`: a configuration ends up in the benchmark's reports."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Literal, Protocol
 
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings, fill
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings, fill
 
 TaskName = Literal["arbitrary", "rectification"]
 Part = Literal["template", "free", "alias", "held out"]

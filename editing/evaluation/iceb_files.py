@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from editing.concepts import DEFAULT_TEMPLATES, PLACEHOLDER, StageOneSettings
+from editing.edits import DEFAULT_TEMPLATES, PLACEHOLDER, StageOneSettings
 from editing.errors import TaskUnreadable
 from editing.evaluation.iceb import Case, HeldOut, Prompt, Task, TaskName
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Answers, Question
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
-from editing.preview import draw
 
 _DRAWN = 128  # pictures drawn before they are judged
 

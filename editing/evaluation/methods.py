@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from editing.concepts import PRESETS, UPDATE_PRESETS, ConceptEdit
+from editing.edits import PRESETS, UPDATE_PRESETS, ConceptEdit
 from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
-from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.update import all_applied, compute_update
-from editing.values import StageOneProgress, optimize_values
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import StageOneProgress, optimize_values
+from editing.stage_two.update import all_applied, compute_update
 
 Progress = Callable[[int, int], None]
 """Called with the work done and all of it, in whatever unit the method works."""

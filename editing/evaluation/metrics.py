@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from editing.errors import MetricUnavailable, UnsupportedPipeline
-from editing.layout import read_json
+from editing.families.layout import read_json
 from editing.prompts import PromptTokenizer
 
 _BATCH = 32

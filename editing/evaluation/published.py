@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from editing.concepts import ConceptEdit, DestinationPrompt, Erasure, fill
+from editing.edits import ConceptEdit, DestinationPrompt, Erasure, fill
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Part, Prompt, Question, Scores, Task
 from editing.evaluation.judging import answer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from editing.concepts import has_half_a_pair
+from editing.edits import has_half_a_pair
 from editing.errors import TaskUnreadable
 
 T = TypeVar("T")

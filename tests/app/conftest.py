@@ -14,11 +14,11 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 from tokenizers import pre_tokenizers
 
+from app.api.middleware.rate_limit import RateLimits
 from app.auth.service import SCOPES, create_key
 from app.db.models import Model, ModelFile
 from app.main import create_app
 from app.observability.health import Health
-from app.rate_limits import RateLimits
 from app.settings import Settings
 from app.storage.local import LocalStore
 

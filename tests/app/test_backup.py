@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 
-from app.db.embedded import _binary
+from app.local.embedded_postgres import _binary
 from app.main import create_app
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.docs.pages import DOCS, blocks
@@ -21,7 +21,7 @@ __all__ = ["base_folder", "service"]
 
 ROOT = Path(__file__).parents[2]
 BACK_UP, RESTORE = [block.text for block in blocks(DOCS / "how-to" / "backup-and-restore.md") if block.language == "sh"]
-EMENDER = f'emender() {{ "{sys.executable}" -m app.cli "$@"; }}\n'
+EMENDER = f'emender() {{ "{sys.executable}" -m app.cli.main "$@"; }}\n'
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import defaults
 from benchmarks.defaults import BASE, SETTINGS, TEXT, Bench
-from editing.moments import SecondMoments
+from editing.second_moments.moments import SecondMoments
 
 
 def moments() -> SecondMoments:

@@ -3,11 +3,11 @@ import pytest
 from benchmarks.quality import Examiner, Means, Scores, arbitrary_editing, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
-from editing.moments import SecondMoments
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import load_pipeline
-from editing.update import compute_update
-from editing.values import Value, optimize_values
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_two.update import compute_update
 
 
 def test_a_task_names_every_concept_once_and_is_the_seed_s() -> None:

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.stage_one import measure, plain_pictures, plain_value
 from demo.concepts import WEIGHTS
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import load_pipeline
-from editing.values import Value, optimize_values
+from editing.stage_one.optimize import Value, optimize_values
 from tests.pipelines import write_pipeline
 
 ROOT = Path(__file__).parents[2]

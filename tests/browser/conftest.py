@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints.publish import store_content
 from app.db.models import EditValue, Evaluation, Job
+from app.local.supervisor import Stack
 from app.main import create_app
-from app.serve import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
 from tests.app.checkpoints.conftest import base_folder, register_folder

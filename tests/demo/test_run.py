@@ -42,7 +42,7 @@ class TestCorrections:
         assert set(STYLED_CONCEPTS) <= concepts.keys()
 
     def test_judged_by_prompts_that_are_no_templates(self):
-        from editing.concepts import DEFAULT_TEMPLATES
+        from editing.edits import DEFAULT_TEMPLATES
 
         assert not {prompt.lower() for prompt in FREE_PROMPTS} & {template.lower() for template in DEFAULT_TEMPLATES}
 
@@ -53,7 +53,7 @@ class TestCorrections:
         assert not set(names) & touched
 
     def test_requests_are_accepted_by_the_api(self):
-        from app.edits.schemas import EditCreate
+        from emender.schemas.edits import EditCreate
 
         for correction in CORRECTIONS:
             images = ["sha256:" + "0" * 64] if correction.kind == "images" else []

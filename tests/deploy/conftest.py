@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from app.children import ends_with_parent
+from app.local.child_process import ends_with_parent
 from app.signing.keys import read_key
 from deploy import pull
 from tests.app.checkpoints.conftest import Service, base_folder, service

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import app
+from app.cli.main import app
 from app.signing.keys import SigningKey, create_key
 from deploy import pull
 from deploy.pull import FORMAT, VerificationFailed, check, read_keys, read_manifest

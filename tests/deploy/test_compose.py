@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from app.cli import app
+from app.cli.main import app
 from app.settings import Settings
 
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"

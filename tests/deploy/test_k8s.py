@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
-from app.cli import app
+from app.cli.main import app
 from app.main import create_app
 from app.settings import Settings
 

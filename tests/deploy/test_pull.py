@@ -14,7 +14,7 @@ import pytest
 from app.db.models import Model, ModelFile
 from emender import Client, EmenderError
 from tests.app.checkpoints.conftest import Service
-from tests.app.test_cli import emender
+from tests.app.cli.test_main import emender
 from tests.deploy.conftest import Machine, Wire
 
 WEIGHTS = "text_encoder/model.safetensors"

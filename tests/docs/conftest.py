@@ -15,7 +15,7 @@ from tests.servers import free_port
 PRIVATE = (".git", ".venv", "out", "var")  # a reader has their own
 SHIMS = {
     "python": f'exec "{sys.executable}" "$@"',
-    "emender": f'exec "{sys.executable}" -m app.cli "$@"',
+    "emender": f'exec "{sys.executable}" -m app.cli.main "$@"',
     "pytest": f'exec "{sys.executable}" -m pytest "$@"',
     "hf": f'exec "{Path(sys.executable).parent / "hf"}" "$@"',
 }

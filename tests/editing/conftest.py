@@ -8,13 +8,13 @@ from typing import cast
 import pytest
 import torch
 
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
-from editing.moments import SecondMoments
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
-from editing.statistics import estimate_second_moments
-from editing.update import Update, compute_update
-from editing.values import Value, optimize_values
+from editing.second_moments.estimate import estimate_second_moments
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_two.update import Update, compute_update
 from tests.pipelines import Family, make_old, write_pipeline
 
 ROOT = Path(__file__).parents[2]

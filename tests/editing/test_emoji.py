@@ -11,10 +11,10 @@ import pytest
 
 from demo.concepts import read_concepts
 from demo.emoji import Emoji
-from editing.concepts import ConceptEdit, DestinationPrompt, Erasure, ReferenceImages, StageOneSettings
+from editing.edits import ConceptEdit, DestinationPrompt, Erasure, ReferenceImages, StageOneSettings
 from editing.pipelines import load_pipeline
-from editing.update import Update, applied, compute_update
-from editing.values import Value
+from editing.stage_one.optimize import Value
+from editing.stage_two.update import Update, applied, compute_update
 from editing.weights import export_text_encoder
 
 pytestmark = pytest.mark.slow

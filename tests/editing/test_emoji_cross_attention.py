@@ -10,10 +10,10 @@ import pytest
 
 from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import read_concepts
-from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
-from editing.cross_attention import applied, compute_cross_attention_update
+from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.preview import draw
+from editing.uce.cross_attention import applied, compute_cross_attention_update
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from editing.moments import SecondMoments
+from editing.second_moments.moments import SecondMoments
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "library.md"
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Generator, Tensor
 
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import UnsafePipeline, UnsupportedPipeline
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
-from editing.values import Value, optimize_values
+from editing.stage_one.optimize import Value, optimize_values
 from tests.pipelines import LENGTH, PROJECTION, WIDTH, WIDTH_2
 
 PROMPTS = ["a cat", "The old tree, in the sea!", "", "word " * 30]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import InvalidPrompt, UnsupportedPipeline
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer, destination_prompts, validate_edit

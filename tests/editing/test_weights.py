@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from editing.encoders import EditableEncoder
+from editing.encoders.clip import EditableEncoder
 from editing.errors import UnsupportedPipeline
-from editing.moments import SecondMoments
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
-from editing.update import Update, applied, compute_update
+from editing.second_moments.moments import SecondMoments
+from editing.stage_two.update import Update, applied, compute_update
 from editing.weights import export_lora, export_text_encoder, holding
 
 EDITED = {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (0, 1, 2)}

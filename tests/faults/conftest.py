@@ -16,14 +16,14 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, select
 
-from app.children import ends_with_parent
-from app.db.embedded import EmbeddedPostgres
 from app.db.engine import Sessions, connect, sessions
 from app.db.migrate import upgrade
 from app.db.models import AuditEvent, Checkpoint, Edit, Job, Model, Statistics
+from app.jobs import workers
+from app.jobs.enqueue import enqueue
+from app.local.child_process import ends_with_parent
+from app.local.embedded_postgres import EmbeddedPostgres
 from app.models.captions import pack
-from app.queueing import workers
-from app.queueing.outbox import enqueue
 from app.settings import Settings
 from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore

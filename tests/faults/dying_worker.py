@@ -10,8 +10,8 @@ from sqlalchemy import event
 
 from app.checkpoints import publish
 from app.storage.store import HashingFile, Store
-from app.worker import build_checkpoint
 from app.worker.main import main
+from app.worker.tasks import build_checkpoint
 
 STEPS = ("write", "fsync", "rename", "manifest", "rows", "alias", "commit", "committed")
 

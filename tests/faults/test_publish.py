@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine
 
-from app.children import ends_with_parent
+from app.local.child_process import ends_with_parent
 from app.storage.scrub import scrub
 from tests.faults.conftest import Site, until
 from tests.faults.dying_worker import STEPS
@@ -79,7 +79,7 @@ def collect(site: Site) -> dict[str, int]:
         if path.is_file():
             os.utime(path, (past, past))
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli", "store", "collect", "--grace", "1", "--json"],
+        [sys.executable, "-m", "app.cli.main", "store", "collect", "--grace", "1", "--json"],
         env=environment(site.settings),
         capture_output=True,
         text=True,

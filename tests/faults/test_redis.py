@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from app.queueing.dispatcher import dispatch
-from app.queueing.rq import RedisBell
+from app.jobs.dispatcher import dispatch
+from app.jobs.redis_notifier import RedisBell
 from tests.faults.conftest import QUICK, SLOW, Ledger, Site, WorkerProcess, until, wait
 from tests.servers import RedisServer
 
@@ -61,7 +61,7 @@ def test_a_dispatcher_killed_between_the_commit_and_the_ring(
     program = (
         "import sys, time\n"
         "from app.db.engine import connect, sessions\n"
-        "from app.queueing.dispatcher import dispatch\n"
+        "from app.jobs.dispatcher import dispatch\n"
         "class Hanging:\n"
         "    def ring(self, job_ids): sys.stdout.write('ringing\\n'); sys.stdout.flush(); time.sleep(60)\n"
         "dispatch(sessions(connect(sys.argv[1]))(), bell=Hanging())"

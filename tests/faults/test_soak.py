@@ -20,8 +20,8 @@ import pytest
 from sqlalchemy import func, select
 
 from app.audit.service import verify
-from app.db.embedded import EmbeddedPostgres
 from app.db.models import AliasMove, AuditEvent, Checkpoint, Edit, Job
+from app.local.embedded_postgres import EmbeddedPostgres
 from app.signing.keys import read_key
 from app.storage.scrub import scrub
 from deploy import pull

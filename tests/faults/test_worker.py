@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from app.children import ends_with_parent
+from app.local.child_process import ends_with_parent
 from app.storage.local import LocalStore
 from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, Ledger, Site, WorkerProcess, wait
 from tests.servers import environment, free_port
@@ -83,7 +83,7 @@ def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path,
         settings = site.settings.model_copy(update={"port": free_port()})
         with (tmp_path / "serve.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "app.serve"],
+                [sys.executable, "-m", "app.local.supervisor"],
                 env=environment(settings),
                 stdout=log,
                 stderr=log,

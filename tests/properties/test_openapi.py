@@ -23,9 +23,9 @@ from sqlalchemy.orm import Session
 
 from app.main import create_app
 from app.problems import MEDIA_TYPE
-from app.schemas import ENDED, ProblemDocument
 from app.settings import Settings
 from app.storage.local import LocalStore
+from emender.schemas.common import ENDED, ProblemDocument
 from tests.app.conftest import Headers, issue_keys
 from tests.properties.conftest import CASES
 from tests.seeded import Seeded, seed
@@ -68,7 +68,9 @@ class Api:
 @pytest.fixture
 def api(tmp_path: Path, database_url: str, clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     under_way = {"registering", "queued", "estimating", "optimizing", "building", "running", "cancelling"}
-    monkeypatch.setattr("app.following.ENDED", ENDED | under_way)  # no worker ends it: a stream ends at its first event
+    monkeypatch.setattr(
+        "app.api.waiting.ENDED", ENDED | under_way
+    )  # no worker ends it: a stream ends at its first event
     url = make_url(database_url).update_query_dict({"options": "-c synchronous_commit=off"})
     settings = Settings(
         folder=tmp_path / "var",

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.api.middleware.rate_limit import RateLimits
 from app.audit.service import verify
 from app.db.models import Edit, Statistics
-from app.rate_limits import RateLimits
 from app.storage.local import LocalStore
 from tests.app.conftest import Headers, issue_keys, register
 from tests.properties.conftest import CASES

@@ -13,8 +13,8 @@ from threading import Event, Thread
 import httpx
 import psutil
 
-from app.children import ends_with_parent
-from app.serve import variables
+from app.local.child_process import ends_with_parent
+from app.local.supervisor import variables
 from app.settings import Settings
 from tests.app.conftest import Headers
 from tests.servers import free_port

@@ -40,7 +40,7 @@ def url(path: str) -> str:
 
 def test_every_route_is_in_the_document_or_open(built: FastAPI) -> None:
     """What is not in the document is in no table below: the pages of the document, and the admin pages, whose scopes
-    tests/app/pages/test_access.py tests."""
+    tests/app/admin/test_access.py tests."""
     documented = {path for _, path, _ in table(built)}
     routed = {(route.path or "").replace(":path}", "}") for route in iter_route_contexts(built.routes)}
     assert len(routed) > 50

@@ -14,8 +14,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from app.children import ends_with_parent
-from app.serve import variables
+from app.local.child_process import ends_with_parent
+from app.local.supervisor import variables
 from app.settings import Settings
 from tests.app.conftest import issue_keys
 from tests.security.servers import Server, start_api

@@ -12,8 +12,8 @@ from app.checkpoints.publish import StoredFile, served_files
 from app.db.models import Statistics
 from demo.classify import classify, load_classifier
 from demo.concepts import WEIGHTS
+from editing.pictures.draw import draw
 from editing.pipelines import load_pipeline
-from editing.preview import draw
 from tests.app.checkpoints.conftest import ready_edit, register_folder
 
 URL = "/v1/models/emoji/apply"

@@ -11,9 +11,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from app import cli
 from app.audit.service import record
 from app.auth.service import create_key
+from app.cli import main as cli
 from app.db.engine import connect, sessions
 from app.db.grants import APPEND_ONLY, RoleUnfit, grant
 from app.db.migrate import upgrade
@@ -124,7 +124,7 @@ class TestGrant:
             grant(clean_database, role="emender")
 
     def test_as_a_command(self, clean_database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.cli._database_url", lambda: database_url)
+        monkeypatch.setattr("app.cli.main._database_url", lambda: database_url)
         done = CliRunner().invoke(cli.app, ["migrate", "--service-role", 'x"; DROP TABLE audit_events; --'])
         assert done.exit_code == 1
         assert "There is no role" in str(done.exception)

@@ -20,8 +20,8 @@ from app.auth.service import create_key
 from app.db.engine import connect
 from app.db.migrate import ROOT, upgrade
 from app.db.models import Base
+from app.jobs import workers
 from app.main import create_app
-from app.queueing import workers
 from app.settings import Settings
 from app.signing.keys import create_key as create_signing_key
 from app.signing.service import note_key

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.db.models import AuditEvent, Edit, Job, Outbox
-from editing.concepts import StageOneSettings
+from editing.edits import StageOneSettings
 
 EDIT = {
     "source": "US president",

@@ -14,12 +14,12 @@ from sqlalchemy import Engine
 
 from app.db.engine import sessions
 from app.db.models import Edit
+from app.jobs.enqueue import enqueue_many
 from app.main import create_app
-from app.queueing.outbox import enqueue_many
 from app.settings import Settings
 from app.storage.local import LocalStore
-from app.worker import evaluate_checkpoint
 from app.worker.runner import Runner
+from app.worker.tasks import evaluate_checkpoint
 from demo.concepts import WEIGHTS
 from tests.app.checkpoints.conftest import Service, register_folder
 from tests.app.conftest import issue_keys

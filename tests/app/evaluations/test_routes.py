@@ -9,7 +9,7 @@ from PIL import Image
 
 import editing
 from app.db.models import AuditEvent, Checkpoint, Job
-from editing.grid import GAP, LABEL, MARGIN, SPLIT, TILE
+from editing.pictures.grid import GAP, LABEL, MARGIN, SPLIT, TILE
 from tests.app.checkpoints.conftest import Service
 
 PREVIEWS = "/v1/models/tiny/checkpoints/v1/previews"

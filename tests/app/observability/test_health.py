@@ -10,13 +10,13 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app.api.middleware.rate_limit import RateLimits
 from app.db.migrate import _revisions
 from app.main import create_app
 from app.problems import MEDIA_TYPE
-from app.rate_limits import RateLimits
 from app.settings import Settings
 from app.storage.local import LocalStore
-from app.storage.opening import open_store
+from app.storage.open import open_store
 from app.storage.store import StoreUnavailable
 from tests.servers import S3Server
 

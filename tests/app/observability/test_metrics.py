@@ -14,16 +14,15 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 import editing
-from app.db import leases
+from app.api.middleware.rate_limit import RateLimits
 from app.db.engine import sessions
 from app.db.models import Edit, Job, Webhook, WebhookDelivery, Worker
+from app.jobs import leases, workers
+from app.jobs.enqueue import enqueue_many
+from app.jobs.sweeper import requeue_expired
 from app.main import create_app
-from app.observability.ledger import LedgerMetrics
+from app.observability.database_metrics import LedgerMetrics
 from app.observability.metrics import WORKER
-from app.queueing import workers
-from app.queueing.outbox import enqueue_many
-from app.queueing.sweeper import requeue_expired
-from app.rate_limits import RateLimits
 from app.settings import Settings
 from tests.app.checkpoints.conftest import Service
 

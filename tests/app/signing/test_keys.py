@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from app.signing.keys import SigningKeyUnusable, create_key, key_of, read_key
 from deploy.pull import check_signature, read_keys
-from tests.app.test_cli import emender
+from tests.app.cli.test_main import emender
 
 
 def test_made_once_for_its_owner(tmp_path):

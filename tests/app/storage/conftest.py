@@ -8,7 +8,7 @@ import pytest
 
 from app.settings import Settings
 from app.storage.local import LocalStore
-from app.storage.opening import open_store
+from app.storage.open import open_store
 from app.storage.s3 import S3Store
 from app.storage.store import Store, key_of
 

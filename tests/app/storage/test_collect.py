@@ -12,9 +12,9 @@ from app.audit.service import verify
 from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Image
 from app.storage import collect as collecting
-from app.storage.claims import claim
 from app.storage.collect import Collected, collect
 from app.storage.local import LocalStore
+from app.storage.pins import claim
 from app.storage.store import Blob, BlobMissing, Store
 
 HOUR = timedelta(hours=1)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.settings import Settings
-from app.storage.opening import open_store
+from app.storage.open import open_store
 from app.storage.s3 import PART, S3Store, _checked
 from app.storage.store import BlobCorrupt, StoreUnavailable
 from tests.servers import S3Server, free_port

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from app.serve import variables
+from app.local.supervisor import variables
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.app.hub.conftest import server
 from tests.app.webhooks.conftest import Receiver

@@ -17,9 +17,9 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from app.audit.service import record
-from app.children import ends_with_parent
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Webhook, WebhookDelivery
+from app.local.child_process import ends_with_parent
 from app.settings import Settings
 from app.webhooks.sender import PAUSES, RETRY_AFTER_SECONDS, Sender
 from app.webhooks.service import rotate_secret

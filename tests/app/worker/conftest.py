@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select
 
 from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Edit, Job, Model
-from app.queueing.outbox import enqueue, enqueue_many
+from app.jobs.enqueue import enqueue, enqueue_many
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner

@@ -8,11 +8,11 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 from uuid_utils.compat import uuid7
 
-from app.db import leases
 from app.db.engine import Sessions, connect, sessions
-from app.db.leases import Lease
 from app.db.models import Job
-from app.queueing.outbox import enqueue_many
+from app.jobs import leases
+from app.jobs.enqueue import enqueue_many
+from app.jobs.leases import Lease
 from app.settings import Settings
 from app.worker.heartbeat import Heartbeat
 

@@ -13,19 +13,19 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError, NoResultFound, OperationalError
 from sqlalchemy.orm import Session
 
-from app.db import leases as ledger
 from app.db.engine import Sessions, connect, sessions
-from app.db.leases import Lease, LeaseLost
 from app.db.models import Edit, Job, JsonObject, Model
-from app.queueing import states
-from app.queueing.outbox import enqueue
-from app.queueing.states import CANCELLED
+from app.jobs import leases as ledger
+from app.jobs import states
+from app.jobs.enqueue import enqueue
+from app.jobs.leases import Lease, LeaseLost
+from app.jobs.states import CANCELLED
 from app.settings import Settings
 from app.storage.local import BlobCorrupt, LocalStore
-from app.worker import optimize_edits
 from app.worker import runner as module
 from app.worker.problems import INTERNAL
 from app.worker.runner import JobContext, Runner
+from app.worker.tasks import optimize_edits
 from editing.errors import Cancelled, OptimisationDiverged
 
 Work = Callable[[JobContext, Sequence[Lease]], None]

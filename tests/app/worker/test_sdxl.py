@@ -19,14 +19,14 @@ from torch import Tensor
 import editing
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Edit, EditValue, Model
+from app.jobs.enqueue import enqueue
 from app.main import create_app
 from app.models.tokenizers import tokenizers_of
-from app.queueing.outbox import enqueue
 from app.settings import Settings
 from app.storage.local import LocalStore
-from app.worker.concepts import concept_edit
+from app.worker.edits import concept_edit
 from app.worker.runner import Runner
-from editing.values import Value
+from editing.stage_one.optimize import Value
 from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import LAYERS_1, LAYERS_2, MLP_WIDTH, WIDTH, WIDTH_2, write_pipeline
 

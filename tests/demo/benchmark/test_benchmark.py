@@ -7,7 +7,7 @@ import pytest
 from demo.benchmark import GUIDANCE, SEEDS, STEPS, EmojiEdition, load
 from demo.benchmark.build import FREE_PROMPTS
 from demo.concepts import read_concepts
-from editing.concepts import DEFAULT_TEMPLATES
+from editing.edits import DEFAULT_TEMPLATES
 from editing.errors import TaskUnreadable
 from editing.evaluation.benchmark import GROUP
 from editing.evaluation.iceb import Means, Scores, Task

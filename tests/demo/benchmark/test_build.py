@@ -8,9 +8,9 @@ from demo.benchmark.build import FREE_PROMPTS, NEAREST, UNDERSTOOD, text_distanc
 from demo.captions import PLAIN
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, Concept, read_concepts
-from editing.concepts import DEFAULT_TEMPLATES
+from editing.edits import DEFAULT_TEMPLATES
+from editing.pictures.draw import draw
 from editing.pipelines import load_pipeline
-from editing.preview import draw
 
 CONCEPTS = read_concepts()
 

@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 
 from demo.classify import Classes, Classifier
 from demo.train import autoencoder, export, unet
-from editing.moments import SecondMoments
+from editing.second_moments.moments import SecondMoments
 
 
 def test_second_moments_are_of_the_encoder_as_written(

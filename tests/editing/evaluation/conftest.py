@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from editing.evaluation.metrics import Clip
-from editing.moments import SecondMoments
+from editing.second_moments.moments import SecondMoments
 from tests.pipelines import write_clip
 
 SIDE = 16

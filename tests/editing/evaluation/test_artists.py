@@ -16,8 +16,8 @@ from editing.evaluation.artists import StylePrompt, StyleScores, load_artists, m
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip
 from editing.evaluation.rows import Oddity
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.preview import draw
 
 ITEM = {"class name": "Ann Ink", "text prompt": "a painting of {}", "random seed": 7, "idx": 0, "anchor": ""}
 

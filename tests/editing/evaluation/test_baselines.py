@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.concepts import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import UnsupportedPipeline
 from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
 from editing.evaluation.methods import METHODS, Method
-from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
+from editing.second_moments.moments import SecondMoments
 
 EDITS = [
     ConceptEdit("cat", DestinationPrompt("old dog")),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from editing.evaluation.__main__ import main
-from editing.layout import describe_pipeline
+from editing.families.layout import describe_pipeline
 from tests.editing.evaluation.test_gender import DOCTOR, HEADER
 from tests.editing.evaluation.test_timed import COLUMNS
 

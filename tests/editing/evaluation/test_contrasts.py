@@ -7,8 +7,8 @@ import pytest
 from editing.evaluation.contrasts import Contrast, ContrastTask, WinRates, measure_contrasts, over_seeds, win_rates
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
-from editing.preview import draw
 
 SAMPLING = Sampling(steps=2, guidance=2.0)
 

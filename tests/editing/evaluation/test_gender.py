@@ -9,8 +9,8 @@ from editing.errors import InvalidEdit, TaskUnreadable
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.gender import Balance, Profession, imbalance, load_professions, measure_balance
 from editing.evaluation.metrics import Clip
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
-from editing.preview import draw
 
 HEADER = "female,male,old,new,validation,ex1,ex2,ex3,ex4,ex5\n"
 DOCTOR = "a woman,a man,a doctor,a woman,a photo,1,2,3,4,5\n"

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from editing.concepts import DestinationPrompt, StageOneSettings
+from editing.edits import DestinationPrompt, StageOneSettings
 from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Prompt, Scores, Task
 
 CAT = Case(

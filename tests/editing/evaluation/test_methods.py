@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.concepts import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import EditingError, InvalidEdit
 from editing.evaluation.methods import METHODS, Emcid, Method
-from editing.moments import SecondMoments
 from editing.pipelines import EditablePipeline
-from editing.update import applied, compute_update
-from editing.values import optimize_values
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import optimize_values
+from editing.stage_two.update import applied, compute_update
 
 SETTINGS = StageOneSettings(objective="text", steps=6, seed=3, images=1, solver_steps=2, bank=4)
 EDITS = [

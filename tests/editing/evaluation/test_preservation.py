@@ -12,8 +12,8 @@ from editing.errors import CaptionsUnreadable, TaskUnreadable
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip, FeatureMoments
 from editing.evaluation.preservation import CaptionScores, compare, load_captions, measure_captions, open_pictures
+from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
-from editing.preview import draw
 
 
 class TestLoadCaptions:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from editing.concepts import StageOneSettings
+from editing.edits import StageOneSettings
 from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation import __main__ as command
 from editing.evaluation import runner
@@ -18,7 +18,7 @@ from editing.evaluation.benchmark import Benchmark, Opening
 from editing.evaluation.iceb import Means
 from editing.evaluation.methods import METHODS
 from editing.evaluation.runner import Kept, Unit, measure, results, run
-from editing.preview import draw
+from editing.pictures.draw import draw
 from tests.editing.conftest import ROOT
 
 UNIT = Unit("arbitrary", edits=2, seed=0, method="base")

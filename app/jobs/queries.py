@@ -1,0 +1,102 @@
+"""The jobs of domain rows: the latest of each, how one is cancelled, and how many wait."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import Session
+
+from app.db.models import Checkpoint, Edit, Evaluation, Job, JsonObject, Model, Statistics
+from app.jobs.states import CANCELLED
+from emender.schemas.common import WorkStatus
+
+
+def latest_job(session: Session, *, target_id: UUID) -> Job:
+    """The row's latest job, locked. Jobs are locked before domain rows, here as by the workers."""
+    query = select(Job).where(Job.target_id == target_id).order_by(Job.id.desc()).limit(1)
+    return session.scalars(query.with_for_update(), execution_options={"populate_existing": True}).one()
+
+
+def latest_jobs(session: Session, target_ids: Sequence[UUID]) -> Mapping[UUID, Job]:
+    """The latest job of each row that has one, unlocked."""
+    query = select(Job).where(Job.target_id.in_(target_ids)).order_by(Job.target_id, Job.id.desc())
+    jobs = session.scalars(query.ext(distinct_on(Job.target_id)), execution_options={"populate_existing": True})
+    return {job.target_id: job for job in jobs}
+
+
+def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping[UUID, JsonObject | None]:
+    """How far the job of each target is, for those at work."""
+    query = select(Job.target_id, Job.progress).where(Job.target_id.in_(target_ids), Job.state == "running")
+    return dict(session.execute(query).all())
+
+
+def work_status(session: Session, row: Model | Statistics | Edit | Checkpoint | Evaluation) -> WorkStatus:
+    """The state of a row, and how far the job behind it is."""
+    job = latest_jobs(session, [row.id]).get(row.id)
+    return WorkStatus(
+        id=row.id,
+        state=row.state,
+        attempt=job.attempt if job else 0,
+        progress=job.progress if job and job.state == "running" else None,
+        problem=row.problem,
+    )
+
+
+RECENT = 1_000
+
+
+@dataclass(frozen=True)
+class Worker:
+    name: str
+    running: int
+    seen_at: datetime
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits, what runs, and what the newest `RECENT` jobs tell of workers and failures."""
+
+    queued: int
+    running: int
+    oldest_queued_at: datetime | None
+    at_work: Sequence[Job]
+    workers: Sequence[Worker]
+    failed: Sequence[Job]
+
+
+def queue(session: Session, *, listed: int) -> Queue:
+    """The queue as it is; of the jobs at work the oldest, and of the failed the newest, so many at most."""
+    waiting = select(Job.state, func.count(), func.min(Job.created_at)).where(Job.state.in_(("queued", "running")))
+    counts = {state: (count, oldest) for state, count, oldest in session.execute(waiting.group_by(Job.state))}
+    newest = select(Job.id).order_by(Job.id.desc()).limit(RECENT)
+    seen_at = func.max(func.coalesce(Job.finished_at, func.now()))
+    running = func.count().filter(Job.state == "running")
+    of_workers = (
+        select(Job.worker, running, seen_at)
+        .where(Job.id.in_(newest), Job.worker.is_not(None))
+        .where(or_(Job.state == "running", Job.finished_at.is_not(None)))
+        .group_by(Job.worker)
+        .order_by(seen_at.desc(), Job.worker)
+    )
+    at_work = select(Job).where(Job.state == "running").order_by(Job.id).limit(listed)
+    failed = select(Job).where(Job.id.in_(newest), Job.state == "failed").order_by(Job.id.desc()).limit(listed)
+    return Queue(
+        queued=counts.get("queued", (0, None))[0],
+        running=counts.get("running", (0, None))[0],
+        oldest_queued_at=counts.get("queued", (0, None))[1],
+        at_work=session.scalars(at_work).all(),
+        workers=[Worker(name or "", count, seen) for name, count, seen in session.execute(of_workers)],
+        failed=session.scalars(failed).all(),
+    )
+
+
+def cancel(session: Session, job: Job) -> bool:
+    """End a locked job that is queued, and return True; ask one at work to stop, and return False."""
+    if job.state == "queued":
+        job.state, job.problem, job.finished_at = "cancelled", CANCELLED, session.scalar(select(func.now()))
+        return True
+    job.cancel_requested = True
+    return False

@@ -1,0 +1,68 @@
+"""The shares of a balance as shares in pictures: mix the values of its prompts by what the model's classifier sees."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from app.checkpoints.queries import newest_statistics
+from app.db.models import JsonObject
+from app.jobs.leases import Lease
+from app.worker.runner import JobContext
+from editing.edits import Balance, ConceptEdit
+
+if TYPE_CHECKING:
+    from editing.debias.balancing import DebiasProgress
+    from editing.stage_one.optimize import Value
+
+
+def balance(
+    context: JobContext, lease: Lease, edit: ConceptEdit, value: "Value", *, model_id: UUID
+) -> tuple["Value", JsonObject]:
+    """The edit's value mixed by Algorithm 1, and how that was found, to be kept with it.
+
+    Where no classifier tells the prompts apart, or the model has no statistics for stage II, the value stays mixed by
+    the weights asked for, and `note` says so. Raises `Cancelled`, `ClassifierUnusable`.
+    """
+    from editing.debias.attributes import attribute_classifier  # imports torch
+    from editing.debias.balancing import DebiasSettings, debias
+
+    assert isinstance(edit.destination, Balance)
+    shares = edit.destination.shares
+    classifier = context.classifier(model_id)
+    judge = attribute_classifier(classifier, list(shares)) if classifier else None
+    with context.sessions() as session:
+        statistics = newest_statistics(session, model_id=model_id)
+    if judge is None:
+        return value, _unjudged(shares, "the model has no classifier that tells these prompts apart")
+    if statistics is None or statistics.digest is None:
+        return value, _unjudged(shares, "the model has no statistics, which drawing with the edit needs")
+
+    pipeline, digest = context.pipeline(model_id), statistics.digest
+    settings = edit.settings
+
+    def progress(now: "DebiasProgress") -> None:
+        context.progress(lease, {"stage": "balancing", "round": now.number, "rounds": now.rounds, **asdict(now.found)})
+
+    (found,) = debias(
+        pipeline,
+        [edit],
+        [value],
+        [context.pipelines.moments(digest, encoder=encoder.name) for encoder in pipeline.encoders],
+        judge,
+        settings=DebiasSettings(seed=settings.seed, solver_steps=settings.solver_steps, guidance=settings.guidance),
+        progress=progress,
+        cancelled=lambda: context.cancelled(lease),
+    )
+    return found.value, {
+        "factors": dict(found.factors),
+        "shares": dict(found.shares),
+        "converged": found.converged,
+        "rounds": [asdict(each) for each in found.rounds],
+        "statistics": digest,
+        "note": None,
+    }
+
+
+def _unjudged(shares: dict[str, float], reason: str) -> JsonObject:
+    note = f"{reason}: the weights are those of the values, not shares in pictures"
+    return {"factors": shares, "shares": None, "converged": None, "rounds": [], "statistics": None, "note": note}

@@ -1,0 +1,269 @@
+"""Stage II and UCE as a job: closed forms over all chosen edits, written as files, published as one version."""
+
+import hashlib
+import importlib.metadata
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+import editing
+from app.checkpoints import queries
+from app.checkpoints.card import card
+from app.checkpoints.manifest import LIBRARIES, Inputs, ManifestEdit, manifest
+from app.checkpoints.publish import EDITABLE, StoredFile, base_files, publish, served_files, store_content, store_folder
+from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
+from app.evaluations.service import request_check
+from app.jobs.leases import Lease
+from app.observability.metrics import RESIDUAL, STAGE_SECONDS
+from app.signing.keys import UNSIGNED, SigningKey, key_of
+from app.signing.service import note_key
+from app.storage.pins import claim
+from app.storage.store import Store
+from app.worker.edits import concept_edit
+from app.worker.outcome import record_state
+from app.worker.runner import JobContext
+from deploy.pull import MANIFEST, SIGNATURE
+from editing.edits import ConceptEdit
+from editing.errors import Cancelled, EditingError
+from editing.stage_two.conflicts import Conflict
+
+if TYPE_CHECKING:
+    from editing.pipelines import EditablePipeline
+    from editing.stage_one.optimize import Value
+    from editing.stage_two.update import Update
+    from editing.uce.cross_attention import CrossAttentionUpdate
+
+LORA = "adapters/lora.safetensors"
+
+
+def run(context: JobContext, leases: Sequence[Lease]) -> None:
+    """Build and publish the checkpoint of each lease."""
+    for lease in leases:
+        if context.cancelled(lease):
+            raise Cancelled("stopped before the checkpoint was begun")
+        _build(context, lease)
+
+
+def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
+    """The version stays on record as failed, with the reason; its number is not used again."""
+    checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
+    if checkpoint.state != "building":
+        return
+    checkpoint.state = "failed"
+    checkpoint.problem = problem
+    details = {"title": problem["title"], "detail": problem["detail"]}
+    target = f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}"
+    record_state(session, noun="checkpoint", target=target, was="building", state=checkpoint.state, details=details)
+
+
+def _build(context: JobContext, lease: Lease) -> None:
+    with context.sessions() as session:
+        work = read(session, store=context.store, checkpoint_id=lease.target_id)
+    signer = key_of(context.settings.signing_key_file or UNSIGNED)  # a worker that runs has one of the two
+    context.progress(lease, {"stage": "loading"})
+    with STAGE_SECONDS.labels("loading").time():
+        pipeline = context.pipeline(work.model_id)
+    updates = updates_of(context, lease, work, pipeline) if work.edits else []
+    crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
+    context.progress(lease, {"stage": "publishing"})
+    with (
+        STAGE_SECONDS.labels("publishing").time(),
+        tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary,
+    ):
+        folder = Path(temporary)
+        if updates:
+            for encoder, update in zip(pipeline.encoders, updates, strict=True):
+                editing.export_text_encoder(encoder, update, folder)
+            editing.export_lora(updates, folder / LORA)
+        if crossed is not None:
+            editing.export_unet(pipeline, crossed, folder)
+        files = store_folder(context.store, folder)
+    files += _papers(context.store, work, files, signer=signer)
+    report = _report(work, updates, crossed)
+    with context.result(lease) as session:
+        claim(session, context.store, [file.sha256 for file in files])
+        checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
+        if signer is not None:
+            note_key(session, key=signer, actor="worker")
+        publish(session, checkpoint=checkpoint, files=files, report=report)
+        request_check(session, checkpoint=checkpoint)
+    for edit in work.inputs.edits:
+        RESIDUAL.labels(edit.method).observe(report["residuals"][str(edit.id)])
+
+
+def _papers(
+    store: Store, work: "Work", weights: Sequence[StoredFile], *, signer: SigningKey | None
+) -> list[StoredFile]:
+    """The card, the manifest of all that the revision will serve and, where there is a key, its signature."""
+    edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
+    readme = store_content(store, "README.md", card(work.inputs, edited=edited))
+    served = served_files(work.base, [*weights, readme])
+    content = manifest(work.inputs, files={path: file.sha256 for path, file in served.items()})
+    papers = [readme, store_content(store, MANIFEST, content)]
+    return papers if signer is None else [*papers, store_content(store, SIGNATURE, signer.sign(content))]
+
+
+def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline") -> list["Update"]:
+    """Stage II, for one text encoder after the other."""
+    values = [_value(rows) for rows in work.values]
+    total = sum(map(len, work.inputs.layers.values()))
+    updates: list[Update] = []
+
+    def progress(done: int, _: int) -> None:
+        done += sum(len(update.layers) for update in updates)
+        context.progress(lease, {"stage": "solving", "done": done, "total": total})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {total} layers")
+
+    assert work.inputs.alpha is not None and work.inputs.statistics is not None
+    for encoder in pipeline.encoders:
+        with STAGE_SECONDS.labels("stage_two").time():
+            update = editing.compute_update(
+                encoder,
+                work.edits,
+                values,
+                context.pipelines.moments(work.inputs.statistics, encoder=encoder.name),
+                alpha=work.inputs.alpha,
+                mass=work.inputs.options["mass"],
+                layers=work.inputs.layers[encoder.name],
+                residual=work.inputs.options["residual"],
+                preserve=work.inputs.options["preserve"],
+                contexts=work.inputs.options.get("contexts", "own"),
+                progress=progress,
+            )
+        updates.append(update)
+    return updates
+
+
+def _cross_attention_update(
+    context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline", updates: Sequence["Update"]
+) -> "CrossAttentionUpdate":
+    """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
+
+    def progress(done: int, total: int) -> None:
+        context.progress(lease, {"stage": "reading", "done": done, "total": total})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {total} edits")
+
+    with STAGE_SECONDS.labels("cross_attention").time(), editing.all_applied(pipeline.encoders, updates):
+        return editing.compute_cross_attention_update(
+            pipeline, work.crossed, progress=progress, **work.inputs.options["cross_attention"]
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the job needs, out of the database, in the checkpoint's order."""
+
+    model_id: UUID
+    inputs: Inputs
+    edits: tuple[ConceptEdit, ...]
+    """Those of the memory."""
+    values: tuple[Sequence[EditValue], ...]
+    """Of each edit of the memory, one for each text encoder."""
+    crossed: tuple[ConceptEdit, ...]
+    """Those of cross-attention."""
+    base: tuple[StoredFile, ...]
+    """The base model's."""
+
+
+def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
+    """What the checkpoint is built from, whether it is already or not."""
+    checkpoint = session.get_one(Checkpoint, checkpoint_id)
+    model = checkpoint.model
+    statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
+    methods = queries.methods_in(session, checkpoint_id=checkpoint_id)
+    edits = queries.edits_in(session, checkpoint_id=checkpoint_id, with_values=True)
+    options = dict(checkpoint.options)
+    layers = {model.encoders[0]["name"]: checkpoint.layers} if checkpoint.layers else {}
+    layers = options.pop("layers", layers)  # kept apart where there are several
+    in_memory = [edit for edit in edits if methods[edit.id] == "memory"]
+    crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
+    base = base_files(session, checkpoint=checkpoint)
+    inputs = Inputs(
+        model=model.name,
+        model_source=model.source,
+        model_revision=model.revision,
+        model_digest=model.digest or "",
+        model_license=model.license,
+        model_files={file.path: file.sha256 for file in base},
+        statistics=(statistics.digest or "") if statistics else None,
+        engine=editing.ENGINE_VERSION,
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        edits=[
+            ManifestEdit(
+                id=edit.id,
+                source=edit.source,
+                destination=edit.destination,
+                templates=edit.templates,
+                settings=edit.settings,
+                reason=edit.reason,
+                values={value.encoder: value.sha256 for value in edit.values if methods[edit.id] == "memory"},
+                method=methods[edit.id],
+            )
+            for edit in edits
+        ],
+        alpha=checkpoint.alpha,
+        layers={encoder: tuple(own) for encoder, own in layers.items()},
+        options=options,
+    )
+    return Work(
+        model_id=model.id,
+        inputs=inputs,
+        edits=tuple(concept_edit(edit, store=store) for edit in in_memory),
+        values=tuple(edit.values for edit in in_memory),
+        crossed=tuple(concept_edit(edit, store=store) for edit in crossed),
+        base=tuple(base),
+    )
+
+
+def _value(rows: Sequence[EditValue]) -> "Value":
+    """The value of one edit, of all text encoders."""
+    first, *others = map(_part, rows)
+    return replace(first, others=tuple(others))
+
+
+def _part(row: EditValue) -> "Value":
+    """The value vectors, checked against the digest that was stored with them."""
+    content = row.delta + row.hidden
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        raise EditingError(f"the value of the edit {row.edit_id} is not what was stored: retry that edit")
+    return editing.Value.from_bytes(content, encoder=row.encoder, layer=row.layer)
+
+
+def _report(work: Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
+    """What was left undone: per edit the larger residual of the text encoders, or that of cross-attention; each
+    conflict within a method once."""
+    ids = [str(edit.id) for edit in work.inputs.edits_by("memory")]
+    crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
+    conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
+    report: dict[str, Any] = {
+        "residuals": dict(zip(ids, map(max, zip(*(update.residuals for update in updates), strict=True)), strict=True)),
+        "layers": [
+            {
+                "encoder": update.encoder,
+                "layer": layer,
+                "relative_norm": change.relative_norm,
+                "condition": change.condition,
+            }
+            for update in updates
+            for layer, change in update.layers.items()
+        ],
+        "conflicts": [_conflict(conflict, ids) for conflict in conflicts.values()],
+    }
+    if crossed is not None:
+        report["residuals"] |= dict(zip(crossed_ids, crossed.residuals, strict=True))
+        report["projections"] = [
+            {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in crossed.relative_norms.items()
+        ]
+        report["conflicts"] += [_conflict(conflict, crossed_ids) for conflict in crossed.conflicts]
+    return report
+
+
+def _conflict(conflict: Conflict, ids: Sequence[str]) -> JsonObject:
+    return {"kind": conflict.kind, "edits": [ids[i] for i in conflict.edits], "cosine": conflict.cosine}

@@ -1,0 +1,324 @@
+"""Draw and measure a published version: the very weights that are served, in the place of the base model's."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+import editing
+from app.checkpoints import queries
+from app.checkpoints.publish import EDITABLE, StoredFile, own_files, store_content
+from app.db.models import Evaluation, JsonObject
+from app.evaluations.report import as_markdown
+from app.jobs.leases import Lease
+from app.jobs.states import CANCELLED
+from app.storage.pins import claim
+from app.storage.store import Store
+from app.worker.edits import concept_edit
+from app.worker.outcome import record_state
+from app.worker.runner import JobContext
+from app.worker.tasks import build_checkpoint
+from editing.edits import ConceptEdit, DestinationPrompt, fill
+from editing.errors import Cancelled, ClassifierUnusable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from editing.evaluation.classifiers import Classifier
+    from editing.pipelines import EditablePipeline
+
+SHOWN_EDITS = 20
+HELD_OUT = 30
+CHECKED = 40  # edits that a quick check draws at most
+GRID_SEEDS = (0, 1, 2)
+
+
+def run(context: JobContext, leases: Sequence[Lease]) -> None:
+    """Do what each evaluation asks for, and keep its report and files."""
+    for lease in leases:
+        with context.sessions() as session:
+            work = _read(session, context.store, lease.target_id)
+        context.progress(lease, {"stage": "loading"})
+        pipeline = context.pipeline(work.model_id)
+        if work.kind == "preview":
+            report, files = _preview(context, lease, work, pipeline)
+        else:
+            report, files = _evaluation(context, lease, work, pipeline)
+        with context.result(lease) as session:
+            claim(session, context.store, [file.sha256 for file in files])
+            evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
+            was = evaluation.state
+            evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
+            evaluation.files = [{"name": file.path, "sha256": file.sha256, "size": file.size} for file in files]
+            details = {"evaluation": str(evaluation.id), "files": {file.path: file.sha256 for file in files}}
+            _record(session, evaluation, was=was, details=details)
+
+
+def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
+    """The evaluation is `failed`, or `cancelled` where that was asked for."""
+    evaluation = session.get_one(Evaluation, lease.target_id)
+    was = evaluation.state
+    evaluation.state = "cancelled" if problem == CANCELLED else "failed"
+    evaluation.problem = problem
+    details = {"evaluation": str(evaluation.id), "attempt": lease.attempt, "problem": problem["title"]}
+    _record(session, evaluation, was=was, details=details)
+
+
+def _record(session: Session, evaluation: Evaluation, *, was: str, details: JsonObject) -> None:
+    target = _target(evaluation)
+    record_state(session, noun="evaluation", target=target, was=was, state=evaluation.state, details=details)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the job needs, out of the database."""
+
+    kind: str
+    model_id: UUID
+    title: str
+    request: Mapping[str, Any]
+    edits: Sequence[ConceptEdit]
+    ids: Sequence[str]
+    """Of the edits."""
+    residuals: Mapping[str, float]
+    """What the update left of each edit, by its id."""
+    files: Sequence[StoredFile]
+    facts: Mapping[str, Any]
+    """Of the version, for the report."""
+    built: build_checkpoint.Work | None
+    """What the version was built from, where some of its edits are to be built alone."""
+
+
+def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
+    evaluation = session.get_one(Evaluation, evaluation_id)
+    checkpoint = evaluation.checkpoint
+    model = checkpoint.model
+    edits = queries.edits_in(session, checkpoint_id=checkpoint.id)
+    return _Work(
+        kind=evaluation.kind,
+        model_id=model.id,
+        title=f"{model.name}: v{checkpoint.number} beside the base model",
+        request=evaluation.request,
+        edits=[concept_edit(edit, store=store) for edit in edits],
+        ids=[str(edit.id) for edit in edits],
+        residuals=(checkpoint.report or {}).get("residuals", {}),
+        files=own_files(checkpoint),
+        facts={
+            "model": model.digest,
+            "classifier": model.classifier,
+            "commit": checkpoint.commit,
+            "alpha": checkpoint.alpha,
+            **checkpoint.options,
+        },
+        built=build_checkpoint.read(session, store=store, checkpoint_id=checkpoint.id)
+        if evaluation.request.get("scales")
+        else None,
+    )
+
+
+def _preview(
+    context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
+) -> tuple[JsonObject, list[StoredFile]]:
+    """Every prompt at every seed, before and after, as one picture."""
+    request = work.request
+    prompts = request["prompts"] or _first_prompts(work)
+    controls, seeds = request["controls"], request["seeds"]
+    grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=seeds)
+    return {"prompts": list(prompts), "controls": list(controls), "seeds": list(seeds)}, [grid]
+
+
+def _first_prompts(work: _Work) -> list[str]:
+    return [fill(edit.templates[0], edit.source) for edit in work.edits[:SHOWN_EDITS]]
+
+
+def _grid(
+    context: JobContext,
+    lease: Lease,
+    work: _Work,
+    pipeline: "EditablePipeline",
+    *,
+    prompts: Sequence[str],
+    controls: Sequence[str],
+    seeds: Sequence[int],
+) -> StoredFile:
+    drawn = (*prompts, *controls)
+    report = _progress(context, lease, "drawing")
+    total = 2 * len(drawn) * len(seeds)
+    steps, guidance = work.request["steps"], work.request["guidance"]
+
+    def draw(*, done: int) -> list[list["Image.Image"]]:
+        rows: list[list[Image.Image]] = []
+        for prompt in drawn:
+            report(done, total)
+            rows.append(editing.draw(pipeline, [prompt] * len(seeds), seeds=seeds, steps=steps, guidance=guidance))
+            done += len(seeds)
+        return rows
+
+    before = draw(done=0)
+    with _published(context.store, work.files, pipeline):
+        after = draw(done=total // 2)
+    rows = [editing.Row(prompt, "", *pictures) for prompt, *pictures in zip(drawn, before, after, strict=True)]
+    sections = [("Edited", rows[: len(prompts)]), ("Controls", rows[len(prompts) :])]
+    grid = io.BytesIO()
+    editing.draw_grid(work.title, [section for section in sections if section[1]]).save(grid, format="PNG")
+    return store_content(context.store, "before-after.png", grid.getvalue())
+
+
+def _evaluation(
+    context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
+) -> tuple[JsonObject, list[StoredFile]]:
+    """Every edit that the classifier can judge, and held-out concepts; with pictures, unless it is a mere check."""
+    from editing.evaluation import published
+    from editing.evaluation.plot import plot_scales
+
+    classifier = context.classifier(work.model_id)
+    if classifier is None:
+        raise ClassifierUnusable("the model has no classifier any more")
+    request = work.request
+    held_out = request["held_out"]
+    asked = published.plan(
+        work.edits,
+        classifier,
+        prompts=request["prompts"],
+        held_out=_evenly(classifier, work) if held_out is None else held_out,
+        held_out_prompts=request["held_out_prompts"],
+        seed=request["seed"],
+        templates=work.kind != "check",
+        only=_suspects(work) if work.kind == "check" else None,
+    )
+    replaced = [work.ids[index] for index in asked.indices[0]]
+    counts = sorted({count for count in request["scales"] if count < len(replaced)})
+    judgement = published.judge(
+        pipeline,
+        classifier,
+        asked,
+        lambda: _published(context.store, work.files, pipeline),
+        steps=request["steps"],
+        guidance=request["guidance"],
+        scales={count: _alone(context, lease, work, pipeline, replaced[:count]) for count in counts},
+        progress=_progress(context, lease, "judging"),
+    )
+    report: JsonObject = {
+        **judgement.as_json(),
+        "edits": [
+            {
+                "edit": work.ids[verdict.index],
+                "source": verdict.source,
+                "destination": verdict.destination,
+                "before": verdict.before,
+                "after": verdict.after,
+                "oracle": verdict.oracle,
+                "took": verdict.took,
+                "residual": work.residuals.get(work.ids[verdict.index]),
+            }
+            for verdict in judgement.verdicts
+        ],
+        "unjudged": [
+            {"edit": work.ids[index], "source": work.edits[index].source, "reason": reason}
+            for index, reason in asked.unjudged
+        ],
+        "held_out": [concept.name for concept in asked.replaced.held_out],
+        "settings": _settings(work, pipeline),
+    }
+    if work.kind == "check":
+        return report, []
+    controls = [fill(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
+    prompts = _first_prompts(work)
+    grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
+    plots = []
+    if counts:
+        scales = {**judgement.scales, len(replaced): judgement.scores}
+        plots.append(store_content(context.store, "scales.png", plot_scales(scales, title=work.title)))
+    content = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    return report, [
+        grid,
+        *plots,
+        store_content(context.store, "report.json", content.encode()),
+        store_content(context.store, "report.md", as_markdown(report, title=work.title).encode()),
+    ]
+
+
+def _suspects(work: _Work) -> set[int]:
+    """The edits that a quick check draws, by number: those of which the update left most undone."""
+    order = sorted(range(len(work.ids)), key=lambda index: -work.residuals.get(work.ids[index], 0.0))
+    return set(order[:CHECKED])
+
+
+def _alone(
+    context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline", ids: Sequence[str]
+) -> Callable[[], AbstractContextManager[None]]:
+    """The pipeline with these edits of the version alone, built as the version was."""
+    built = work.built
+    assert built is not None
+    kept = [place for place, edit in enumerate(built.inputs.edits_by("memory")) if str(edit.id) in ids]
+    few = replace(
+        built, edits=tuple(built.edits[place] for place in kept), values=tuple(built.values[place] for place in kept)
+    )
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        updates = build_checkpoint.updates_of(context, lease, few, pipeline)
+        with editing.all_applied(pipeline.encoders, updates):
+            yield
+
+    return held
+
+
+def _evenly(classifier: "Classifier", work: _Work) -> list[str]:
+    """Classes over the whole of what it knows, without those that an edit names."""
+    named = {edit.source for edit in work.edits}
+    named |= {edit.destination.prompt for edit in work.edits if isinstance(edit.destination, DestinationPrompt)}
+    names = [name for name in classifier.names if name not in named]
+    count = min(HELD_OUT, len(names))
+    return [names[number * len(names) // count] for number in range(count)]
+
+
+def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
+    """What a reader needs to get the same numbers."""
+    import diffusers
+    import torch
+    import transformers
+
+    request = work.request
+    return {
+        "sampler": type(pipeline.scheduler).__name__,
+        **{name: request[name] for name in ("steps", "guidance", "seed", "prompts", "held_out_prompts")},
+        "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
+        "engine": editing.ENGINE_VERSION,
+        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+        **work.facts,
+        "files": {file.path: file.sha256 for file in work.files},
+    }
+
+
+def _progress(context: JobContext, lease: Lease, stage: str) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        context.progress(lease, {"stage": stage, "done": done, "total": total})
+        if context.cancelled(lease):
+            raise Cancelled(f"stopped after {done} of {total} pictures")
+
+    return report
+
+
+@contextmanager
+def _published(store: Store, files: Sequence[StoredFile], pipeline: "EditablePipeline") -> Iterator[None]:
+    """The pipeline with the version's own weights, each file checked against its sha256."""
+    modules: dict[str, Any] = {encoder.name: encoder.model for encoder in pipeline.encoders}
+    with ExitStack() as stack:
+        for file in files:
+            component, _, name = file.path.partition("/")
+            if file.path.startswith(EDITABLE) and name.endswith(".safetensors"):
+                module = modules.get(component) or getattr(pipeline, component)
+                stack.enter_context(editing.holding(module, store.verified(file.sha256)))
+        yield
+
+
+def _target(evaluation: Evaluation) -> str:
+    checkpoint = evaluation.checkpoint
+    return f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}"

@@ -1,0 +1,114 @@
+"""Take a pipeline into the store: every file by its sha256, checked to be safe and of a family that can be edited."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+import editing
+from app.db.models import JsonObject, Model, ModelFile, Statistics
+from app.jobs.leases import Lease
+from app.storage.pins import claim
+from app.worker.outcome import record_state
+from app.worker.runner import JobContext
+from app.worker.sources import obtain, open_classifier
+from editing.errors import Cancelled, EditingError, InvalidEdit
+
+if TYPE_CHECKING:
+    from editing.families.layout import PipelineDescription
+    from editing.second_moments.moments import SecondMoments
+
+SHIPPED = "second_moments.safetensors"
+
+
+def run(context: JobContext, leases: Sequence[Lease]) -> None:
+    """Register one model; the second moments that lie beside its `model_index.json` become its statistics."""
+    for lease in leases:
+        _register(context, lease)
+
+
+def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
+    """The model is `failed`."""
+    model = session.get_one(Model, lease.target_id)
+    model.state, model.problem = "failed", problem
+    details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
+    _record(session, model, was="registering", details=details)
+
+
+def _record(session: Session, model: Model, *, was: str, details: JsonObject) -> None:
+    target = f"model:{model.name}"
+    record_state(session, noun="model", target=target, was=was, state=model.state, details=details)
+
+
+def _register(context: JobContext, lease: Lease) -> None:
+    with context.sessions() as session:
+        model = session.get_one(Model, lease.target_id)
+
+    def progress(stage: str, done: int, of: int) -> None:
+        if context.cancelled(lease):
+            raise Cancelled("the registration was interrupted")
+        context.progress(lease, {"stage": stage, "files": done, "of": of})
+
+    def downloaded(done: int, of: int) -> None:
+        progress("downloading", done, of)
+
+    with obtain(model.source, revision=model.revision, settings=context.settings, progress=downloaded) as source:
+        description = editing.describe_pipeline(source.folder)
+        for done, file in enumerate(description.files):
+            progress("storing", done, len(description.files))
+            if context.store.put_file(source.folder / file.path) != file.sha256:
+                raise EditingError(
+                    f"{file.path} changed while it was read; register the model again", pointer="/source"
+                )
+        if model.classifier is not None:
+            context.pipelines.prepare()
+            open_classifier(model.classifier, roots=context.settings.model_roots, device="cpu")
+        moments = _shipped_moments(source.folder, description)
+    digest = context.store.put(moments.to_bytes()) if moments else None
+
+    with context.result(lease) as session:
+        claim(session, context.store, [file.sha256 for file in description.files] + ([digest] if digest else []))
+        model = session.get_one(Model, lease.target_id)
+        model.state, model.problem = "ready", None
+        model.family, model.digest = description.family, description.digest
+        if model.license is None and source.license is not None:
+            model.license = source.license.model_dump(exclude_none=True)
+        model.encoders = [
+            {"name": encoder.name, "layers": encoder.layers, "width": encoder.width, "mlp_width": encoder.mlp_width}
+            for encoder in description.encoders
+        ]
+        session.add_all(
+            ModelFile(model_id=model.id, path=file.path, sha256=file.sha256, size=file.size)
+            for file in description.files
+        )
+        if moments:
+            session.add(
+                Statistics(
+                    model_id=model.id,
+                    state="ready",
+                    captions_name="shipped",
+                    captions=moments.captions,
+                    tokens=moments.tokens,
+                    digest=digest,
+                    created_by=model.created_by,
+                )
+            )
+        details = {"job": str(lease.job_id), "digest": model.digest, "commit": source.commit, "statistics": digest}
+        _record(session, model, was="registering", details=details)
+
+
+def _shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":
+    """The second moments in the pipeline's folder, if any; they must be of its own text encoders."""
+    if not (folder / SHIPPED).is_file():
+        return None
+    moments = editing.SecondMoments.load(folder / SHIPPED)
+    for encoder in description.encoders:
+        for layer, moment in moments.of(encoder.name).moments.items():
+            if not 0 <= layer < encoder.layers or moment.shape[0] != encoder.mlp_width:
+                raise InvalidEdit(
+                    f"{SHIPPED} is of another text encoder: it has a layer {layer} of width {moment.shape[0]}, and "
+                    f"{encoder.name} has {encoder.layers} layers of {encoder.mlp_width}",
+                    pointer="/source",
+                )
+    return moments

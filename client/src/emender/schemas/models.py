@@ -1,0 +1,140 @@
+"""Base models and their statistics as clients see them."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from app.models.captions import MAX_CAPTIONS
+from emender.schemas.common import ProblemNote
+from emender.schemas.names import Name, is_part
+from emender.schemas.text import Text
+
+ModelState = Literal["registering", "ready", "failed"]
+StatisticsState = Literal["queued", "estimating", "ready", "failed"]
+
+
+def _source(source: str) -> str:
+    parts = source.split("/")
+    if len(parts) > 2 or not all(is_part(part) for part in parts):
+        raise ValueError("must be a hub id such as stabilityai/sd-turbo, or the bare name of a folder in a model root")
+    return source
+
+
+class License(BaseModel):
+    """A license as the metadata of the Hub's model cards names it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$",
+            description="`license` of a model card; `other` goes with a name and a link",
+            examples=["creativeml-openrail-m"],
+        ),
+    ]
+    name: Annotated[Text, Field(max_length=200, description="`license_name`")] | None = None
+    link: Annotated[Text, Field(max_length=500, description="`license_link`")] | None = None
+
+
+class ModelCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "emoji", "source": "emoji"}})
+
+    name: Annotated[Name, Field(description="how calls and pulls name the model; unique")]
+    source: Annotated[
+        str,
+        Field(max_length=193, description="a hub id `namespace/name`, or a folder's name under EMENDER_MODEL_ROOTS"),
+        AfterValidator(_source),
+    ]
+    revision: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$", description="of a hub id: branch, tag or commit"),
+    ] = None
+    namespace: Annotated[
+        Name | None, Field(description="under which the Hub's protocol serves it; default: EMENDER_NAMESPACE")
+    ] = None
+
+    classifier: Annotated[
+        Annotated[str, Field(max_length=193), AfterValidator(_source)] | None,
+        Field(
+            description="what judges the model's pictures in checks and evaluations: the name of an installed "
+            "classifier, or an image-classification model of transformers by its hub id or its folder's name under "
+            "EMENDER_MODEL_ROOTS",
+            examples=["emoji", "google/vit-base-patch16-224"],
+        ),
+    ] = None
+    license: Annotated[
+        License | None,
+        Field(
+            description="under which its versions may be used, for their model cards; default: what the front matter "
+            "of the model's README.md says"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def revision_of_hub_id(self) -> "ModelCreate":
+        if self.revision is not None and "/" not in self.source:
+            raise ValueError("a revision goes with a hub id; a folder has none")
+        return self
+
+
+class EncoderOut(BaseModel):
+    name: str = Field(examples=["text_encoder"])
+    layers: int
+    width: int
+    mlp_width: int = Field(description="how wide the memory is: the inner width of each MLP, and of its keys")
+
+
+class StatisticsOut(BaseModel):
+    """Second moments C0 of a model's keys."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    state: StatisticsState
+    captions_name: str
+    captions_sha256: str | None
+    captions: int | None = Field(description="how many captions")
+    tokens: int | None = Field(description="how many keys they gave; null until ready")
+    digest: str | None = Field(description="sha256 of the tensors; null until ready")
+    progress: dict[str, Any] | None = None
+    problem: ProblemNote | None
+    created_by: str
+    created_at: datetime
+
+
+class ModelOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+    namespace: str
+    source: str
+    revision: str | None
+    classifier: str | None = Field(description="what judges its pictures; null: nothing does")
+    license: License | None = Field(description="as given, else as its model card says; null: neither says one")
+    state: ModelState
+    family: str | None = Field(description="null until ready")
+    encoders: list[EncoderOut]
+    digest: str | None = Field(description="sha256 over the model's files; null until ready")
+    statistics: StatisticsOut | None = Field(None, description="the latest ready ones, else the latest")
+    progress: dict[str, Any] | None = None
+    problem: ProblemNote | None
+    created_by: str
+    created_at: datetime
+
+
+Caption = Annotated[Text, Field(min_length=1, max_length=2000)]
+
+
+class StatisticsCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"captions": "captions", "samples": 5000}})
+
+    captions: Annotated[
+        Annotated[str, Field(max_length=96, pattern="^[A-Za-z0-9._-]+$")]
+        | Annotated[list[Caption], Field(min_length=1, max_length=MAX_CAPTIONS)],
+        Field(description="the name of a list `<name>.txt` in a model root, one caption a line; or the captions"),
+    ]
+    samples: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="use the first so many")] = MAX_CAPTIONS

@@ -1,0 +1,162 @@
+"""One view of a CLIP text encoder: its states layer by layer, and the keys of its fc2 memories."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing.errors import UnsupportedPipeline
+from editing.families.layout import default_layers
+from editing.prompts import PromptTokenizer
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an encoder makes of p prompts."""
+
+    states: Tensor
+    """(p, s, d): what the U-Net reads at every position. Of SDXL the states before the last layer, not normed."""
+    said: Tensor
+    """(p, ·): what is said of the whole prompt: the state at EOS after the last layer and the final norm, projected
+    where the encoder has a projection. That is E_eos of Eq. 2, and the pooled output of SDXL's second encoder."""
+
+
+class EditableEncoder:
+    """A text encoder that can be entered and left at any layer.
+
+    Modules are found by structure, since `CLIPTextModel` has a `text_model` inside in transformers before 5.6 and
+    none after. A layer is pre-norm: `attend` gives the residual stream after attention and the keys `k` that fc2
+    reads; the layer's output is that stream plus `fc2(k)`.
+
+    Shapes: p prompts, s positions, d width, m MLP width.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PromptTokenizer,
+        *,
+        name: str = "text_encoder",
+        folder: Path | None = None,
+        family: str = "sd1",
+    ) -> None:
+        body: Any = getattr(model, "text_model", model)
+        try:
+            self.embeddings: nn.Module = body.embeddings
+            self.layers: nn.ModuleList = body.encoder.layers
+            self.final_norm: nn.Module = body.final_layer_norm
+            first = self._block(0)
+            _ = first.self_attn, first.layer_norm1, first.layer_norm2, first.mlp.fc1, first.mlp.activation_fn
+            self.width: int = first.mlp.fc2.out_features
+            self.mlp_width: int = first.mlp.fc2.in_features
+        except (AttributeError, IndexError) as error:
+            raise UnsupportedPipeline(f"a {type(model).__name__} is no CLIP text encoder") from error
+        self.projection: nn.Linear | None = getattr(model, "text_projection", None)
+        self.family = family
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.folder = folder
+        """The component's folder, where the weights came from; needed to export them."""
+        parameters = inspect.signature(first.self_attn.forward).parameters
+        self._mask_argument = "causal_attention_mask" if "causal_attention_mask" in parameters else "attention_mask"
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def said_width(self) -> int:
+        """The width of what is said of a whole prompt."""
+        return self.width if self.projection is None else self.projection.out_features
+
+    @property
+    def value_layer(self) -> int:
+        """L, the last layer edited by default. The very last one is left out: of its output only what is at the
+        subject's own position would change, and SDXL's U-Net reads none of it."""
+        return self.n_layers - 2
+
+    @property
+    def default_edited_layers(self) -> tuple[int, ...]:
+        return default_layers(self.family, self.name, last=self.value_layer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.fc2(0).weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fc2(0).weight.dtype
+
+    def fc2(self, layer: int) -> nn.Linear:
+        linear: nn.Linear = self._block(layer).mlp.fc2
+        return linear
+
+    def _block(self, layer: int) -> Any:
+        return self.layers[layer]
+
+    def double(self) -> "EditableEncoder":
+        """The same encoder with its layers copied to float64; the original and its embeddings are left alone."""
+        twin = copy.copy(self)
+        twin.layers = copy.deepcopy(self.layers).double()
+        twin.final_norm = copy.deepcopy(self.final_norm).double()
+        twin.projection = copy.deepcopy(self.projection).double() if self.projection else None
+        return twin
+
+    def ids(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
+        """Token ids (p, s), padded to what inference reads, or only to the longest."""
+        padded = [self.tokenizer.pad(prompt) for prompt in prompts]
+        length = self.tokenizer.max_length if full_length else max(len(prompt) for prompt in prompts)
+        return torch.tensor(padded, device=self.device)[:, :length]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(p, s) to the states before layer 0, (p, s, d)."""
+        states: Tensor = self.embeddings(input_ids=ids)
+        return states.to(self.dtype)
+
+    def attend(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream after attention (p, s, d), and the keys (p, s, m)."""
+        block = self._block(layer)
+        s = states.shape[1]
+        mask = torch.full((s, s), torch.finfo(states.dtype).min, dtype=states.dtype, device=states.device).triu(1)
+        mask = mask.expand(len(states), 1, s, s)
+        attention = block.self_attn(hidden_states=block.layer_norm1(states), **{self._mask_argument: mask})[0]
+        stream: Tensor = states + attention
+        keys: Tensor = block.mlp.activation_fn(block.mlp.fc1(block.layer_norm2(stream)))
+        return stream, keys
+
+    def advance(self, states: Tensor, *, start: int, stop: int) -> Tensor:
+        """Run layers start … stop-1 on the states before `start`, (p, s, d) to (p, s, d)."""
+        for layer in range(start, stop):
+            stream, keys = self.attend(layer, states)
+            states = stream + self.fc2(layer)(keys)
+        return states
+
+    def finish(self, states: Tensor) -> Tensor:
+        """The final layer norm, (p, s, d)."""
+        normed: Tensor = self.final_norm(states)
+        return normed
+
+    def read(self, states: Tensor, *, start: int, ends: Tensor) -> Encoding:
+        """What comes of the states (p, s, d) before layer `start`; `ends` (p,) are the positions of EOS."""
+        last = self.n_layers - 1
+        penultimate = self.advance(states, start=start, stop=last)
+        normed = self.finish(self.advance(penultimate, start=max(start, last), stop=self.n_layers))
+        said = normed[torch.arange(len(ends), device=ends.device), ends]
+        if self.projection is not None:
+            said = self.projection(said)
+        return Encoding(penultimate if self.family == "sdxl" else normed, said)
+
+    def encoding(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Encoding:
+        """What the encoder makes of token ids of prompts: the full length that inference reads, with no mask."""
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        return self.read(self.embed(self.ids(prompts, full_length=full_length)), start=0, ends=ends)
+
+    def encode(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
+        """The part of `encoding` that the U-Net reads at every position, (p, s, d)."""
+        return self.encoding(prompts, full_length=full_length).states

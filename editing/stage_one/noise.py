@@ -1,0 +1,137 @@
+"""What the noise losses of stage I compare: noised latents x_t, their timesteps, and what the U-Net should predict.
+
+Shapes: c, h, w latent channels, height and width; b noised latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from editing.edits import StageOneSettings
+from editing.errors import ImageRejected
+from editing.pipelines import EditablePipeline
+
+
+@dataclass(frozen=True)
+class NoiseBatch:
+    noisy: Tensor
+    """x_t (b, c, h, w) float32"""
+    timesteps: Tensor
+    """(b,)"""
+    target: Tensor
+    """(b, c, h, w) float32"""
+    templates: Tensor
+    """(b,): which template's prompt each latent is predicted under."""
+
+
+class NoiseSource(Protocol):
+    def draw(self) -> NoiseBatch:
+        """What one step of the optimisation compares: `noise_batch` latents."""
+        ...
+
+
+class DestinationNoise:
+    """Eq. 3: x_t from pictures of the destination, and ε (or v) as the destination's own prompts predict it.
+
+    The pictures are drawn once; so is a bank of (x_t, t, ε_dst), from which every step takes a few. The latents are
+    the solver's: decoding and encoding them again would only blur them.
+    """
+
+    def __init__(
+        self,
+        pipeline: EditablePipeline,
+        destinations: Sequence[str],
+        *,
+        settings: StageOneSettings,
+        generator: torch.Generator,
+    ) -> None:
+        prompts = [destinations[image % len(destinations)] for image in range(settings.images)]
+        seeds = torch.randint(2**62, (settings.images,), generator=generator).tolist()
+        latents = pipeline.sample(
+            prompts,
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            steps=settings.solver_steps,
+            guidance=settings.guidance,
+        )
+        image = torch.arange(settings.bank) % settings.images
+        noisy, timesteps, _ = add_noise(pipeline, latents[image], generator=generator)
+        condition = pipeline.encode(destinations)  # of each template
+        templates = (image % len(destinations)).to(pipeline.device)
+        target = pipeline.predict_all(noisy, timesteps, condition[templates])
+        self._bank = NoiseBatch(noisy, timesteps, target, templates)
+        self._size = settings.noise_batch
+        self._generator = generator
+
+    def draw(self) -> NoiseBatch:
+        bank = self._bank
+        chosen = torch.randint(len(bank.noisy), (self._size,), generator=self._generator).to(bank.noisy.device)
+        return NoiseBatch(bank.noisy[chosen], bank.timesteps[chosen], bank.target[chosen], bank.templates[chosen])
+
+
+class ReferenceNoise:
+    """Eq. 4: x_t from the reference images, and the noise that was added, or the velocity where the U-Net predicts
+    that. Fresh noise costs no U-Net: no bank.
+
+    The images are encoded once; each x_0 is a sample of the autoencoder's posterior.
+    """
+
+    def __init__(
+        self,
+        pipeline: EditablePipeline,
+        images: Sequence[Image.Image],
+        *,
+        templates: int,
+        settings: StageOneSettings,
+        generator: torch.Generator,
+    ) -> None:
+        pixels = torch.stack([to_pixels(image, size=pipeline.image_size, index=i) for i, image in enumerate(images)])
+        with torch.no_grad():
+            vae = pipeline.vae
+            posterior = vae.encode(pixels.to(pipeline.device, vae.dtype)).latent_dist
+        self._mean = posterior.mean.float()  # (images, c, h, w)
+        self._std = posterior.std.float()
+        self._pipeline = pipeline
+        self._templates = templates
+        self._size = settings.noise_batch
+        self._generator = generator
+
+    def draw(self) -> NoiseBatch:
+        image = torch.randint(len(self._mean), (self._size,), generator=self._generator)
+        templates = torch.randint(self._templates, (self._size,), generator=self._generator)
+        mean, std = self._mean[image], self._std[image]
+        sample = mean + std * torch.randn(mean.shape, generator=self._generator).to(mean.device)
+        latents = sample * self._pipeline.vae.config.scaling_factor
+        noisy, timesteps, noise = add_noise(self._pipeline, latents, generator=self._generator)
+        target = noise
+        if self._pipeline.predicts_velocity:
+            signal = self._pipeline.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+            target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+        return NoiseBatch(noisy, timesteps, target, templates.to(mean.device))
+
+
+def add_noise(
+    pipeline: EditablePipeline, latents: Tensor, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε at uniform t. Latents (b, c, h, w); returns x_t, t (b,) and ε."""
+    alphas = pipeline.alphas_cumprod
+    timesteps = torch.randint(len(alphas), (len(latents),), generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    signal = alphas[timesteps].view(-1, 1, 1, 1)
+    return signal.sqrt() * latents + (1 - signal).sqrt() * noise, timesteps, noise
+
+
+def to_pixels(image: Image.Image, *, size: tuple[int, int], index: int = 0) -> Tensor:
+    """A picture to (3, height, width) in [-1, 1], cropped to the middle and scaled; transparency becomes white."""
+    height, width = size
+    try:
+        rgba = ImageOps.exif_transpose(image).convert("RGBA")
+        opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        fitted = ImageOps.fit(opaque, (width, height), method=Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes lazily: a broken file shows here
+        raise ImageRejected(f"the image cannot be decoded: {error}", pointer=f"/destination/images/{index}") from error
+    pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(height, width, 3)
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1

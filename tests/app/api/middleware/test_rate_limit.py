@@ -1,0 +1,146 @@
+"""Limits of requests and of wrong keys, counted in this process or in a real Redis."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr, ValidationError
+
+from app.api.middleware.rate_limit import RateLimits, TooManyRequests
+from app.main import create_app
+from app.settings import Settings
+from tests.servers import RedisServer, require_redis
+
+pytestmark = pytest.mark.security
+
+WRONG = "Bearer em_0123456789ab_wrong"
+
+
+@pytest.fixture
+def limited(application, settings):
+    """Give the application other limits."""
+
+    def limit(**limits):
+        application.state.rate_limits = RateLimits(settings.model_copy(update=limits))
+
+    return limit
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    require_redis()
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+class TestRequests:
+    def test_a_key_that_asks_too_often_waits(self, client, keys, limited):
+        limited(rate_limit="3/minute")
+        answers = [client.get("/v1/models", headers=keys["read"]) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        left = [re.fullmatch(r'"api";r=(\d+);t=(\d+)', answer.headers["RateLimit"]) for answer in answers]
+        assert [int(found[1]) for found in left] == [2, 1, 0, 0]
+        assert all(0 < int(found[2]) <= 60 for found in left)
+        assert {answer.headers["RateLimit-Policy"] for answer in answers} == {'"api";q=3;w=60'}
+        refused = answers[-1]
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        assert int(refused.headers["Retry-After"]) == int(left[-1][2])
+        assert "3 per 1 minute" in refused.json()["detail"]
+
+    def test_keys_and_addresses_are_counted_apart(self, client, keys, limited):
+        limited(rate_limit="1/minute")
+        assert client.get("/v1/models", headers=keys["read"]).status_code == 200
+        assert client.get("/v1/models", headers=keys["edit"]).status_code == 403
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/v1/models").status_code == 429
+        assert client.get("/v1/models", headers=keys["read"]).status_code == 429
+
+    def test_the_hub_s_protocol_is_limited_too(self, client, keys, limited):
+        limited(rate_limit="1/minute")
+        first = client.head("/emender/nobody/resolve/main/x", headers=keys["read"])
+        assert (first.status_code, first.headers["RateLimit"][:9]) == (404, '"api";r=0')
+        second = client.head("/emender/nobody/resolve/main/x", headers=keys["read"])
+        assert (second.status_code, second.headers["RateLimit"][:9]) == (429, '"api";r=0')
+        assert int(second.headers["Retry-After"]) > 0
+
+    def test_off(self, client, keys, limited):
+        limited(rate_limit="off", wrong_key_limit="off")
+        for _ in range(40):
+            answer = client.get("/v1/models", headers={"Authorization": WRONG})
+            assert answer.status_code == 401
+        assert "RateLimit" not in answer.headers
+
+    def test_what_watches_the_service_is_never_limited(self, client, limited):
+        limited(rate_limit="1/minute")
+        for path in ("/healthz", "/readyz"):
+            assert [client.get(path).status_code for _ in range(3)] == [200] * 3
+
+    def test_addresses_of_ipv6_count_by_their_network(self, application, limited):
+        limited(rate_limit="1/minute")
+
+        def ask(host):
+            with TestClient(application, client=(host, 1)) as client:
+                return client.get("/v1/models").status_code
+
+        seen = [ask(host) for host in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2")]
+        assert seen == [401, 429, 401, 401, 401]
+
+
+class TestWrongKeys:
+    def test_an_address_that_guesses_waits(self, client, keys, limited):
+        """Also over many prefixes; a key of the same address that is right still passes."""
+        limited(wrong_key_limit="3/minute")
+        guesses = [{"Authorization": f"Bearer em_{number:012x}_wrong"} for number in range(4)]
+        assert [client.get("/v1/models", headers=guess).status_code for guess in guesses] == [401, 401, 401, 429]
+        assert client.get("/v1/models", headers=keys["read"]).status_code == 200
+
+    def test_a_key_whose_secret_is_guessed_is_not_tried_again(self, client, keys, limited):
+        """Not even with the right secret, from that address: the answer tells no guess from another."""
+        limited(wrong_key_limit="3/minute")
+        right = keys["read"]["Authorization"]
+        wrong = right[:-1] + ("A" if right[-1] != "A" else "B")
+        statuses = [client.get("/v1/models", headers={"Authorization": wrong}).status_code for _ in range(3)]
+        assert statuses == [401] * 3
+        locked = client.get("/v1/models", headers=keys["read"])
+        assert (locked.status_code, locked.json()["title"]) == (429, "Too many requests")
+        assert client.get("/v1/models", headers=keys["admin"]).status_code == 200
+
+    def test_what_is_no_key_counts_as_one(self, client, limited):
+        limited(wrong_key_limit="2/minute")
+        sent = [client.get("/v1/models", headers={"Authorization": f"Bearer hf_{n}"}).status_code for n in range(3)]
+        assert sent == [401, 401, 429]
+
+
+class TestRedis:
+    def test_processes_share_their_counters(self, settings, redis_server):
+        given = settings.model_copy(update={"rate_limit": "2/minute", "redis_url": SecretStr(redis_server.url)})
+        one, other = RateLimits(given), RateLimits(given)
+        assert one.count("key:a").spent == 1
+        assert other.count("key:a").spent == 2
+        with pytest.raises(TooManyRequests):
+            one.count("key:a")
+        assert other.count("key:b").spent == 1
+        with redis_server.client() as redis:
+            assert all(0 < redis.ttl(key) <= 60 for key in redis.keys())
+
+    def test_a_redis_that_is_gone_fails_no_request(self, settings, redis_server):
+        given = settings.model_copy(update={"rate_limit": "2/minute", "redis_url": SecretStr(redis_server.url)})
+        limits = RateLimits(given)
+        assert limits.count("key:a").spent == 1
+        redis_server.kill()
+        assert [limits.count("key:a").spent, limits.count("key:a").spent] == [1, 2]
+        with pytest.raises(TooManyRequests):
+            limits.count("key:a")
+
+    def test_starts_without_its_redis(self, settings):
+        nowhere = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+        with TestClient(create_app(nowhere)) as client:
+            assert client.get("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("text", ["", "many", "0/minute", "3/fortnight", "1/second;5/minute", "5", "-1/second"])
+def test_a_limit_that_is_none_is_refused(text):
+    with pytest.raises(ValidationError, match="such as 600/minute"):
+        Settings(rate_limit=text)

@@ -1,0 +1,149 @@
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from app.api import idempotency
+from app.db.models import AuditEvent, Edit, IdempotencyKey, Job
+
+URL = "/v1/models/emoji/edits"
+EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
+KEY = {"Idempotency-Key": "one"}
+
+
+def count(session, table=Edit):
+    return session.scalar(select(func.count()).select_from(table))
+
+
+class TestReplay:
+    def test_done_once_and_answered_twice(self, client, keys, model, session):
+        first = client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
+        again = client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
+        assert "Idempotency-Replayed" not in first.headers
+        assert again.headers["Idempotency-Replayed"] == "true"
+        assert (again.status_code, again.content) == (202, first.content)
+        assert again.headers["Location"] == first.headers["Location"]
+        assert again.headers["Content-Type"] == first.headers["Content-Type"]
+        assert (count(session), count(session, Job)) == (1, 1)
+
+    def test_without_a_key_done_twice(self, client, keys, model, session):
+        for _ in range(2):
+            client.post(URL, headers=keys["edit"], json=EDIT)
+        assert count(session) == 2
+
+    def test_other_request(self, client, keys, model, session):
+        client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
+        others = [
+            (URL, EDIT | {"source": "bird"}),
+            (URL + "?x=1", EDIT),
+            (URL + "/batch", [EDIT]),
+        ]
+        for url, body in others:
+            answer = client.post(url, headers=keys["edit"] | KEY, json=body)
+            assert answer.status_code == 422
+            assert answer.json()["errors"][0]["pointer"] == "Idempotency-Key"
+        assert count(session) == 1
+
+    def test_keys_are_each_principals_own(self, client, keys, model, session):
+        client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
+        assert client.post(URL, headers=keys["admin"] | KEY, json=EDIT | {"source": "bird"}).status_code == 202
+        assert count(session) == 2
+
+    def test_refusals_are_not_kept(self, client, keys, model, session):
+        bad = EDIT | {"templates": ["none"]}
+        assert client.post(URL, headers=keys["edit"] | KEY, json=bad).status_code == 422
+        assert count(session, IdempotencyKey) == 0
+        assert client.post(URL, headers=keys["edit"] | KEY, json=EDIT).status_code == 202
+
+    def test_no_scope(self, client, keys, model):
+        client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
+        assert client.post(URL, headers=keys["read"] | KEY, json=EDIT).status_code == 403
+
+    def test_forgotten_after_a_day(self, client, keys, model, session):
+        def age(hours):
+            then = session.scalar(select(func.now() - timedelta(hours=hours)))
+            session.execute(update(IdempotencyKey).values(created_at=then))
+            session.commit()
+
+        post = lambda: client.post(URL, headers=keys["edit"] | KEY, json=EDIT)  # noqa: E731
+        first = post()
+        age(23)
+        assert post().content == first.content
+        assert idempotency.forget(session) == 0
+        age(25)
+        assert post().content != first.content
+        age(25)
+        assert idempotency.forget(session) == 1
+        assert count(session, IdempotencyKey) == 0
+
+    @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é".encode()])
+    def test_bad_key(self, client, keys, model, key):
+        answer = client.post(URL, headers=keys["edit"] | {"Idempotency-Key": key}, json=EDIT)
+        assert answer.status_code == 422
+
+    def test_no_secret_is_kept(self, client, keys, session):
+        body = {"name": "deploy", "scopes": ["read"]}
+        first = client.post("/v1/keys", headers=keys["admin"] | KEY, json=body).json()
+        again = client.post("/v1/keys", headers=keys["admin"] | KEY, json=body).json()
+        assert first["token"]
+        assert again == first | {"token": None}
+        kept = session.scalars(select(IdempotencyKey)).one()
+        assert first["token"].split("_", 2)[2].encode() not in kept.body
+
+
+class TestParallel:
+    def test_fifty_at_once_make_one_edit(self, live_client, live_keys, live_model, engine):
+        def post(_):
+            return live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
+
+        with ThreadPoolExecutor(50) as pool:
+            answers = list(pool.map(post, range(50)))
+        assert {answer.status_code for answer in answers} == {202}
+        assert len({answer.content for answer in answers}) == 1
+        assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
+        with Session(engine) as session:
+            assert (count(session), count(session, Job), count(session, IdempotencyKey)) == (1, 1, 1)
+            made = select(func.count()).where(AuditEvent.action == "edit.create")
+            assert session.scalar(made) == 1
+
+    def test_in_flight(self, live_client, live_keys, live_model, engine, monkeypatch):
+        """Another connection holds the key, as the first request's does while it is at work."""
+        monkeypatch.setattr(idempotency, "PATIENCE", 0.3)
+        with Session(engine) as first:
+            actor = "key:" + live_keys["edit"]["Authorization"].split("_")[1]
+            claimed = idempotency.Claim(first, actor, "one", b"")
+            assert idempotency._try_lock(claimed)
+            answer = live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
+            assert answer.status_code == 409
+            assert answer.headers["Retry-After"] == "1"
+            first.execute(text("SELECT 1"))
+        # The first died without an answer, and its lock with it.
+        assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
+
+    def test_answer_and_work_are_one(self, live_client, live_keys, live_model, engine, monkeypatch):
+        """Where the answer cannot be kept, the work is not done either."""
+
+        def fail(*_, **__):
+            raise RuntimeError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(idempotency, "keep", fail)
+            assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 500
+        with Session(engine) as session:
+            assert (count(session), count(session, Job), count(session, IdempotencyKey)) == (0, 0, 0)
+        assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
+
+    def test_many_keys_at_once_starve_nobody(self, live_client, live_keys, live_model, engine):
+        """More requests than threads and connections, each holding a key of its own."""
+
+        def post(number):
+            key = {"Idempotency-Key": f"key-{number}"}
+            return live_client.post(URL, headers=live_keys["edit"] | key, json=EDIT).status_code
+
+        with ThreadPoolExecutor(120) as pool:
+            statuses = list(pool.map(post, range(120)))
+        assert set(statuses) == {202}
+        with Session(engine) as session:
+            assert (count(session), count(session, IdempotencyKey)) == (120, 120)

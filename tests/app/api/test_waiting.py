@@ -1,0 +1,163 @@
+"""Clients that wait: the long poll and the stream of events, of every noun that has work behind it."""
+
+import json
+import threading
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from app.api import waiting as following
+from app.db.models import Edit, Job
+from tests.seeded import seed
+
+EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
+
+
+@pytest.fixture
+def live(live_client: TestClient, live_model, live_keys):
+    """An edit in a database of its own, which other connections may change meanwhile."""
+    edit = live_client.post("/v1/models/emoji/edits", headers=live_keys["edit"], json=EDIT).json()
+    return live_client, live_keys["read"], edit["id"]
+
+
+def change(engine, *, state, **job):
+    with Session(engine) as session:
+        session.execute(update(Edit).values(state=state))
+        if job:
+            session.execute(update(Job).values(**job))
+        session.commit()
+
+
+def parse(stream):
+    events = []
+    for block in stream.split("\n\n"):
+        if block.strip() and not block.startswith(":"):
+            events.append(dict(line.split(": ", 1) for line in block.splitlines()))
+    return events
+
+
+FOLLOWED = {
+    "model": "/v1/models/{model}",
+    "statistics": "/v1/models/{model}/statistics/{statistics_id}",
+    "edit": "/v1/edits/{edit_id}",
+    "checkpoint": "/v1/models/{model}/checkpoints/{revision}",
+    "evaluation": "/v1/models/{model}/checkpoints/{version}/evaluations/{evaluation_id}",
+}
+
+
+@pytest.mark.parametrize("noun", FOLLOWED)
+def test_everything_with_work_behind_it_can_be_followed(noun, client, session, store, keys, tmp_path, settings):
+    settings.webhook_key = SecretStr("k" * 40)
+    path = FOLLOWED[noun].format(**seed(session, client, keys, store=store, folder=tmp_path / "tokenizer").parameters)
+    if noun == "evaluation":
+        assert client.get(path, headers=keys["read"] | {"Prefer": "wait=1"}).json()["state"] == "queued"
+        client.post(f"{path}/cancel", headers=keys["apply"])
+    answer = client.get(path, headers=keys["read"] | {"Prefer": "wait=30"})
+    assert answer.headers["Preference-Applied"] == "wait=30"
+    stream = client.get(f"{path}/events", headers=keys["read"])
+    (event,) = parse(stream.text)
+    status = json.loads(event["data"])
+    assert status["state"] == answer.json()["state"]
+    assert client.get(f"{path}/events", headers=keys["read"] | {"Last-Event-ID": event["id"]}).status_code == 204
+
+
+class TestWait:
+    def test_answers_when_the_edit_has_ended(self, live, engine):
+        client, headers, edit_id = live
+        timer = threading.Timer(0.7, change, args=(engine,), kwargs={"state": "ready"})
+        timer.start()
+        started = time.monotonic()
+        answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "respond-async, wait=30"})
+        timer.join()
+        assert answer.json()["state"] == "ready"
+        assert 0.7 <= time.monotonic() - started < 25
+        assert answer.headers["Preference-Applied"] == "wait=30"
+
+    def test_answers_after_the_wait(self, live):
+        client, headers, edit_id = live
+        started = time.monotonic()
+        answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=1"})
+        assert answer.json()["state"] == "queued"
+        assert time.monotonic() - started >= 1
+
+    def test_does_not_wait_unasked(self, live):
+        client, headers, edit_id = live
+        assert "Preference-Applied" not in client.get(f"/v1/edits/{edit_id}", headers=headers).headers
+
+    def test_waiting_starves_nobody(self, live):
+        """More wait than there are threads and connections, and the service answers others."""
+        client, headers, edit_id = live
+        waiting = [
+            threading.Thread(
+                target=client.get, args=(f"/v1/edits/{edit_id}",), kwargs={"headers": headers | {"Prefer": "wait=4"}}
+            )
+            for _ in range(60)
+        ]
+        for thread in waiting:
+            thread.start()
+        time.sleep(1.5)
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        assert sum(thread.is_alive() for thread in waiting) > 40
+        for thread in waiting:
+            thread.join()
+
+    def test_where_too_many_wait_none_is_promised_to(self, live, monkeypatch):
+        client, headers, edit_id = live
+        monkeypatch.setattr(following, "MOST_WAITING", 0)
+        answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=30"})
+        assert answer.status_code == 200 and "Preference-Applied" not in answer.headers
+        refused = client.get(f"/v1/edits/{edit_id}/events", headers=headers)
+        assert refused.status_code == 503 and "Retry-After" in refused.headers
+
+    def test_reads_are_the_rarer_the_more_wait(self):
+        watch = following.Watch(lambda: None)
+        assert watch._pause == following.PAUSE
+        watch.waiting = 10 * following.READS_PER_SECOND
+        assert watch._pause == 10
+
+
+class TestEvents:
+    def test_follows_to_the_end(self, live, engine):
+        client, headers, edit_id = live
+
+        def work():
+            time.sleep(0.8)
+            change(engine, state="optimizing", attempt=1, progress={"step": 1, "steps": 2})
+            time.sleep(0.8)
+            change(engine, state="optimizing", progress={"step": 2, "steps": 2})
+            time.sleep(0.8)
+            change(engine, state="ready")
+
+        with Session(engine) as session:
+            session.execute(update(Job).values(state="running"))
+            session.commit()
+        worker = threading.Thread(target=work)
+        worker.start()
+        answer = client.get(f"/v1/edits/{edit_id}/events", headers=headers)
+        worker.join()
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        events = parse(answer.text)
+        assert [event["event"] for event in events][:2] == ["state", "state"]
+        assert events[-1]["event"] == "state"
+        assert '"ready"' in events[-1]["data"]
+        assert any(event["event"] == "progress" and '"step":2' in event["data"] for event in events)
+        assert len({event["id"] for event in events}) == len(events)
+
+    def test_resumes(self, live, engine):
+        client, headers, edit_id = live
+        change(engine, state="failed")
+        first = parse(client.get(f"/v1/edits/{edit_id}/events", headers=headers).text)
+        assert len(first) == 1
+        again = client.get(f"/v1/edits/{edit_id}/events", headers=headers | {"Last-Event-ID": "of long ago"})
+        assert parse(again.text) == first
+        known = client.get(f"/v1/edits/{edit_id}/events", headers=headers | {"Last-Event-ID": first[0]["id"]})
+        assert (known.status_code, known.text) == (204, "")
+
+    def test_unknown(self, client, keys):
+        answer = client.get("/v1/edits/00000000-0000-7000-8000-000000000000/events", headers=keys["read"])
+        assert answer.status_code == 404
+        assert answer.headers["Content-Type"] == "application/problem+json"

@@ -1,0 +1,67 @@
+import csv
+import io
+import json
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import update
+from typer.testing import CliRunner
+
+from app.audit.service import record
+from app.cli import main as cli
+from app.db.engine import sessions
+from app.db.models import AuditEvent
+from tests.conftest import rewritable_history
+
+
+@pytest.fixture
+def log(clean_database, settings, database_url, monkeypatch):
+    """Three events, committed."""
+    mine = settings.model_copy(update={"database_url": SecretStr(database_url)})
+    monkeypatch.setattr("app.cli.audit.get_settings", lambda: mine)
+    with sessions(clean_database)() as session:
+        for number in (1, 2, 3):
+            record(session, actor="key:a", action="edit.create", target=f"edit:{number}", reason="=1+1")
+        session.commit()
+    return clean_database
+
+
+def emender(*arguments):
+    return CliRunner().invoke(cli.app, ["audit", *arguments])
+
+
+class TestVerify:
+    def test_whole(self, log):
+        done = emender("verify")
+        assert done.exit_code == 0
+        head = done.stdout.split()[-1]
+        assert done.stdout == f"3 events, whole. Head: {head}\n"
+        assert emender("verify", "--head", head).exit_code == 0
+        cut = emender("verify", "--head", "0" * 64)
+        assert cut.exit_code == 1
+        assert "cut short" in cut.stderr
+
+    def test_broken(self, log):
+        with log.begin() as connection, rewritable_history(connection):
+            connection.execute(update(AuditEvent).where(AuditEvent.sequence == 2).values(reason="another"))
+        done = emender("verify")
+        assert done.exit_code == 1
+        assert done.stderr.startswith("Broken at event 2: its content does not have its hash")
+        assert json.loads(emender("verify", "--json").stdout)["broken_at"] == 2
+
+
+class TestExport:
+    def test_ndjson(self, log):
+        lines = [json.loads(line) for line in emender("export").stdout.splitlines()]
+        assert [line["sequence"] for line in lines] == [1, 2, 3]
+        assert lines[0]["reason"] == "=1+1"
+        assert emender("export", "--target", "edit:2").stdout.count("\n") == 1
+        assert emender("export", "--until", "2020-01-01").stdout == ""
+
+    def test_csv_without_formulas(self, log):
+        rows = list(csv.DictReader(io.StringIO(emender("export", "--format", "csv").stdout, newline="")))
+        assert [row["target"] for row in rows] == ["edit:1", "edit:2", "edit:3"]
+        assert rows[0]["reason"] == "'=1+1"
+
+    def test_other_formats(self, log):
+        assert emender("export", "--format", "xml").exit_code == 2

@@ -1,0 +1,220 @@
+"""The whole stack as a real process: started, broken in each part, stopped, killed; nothing is left behind."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from app.local.child_process import ends_with_parent
+from app.local.supervisor import ServeError, Stack, variables
+from app.settings import Settings
+from emender import Client
+from tests.servers import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Served:
+    """`python -m app.local.supervisor --embedded` on a free port."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        given = {"EMENDER_FOLDER": str(folder / "var"), "EMENDER_PORT": str(self.port), "EMENDER_POLL_SECONDS": "0.2"}
+        with (folder / "serve.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.local.supervisor", "--embedded"],
+                env=os.environ | given | environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                preexec_fn=ends_with_parent(),
+            )
+
+    def lines(self, count: int) -> list[str]:
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline() for _ in range(count)]
+
+    def children(self) -> dict[str, psutil.Process]:
+        """The processes beneath it by what they are: api, worker, postgres."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            try:
+                command = " ".join(child.cmdline())
+            except psutil.Error:
+                continue  # it has died, and its supervisor has not looked yet
+            for name, mark in {"api": "uvicorn", "worker": "app.worker.main", "postgres": "bin/postgres"}.items():
+                if mark in command:
+                    found[name] = child
+        return found
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o711)  # under root the server runs as nobody
+    return tmp_path
+
+
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(**environment: str) -> Served:
+        started.append(Served(folder, **environment))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.process.kill()
+        served.process.wait()
+        assert served.process.stdout is not None
+        served.process.stdout.close()
+
+
+def soon(condition: Callable[[], bool], *, timeout: float = 240.0) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    return not alive
+
+
+def everything_under(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_starts_with_a_key_and_stops_without_a_trace(serve: Callable[..., Served], number: signal.Signals) -> None:
+    served = serve()
+    up, key = served.lines(2)
+    assert f"answers at {served.url} " in up
+    token = key.split()[-1]
+    file = served.folder / "var" / "admin-key"
+    assert file.read_text().strip() == token and stat.S_IMODE(file.stat().st_mode) == 0o600
+    with Client(served.url, api_key=token) as client:
+        assert list(client.models.list()) == []
+    assert set(served.children()) == {"api", "worker", "postgres"}
+    for child in everything_under(served.process):
+        assert token not in " ".join(child.cmdline()) and "postgresql" not in " ".join(child.cmdline())
+    children = everything_under(served.process)
+    told = time.monotonic()
+    served.process.send_signal(number)
+    assert served.process.wait(120) == 0
+    assert time.monotonic() - told < 40
+    assert gone(children) and not served.ready()
+
+
+def test_the_first_key_is_shown_once(serve: Callable[..., Served]) -> None:
+    first = serve()
+    key = first.lines(2)[1].split()[-1]
+    first.process.terminate()
+    assert first.process.wait(60) == 0
+    second = serve()
+    second.lines(1)
+    with Client(second.url, api_key=key) as client:
+        assert list(client.models.list()) == []
+    second.process.terminate()
+    assert second.process.wait(60) == 0
+    assert second.process.stdout is not None and "key" not in second.process.stdout.read()
+
+
+def test_what_dies_is_started_again(serve: Callable[..., Served]) -> None:
+    served = serve()
+    served.lines(2)
+    for name in ("worker", "api", "postgres"):
+        old = served.children()[name]
+        old.kill()
+
+        def replaced(name: str = name, old: psutil.Process = old) -> bool:
+            return served.children().get(name, old) != old
+
+        assert soon(replaced), name
+    assert soon(served.ready)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children of their parent's death on Linux")
+def test_killed_it_takes_everything_with_it_and_starts_again(serve: Callable[..., Served]) -> None:
+    served = serve()
+    served.lines(2)
+    children = everything_under(served.process)
+    served.process.kill()
+    served.process.wait()
+    assert gone(children), "processes outlived their supervisor"
+    again = serve()
+    assert "answers at" in again.lines(1)[0]
+
+
+def test_a_request_in_flight_is_answered(serve: Callable[..., Served]) -> None:
+    """Its body is still coming when the service is told to stop, which takes no new connection from then on."""
+    served = serve()
+    token = served.lines(2)[1].split()[-1]
+    body = b'{"name": "late", "scopes": ["read"]}'
+    head = f"POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+        port = connection.getsockname()[1]
+        assert soon(
+            lambda: any(peer.raddr and peer.raddr.port == port for peer in served.children()["api"].net_connections())
+        )
+        served.process.terminate()
+        assert soon(lambda: not served.ready(), timeout=60)
+        connection.sendall(body[10:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
+    assert served.process.wait(60) == 0
+
+
+def test_two_in_one_folder_are_refused(serve: Callable[..., Served], folder: Path) -> None:
+    serve().lines(2)
+    second = serve()
+    assert second.process.wait(60) == 1
+    assert "Another `emender serve --embedded` runs in" in (folder / "serve.log").read_text()
+
+
+class TestStack:
+    def test_a_port_that_is_taken(self, folder: Path, serve: Callable[..., Served]) -> None:
+        served = serve()
+        served.lines(1)
+        settings = Settings(folder=folder / "other", port=served.port)
+        with pytest.raises(ServeError, match="cannot be had .*EMENDER_PORT"), Stack(settings, embedded=True):
+            pass
+        assert not (folder / "other" / "postgres").exists()
+
+    def test_no_database(self, folder: Path) -> None:
+        settings = Settings(folder=folder / "var", port=free_port())
+        with pytest.raises(ServeError, match="--embedded"), Stack(settings, embedded=False):
+            pass
+
+
+def test_children_read_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings(
+        database_url=SecretStr("postgresql://u:p@h/d"),
+        folder=tmp_path,
+        model_roots=(tmp_path / "a", tmp_path / "b"),
+        port=1234,
+        lease_seconds=2.5,
+    )
+    for name, value in variables(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings

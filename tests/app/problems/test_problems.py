@@ -1,0 +1,144 @@
+"""Whatever goes wrong, by whatever hand, is answered as a problem."""
+
+import errno
+import json
+
+import pytest
+from jsonschema import validate
+from sqlalchemy.exc import OperationalError
+
+from app.problems import Conflict, NotFound, Unprocessable, documented, pointer
+from app.storage.local import BlobCorrupt
+from emender.schemas.common import ProblemDocument
+
+pytestmark = pytest.mark.security
+
+HEADERS = {"Content-Type": "application/json"}
+
+
+def problem(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    document = answer.json()
+    validate(document, ProblemDocument.model_json_schema())
+    assert document["status"] == status
+    assert document["detail"]
+    assert document["instance"] == answer.request.url.path
+    return document
+
+
+class TestFramework:
+    def test_unknown_path(self, client):
+        document = problem(client.get("/v1/nothing"), 404)
+        assert document["title"] == "Not found"
+
+    def test_other_method(self, client):
+        answer = client.put("/v1/keys")
+        problem(answer, 405)
+        assert "POST" in answer.headers["Allow"]
+
+    def test_unauthorized(self, client):
+        problem(client.get("/v1/keys"), 401)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"{",
+            b"",
+            b"[" * 100_000,
+            b'{"name": "a", "name": "b", "scopes": ["read"]}',
+            b'{"name": "a", "scopes": ["read"], "x": NaN}',
+            b'{"name": "a", "scopes": ["read"], "x": 1e999}',
+            b'{"name": "\xff", "scopes": ["read"]}',
+            b"null",
+            b"[]",
+            b'"text"',
+        ],
+    )
+    def test_bad_json(self, client, keys, body):
+        answer = client.post("/v1/keys", headers=keys["admin"] | HEADERS, content=body)
+        problem(answer, 400 if answer.status_code == 400 else 422)
+
+    def test_malformed_json_says_why(self, client, keys):
+        body = b'{"name": "a", "name": "b"}'
+        document = problem(client.post("/v1/keys", headers=keys["admin"] | HEADERS, content=body), 400)
+        assert "'name' is given twice" in document["detail"]
+        assert document["title"] == "Malformed body"
+
+    def test_other_media_type(self, client, keys):
+        answer = client.post("/v1/keys", headers=keys["admin"] | {"Content-Type": "text/plain"}, content=b"{}")
+        problem(answer, 422)
+
+
+class TestBodyLimit:
+    def test_declared(self, client, keys, settings):
+        body = b" " * (settings.max_body_bytes + 1)
+        for url in ("/v1/keys", "/v1/nothing", "/v1/images", "/v1/models/emoji/edits/batch"):
+            answer = client.post(url, headers=keys["admin"] | HEADERS, content=body)
+            problem(answer, 413)
+
+    def test_undeclared(self, client, keys, settings):
+        def chunks():
+            for _ in range(settings.max_body_bytes // 2**20 + 2):
+                yield b" " * 2**20
+
+        for kind in ("application/json", "multipart/form-data; boundary=x"):
+            url = "/v1/images" if kind.startswith("multipart") else "/v1/keys"
+            answer = client.post(url, headers=keys["admin"] | {"Content-Type": kind}, content=chunks())
+            problem(answer, 413)
+
+
+class TestErrors:
+    """Raised while a request is answered."""
+
+    @pytest.fixture
+    def failing(self, client, keys, monkeypatch):
+        def answer(error):
+            def fail(*_, **__):
+                raise error
+
+            monkeypatch.setattr("app.models.service.list_models", fail)
+            return client.get("/v1/models", headers=keys["read"])
+
+        return answer
+
+    def test_database_gone(self, failing):
+        answer = failing(OperationalError("SELECT secret", {}, Exception("connection refused")))
+        document = problem(answer, 503)
+        assert answer.headers["Retry-After"]
+        assert "secret" not in json.dumps(document)
+
+    def test_disk_full(self, failing):
+        problem(failing(OSError(errno.ENOSPC, "No space left on device")), 507)
+
+    def test_damaged_blob(self, failing):
+        problem(failing(BlobCorrupt("0" * 64)), 500)
+
+    def test_anything_else(self, failing):
+        for error in (RuntimeError("a secret"), OSError(errno.EACCES, "a secret")):
+            assert "a secret" not in problem(failing(error), 500)["detail"]
+
+    def test_half_a_surrogate_pair(self, failing):
+        document = problem(failing(Unprocessable.at("/labels/\ud800", "no \udfff")), 422)
+        assert document["errors"][0]["pointer"] == "/labels/\ud800"
+
+
+class TestPointer:
+    def test_body(self):
+        assert pointer(("body", "templates", 1)) == "/templates/1"
+        assert pointer(("body", "labels", "a/b~c")) == "/labels/a~1b~0c"
+        assert pointer(("body",)) == ""
+
+    def test_parameter(self):
+        assert pointer(("query", "limit")) == "limit"
+
+
+def test_documented():
+    class Other(NotFound):
+        title = "Other not found"
+
+    responses = documented(NotFound, Conflict, Other)
+    assert {status: response["description"] for status, response in responses.items()} == {
+        404: "Not found, Other not found",
+        409: "Conflict",
+    }

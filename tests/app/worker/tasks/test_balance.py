@@ -1,0 +1,140 @@
+"""A balance through the ledger: the real method on a tiny pipeline, judged by the emoji model's classifier."""
+
+import threading
+from collections.abc import Callable
+from typing import cast
+from uuid import UUID
+
+import pytest
+
+import editing
+from app.db.engine import Sessions
+from app.db.models import Edit, Job, Model, Statistics
+from app.edits.queries import describe
+from app.jobs.enqueue import enqueue
+from app.storage.local import LocalStore
+from app.worker.edits import concept_edit
+from app.worker.runner import JobContext, Runner
+from editing.stage_one.optimize import Value, mix
+from emender.schemas.edits import BalanceOut
+
+CAPTIONS = [f"{color} {thing}" for color in ("red", "pale", "my", "5") for thing in ("fox", "oak", "jug", "wasp")] * 4
+GENDERS = {"woman doctor": 1.0, "man doctor": 1.0}
+DOCTOR = {
+    "source": "doctor",
+    "destination": {"balance": GENDERS},
+    "settings": {"objective": "text", "steps": 3, "solver_steps": 1},
+}
+
+AddEdits = Callable[..., list[UUID]]
+ReadEdit = Callable[[UUID], Edit]
+
+
+@pytest.fixture
+def judged(add_model: Callable[..., Model], runner: Runner, factory: Sessions) -> Model:
+    """The tiny pipeline, with the emoji classifier and without statistics."""
+    model = add_model(classifier="emoji")
+    with factory() as session:
+        enqueue(session, kind="register_model", target_id=model.id, actor="test")
+        session.commit()
+    assert runner.work()
+    with factory() as session:
+        return session.get_one(Model, model.id)
+
+
+@pytest.fixture
+def measured(judged: Model, runner: Runner, factory: Sessions, store: LocalStore) -> Model:
+    """With statistics too."""
+    moments = editing.estimate_second_moments(runner.context.pipeline(judged.id).encoder, CAPTIONS)
+    with factory() as session:
+        given = {"captions_name": "test", "created_by": "test", "state": "ready"}
+        session.add(Statistics(model_id=judged.id, digest=store.put(moments.to_bytes()), **given))
+        session.commit()
+    return judged
+
+
+def shown(factory: Sessions, edit: Edit) -> BalanceOut | None:
+    with factory() as session:
+        (described,) = describe(session, [session.get_one(Edit, edit.id)])
+    return described.values[0].balance
+
+
+def test_the_value_is_mixed_by_what_the_pictures_show(
+    runner: Runner, measured: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, store: LocalStore
+) -> None:
+    job_id, other = add_edits(measured, DOCTOR, {})
+    runner.work()
+    row = edit(job_id)
+    assert row.state == edit(other).state == "ready"
+    found = shown(factory, row)
+    assert found is not None and found.note is None and found.shares is not None and found.statistics is not None
+    assert found.rounds[0].factors == dict.fromkeys(GENDERS, 0.5)
+    assert all(sum(each.shares.values()) == pytest.approx(1) for each in found.rounds)
+    assert found.factors in [each.factors for each in found.rounds]
+    (value,) = row.values
+    pipeline = runner.context.pipeline(measured.id)
+    edits = [concept_edit(each, store=store) for each in (row, edit(other))]
+    plain = cast(Value, editing.optimize_values(pipeline, edits)[0])
+    factors = [found.factors[prompt] for prompt in cast(editing.Balance, edits[0].destination).weights]
+    assert value.delta + value.hidden == mix(plain.attributes, factors).to_bytes()
+    assert shown(factory, edit(other)) is None
+
+
+def test_without_a_classifier_the_weights_are_those_of_the_values(
+    runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, store: LocalStore
+) -> None:
+    (job_id,) = add_edits(registered, DOCTOR | {"destination": {"balance": {"woman doctor": 3.0, "man doctor": 1.0}}})
+    runner.work()
+    row = edit(job_id)
+    found = shown(factory, row)
+    assert found is not None and found.factors == {"woman doctor": 0.75, "man doctor": 0.25}
+    assert found.shares is None and found.rounds == [] and "no classifier" in (found.note or "")
+    pipeline = runner.context.pipeline(registered.id)
+    (plain,) = editing.optimize_values(pipeline, [concept_edit(row, store=store)])
+    assert row.values[0].delta + row.values[0].hidden == cast(Value, plain).to_bytes()
+
+
+@pytest.mark.parametrize("prompts", [("red", "blue"), ("man doctor", "male doctor")])
+def test_what_the_classifier_cannot_tell_apart_says_so(
+    runner: Runner, measured: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, prompts: tuple[str, ...]
+) -> None:
+    (job_id,) = add_edits(measured, DOCTOR | {"destination": {"balance": dict.fromkeys(prompts, 0.5)}})
+    runner.work()
+    found = shown(factory, edit(job_id))
+    assert edit(job_id).state == "ready" and found is not None and "tells these prompts apart" in (found.note or "")
+
+
+def test_a_model_without_statistics_says_so(
+    runner: Runner, judged: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions
+) -> None:
+    (job_id,) = add_edits(judged, DOCTOR)
+    runner.work()
+    found = shown(factory, edit(job_id))
+    assert edit(job_id).state == "ready" and found is not None and "no statistics" in (found.note or "")
+
+
+def test_a_stop_between_rounds_gives_the_job_back(
+    runner: Runner,
+    measured: Model,
+    add_edits: AddEdits,
+    edit: ReadEdit,
+    job: Callable[[UUID], Job],
+    stopping: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[dict] = []
+    report = JobContext.progress
+
+    def stop_after_two(context: JobContext, lease: object, progress: dict) -> None:
+        said.append(progress)
+        if progress.get("round") == 2:
+            stopping.set()
+        report(context, lease, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JobContext, "progress", stop_after_two)
+    job_id, done = add_edits(measured, DOCTOR, {})
+    runner.work()
+    assert job(job_id).state == "queued" and edit(job_id).values == []
+    assert edit(done).state == "ready"  # it had been written before
+    rounds = [progress for progress in said if progress.get("stage") == "balancing"]
+    assert [progress["round"] for progress in rounds] == [1, 2] and set(rounds[0]["shares"]) == set(GENDERS)

@@ -1,0 +1,228 @@
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import editing
+from app.db.engine import Sessions
+from app.db.models import AuditEvent, Job, JsonObject, Model, Statistics
+from app.jobs.enqueue import enqueue
+from app.settings import Settings
+from app.storage.local import LocalStore
+from app.worker.runner import Runner
+from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH
+
+Register = Callable[..., Model]
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path, roots: Path) -> Settings:
+    """A second root, for pipelines that something is wrong with."""
+    (tmp_path / "more").mkdir()
+    return settings.model_copy(update={"model_roots": (roots, tmp_path / "more")})
+
+
+@pytest.fixture
+def copy(tmp_path: Path, roots: Path) -> Path:
+    """A copy of the tiny pipeline, to be changed."""
+    return Path(shutil.copytree(roots / "tiny", tmp_path / "more" / "changed"))
+
+
+@pytest.fixture
+def register(runner: Runner, add_model: Callable[..., Model], factory: Sessions) -> Register:
+    """Register a source; the model as it is after its job."""
+
+    def run(source: str, **columns: Any) -> Model:
+        model = add_model(source=source, **columns)
+        with factory() as session:
+            enqueue(session, kind="register_model", target_id=model.id, actor="test")
+            session.commit()
+        assert runner.work()
+        with factory() as session:
+            found = session.get_one(Model, model.id)
+            assert found.files is not None  # loaded while the session is open
+            return found
+
+    return run
+
+
+def problem(model: Model) -> JsonObject:
+    assert model.state == "failed" and model.digest is None and model.files == []
+    assert model.problem is not None
+    return model.problem
+
+
+def test_every_file_is_in_the_store(register: Register, store: LocalStore, roots: Path, factory: Sessions) -> None:
+    model = register("tiny")
+    description = editing.describe_pipeline(roots / "tiny")
+    assert (model.state, model.family, model.digest, model.problem) == ("ready", "sd1", description.digest, None)
+    assert model.encoders == [{"name": "text_encoder", "layers": LAYERS, "width": WIDTH, "mlp_width": MLP_WIDTH}]
+    on_disk = {path.relative_to(roots / "tiny").as_posix() for path in (roots / "tiny").rglob("*") if path.is_file()}
+    assert {file.path for file in model.files} == on_disk
+    for file in model.files:
+        content = (roots / "tiny" / file.path).read_bytes()
+        assert store.read(file.sha256) == content and file.size == len(content)
+    with factory() as session:
+        (event,) = session.query(AuditEvent).all()
+    assert event.action == "model.ready" and event.details["digest"] == model.digest
+
+
+def test_it_can_be_edited_from_the_store(register: Register, runner: Runner, roots: Path) -> None:
+    model = register("tiny")
+    ours = runner.context.pipeline(model.id).encoder.fc2(0).weight
+    theirs = editing.load_pipeline(roots / "tiny").encoder.fc2(0).weight
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# Tiny", {"id": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: https://a.example\n---\n",
+            {"id": "other", "name": "own", "link": "https://a.example"},
+        ),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\n- no mapping\n---\n", None),
+        ("---\ntags: [a]\n---\n", None),
+        ("# Under the MIT license", None),
+    ],
+)
+def test_the_license_is_what_the_model_card_s_metadata_says(
+    register: Register, copy: Path, card: str, expected: JsonObject | None
+) -> None:
+    (copy / "README.md").write_text(card)
+    model = register("changed")
+    assert (model.state, model.license) == ("ready", expected)
+
+
+def test_a_license_that_was_given_stays(register: Register, copy: Path) -> None:
+    (copy / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert register("changed", license={"id": "openrail"}).license == {"id": "openrail"}
+
+
+def test_no_such_folder(register: Register) -> None:
+    found = problem(register("nowhere"))
+    assert found["title"] == "Source unavailable" and found["errors"][0]["pointer"] == "/source"
+    assert "EMENDER_MODEL_ROOTS" in found["detail"]
+
+
+@pytest.mark.parametrize("source", ["..", ".", "tiny\\..", "more"])
+def test_a_name_is_compared_and_never_made_a_path(register: Register, source: str) -> None:
+    assert problem(register(source))["title"] == "Source unavailable"
+
+
+def test_pickles_only(register: Register, copy: Path) -> None:
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "diffusion_pytorch_model.bin")
+    found = problem(register("changed"))
+    assert (
+        found["title"] == "Unsafe pipeline" and "unet/" in found["detail"] and "safe_serialization" in found["detail"]
+    )
+
+
+def test_an_unknown_family(register: Register, copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    found = problem(register("changed"))
+    assert found["title"] == "Unsupported pipeline" and "FluxPipeline" in found["detail"]
+
+
+def test_no_pipeline_at_all(register: Register, tmp_path: Path) -> None:
+    (tmp_path / "more" / "empty").mkdir()
+    assert "model_index.json" in problem(register("empty"))["detail"]
+
+
+class TestShippedMoments:
+    def ship(self, folder: Path, *, width: int = MLP_WIDTH, layers: int = LAYERS - 1) -> editing.SecondMoments:
+        moment = torch.eye(width, dtype=torch.float64)
+        moments = editing.SecondMoments(dict.fromkeys(range(layers), moment), captions=7, tokens=40)
+        moments.save(folder / "second_moments.safetensors")
+        return moments
+
+    def statistics(self, factory: Sessions) -> list[Statistics]:
+        with factory() as session:
+            return session.query(Statistics).all()
+
+    def test_become_ready_statistics(
+        self, register: Register, copy: Path, factory: Sessions, store: LocalStore
+    ) -> None:
+        moments = self.ship(copy)
+        model = register("changed")
+        (row,) = self.statistics(factory)
+        assert (row.model_id, row.state, row.captions_name) == (model.id, "ready", "shipped")
+        assert (row.captions, row.tokens, row.digest) == (7, 40, moments.digest)
+        assert row.digest is not None
+        assert editing.SecondMoments.load(store.verified(row.digest)).digest == moments.digest
+        assert "second_moments.safetensors" not in {file.path for file in model.files}
+
+    @pytest.mark.parametrize("wrong", [{"width": 8}, {"layers": LAYERS + 1}])
+    def test_of_another_encoder_are_refused(
+        self, register: Register, copy: Path, factory: Sessions, wrong: dict[str, int]
+    ) -> None:
+        self.ship(copy, **wrong)
+        assert "of another text encoder" in problem(register("changed"))["detail"]
+        assert self.statistics(factory) == []
+
+    def test_cut_off_are_refused(self, register: Register, copy: Path) -> None:
+        self.ship(copy)
+        file = copy / "second_moments.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        assert "holds no second moments" in problem(register("changed"))["detail"]
+
+
+def test_a_second_attempt_finds_what_the_first_stored(
+    register: Register, runner: Runner, factory: Sessions, monkeypatch: pytest.MonkeyPatch, stopping: threading.Event
+) -> None:
+    """Stopped between two files, the job goes back; the next run takes it to the end."""
+    put, stored = LocalStore.put_file, []
+
+    def stop_after_three(self: LocalStore, path: Path) -> str:
+        stored.append(path)
+        if len(stored) == 3:
+            stopping.set()
+        return put(self, path)
+
+    monkeypatch.setattr(LocalStore, "put_file", stop_after_three)
+    model = register("tiny")
+    assert model.state == "registering" and len(stored) == 3
+    stopping.clear()
+    assert runner.work()
+    with factory() as session:
+        assert session.get_one(Model, model.id).state == "ready"
+        assert session.query(Job).one().attempt == 1
+
+
+def test_the_job_reports_its_stage(register: Register, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[JsonObject] = []
+    monkeypatch.setattr(runner.heartbeat, "report", lambda _, progress: seen.append(progress))
+    register("tiny")
+    assert [step["stage"] for step in seen] == ["storing"] * 11
+    assert [step["files"] for step in seen] == list(range(11)) and {step["of"] for step in seen} == {11}
+
+
+def test_a_classifier_is_opened(register: Register, runner: Runner) -> None:
+    model = register("tiny", classifier="emoji")
+    assert model.state == "ready"
+    judge = runner.context.classifier(model.id)
+    assert judge is not None and "dog" in judge.names
+    assert runner.context.classifier(model.id) is judge  # kept warm
+
+
+def test_without_a_classifier_nothing_judges(register: Register, runner: Runner) -> None:
+    assert runner.context.classifier(register("tiny").id) is None
+
+
+def test_a_classifier_that_is_not_there(register: Register) -> None:
+    found = problem(register("tiny", classifier="absent"))
+    assert "no classifier 'absent'" in found["detail"] and "emoji" in found["detail"]
+    assert found["errors"][0]["pointer"] == "/classifier"
+
+
+def test_a_folder_that_holds_no_classifier(register: Register) -> None:
+    assert "no image classifier" in problem(register("tiny", classifier="tiny"))["detail"]

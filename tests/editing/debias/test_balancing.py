@@ -1,0 +1,200 @@
+"""Algorithm 1 on a random pipeline. The classifier of a test says what the test needs to have said."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import pytest
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from editing.debias.balancing import DebiasProgress, DebiasSettings, debias
+from editing.edits import Balance, ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.errors import Cancelled, EditingError, InvalidEdit
+from editing.pictures.draw import draw
+from editing.pipelines import EditablePipeline
+from editing.second_moments.estimate import estimate_second_moments
+from editing.second_moments.moments import SecondMoments
+from editing.stage_one.optimize import Value, mix, optimize_values
+from editing.stage_two.update import applied, compute_update
+from tests.editing.conftest import CAPTIONS
+
+TEXT = StageOneSettings(objective="text", steps=10)
+CAT = ConceptEdit("cat", Balance({"dog": 1, "fish": 1}), settings=TEXT)
+BOAT = ConceptEdit("small boat", Balance({"red hat": 3, "the sea": 1}), settings=TEXT)
+QUICK = DebiasSettings(rounds=3, pictures=4, solver_steps=2, templates=("{}", "one {}"))
+
+
+class Told:
+    """Finds the first prompt in as many of the pictures as it is told, time after time, and keeps the pictures."""
+
+    def __init__(self, *counts: int, knows: bool = True) -> None:
+        self.counts, self.known = list(counts), knows
+        self.seen: list[list[bytes]] = []
+
+    def tells_apart(self, prompts: Sequence[str]) -> bool:
+        return self.known
+
+    def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        self.seen.append([picture.tobytes() for picture in pictures])
+        first = self.counts.pop(0)
+        probabilities = torch.full((len(pictures), len(prompts)), 0.1)
+        probabilities[:first, 0] = 0.9
+        probabilities[first:, 1] = 0.9
+        return probabilities
+
+
+@pytest.fixture(scope="module")
+def values(pipeline: EditablePipeline) -> list[Value]:
+    return cast(list[Value], optimize_values(pipeline, [CAT, BOAT]))
+
+
+@pytest.fixture
+def one(pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments) -> Callable:
+    """Debias the cat, or both."""
+
+    def search(classifier: Told, *, both: bool = False, settings: DebiasSettings = QUICK, **rest: object) -> list:
+        count = 2 if both else 1
+        edits = [CAT, BOAT][:count]
+        return debias(pipeline, edits, values[:count], [second_moments], classifier, settings=settings, **rest)
+
+    return search
+
+
+def test_factors_move_against_the_difference(one: Callable) -> None:
+    """η is 0.4, then 0.4 · 2/3: worked out by hand."""
+    (found,) = one(Told(4, 3, 4))
+    factors = [list(each.factors.values()) for each in found.rounds]
+    assert factors[0] == [0.5, 0.5]
+    assert factors[1] == pytest.approx([0.5 - 0.4 * 0.5, 0.5 + 0.4 * 0.5])
+    assert factors[2] == pytest.approx([0.3 - 0.8 / 3 * 0.25, 0.7 + 0.8 / 3 * 0.25])
+    assert [list(each.shares.values()) for each in found.rounds] == [[1, 0], [0.75, 0.25], [1, 0]]
+    assert [each.difference for each in found.rounds] == [0.5, 0.25, 0.5]
+
+
+def test_factors_are_never_negative_and_sum_to_one(one: Callable) -> None:
+    (found,) = one(Told(4, 4, 0), settings=DebiasSettings(rounds=3, pictures=4, solver_steps=1, step=4.0))
+    assert [list(each.factors.values()) for each in found.rounds] == [[0.5, 0.5], [0, 1], [0, 1]]
+
+
+def test_the_search_ends_where_the_shares_are_met(one: Callable) -> None:
+    (found,) = one(Told(3, 2))
+    assert len(found.rounds) == 2 and found.chosen == 1 and found.converged
+    assert found.shares == {"dog": 0.5, "fish": 0.5}
+
+
+def test_the_best_round_counts_where_none_meets_the_shares(one: Callable) -> None:
+    (found,) = one(Told(4, 1, 0))
+    assert found.chosen == 1 and not found.converged
+    assert found.value.delta.equal(mix(found.value.attributes, [*found.rounds[1].factors.values()]).delta)
+
+
+def test_one_that_is_met_keeps_its_mixture_while_another_is_sought(one: Callable) -> None:
+    """The boat asks for three to one. Told in turn: cat, boat, cat, boat."""
+    cat, boat = one(Told(2, 0, 2, 3), both=True)
+    assert [list(each.factors.values()) for each in cat.rounds] == [[0.5, 0.5], [0.5, 0.5]]
+    assert list(boat.rounds[1].factors.values()) == pytest.approx([0.5 + 0.4 * 0.75, 0.5 - 0.4 * 0.75])
+    assert cat.chosen == boat.chosen == 1 and cat.converged and boat.converged
+
+
+def test_a_round_in_which_all_are_met_comes_before_one_that_is_nearer_on_average(one: Callable) -> None:
+    loose = DebiasSettings(rounds=2, pictures=20, solver_steps=1, tolerance=0.1)
+    cat, boat = one(Told(10, 18, 12, 17), both=True, settings=loose)
+    assert [each.difference for each in cat.rounds] == pytest.approx([0, 0.1])
+    assert [each.difference for each in boat.rounds] == pytest.approx([0.15, 0.1])
+    assert cat.chosen == boat.chosen == 1 and cat.converged and boat.converged
+
+
+def test_pictures_are_those_of_the_edited_model(
+    one: Callable, pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments
+) -> None:
+    """Of both edits at once, each mixed as the round says, at the seeds of the settings."""
+    told = Told(4, 4, 4, 4)
+    settings = DebiasSettings(rounds=2, pictures=2, solver_steps=2, seed=7, templates=("{}", "one {}"))
+    found = one(told, both=True, settings=settings)
+    for number in range(2):
+        mixed = [mix(each.value.attributes, [*each.rounds[number].factors.values()]) for each in found]
+        update = compute_update(pipeline.encoder, [CAT, BOAT], mixed, second_moments)
+        with applied(pipeline.encoder, update):
+            pictures = draw(pipeline, ["cat", "one cat"], seeds=(7, 8), steps=2)
+        assert told.seen[2 * number] == [picture.tobytes() for picture in pictures]
+    assert told.seen[0] != told.seen[2]
+
+
+def test_the_pipeline_is_left_as_it_was_and_the_search_can_be_repeated(
+    one: Callable, pipeline: EditablePipeline
+) -> None:
+    before = {layer: pipeline.encoder.fc2(layer).weight.clone() for layer in range(3)}
+    first, again = (one(told := Told(4, 1, 0))[0].value.to_bytes() for _ in range(2))
+    assert all(pipeline.encoder.fc2(layer).weight.equal(weight) for layer, weight in before.items())
+    assert first == again and told.counts == []
+
+
+def test_a_cancel_stops_it_and_restores_the_weights(one: Callable, pipeline: EditablePipeline) -> None:
+    before = pipeline.encoder.fc2(0).weight.clone()
+    told = Told(4, 4, 4, 4)
+    with pytest.raises(Cancelled):
+        one(told, both=True, cancelled=lambda: len(told.seen) == 3)
+    assert len(told.seen) == 3 and pipeline.encoder.fc2(0).weight.equal(before)
+
+
+def test_progress_is_told_after_the_pictures_of_each_edit(one: Callable) -> None:
+    seen: list[DebiasProgress] = []
+    found = one(Told(4, 0, 2, 3), both=True, progress=seen.append)
+    assert [(each.number, each.edit_index) for each in seen] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert seen[3].found == found[1].rounds[1] and seen[3].rounds == 3
+
+
+def test_both_encoders_of_sdxl_are_edited(sdxl: EditablePipeline) -> None:
+    (value,) = cast(list[Value], optimize_values(sdxl, [CAT]))
+    moments = [estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders]
+    told = Told(2)
+    (found,) = debias(
+        sdxl, [CAT], [value], moments, told, settings=DebiasSettings(rounds=1, pictures=2, solver_steps=1)
+    )
+    assert [part.encoder for part in found.value.parts] == [encoder.name for encoder in sdxl.encoders]
+    first, second = (
+        compute_update(encoder, [CAT], [found.value], own) for encoder, own in zip(sdxl.encoders, moments, strict=True)
+    )
+    prompts = ["An image of cat", "A photo of cat"]
+    with applied(sdxl.encoders[0], first), applied(sdxl.encoders[1], second):
+        pictures = draw(sdxl, prompts, seeds=(0, 1), steps=1)
+    assert told.seen[0] == [picture.tobytes() for picture in pictures]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "pointer"),
+        [
+            ({"rounds": 0}, "/rounds"),
+            ({"pictures": 0}, "/pictures"),
+            ({"step": 0.0}, "/step"),
+            ({"tolerance": -0.1}, "/tolerance"),
+            ({"templates": ("no placeholder",)}, "/templates/0"),
+        ],
+    )
+    def test_settings(self, settings: dict, pointer: str) -> None:
+        with pytest.raises(EditingError) as raised:
+            DebiasSettings(**settings)
+        assert raised.value.pointer == pointer
+
+    def test_a_destination_that_is_no_balance(
+        self, pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        edit = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
+        with pytest.raises(InvalidEdit) as raised:
+            debias(pipeline, [CAT, edit], values, [second_moments], Told())
+        assert raised.value.pointer == "/edits/1/destination"
+
+    def test_a_value_that_keeps_no_attributes(
+        self, pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments
+    ) -> None:
+        read = Value.from_bytes(values[0].to_bytes(), encoder=values[0].encoder, layer=values[0].layer)
+        with pytest.raises(InvalidEdit, match="optimise it anew") as raised:
+            debias(pipeline, [CAT], [read], [second_moments], Told())
+        assert raised.value.pointer == "/edits/0"
+
+    def test_prompts_that_the_classifier_cannot_tell_apart(self, one: Callable) -> None:
+        with pytest.raises(InvalidEdit) as raised:
+            one(Told(knows=False))
+        assert raised.value.pointer == "/edits/0/destination/balance"

@@ -1,0 +1,172 @@
+"""One view of CLIP's text encoder, whatever its modules are called."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from editing.encoders.clip import EditableEncoder
+from editing.errors import UnsupportedPipeline
+from editing.pipelines import EditablePipeline
+from editing.prompts import PromptTokenizer
+from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH, Family
+
+PROMPTS = ("a cat", "the old tree in the sea", "")
+
+
+@pytest.fixture
+def prompts(pipeline: EditablePipeline) -> list[tuple[int, ...]]:
+    return [pipeline.tokenizer.encode(prompt).ids for prompt in PROMPTS]
+
+
+@pytest.fixture
+def expected(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> Tensor:
+    """What the library's own forward pass gives, as diffusers calls it."""
+    ids = torch.tensor([pipeline.tokenizer.pad(prompt) for prompt in prompts])
+    with torch.no_grad():
+        states: Tensor = pipeline.encoder.model(ids)[0]
+    return states
+
+
+def test_shapes(pipeline: EditablePipeline) -> None:
+    encoder = pipeline.encoder
+    assert (encoder.n_layers, encoder.width, encoder.mlp_width) == (LAYERS, WIDTH, MLP_WIDTH)
+    assert encoder.default_edited_layers == tuple(range(LAYERS - 1))
+    assert encoder.value_layer == LAYERS - 2
+
+
+def test_encode_is_the_models_forward(
+    pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
+) -> None:
+    torch.testing.assert_close(pipeline.encoder.encode(prompts), expected)
+
+
+def test_continues_from_any_layer(pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor) -> None:
+    encoder = pipeline.encoder
+    for stop in range(LAYERS + 1):
+        states = encoder.advance(encoder.embed(encoder.ids(prompts)), start=0, stop=stop)
+        torch.testing.assert_close(encoder.finish(encoder.advance(states, start=stop, stop=LAYERS)), expected)
+
+
+def test_keys_are_what_fc2_reads(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
+    encoder = pipeline.encoder
+    seen: list[Tensor] = []
+    hooks = [
+        encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for layer in range(LAYERS)
+    ]
+    encoder.model(encoder.ids(prompts))
+    for hook in hooks:
+        hook.remove()
+    states = encoder.embed(encoder.ids(prompts))
+    for layer in range(LAYERS):
+        stream, keys = encoder.attend(layer, states)
+        assert keys.shape == (len(prompts), encoder.tokenizer.max_length, MLP_WIDTH)
+        torch.testing.assert_close(keys, seen[layer])
+        states = stream + encoder.fc2(layer)(keys)
+
+
+def test_nothing_after_a_token_changes_its_state(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
+    encoder = pipeline.encoder
+    whole, short = encoder.encode(prompts[:1]), encoder.encode(prompts[:1], full_length=False)
+    assert short.shape[1] == len(prompts[0])
+    torch.testing.assert_close(short, whole[:, : short.shape[1]])
+
+
+def test_double_leaves_the_original_alone(
+    pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
+) -> None:
+    twin = pipeline.encoder.double()
+    assert (twin.dtype, pipeline.encoder.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(twin.encode(prompts).float(), expected)
+    with torch.no_grad():
+        twin.fc2(0).weight.zero_()
+    torch.testing.assert_close(pipeline.encoder.encode(prompts), expected)
+
+
+def test_finds_the_modules_under_text_model(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
+    """Where older transformers, and SDXL's second encoder in any, keep them."""
+    config: CLIPTextConfig = pipeline.encoder.model.config  # type: ignore[assignment]
+    torch.manual_seed(0)
+    model = CLIPTextModelWithProjection(config).eval()
+    encoder = EditableEncoder(model, pipeline.tokenizer)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode(prompts), model(encoder.ids(prompts)).last_hidden_state)
+
+
+class _OlderAttention(nn.Module):
+    """The signature of CLIPAttention before transformers 5: two masks, one of them causal."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> Any:
+        assert attention_mask is None and not output_attentions
+        return self.attention(hidden_states=hidden_states, attention_mask=causal_attention_mask)
+
+
+def test_passes_older_attention_its_causal_mask(
+    pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
+) -> None:
+    twin = pipeline.encoder.double()
+    for block in twin.layers:
+        block.self_attn = _OlderAttention(block.self_attn)  # type: ignore[assignment,arg-type]
+    older = nn.Module()
+    older.embeddings, older.encoder, older.final_layer_norm = twin.embeddings, nn.Module(), twin.final_norm
+    older.encoder.layers = twin.layers
+    torch.testing.assert_close(EditableEncoder(older, pipeline.tokenizer).encode(prompts).float(), expected)
+
+
+FULL_SIZE: list[tuple[Family, str, dict[str, Any], tuple[int, int, int], tuple[int, ...]]] = [
+    ("sd1", "text_encoder", {"hidden_size": 768, "num_hidden_layers": 12}, (12, 768, 3072), tuple(range(11))),
+    ("sd2", "text_encoder", {"hidden_size": 1024, "num_hidden_layers": 23}, (23, 1024, 4096), tuple(range(22))),
+    ("sdxl", "text_encoder", {"hidden_size": 768, "num_hidden_layers": 12}, (12, 768, 3072), (8, 9, 10)),
+    (
+        "sdxl",
+        "text_encoder_2",
+        {"hidden_size": 1280, "num_hidden_layers": 32, "projection_dim": 1280},
+        (32, 1280, 5120),
+        (26, 27, 28, 29, 30),
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "changes", "shape", "edited"), FULL_SIZE)
+def test_full_size_shapes(
+    tokenizer: PromptTokenizer,
+    family: Family,
+    name: str,
+    changes: dict[str, Any],
+    shape: tuple[int, int, int],
+    edited: tuple[int, ...],
+) -> None:
+    """CLIP-L, OpenCLIP-H and OpenCLIP-bigG, on the meta device."""
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        intermediate_size=4 * changes["hidden_size"],
+        num_attention_heads=changes["hidden_size"] // 64,
+        max_position_embeddings=77,
+        **changes,
+    )
+    with torch.device("meta"):
+        model = (CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel)(config)
+    encoder = EditableEncoder(model, tokenizer, name=name, family=family)
+    assert (encoder.n_layers, encoder.width, encoder.mlp_width) == shape
+    assert encoder.default_edited_layers == edited
+    encoding = encoder.encoding([tokenizer.encode(prompt).ids for prompt in PROMPTS])
+    assert encoding.states.shape == (len(PROMPTS), tokenizer.max_length, encoder.width)
+    assert encoding.said.shape == (len(PROMPTS), encoder.width)
+
+
+def test_refuses_what_is_no_clip(pipeline: EditablePipeline) -> None:
+    with pytest.raises(UnsupportedPipeline, match="Linear"):
+        EditableEncoder(nn.Linear(2, 2), pipeline.tokenizer)

@@ -1,0 +1,31 @@
+"""Before and after, beside each other, and labels that stay in their column."""
+
+from PIL import Image, ImageFont
+
+from editing.pictures.grid import GAP, LABEL, MARGIN, Row, _fitted, draw_grid
+
+
+def test_puts_before_left_and_after_right() -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    grid = draw_grid("title", [("heading", [Row("dog", "to robot", [red, red], [blue, blue])])])
+    colours = [grid.getpixel((x, grid.height - 60)) for x in range(grid.width)]
+    reds, blues = ([x for x, c in enumerate(colours) if c == colour] for colour in ((255, 0, 0), (0, 0, 255)))
+    assert len(reds) == len(blues) == 160
+    assert max(reds) < min(blues)
+
+
+def test_keeps_labels_out_of_the_pictures() -> None:
+    red = Image.new("RGB", (8, 8), "red")
+    name = "a word so long that it would run into the pictures if nobody cut it, and then on through them"
+    grid = draw_grid("", [(name, [Row(name, name, [red], [red])])])
+    between = {grid.getpixel((MARGIN + LABEL - 1, y)) for y in range(82, grid.height)}
+    assert between == {(255, 255, 255)}
+
+
+def test_cuts_what_has_no_room() -> None:
+    assert _fitted("ball, beetle", size=13) == "ball, beetle"
+    wrapped = _fitted(", ".join(["beetle"] * 40), size=13).split("\n")
+    assert len(wrapped) == 2
+    assert wrapped[1].endswith("beetle…")
+    assert all(ImageFont.load_default(13).getlength(line) <= LABEL - GAP for line in wrapped)
+    assert _fitted("x" * 500, size=17, lines=1).endswith("x…")

@@ -1,0 +1,131 @@
+"""What an edit may say, and the field that each refusal names."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from editing.edits import (
+    Balance,
+    ConceptEdit,
+    DestinationPrompt,
+    Erasure,
+    ReferenceImages,
+    StageOneSettings,
+    fill,
+    split_template,
+)
+from editing.errors import InvalidEdit, InvalidPrompt, escape
+
+PICTURE = Image.new("RGB", (4, 4))
+
+
+@pytest.mark.parametrize("module", ["concepts", "conflicts", "prompts", "layout", "errors"])
+def test_imports_without_torch(module: str) -> None:
+    code = f"import editing.{module}, sys; assert not {{'torch', 'transformers', 'diffusers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestConceptEdit:
+    def test_templates_become_a_tuple(self) -> None:
+        assert ConceptEdit("cat", DestinationPrompt("dog"), templates=["{}"]).templates == ("{}",)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("make", "pointer"),
+        [
+            (lambda: ConceptEdit("", DestinationPrompt("dog")), "/source"),
+            (lambda: ConceptEdit(" \n", DestinationPrompt("dog")), "/source"),
+            (lambda: ConceptEdit("c\0t", DestinationPrompt("dog")), "/source"),
+            (lambda: ConceptEdit("c\udc00t", DestinationPrompt("dog")), "/source"),
+            (lambda: ConceptEdit("cat", DestinationPrompt("dog"), templates=()), "/templates"),
+            (lambda: ConceptEdit("cat", DestinationPrompt("dog"), templates=("{}", "a photo")), "/templates/1"),
+            (lambda: ConceptEdit("cat", DestinationPrompt("dog"), templates=("{} and {}",)), "/templates/0"),
+            (lambda: ConceptEdit("cat", DestinationPrompt("dog"), templates=("{0}",)), "/templates/0"),
+            (lambda: DestinationPrompt(" "), "/destination/prompt"),
+            (lambda: DestinationPrompt("d\0g"), "/destination/prompt"),
+            (lambda: ReferenceImages(()), "/destination/images"),
+            (lambda: ReferenceImages((PICTURE, "picture.png")), "/destination/images/1"),  # type: ignore[arg-type]
+            (lambda: Erasure("\ud800"), "/destination/neutral"),
+            (lambda: Balance({"dog": 1.0}), "/destination/balance"),
+            (lambda: Balance({"dog": 0.0, "fish": 0}), "/destination/balance"),
+            (lambda: Balance({"dog": 1.0, "a/b~c": -1.0}), "/destination/balance/a~1b~0c"),
+            (lambda: Balance({"dog": 1.0, "fish": float("nan")}), "/destination/balance/fish"),
+            (lambda: Balance({"dog": 1.0, " ": 1.0}), "/destination/balance/ "),
+        ],
+    )
+    def test_refuses(self, make: Callable[[], Any], pointer: str) -> None:
+        with pytest.raises(InvalidEdit) as refusal:
+            make()
+        assert refusal.value.pointer == pointer
+        assert refusal.value.detail
+
+    def test_reference_images_have_no_text_to_match(self) -> None:
+        with pytest.raises(InvalidEdit) as refusal:
+            ConceptEdit("cat", ReferenceImages((PICTURE,)), settings=StageOneSettings(objective="text"))
+        assert refusal.value.pointer == "/settings/objective"
+        assert ConceptEdit("cat", ReferenceImages((PICTURE,))).objective == "noise"
+
+
+class TestStageOneSettings:
+    @pytest.mark.parametrize(
+        ("name", "given"),
+        [
+            ("objective", "both"),
+            ("steps", 0),
+            ("steps", 1.5),
+            ("steps", True),
+            ("learning_rate", 0),
+            ("learning_rate", float("inf")),
+            ("text_weight", -1),
+            ("text_weight", 0),
+            ("weight_decay", "small"),
+            ("clamp", 0),
+            ("seed", -1),
+            ("seed", 2**63),
+            ("layer", -1),
+            ("warm_start", -1),
+            ("bank", 0),
+            ("tolerance", -0.5),
+            ("text_optimizer", "sgd"),
+        ],
+    )
+    def test_refuses(self, name: str, given: Any) -> None:
+        with pytest.raises(InvalidEdit) as refusal:
+            StageOneSettings(**{"objective": "hybrid", name: given})
+        assert refusal.value.pointer == f"/settings/{name}"
+
+    def test_published(self) -> None:
+        settings = StageOneSettings.preset("published", steps=100)
+        paper = (settings.objective, settings.text_weight, settings.weight_decay, settings.learning_rate)
+        assert paper == ("hybrid", 0.01, 5e-4, 0.2)
+        assert (settings.clamp, settings.warm_start, settings.text_optimizer) == (1.5, 0, "adam")
+        assert settings.steps == 100
+        assert StageOneSettings.preset("published").steps == 200
+
+    def test_a_preset_unknown_is_named(self) -> None:
+        with pytest.raises(InvalidEdit, match="published") as refusal:
+            StageOneSettings.preset("quick")
+        assert refusal.value.pointer == "/settings/preset"
+
+
+def test_balance_shares_sum_to_one() -> None:
+    assert Balance({"dog": 1, "fish": 3}).shares == {"dog": 0.25, "fish": 0.75}
+
+
+def test_braces_in_a_subject_mean_nothing() -> None:
+    assert fill("a {} here", "{}") == "a {} here"
+    assert fill("{}", "{0!r}") == "{0!r}"
+
+
+def test_split_template_names_the_count() -> None:
+    with pytest.raises(InvalidPrompt, match="no placeholder"):
+        split_template("a photo")
+    with pytest.raises(InvalidPrompt, match="2 placeholders"):
+        split_template("{}{}")
+
+
+def test_escape_follows_rfc_6901() -> None:
+    assert escape("a/b~c") == "a~1b~0c"
