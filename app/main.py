@@ -37,7 +37,7 @@ from app.observability.routes import router as watching
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
 from app.settings import Settings, get_settings
 from app.signing.routes import router as signing_keys
-from app.storage.open import open_store
+from app.storage import open_store
 from app.webhooks.openapi import describe_events
 from app.webhooks.routes import router as webhooks
 

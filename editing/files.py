@@ -1,15 +1,42 @@
-"""Files that are there whole or not at all."""
+"""A file with its digest, and files that are replaced atomically."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 
+@dataclass(frozen=True)
+class File:
+    """A file of a model, a checkpoint or an evaluation."""
+
+    path: str
+    """Relative to the folder it belongs to, with forward slashes."""
+    sha256: str
+    """Of its content: 64 lowercase hex digits."""
+    size: int
+    """Bytes."""
+
+    @classmethod
+    def read(cls, path: Path, *, folder: Path) -> "File":
+        """Describe a file below `folder`."""
+        return cls(path.relative_to(folder).as_posix(), hash_file(path), path.stat().st_size)
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file as 64 lowercase hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path beside this one to write to, renamed to it at the end: whoever opens it finds the old bytes or the new
-    ones, never a part."""
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` at the end.
+
+    Readers see the old content or the new content, never a part. An error removes the temporary file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -19,7 +46,7 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write the content as `whole` does."""
-    with whole(path) as temporary:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the content of a file; readers never see a part of it."""
+    with replace_atomically(path) as temporary:
         temporary.write_bytes(content)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from editing.encoders.clip import EditableEncoder
 from editing.errors import UnsupportedPipeline
 from editing.families.layout import UNET_INDEX, WEIGHTS, find_weights
-from editing.files import whole, write_whole
+from editing.files import replace_atomically, write_atomically
 from editing.pipelines import EditablePipeline
 from editing.stage_two.update import Update
 from editing.uce.cross_attention import CrossAttentionUpdate
@@ -39,9 +39,9 @@ def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | 
         weights[key] = (base.double() + change.dense().cpu()).to(base.dtype)
     target = Path(folder) / encoder.name
     target.mkdir(parents=True, exist_ok=True)
-    write_whole(target / "config.json", (encoder.folder / "config.json").read_bytes())
+    write_atomically(target / "config.json", (encoder.folder / "config.json").read_bytes())
     # One metadata key, the one that transformers asks for: with two, safetensors orders them anew at each save.
-    write_whole(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_atomically(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
     return target / "config.json", target / "model.safetensors"
 
 
@@ -58,7 +58,7 @@ def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
         tensors |= lora_tensors(part, prefix=_LORA_OF_TWO[part.encoder] if len(updates) > 1 else "lora_te")
     if tensors:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), save(tensors, metadata={"format": "pt"}))
+        write_atomically(Path(path), save(tensors, metadata={"format": "pt"}))
     return bool(tensors)
 
 
@@ -108,13 +108,13 @@ def export_unet(pipeline: EditablePipeline, update: CrossAttentionUpdate, folder
     target.mkdir(parents=True, exist_ok=True)
     missing = {f"{name}.weight" for name in update.relative_norms}
     for part in parts:
-        with whole(target / part.name) as temporary:
+        with replace_atomically(target / part.name) as temporary:
             shutil.copyfile(part, temporary)
             missing -= _rewrite(temporary, update, missing)
     if missing:
         raise UnsupportedPipeline(f"unet/ has no {min(missing)}")
     for name in copied:
-        write_whole(target / name, (found.parent / name).read_bytes())
+        write_atomically(target / name, (found.parent / name).read_bytes())
     return tuple(target / name for name in (*copied, *(part.name for part in parts)))
 
 

@@ -89,7 +89,7 @@ def _files(here: Mapping[str, str], there: Mapping[str, str]) -> list[FileDiffer
 
 def _verified(store: Store, path: str, sha256: str) -> Path:
     try:
-        return store.verified(sha256)
+        return store.fetch(sha256)
     except (BlobMissing, BlobCorrupt):
         raise FileUnreadable(f"{path} is damaged or missing in the store: restore the blob {sha256}.") from None
 

@@ -29,7 +29,7 @@ from app.jobs.redis_notifier import ping
 from app.local.embedded_postgres import EmbeddedError, running_url
 from app.settings import Settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
-from app.storage.open import open_store
+from app.storage import open_store
 from app.storage.store import BlobCorrupt, BlobMissing
 
 FREE = 10 * 2**30  # bytes, below which the disk is worth a warning: some versions of a large model
@@ -157,7 +157,7 @@ def _store(settings: Settings) -> Finding:
     try:
         store = open_store(settings)
         sha256 = store.put(uuid4().bytes)  # bytes that nothing refers to
-        store.verified(sha256)
+        store.fetch(sha256)
         store.delete(sha256)
     except (OSError, BlobMissing, BlobCorrupt) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__

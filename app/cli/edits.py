@@ -22,7 +22,7 @@ from app.cli.console import (
     show_table,
 )
 from app.cli.errors import WrongUsage
-from editing.files import write_whole
+from editing.files import write_atomically
 
 edits = typer.Typer(help="Corrections.", no_args_is_help=True)
 
@@ -150,7 +150,7 @@ def save_value(
     """Save the value vectors of a correction."""
     with asking() as client:
         content = client.edits.value(edit)
-    write_whole(file, content)
+    write_atomically(file, content)
     show({"file": str(file), "bytes": len(content)}, as_json=as_json, otherwise=lambda: typer.echo(str(file)))
 
 

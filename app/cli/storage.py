@@ -92,7 +92,7 @@ def _show(what: str, findings: "Sequence[Finding]") -> None:
 @contextmanager
 def _opened() -> "Iterator[tuple[Sessions, Store]]":
     """The database and the store of the settings."""
-    from app.storage.open import open_store
+    from app.storage import open_store
     from app.storage.store import StoreUnavailable
 
     settings = get_settings()

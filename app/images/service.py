@@ -4,10 +4,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
-from app.db.blobs import hold_for_reference
 from app.db.models import Image
 from app.images.errors import ImageNotFound
 from app.images.reencode import Picture
+from app.storage.references import pause_collection
 from app.storage.store import Store
 from emender.schemas.images import ImageOut
 
@@ -16,7 +16,7 @@ PREFIX = "sha256:"
 
 def add_image(session: Session, *, picture: Picture, store: Store, actor: str) -> ImageOut:
     """Keep an image; the same one gives the same id and changes nothing."""
-    hold_for_reference(session)
+    pause_collection(session)
     sha256 = store.put(picture.content)
     row = {"sha256": sha256, "width": picture.width, "height": picture.height, "size": len(picture.content)}
     added = session.scalar(

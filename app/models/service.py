@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from app.api.dependencies import PageRequest
 from app.audit.service import record
-from app.db.blobs import hold_for_reference
 from app.db.models import Model, Statistics
 from app.jobs.enqueue import enqueue
 from app.jobs.queries import running_progress, work_status
 from app.models import captions, queries, roots
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
 from app.problems import Unprocessable
+from app.storage.references import pause_collection
 from app.storage.store import Store
 from emender.schemas.common import Page, WorkStatus
 from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
@@ -98,7 +98,7 @@ def create_statistics(
     if (other := session.scalars(under_way.limit(1)).first()) is not None:
         raise StatisticsUnderWay(model.name, other)
     content, count = _captions(statistics, model_roots=model_roots)
-    hold_for_reference(session)
+    pause_collection(session)
     row = Statistics(
         model_id=model.id,
         captions_name=statistics.captions if isinstance(statistics.captions, str) else "uploaded",

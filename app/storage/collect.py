@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from app.audit.service import record
-from app.db.blobs import hold_for_deletion, referenced
 from app.db.engine import Sessions
+from app.storage.references import find_referenced, pause_references
 from app.storage.store import Blob, BlobMissing, Store
 
 BATCH = 100  # blobs deleted in one transaction, for which publishers wait
@@ -39,12 +39,12 @@ def collect(
     """
     before = datetime.now(UTC) - grace
     done = Collected()
-    candidates = (blob for blob in store.blobs() if blob.stored_at < before)
+    candidates = (blob for blob in store.list_blobs() if blob.stored_at < before)
     try:
         for batch in _batches(candidates):
             _delete(sessions, store, batch, done, before=before, retracted=retracted, dry_run=dry_run)
         if not dry_run:
-            done.temporaries = store.sweep(before=before)
+            done.temporaries = store.remove_temporary_files(before=before)
     finally:
         if not dry_run and done != Collected():
             with sessions() as session:
@@ -65,8 +65,8 @@ def _delete(
     dry_run: bool,
 ) -> None:
     with sessions() as session:
-        hold_for_deletion(session)
-        kept = referenced(session, among=[blob.sha256 for blob in batch], retracted=not retracted)
+        pause_references(session)
+        kept = find_referenced(session, among=[blob.sha256 for blob in batch], retracted=not retracted)
         for blob in batch:
             if blob.sha256 in kept or not _still_old(store, blob.sha256, before=before):
                 continue

@@ -38,22 +38,22 @@ class LocalStore:
         self._checked: OrderedDict[str, tuple[tuple[int, int, int, int], float]] = OrderedDict()
         self._checking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the first two digits
 
-    def cache(self, name: str) -> Path:
+    def cache_folder(self, name: str) -> Path:
         return self.folder / name
 
     def put(self, content: bytes) -> str:
-        with self.writing() as file:
+        with self.open_writer() as file:
             file.write(content)
         return file.sha256
 
     def put_file(self, path: Path) -> str:
-        with path.open("rb") as source, self.writing() as file:
+        with path.open("rb") as source, self.open_writer() as file:
             while chunk := source.read(CHUNK):
                 file.write(chunk)
         return file.sha256
 
     @contextmanager
-    def writing(self) -> Iterator[HashingFile]:
+    def open_writer(self) -> Iterator[HashingFile]:
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=INCOMING)
         try:
@@ -90,17 +90,17 @@ class LocalStore:
             raise BlobCorrupt(sha256)
         return content
 
-    def verified(self, sha256: str, *, recently: bool = False) -> Path:
+    def fetch(self, sha256: str, *, recheck: bool = True) -> Path:
         path = self.path(sha256)
-        if not recently:
-            self.check(sha256)
+        if recheck:
+            self.verify(sha256)
         elif not self._was_checked(sha256):
             with self._checking[path.parent.name]:  # many that ask at once wait for one check
                 if not self._was_checked(sha256):
-                    self.check(sha256)
+                    self.verify(sha256)
         return path
 
-    def check(self, sha256: str) -> None:
+    def verify(self, sha256: str) -> None:
         try:
             with self.path(sha256).open("rb") as file:
                 state = _state(os.fstat(file.fileno()))  # before it is read: a write meanwhile shows as a change
@@ -117,7 +117,7 @@ class LocalStore:
     def signed_url(self, sha256: str, *, size: int) -> str | None:  # noqa: ARG002
         return None
 
-    def blobs(self) -> Iterator[Blob]:
+    def list_blobs(self) -> Iterator[Blob]:
         for path in self.folder.glob("??/*"):
             if SHA256.fullmatch(path.name) and path.parent.name == path.name[:2]:
                 try:
@@ -136,7 +136,7 @@ class LocalStore:
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
 
-    def sweep(self, *, before: datetime) -> int:
+    def remove_temporary_files(self, *, before: datetime) -> int:
         count = 0
         for path in self.folder.glob(f"{INCOMING}*"):
             try:

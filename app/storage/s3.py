@@ -78,8 +78,8 @@ class S3Store:
         self.signed_from = signed_from
         self.cache_bytes = cache_bytes
 
-    def cache(self, name: str) -> Path:
-        return self.local.cache(name)
+    def cache_folder(self, name: str) -> Path:
+        return self.local.cache_folder(name)
 
     def put(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -101,8 +101,8 @@ class S3Store:
         return sha256
 
     @contextmanager
-    def writing(self) -> Iterator[HashingFile]:
-        with self.local.writing() as file:
+    def open_writer(self) -> Iterator[HashingFile]:
+        with self.local.open_writer() as file:
             yield file
         self.put_file(self.local.path(file.sha256))
 
@@ -115,21 +115,21 @@ class S3Store:
     def read(self, sha256: str) -> bytes:
         return b"".join(self._stream(sha256))
 
-    def verified(self, sha256: str, *, recently: bool = False) -> Path:
+    def fetch(self, sha256: str, *, recheck: bool = True) -> Path:
         path = self.local.path(sha256)
         _use(path)
         try:
-            self.local.verified(sha256, recently=recently)
+            self.local.fetch(sha256, recheck=recheck)
         except (BlobMissing, BlobCorrupt):
             self._make_room()
-            with self.local.writing() as file:
+            with self.local.open_writer() as file:
                 for chunk in self._pieces(sha256):
                     file.write(chunk)
                 if file.sha256 != sha256:
                     raise BlobCorrupt(sha256) from None
         return path
 
-    def check(self, sha256: str) -> None:
+    def verify(self, sha256: str) -> None:
         for _ in self._stream(sha256):
             pass
 
@@ -139,7 +139,7 @@ class S3Store:
         with _asking(sha256):
             return obstore.sign(self._bucket, "GET", key_of(sha256), timedelta(seconds=SIGNED_SECONDS))
 
-    def blobs(self) -> Iterator[Blob]:
+    def list_blobs(self) -> Iterator[Blob]:
         with _asking(""):
             for page in obstore.list(self._bucket, chunk_size=1000):
                 for found in page:
@@ -156,9 +156,9 @@ class S3Store:
         with _asking(sha256):
             obstore.rename(self._bucket, key_of(sha256), f"{QUARANTINE}/{sha256}")
 
-    def sweep(self, *, before: datetime) -> int:
+    def remove_temporary_files(self, *, before: datetime) -> int:
         """Of this machine's folder. Parts of uploads that died are the bucket's to forget, by a lifecycle rule."""
-        return self.local.sweep(before=before)
+        return self.local.remove_temporary_files(before=before)
 
     def probe(self) -> None:
         self.local.probe()
@@ -189,7 +189,7 @@ class S3Store:
     def _make_room(self) -> None:
         """Drop what was fetched and has not been used for longest, down to `cache_bytes`."""
         kept = []
-        for blob in self.local.blobs():
+        for blob in self.local.list_blobs():
             try:
                 kept.append((self.local.path(blob.sha256).stat().st_atime, blob))
             except FileNotFoundError:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.audit.service import record
-from app.db.blobs import all_references
 from app.db.engine import Sessions
+from app.storage.references import list_references
 from app.storage.store import BlobCorrupt, BlobMissing, Store
 
 
@@ -46,11 +46,11 @@ def scrub(
 
     Services go on meanwhile. `progress` is given bytes.
     """
-    blobs = list(store.blobs())
+    blobs = list(store.list_blobs())
     damaged, done, total = [], 0, sum(blob.size for blob in blobs)
     for blob in blobs:
         try:
-            store.check(blob.sha256)
+            store.verify(blob.sha256)
         except BlobCorrupt:
             damaged.append(blob.sha256)
         except BlobMissing:
@@ -59,7 +59,7 @@ def scrub(
         if progress is not None:
             progress(done, total)
     with sessions() as session:
-        places, needed = all_references(session), all_references(session, retracted=False)
+        places, needed = list_references(session), list_references(session, retracted=False)
         listed = {blob.sha256 for blob in blobs}
         missing = [sha256 for sha256 in sorted(needed.keys() - listed) if sha256 not in store]
         if quarantine and damaged:

@@ -43,7 +43,7 @@ class Store(Protocol):
     key. All that reads may raise `BlobMissing`, and `StoreUnavailable` where the store is on another machine.
     """
 
-    def cache(self, name: str) -> Path:
+    def cache_folder(self, name: str) -> Path:
         """A folder of this machine for what can be computed again from the blobs; anyone may empty it."""
 
     def put(self, content: bytes) -> str:
@@ -52,7 +52,7 @@ class Store(Protocol):
     def put_file(self, path: Path) -> str:
         """The same for a file of this machine, read in pieces."""
 
-    def writing(self) -> AbstractContextManager["HashingFile"]:
+    def open_writer(self) -> AbstractContextManager["HashingFile"]:
         """A file to write into; once the block ends it is in the store under its `sha256`.
 
         If the block raises, nothing is stored and the temporary file is gone.
@@ -67,20 +67,20 @@ class Store(Protocol):
     def read(self, sha256: str) -> bytes:
         """The whole blob, verified: raises `BlobCorrupt`."""
 
-    def verified(self, sha256: str, *, recently: bool = False) -> Path:
+    def fetch(self, sha256: str, *, recheck: bool = True) -> Path:
         """A file of this machine with the blob's bytes, checked against the sha256; raises `BlobCorrupt`.
 
         With `recently` a check is good enough which this process made within the last minutes, of a file whose size,
         times and inode have not changed since.
         """
 
-    def check(self, sha256: str) -> None:
+    def verify(self, sha256: str) -> None:
         """Read the blob where the store keeps it, and keep nothing of it; raises `BlobCorrupt`."""
 
     def signed_url(self, sha256: str, *, size: int) -> str | None:
         """Where a client that has no key of the store gets the blob for some time; None where we send it ourselves."""
 
-    def blobs(self) -> Iterator[Blob]:
+    def list_blobs(self) -> Iterator[Blob]:
         """All that there are, in any order. Also damaged ones; nothing is read."""
 
     def delete(self, sha256: str) -> None:
@@ -89,7 +89,7 @@ class Store(Protocol):
     def quarantine(self, sha256: str) -> None:
         """Move a damaged blob out of the way, so that the bytes can be put again."""
 
-    def sweep(self, *, before: datetime) -> int:
+    def remove_temporary_files(self, *, before: datetime) -> int:
         """Remove what writes that died left behind before then; returns how many files."""
 
     def probe(self) -> None:

@@ -23,7 +23,7 @@ from app.observability import logging
 from app.observability.metrics import WORKER
 from app.settings import Settings, get_settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
-from app.storage.open import open_store
+from app.storage import open_store
 from app.webhooks.queries import forget as forget_deliveries
 from app.webhooks.sender import open_sender
 from app.worker.runner import Runner, fail

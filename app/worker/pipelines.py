@@ -65,10 +65,10 @@ class WarmPipeline:
     def moments(self, statistics: str, *, encoder: str) -> "FactoredMoments":
         """An encoder's second moments in the blob of this sha256, checked against it once; the factors lie beside."""
         if self._statistics is None or self._statistics[0] != statistics:
-            self._statistics, self._moments = (statistics, self.store.verified(statistics)), {}
+            self._statistics, self._moments = (statistics, self.store.fetch(statistics)), {}
         if encoder not in self._moments:
             self._moments[encoder] = editing.FactoredMoments(
-                self._statistics[1], encoder=encoder, folder=self.store.cache("factors"), digest=statistics
+                self._statistics[1], encoder=encoder, folder=self.store.cache_folder("factors"), digest=statistics
             )
         return self._moments[encoder]
 

@@ -17,7 +17,7 @@ from editing.evaluation.methods import CONTEXTS, METHODS
 from editing.evaluation.plot import plot_methods
 from editing.evaluation.report import as_json, as_table
 from editing.evaluation.runner import BASE, Unit, results, run
-from editing.files import write_whole
+from editing.files import write_atomically
 
 OUT = Path("out/evaluation")
 
@@ -44,7 +44,7 @@ def iceb(given: argparse.Namespace) -> None:
     if given.json is None:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
     else:
-        write_whole(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def plot(given: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def plot(given: argparse.Namespace) -> None:
             reports.append({"edits": int(report["edits"]), "methods": dict(report["methods"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TaskUnreadable(f"{path} is no report of `iceb --json`: {error}") from error
-    write_whole(given.out, plot_methods(reports))
+    write_atomically(given.out, plot_methods(reports))
 
 
 def _cores() -> int:

@@ -27,7 +27,7 @@ from editing.evaluation.road import load_road
 from editing.evaluation.rows import Loaded, Oddity
 from editing.evaluation.timed import load_timed
 from editing.families.layout import describe_pipeline
-from editing.files import write_whole
+from editing.files import write_atomically
 from editing.pipelines import EditablePipeline, load_pipeline
 
 
@@ -127,7 +127,7 @@ def _run(given: argparse.Namespace, measure: Callable[[_Setting], Results]) -> N
     if given.json is None:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
     else:
-        write_whole(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _contrasts(setting: _Setting, name: str, loaded: Loaded[ContrastTask]) -> Results:

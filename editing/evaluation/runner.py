@@ -26,7 +26,7 @@ from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskN
 from editing.evaluation.intervals import Interval
 from editing.evaluation.judging import answer
 from editing.evaluation.methods import METHODS, ORACLE, Emcid, Progress, Unedited
-from editing.files import write_whole
+from editing.files import write_atomically
 
 BASE = "base"
 
@@ -113,7 +113,7 @@ class Kept:
             **asdict(measurement.answers),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path(unit), json.dumps(fields, ensure_ascii=False).encode())
+        write_atomically(self.path(unit), json.dumps(fields, ensure_ascii=False).encode())
 
     def facts(self, unit: Unit) -> dict[str, Any]:
         """All that the numbers depend on but the code of the methods, whose version is the engine's."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
+from editing.files import File
 
 WEIGHTS = {
     "text_encoder": "model.safetensors",
@@ -34,19 +35,11 @@ class EncoderDescription:
 
 
 @dataclass(frozen=True)
-class PipelineFile:
-    path: str
-    """Relative to the pipeline's folder, with forward slashes."""
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class PipelineDescription:
     family: str
     """`sd1`, `sd2` or `sdxl`, by structure rather than by name."""
     encoders: tuple[EncoderDescription, ...]
-    files: tuple[PipelineFile, ...]
+    files: tuple[File, ...]
     """model_index.json and the components' JSON, text and safetensors files, sorted by path."""
     digest: str
     """sha256 over the sorted lines "sha256  path": equal digests mean equal pipelines."""
@@ -63,7 +56,7 @@ def describe_pipeline(folder: Path) -> PipelineDescription:
     paths = [folder / "model_index.json"]
     for name in components:
         paths += [path for path in (folder / name).rglob("*") if path.suffix in _SERVED and path.is_file()]
-    files = tuple(sorted((_digest(path, folder=folder) for path in paths), key=lambda file: file.path))
+    files = tuple(sorted((File.read(path, folder=folder) for path in paths), key=lambda file: file.path))
     lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
     return PipelineDescription(family=pipeline_family(folder), encoders=encoders, files=files, digest=digest)
@@ -141,9 +134,3 @@ def _describe_encoder(folder: Path, name: str) -> EncoderDescription:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedPipeline(f"{name}/config.json does not describe a CLIP text encoder") from error
-
-
-def _digest(path: Path, *, folder: Path) -> PipelineFile:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return PipelineFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256)

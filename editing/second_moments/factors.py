@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from editing.errors import InvalidEdit, SingularSecondMoment
-from editing.files import write_whole
+from editing.files import write_atomically
 from editing.second_moments.moments import FIRST, SecondMoments
 
 
@@ -95,7 +95,7 @@ class FactoredMoments:
         if self._folder is not None:
             tensors = {"factor": factor.cpu(), "condition": torch.tensor(self._conditions[layer], dtype=torch.float64)}
             content = save(tensors, metadata={"sha256": _sha256(*tensors.values())})
-            write_whole(self._folder / f"{self.encoder}.layer_{layer}.safetensors", content)
+            write_atomically(self._folder / f"{self.encoder}.layer_{layer}.safetensors", content)
 
 
 def _digest(second_moments: SecondMoments | Path) -> str:

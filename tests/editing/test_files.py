@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from editing.files import write_whole
+from editing.files import write_atomically
 
 
 def test_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"old")
-    write_whole(tmp_path / "weights", b"new")
+    write_atomically(tmp_path / "weights", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights", b"new")]
 
 
@@ -21,5 +21,5 @@ def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
-        write_whole(tmp_path / "weights", b"new")
+        write_atomically(tmp_path / "weights", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights", b"old")]

@@ -127,16 +127,16 @@ def test_given_up_after_its_blobs_were_stored(site: Site, outcome: Callable[...,
     publish_first(site)
     site.ready_edit("owl")
     version = site.apply(edits="ready", alias="production")
-    before = {blob.sha256 for blob in site.store.blobs()}
+    before = {blob.sha256 for blob in site.store.list_blobs()}
     doomed = site.start_worker(["tests.faults.dying_worker", "rows"], EMENDER_MAX_ATTEMPTS="1")
     until(lambda: doomed.status is not None, timeout=240)
-    orphans = {blob.sha256 for blob in site.store.blobs()} - before
+    orphans = {blob.sha256 for blob in site.store.list_blobs()} - before
     assert len(orphans) == 5, "weights, adapter, card, manifest and signature"
     site.start_worker(EMENDER_MAX_ATTEMPTS="1")
     made = site.await_version(version)
     assert (made["state"], made["problem"]["title"], site.alias()) == ("failed", "Worker lost", "v1")
     assert collect(site)["blobs"] == len(orphans)
-    assert {blob.sha256 for blob in site.store.blobs()} == before
+    assert {blob.sha256 for blob in site.store.list_blobs()} == before
     assert site.problems("v1") == {}
     outcome(3, "a publication killed in each attempt", note=f"failed, alias unmoved; {len(orphans)} orphans collected")
 
@@ -199,10 +199,10 @@ def test_a_full_disk(
 def test_files_that_may_not_grow(site: Site, tmp_path: Path, outcome: Callable[..., None]) -> None:
     """RLIMIT_FSIZE of the API's process: the same to it as a full disk."""
     resource.prlimit(site.api.pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-    before = {blob.sha256 for blob in site.store.blobs()}
+    before = {blob.sha256 for blob in site.store.list_blobs()}
     refused = post_picture(site, tmp_path)
     assert (refused.status_code, refused.headers["Content-Type"]) == (507, "application/problem+json")
-    assert {blob.sha256 for blob in site.store.blobs()} == before
+    assert {blob.sha256 for blob in site.store.list_blobs()} == before
     assert not list(site.store.folder.glob("incoming-*"))
     resource.prlimit(site.api.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert post_picture(site, tmp_path).status_code == 201

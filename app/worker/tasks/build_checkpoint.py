@@ -22,7 +22,7 @@ from app.jobs.leases import Lease
 from app.observability.metrics import RESIDUAL, STAGE_SECONDS
 from app.signing.keys import UNSIGNED, SigningKey, key_of
 from app.signing.service import note_key
-from app.storage.pins import claim
+from app.storage.references import pin_blobs
 from app.storage.store import Store
 from app.worker.edits import concept_edit
 from app.worker.outcome import record_state
@@ -86,7 +86,7 @@ def _build(context: JobContext, lease: Lease) -> None:
     files += _papers(context.store, work, files, signer=signer)
     report = _report(work, updates, crossed)
     with context.result(lease) as session:
-        claim(session, context.store, [file.sha256 for file in files])
+        pin_blobs(session, context.store, [file.sha256 for file in files])
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
         if signer is not None:
             note_key(session, key=signer, actor="worker")

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.models import JsonObject, Model, Statistics
 from app.jobs.leases import Lease
-from app.storage.pins import claim
+from app.storage.references import pin_blobs
 from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from editing.errors import Cancelled, EditingError, ForeignSums
@@ -85,7 +85,7 @@ def _estimate(context: JobContext, lease: Lease) -> None:
     digest = context.store.put(moments.to_bytes())
 
     with context.result(lease) as session:
-        claim(session, context.store, [digest])
+        pin_blobs(session, context.store, [digest])
         statistics = session.get_one(Statistics, lease.target_id)
         was = statistics.state
         statistics.state, statistics.problem = "ready", None

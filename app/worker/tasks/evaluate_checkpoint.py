@@ -17,7 +17,7 @@ from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import as_markdown
 from app.jobs.leases import Lease
 from app.jobs.states import CANCELLED
-from app.storage.pins import claim
+from app.storage.references import pin_blobs
 from app.storage.store import Store
 from app.worker.edits import concept_edit
 from app.worker.outcome import record_state
@@ -50,7 +50,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         else:
             report, files = _evaluation(context, lease, work, pipeline)
         with context.result(lease) as session:
-            claim(session, context.store, [file.sha256 for file in files])
+            pin_blobs(session, context.store, [file.sha256 for file in files])
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
             was = evaluation.state
             evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
@@ -315,7 +315,7 @@ def _published(store: Store, files: Sequence[StoredFile], pipeline: "EditablePip
             component, _, name = file.path.partition("/")
             if file.path.startswith(EDITABLE) and name.endswith(".safetensors"):
                 module = modules.get(component) or getattr(pipeline, component)
-                stack.enter_context(editing.holding(module, store.verified(file.sha256)))
+                stack.enter_context(editing.holding(module, store.fetch(file.sha256)))
         yield
 
 

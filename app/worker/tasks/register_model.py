@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.models import JsonObject, Model, ModelFile, Statistics
 from app.jobs.leases import Lease
-from app.storage.pins import claim
+from app.storage.references import pin_blobs
 from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from app.worker.sources import obtain, open_classifier
@@ -68,7 +68,7 @@ def _register(context: JobContext, lease: Lease) -> None:
     digest = context.store.put(moments.to_bytes()) if moments else None
 
     with context.result(lease) as session:
-        claim(session, context.store, [file.sha256 for file in description.files] + ([digest] if digest else []))
+        pin_blobs(session, context.store, [file.sha256 for file in description.files] + ([digest] if digest else []))
         model = session.get_one(Model, lease.target_id)
         model.state, model.problem = "ready", None
         model.family, model.digest = description.family, description.digest

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from editing.files import whole
+from editing.files import replace_atomically
 from emender.errors import EmenderError, Refused, Unreachable, WaitedInVain, WorkFailed
 from emender.schemas.common import ENDED, SUCCEEDED, Page, WorkStatus
 
@@ -178,7 +178,7 @@ class Connection:
         attempt = 0
         while True:
             try:
-                with whole(to) as partial:
+                with replace_atomically(to) as partial:
                     self._write(path, partial)
                 return to
             except httpx2.TransportError as error:

@@ -22,7 +22,7 @@ from app.db.models import Checkpoint, CheckpointEdit, Edit, EditValue, Model, Mo
 from app.main import create_app
 from app.settings import Settings
 from app.signing.keys import create_key
-from app.storage.open import open_store
+from app.storage import open_store
 from app.storage.store import Store
 from app.worker.runner import Runner
 from tests.app.conftest import Headers, issue_keys

@@ -18,7 +18,7 @@ from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Image
 from app.local.supervisor import variables
 from app.settings import Settings
-from app.storage.open import open_store
+from app.storage import open_store
 from tests.app.storage.conftest import Damage, damage, store, store_settings
 
 __all__ = ["damage", "store", "store_settings"]
@@ -86,7 +86,7 @@ def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -
     blobs = open_store(settings)
     forgotten, named = blobs.put(b"forgotten"), blobs.put(b"named")
     for sha256 in (forgotten, named):
-        os.utime(blobs.verified(sha256), (time.time() - 7200, time.time() - 7200))
+        os.utime(blobs.fetch(sha256), (time.time() - 7200, time.time() - 7200))
     with factory() as session:
         session.add(Image(sha256=named, width=1, height=1, size=5, created_by="test"))
         session.commit()

@@ -6,7 +6,7 @@ import httpx
 import obstore
 import pytest
 
-from app.storage.open import open_store
+from app.storage import open_store
 from app.storage.store import key_of
 from tests.app.hub.conftest import puller, uvicorn
 from tests.servers import S3Server

@@ -15,8 +15,8 @@ from app.db.migrate import _revisions
 from app.main import create_app
 from app.problems import MEDIA_TYPE
 from app.settings import Settings
+from app.storage import open_store
 from app.storage.local import LocalStore
-from app.storage.open import open_store
 from app.storage.store import StoreUnavailable
 from tests.servers import S3Server
 
@@ -33,7 +33,7 @@ def missing(client: TestClient) -> dict[str, str]:
 
 def test_ready(client: TestClient, store: LocalStore) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
-    assert list(store.blobs()) == [] and list(store.folder.iterdir()) == []
+    assert list(store.list_blobs()) == [] and list(store.folder.iterdir()) == []
 
 
 def test_everything_is_named(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ class TestStore:
     def test_a_bucket(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = open_store(Settings(**s3_server.settings(tmp_path)))
         store.probe()
-        assert list(store.blobs()) == []
+        assert list(store.list_blobs()) == []
         wrong = s3_server.settings(tmp_path) | {"s3_secret_access_key": "wrong"}
         with pytest.raises(StoreUnavailable):
             open_store(Settings(**wrong)).probe()

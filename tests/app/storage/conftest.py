@@ -7,8 +7,8 @@ import obstore
 import pytest
 
 from app.settings import Settings
+from app.storage import open_store
 from app.storage.local import LocalStore
-from app.storage.open import open_store
 from app.storage.s3 import S3Store
 from app.storage.store import Store, key_of
 

@@ -14,7 +14,7 @@ from app.db.models import AuditEvent, Image
 from app.storage import collect as collecting
 from app.storage.collect import Collected, collect
 from app.storage.local import LocalStore
-from app.storage.pins import claim
+from app.storage.references import pin_blobs
 from app.storage.store import Blob, BlobMissing, Store
 
 HOUR = timedelta(hours=1)
@@ -41,12 +41,12 @@ def refer(factory: Sessions) -> Callable[..., None]:
 def aged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is in the store now was put two hours ago, by what the store says."""
     monkeypatch.setattr(type(store), "stored_at", older(type(store).stored_at))
-    listed = type(store).blobs
+    listed = type(store).list_blobs
 
     def blobs(self: Store) -> list[Blob]:
         return [Blob(blob.sha256, blob.size, blob.stored_at - 2 * HOUR) for blob in listed(self)]
 
-    monkeypatch.setattr(type(store), "blobs", lambda self: iter(blobs(self)))
+    monkeypatch.setattr(type(store), "list_blobs", lambda self: iter(blobs(self)))
 
 
 def older(stored_at: Callable[[Store, str], datetime]) -> Callable[[Store, str], datetime]:
@@ -75,7 +75,7 @@ class TestOld:
         assert asked == Collected(blobs=4, bytes=10) and events(factory) == []
         assert all(sha256 in store for sha256 in others)
         assert collect(factory, store, grace=HOUR, actor="test") == asked
-        assert [blob.sha256 for blob in store.blobs()] == [kept]
+        assert [blob.sha256 for blob in store.list_blobs()] == [kept]
         (event,) = events(factory)
         assert (event.action, event.details["blobs"], event.details["bytes"]) == ("store.collect", 4, 10)
         assert collect(factory, store, grace=HOUR, actor="test") == Collected()
@@ -87,16 +87,16 @@ class TestOld:
         """The publisher holds its claim, not yet committed, while the collector comes to the blob."""
         sha256 = store.put(b"published")
         arrived, done = threading.Event(), []
-        hold = collecting.hold_for_deletion
+        hold = collecting.pause_references
 
         def hold_and_tell(session: object) -> None:
             arrived.set()
             hold(session)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(collecting, "hold_for_deletion", hold_and_tell)
+        monkeypatch.setattr(collecting, "pause_references", hold_and_tell)
         collector = threading.Thread(target=lambda: done.append(collect(factory, store, grace=HOUR, actor="test")))
         with factory() as session:
-            claim(session, store, [sha256])
+            pin_blobs(session, store, [sha256])
             collector.start()
             assert arrived.wait(30)
             collector.join(0.5)
@@ -119,7 +119,7 @@ class TestOld:
             with factory() as session:
                 claiming.set()
                 try:
-                    claim(session, store, [sha256])
+                    pin_blobs(session, store, [sha256])
                 except BlobMissing as error:
                     told.append(error)
 
@@ -143,7 +143,7 @@ class TestYoung:
     def test_stays(self, store: Store, factory: Sessions) -> None:
         store.put(b"young")
         assert collect(factory, store, grace=HOUR, actor="test") == Collected()
-        assert len(list(store.blobs())) == 1
+        assert len(list(store.list_blobs())) == 1
 
     def test_what_was_put_again_since_it_was_listed_stays(
         self, store: Store, factory: Sessions, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +151,7 @@ class TestYoung:
         sha256 = store.put(b"put again")
         old = Blob(sha256, 9, datetime.now(UTC) - 2 * HOUR)
         with monkeypatch.context() as patch:
-            patch.setattr(type(store), "blobs", lambda self: iter([old]))
+            patch.setattr(type(store), "list_blobs", lambda self: iter([old]))
             assert collect(factory, store, grace=HOUR, actor="test") == Collected()
         assert sha256 in store
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.settings import Settings
-from app.storage.open import open_store
+from app.storage import open_store
 from app.storage.s3 import PART, S3Store, _checked
 from app.storage.store import BlobCorrupt, StoreUnavailable
 from tests.servers import S3Server, free_port
@@ -56,7 +56,7 @@ class TestUpload:
         with monkeypatch.context() as patch, pytest.raises(BlobCorrupt):
             patch.setattr("app.storage.s3._checked", changed)
             store.put_file(source)
-        assert list(store.blobs()) == []
+        assert list(store.list_blobs()) == []
 
     def test_unavailable(self, s3_server: S3Server, tmp_path: Path) -> None:
         away = {"s3_endpoint": f"http://127.0.0.1:{free_port()}"}
@@ -69,28 +69,28 @@ class TestUpload:
 class TestKeptHere:
     def test_is_fetched_once(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = opened(s3_server, tmp_path)
-        path = store.verified(store.put(CONTENT))
+        path = store.fetch(store.put(CONTENT))
         inode = path.stat().st_ino
-        assert store.verified(SHA256).stat().st_ino == inode
+        assert store.fetch(SHA256).stat().st_ino == inode
         path.write_bytes(b"damaged")
-        assert store.verified(SHA256).read_bytes() == CONTENT
+        assert store.fetch(SHA256).read_bytes() == CONTENT
 
     def test_a_recent_check_is_relied_on(
         self, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = opened(s3_server, tmp_path)
-        path = store.verified(store.put(CONTENT))
-        store.verified(SHA256, recently=True)
-        monkeypatch.setattr(store.local, "check", lambda sha256: pytest.fail("it was read again"))
-        assert store.verified(SHA256, recently=True) == path
+        path = store.fetch(store.put(CONTENT))
+        store.fetch(SHA256, recheck=False)
+        monkeypatch.setattr(store.local, "verify", lambda sha256: pytest.fail("it was read again"))
+        assert store.fetch(SHA256, recheck=False) == path
 
     def test_what_was_not_used_for_longest_makes_room(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = opened(s3_server, tmp_path, store_cache_bytes=2 * len(CONTENT) + 2)
         digests = [store.put(CONTENT + bytes([number])) for number in range(4)]
         for sha256, hours in zip(digests[:3], (5, 9, 0), strict=True):
-            path = store.verified(sha256)
+            path = store.fetch(sha256)
             used = time.time() - 3600 * hours
             os.utime(path, (used, path.stat().st_mtime))
-        store.verified(digests[3])
+        store.fetch(digests[3])
         assert [sha256 in store.local for sha256 in digests] == [True, False, True, True]
         assert all(sha256 in store for sha256 in digests)

@@ -14,7 +14,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 def digests(store: Store) -> list[str]:
-    return sorted(blob.sha256 for blob in store.blobs())
+    return sorted(blob.sha256 for blob in store.list_blobs())
 
 
 class TestPut:
@@ -22,12 +22,12 @@ class TestPut:
         assert store.put(CONTENT) == SHA256
         assert digests(store) == [SHA256]
         assert store.read(SHA256) == CONTENT and store.size(SHA256) == len(CONTENT) and SHA256 in store
-        store.check(SHA256)
-        assert store.verified(SHA256).read_bytes() == CONTENT
+        store.verify(SHA256)
+        assert store.fetch(SHA256).read_bytes() == CONTENT
 
     def test_twice_is_once(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "source").write_bytes(CONTENT)
-        with store.writing() as file:
+        with store.open_writer() as file:
             file.write(CONTENT)
         assert store.put(CONTENT) == store.put_file(tmp_path / "source") == file.sha256
         assert digests(store) == [SHA256]
@@ -38,8 +38,8 @@ class TestPut:
         (tmp_path / "large").write_bytes(content)
         sha256 = store.put_file(tmp_path / "large")
         assert sha256 == hashlib.sha256(content).hexdigest() and store.size(sha256) == len(content)
-        store.check(sha256)
-        assert store.verified(sha256).read_bytes() == content
+        store.verify(sha256)
+        assert store.fetch(sha256).read_bytes() == content
 
     def test_an_empty_one(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "empty").touch()
@@ -52,13 +52,13 @@ class TestPut:
         assert store.read(SHA256) == CONTENT
 
     def test_a_failed_write_leaves_nothing(self, store: Store) -> None:
-        with pytest.raises(RuntimeError), store.writing() as file:
+        with pytest.raises(RuntimeError), store.open_writer() as file:
             file.write(CONTENT)
             raise RuntimeError("half way")
         assert digests(store) == [] and SHA256 not in store
 
     def test_is_there_only_once_it_is_whole(self, store: Store) -> None:
-        with store.writing() as file:
+        with store.open_writer() as file:
             file.write(CONTENT)
             assert SHA256 not in store
         assert SHA256 in store
@@ -72,12 +72,12 @@ class TestPut:
             pass
         store.put(CONTENT)
         assert first < store.stored_at(SHA256) <= again + timedelta(seconds=5)
-        assert list(store.blobs()) == [Blob(SHA256, len(CONTENT), store.stored_at(SHA256))]
+        assert list(store.list_blobs()) == [Blob(SHA256, len(CONTENT), store.stored_at(SHA256))]
 
 
 class TestRead:
     def test_unknown(self, store: Store) -> None:
-        for ask in (store.read, store.size, store.verified, store.check, store.stored_at, store.quarantine):
+        for ask in (store.read, store.size, store.fetch, store.verify, store.stored_at, store.quarantine):
             with pytest.raises(BlobMissing):
                 ask("0" * 64)
         assert "0" * 64 not in store
@@ -86,7 +86,7 @@ class TestRead:
     @pytest.mark.parametrize("wrong", [b"What the store is given", CONTENT[:-1], CONTENT + b"!", b""])
     def test_other_bytes_are_refused(self, store: Store, damage: Damage, wrong: bytes) -> None:
         damage(store.put(CONTENT), wrong)
-        for ask in (store.read, store.verified, store.check):
+        for ask in (store.read, store.fetch, store.verify):
             with pytest.raises(BlobCorrupt):
                 ask(SHA256)
 
@@ -96,7 +96,7 @@ class TestRead:
     )
     def test_nothing_but_a_sha256_is_looked_for(self, store: Store, name: str) -> None:
         store.put(CONTENT)
-        for ask in (store.read, store.verified, store.delete, store.quarantine):
+        for ask in (store.read, store.fetch, store.delete, store.quarantine):
             with pytest.raises(BlobMissing):
                 ask(name)
         assert name not in store
@@ -106,15 +106,15 @@ class TestKeep:
     def test_delete(self, store: Store) -> None:
         other = store.put(b"other")
         store.put(CONTENT)
-        store.verified(SHA256)
+        store.fetch(SHA256)
         store.delete(SHA256)
         assert SHA256 not in store and digests(store) == [other]
         with pytest.raises(BlobMissing):
-            store.verified(SHA256)
+            store.fetch(SHA256)
 
     def test_quarantine_makes_way(self, store: Store, damage: Damage) -> None:
         damage(store.put(CONTENT), b"damaged")
         store.quarantine(SHA256)
         assert SHA256 not in store and digests(store) == []
         store.put(CONTENT)
-        store.check(SHA256)
+        store.verify(SHA256)

@@ -158,7 +158,7 @@ class TestShippedMoments:
         assert (row.model_id, row.state, row.captions_name) == (model.id, "ready", "shipped")
         assert (row.captions, row.tokens, row.digest) == (7, 40, moments.digest)
         assert row.digest is not None
-        assert editing.SecondMoments.load(store.verified(row.digest)).digest == moments.digest
+        assert editing.SecondMoments.load(store.fetch(row.digest)).digest == moments.digest
         assert "second_moments.safetensors" not in {file.path for file in model.files}
 
     @pytest.mark.parametrize("wrong", [{"width": 8}, {"layers": LAYERS + 1}])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from app.db.blobs import KEPT, NO_BLOBS, all_references, referenced
 from app.db.models import Base, Checkpoint, CheckpointFile, Edit, Evaluation, Image, Model, ModelFile, Statistics
+from app.storage.references import BLOB_COLUMNS, OTHER_HASH_COLUMNS, find_referenced, list_references
 
 LIKE_A_HASH = re.compile(r"sha\d|digest|hash|blob|checksum|files")
 
@@ -53,27 +53,27 @@ NAMES = ("base", "captions", "moments", "image", "picture", "card", "report")
 
 
 def test_every_column_is_known() -> None:
-    """Whoever adds one that may name a blob says in `app/db/blobs.py` whether it does."""
+    """Whoever adds one that may name a blob says in `app/storage/references.py` whether it does."""
     columns = {f"{table.name}.{column.name}" for table in Base.metadata.sorted_tables for column in table.columns}
-    assert KEPT | NO_BLOBS <= columns
-    assert {name for name in columns if LIKE_A_HASH.search(name.partition(".")[2])} <= KEPT | NO_BLOBS
+    assert BLOB_COLUMNS | OTHER_HASH_COLUMNS <= columns
+    assert {name for name in columns if LIKE_A_HASH.search(name.partition(".")[2])} <= BLOB_COLUMNS | OTHER_HASH_COLUMNS
 
 
 @pytest.mark.usefixtures("version")
 def test_all_are_found(session: Session) -> None:
-    places = all_references(session)
-    assert places.keys() == {sha256(name) for name in NAMES} and len(NAMES) == len(KEPT)
+    places = list_references(session)
+    assert places.keys() == {sha256(name) for name in NAMES} and len(NAMES) == len(BLOB_COLUMNS)
     assert places[sha256("base")] == ["model:emoji/unet/config.json"]
     assert places[sha256("card")] == ["checkpoint:emoji/v1/README.md"]
     assert places[sha256("report")][0].endswith("/report.md")
     asked = {sha256(name) for name in ("base", "report", "nothing")}
-    assert referenced(session, among=asked) == asked - {sha256("nothing")}
-    assert referenced(session, among=[]) == set()
+    assert find_referenced(session, among=asked) == asked - {sha256("nothing")}
+    assert find_referenced(session, among=[]) == set()
 
 
 def test_without_retracted(session: Session, version: Checkpoint) -> None:
     version.state = "retracted"
     session.flush()
-    assert referenced(session, among=[sha256("card")]) == {sha256("card")}
-    kept = all_references(session, retracted=False)
+    assert find_referenced(session, among=[sha256("card")]) == {sha256("card")}
+    kept = list_references(session, retracted=False)
     assert kept.keys() == {sha256(name) for name in NAMES if name != "card"}
