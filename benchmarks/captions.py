@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> tuple[Row, ...]:
     concepts = read_concepts()
     pipeline = editing.load_pipeline(arguments.weights / "pipeline")
     classifier = load_classifier(arguments.weights / "classifier.safetensors")
-    examiner = Examiner(pipeline, classifier, steps=arguments.picture_steps)
+    examiner = Examiner(pipeline, classifier, num_inference_steps=arguments.picture_steps)
 
-    settings = StageOneSettings(objective="text", steps=arguments.steps)
+    settings = StageOneSettings(objective="text", optimization_steps=arguments.steps)
     work = []
     for seed in range(arguments.seeds):
         task = arbitrary_editing(concepts, edits=arguments.edits, seed=seed, held_out=arguments.held_out)

@@ -31,8 +31,8 @@ from editing.stage_one.optimize import Value, optimize_values
 from editing.stage_two.update import Update, applied, compute_update
 
 OUT = Path("out/defaults")
-TEXT = StageOneSettings(objective="text", steps=150, weight_decay=5e-4)
-HYBRID = StageOneSettings(objective="hybrid", guidance=3.0, solver_steps=10)
+TEXT = StageOneSettings(objective="text", optimization_steps=150, weight_decay=5e-4)
+HYBRID = StageOneSettings(objective="hybrid", guidance_scale=3.0, num_inference_steps=10)
 DECAYED = replace(HYBRID, weight_decay=5e-4)
 
 
@@ -42,8 +42,8 @@ class Setting:
     share of C0's energy that edits must not touch."""
 
     stage_one: StageOneSettings = TEXT
-    residual: str = "spread"
-    mass: float = 4000.0
+    residual_schedule: str = "spread"
+    moment_weight: float = 4000.0
     alpha: float = 0.5
     first_layer: int = 0
     power: float = 1.0
@@ -60,26 +60,28 @@ class Setting:
 BASE = Setting()
 SETTINGS: Mapping[str, Setting] = {
     "text, spread, 0–10, λ 4000": BASE,
-    "published update": replace(BASE, residual="published"),
-    "even": replace(BASE, residual="even"),
-    "even, λ 100": replace(BASE, residual="even", mass=100.0),
-    "λ 100": replace(BASE, mass=100.0),
-    "λ 400": replace(BASE, mass=400.0),
-    "λ 1000": replace(BASE, mass=1000.0),
-    "λ 10000": replace(BASE, mass=10_000.0),
+    "published update": replace(BASE, residual_schedule="published"),
+    "even": replace(BASE, residual_schedule="even"),
+    "even, λ 100": replace(BASE, residual_schedule="even", moment_weight=100.0),
+    "λ 100": replace(BASE, moment_weight=100.0),
+    "λ 400": replace(BASE, moment_weight=400.0),
+    "λ 1000": replace(BASE, moment_weight=1000.0),
+    "λ 10000": replace(BASE, moment_weight=10_000.0),
     "α 0.6": replace(BASE, alpha=0.6),
     "layers 4–10": replace(BASE, first_layer=4),
     "layers 7–10": replace(BASE, first_layer=7),
     "C0^0.5": replace(BASE, power=0.5),
     "null space 0.99": replace(BASE, null_space=0.99),
-    "‖δ‖ ≤ 1.0 ‖h‖": replace(BASE, stage_one=replace(TEXT, clamp=1.0)),
+    "‖δ‖ ≤ 1.0 ‖h‖": replace(BASE, stage_one=replace(TEXT, max_delta_norm=1.0)),
     "weight decay 5e-2": replace(BASE, stage_one=replace(TEXT, weight_decay=5e-2)),
     "layer 9": replace(BASE, stage_one=replace(TEXT, layer=9)),
     "hybrid": replace(BASE, stage_one=HYBRID),
-    "hybrid, λ 1000": replace(BASE, stage_one=HYBRID, mass=1000.0),
+    "hybrid, λ 1000": replace(BASE, stage_one=HYBRID, moment_weight=1000.0),
     "hybrid, weight decay 5e-4": replace(BASE, stage_one=DECAYED),
-    "the same, λ 400": replace(BASE, stage_one=DECAYED, mass=400.0),
-    "noise, 60 steps, weight decay 5e-4": replace(BASE, stage_one=replace(DECAYED, objective="noise", steps=60)),
+    "the same, λ 400": replace(BASE, stage_one=DECAYED, moment_weight=400.0),
+    "noise, 60 steps, weight decay 5e-4": replace(
+        BASE, stage_one=replace(DECAYED, objective="noise", optimization_steps=60)
+    ),
     "rehearsal α 0.2, target": replace(BASE, rehearsal=0.2, rehearsed="target"),
     "preserve 100 others": replace(BASE, preserve=100),
 }
@@ -151,9 +153,9 @@ class Bench:
             values,
             self._moments(setting.power, setting.null_space),
             alpha=alpha,
-            mass=setting.mass,
+            moment_weight=setting.moment_weight,
             layers=range(setting.first_layer, values[0].layer + 1),
-            residual=setting.residual,
+            residual_schedule=setting.residual_schedule,
             preserve=preserve,
             preserve_weight=setting.preserve_weight,
         )

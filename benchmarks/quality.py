@@ -85,7 +85,7 @@ class Examiner:
 
     pipeline: EditablePipeline
     classifier: Classifier
-    steps: int = STEPS
+    num_inference_steps: int = STEPS
     """of the solver"""
 
     def means(self, task: Task, update: Update | None = None) -> Means:
@@ -115,7 +115,11 @@ class Examiner:
             for turn in range(few)
         ]
         pictures = draw(
-            self.pipeline, [prompt for prompt, _ in asked], seeds=range(len(asked)), steps=self.steps, guidance=GUIDANCE
+            self.pipeline,
+            [prompt for prompt, _ in asked],
+            seeds=range(len(asked)),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=GUIDANCE,
         )
         read = classify(pictures, self.classifier)
         places = [read.classes.concepts.index(wanted) for _, wanted in asked]

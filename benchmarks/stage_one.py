@@ -83,7 +83,7 @@ def mid_size_pipeline(*, side: int = 16, channels: Sequence[int] = (96, 192)) ->
 
 def settings_of(case: str, side: str) -> StageOneSettings:
     """Ours are the defaults; a guidance and solver steps that suit the emoji model are given to both sides."""
-    shared = {"objective": "text" if case == "text" else "hybrid", "guidance": 3.0}
+    shared = {"objective": "text" if case == "text" else "hybrid", "guidance_scale": 3.0}
     return StageOneSettings(**shared) if side == "ours" else StageOneSettings.preset("published", **shared)
 
 
@@ -151,7 +151,7 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            delta.mul_((settings.clamp * hidden.norm() / delta.norm().clamp_min(1e-12)).clamp(max=1))
+            delta.mul_((settings.max_delta_norm * hidden.norm() / delta.norm().clamp_min(1e-12)).clamp(max=1))
         losses.append(float(text.detach()))
     assert hidden is not None
     return Value(encoder.name, layer, delta.detach().clone(), hidden, tuple(losses))
@@ -164,7 +164,13 @@ def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | No
     assert isinstance(edit.destination, DestinationPrompt)
     prompts = [fill(template, edit.destination.prompt) for template in edit.templates]
     settings = edit.settings
-    drawn = draw(pipeline, prompts, seeds=range(len(prompts)), steps=settings.solver_steps, guidance=settings.guidance)
+    drawn = draw(
+        pipeline,
+        prompts,
+        seeds=range(len(prompts)),
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+    )
     return torch.stack([to_pixels(picture, size=pipeline.image_size) for picture in drawn])
 
 
@@ -177,7 +183,7 @@ def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out
         values = [value for value in optimize_values(pipeline, edits) if isinstance(value, Value)]
         seconds = time.process_time() - start
     else:
-        asked = edits[0].settings.steps
+        asked = edits[0].settings.optimization_steps
         steps = min(plain_steps or asked, asked)
         pictures = [plain_pictures(pipeline, edit) for edit in edits]
         drawn = time.process_time()

@@ -42,9 +42,9 @@ from editing.edits import ConceptEdit, DestinationPrompt
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import Value
-from editing.stage_two.update import ResidualMode, compute_update
+from editing.stage_two.update import ResidualSchedule, compute_update
 
-ALPHA, MASS = 0.5, 4000.0
+ALPHA, MOMENT_WEIGHT = 0.5, 4000.0
 TOLERANCE = 1e-4  # ‖ΔW - ΔW plain‖ / ‖ΔW plain‖ of any layer: the plain encoder computes in float32
 BATCH = 48  # prompts in one forward pass of the plain implementation
 
@@ -87,14 +87,22 @@ def write_workload(folder: Path, *, width: int, mlp_width: int, layers: int) -> 
     SecondMoments(moments, captions=0, tokens=0).save(folder / "second_moments.safetensors")
 
 
-def ours(work: Workload, residual: ResidualMode, folder: Path) -> dict[int, Tensor]:
+def ours(work: Workload, residual_schedule: ResidualSchedule, folder: Path) -> dict[int, Tensor]:
     factored = FactoredMoments(work.moments, folder=folder / "factors", digest="benchmark")
-    update = compute_update(work.encoder, work.edits, work.values, factored, alpha=ALPHA, mass=MASS, residual=residual)
+    update = compute_update(
+        work.encoder,
+        work.edits,
+        work.values,
+        factored,
+        alpha=ALPHA,
+        moment_weight=MOMENT_WEIGHT,
+        residual_schedule=residual_schedule,
+    )
     return {layer: change.dense() for layer, change in update.layers.items()}
 
 
 @torch.no_grad()
-def plain(work: Workload, residual: ResidualMode, *, padding: str) -> dict[int, Tensor]:
+def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) -> dict[int, Tensor]:
     """Stage II as published, in float32 and with a float64 solve: per layer one whole forward pass over every prompt
     for the keys, another for the values, and a dense system; the weights are changed in place."""
     tokenizer, layers, q = work.encoder.tokenizer, work.layers, len(work.layers)
@@ -119,10 +127,10 @@ def plain(work: Workload, residual: ResidualMode, *, padding: str) -> dict[int, 
     for done, layer in enumerate(layers):
         fc2 = work.encoder.fc2(layer)
         keys = forward(fc2, output=False)  # (m, n)
-        target = fc2 if residual == "published" else work.encoder.layers[layers[-1]]
+        target = fc2 if residual_schedule == "published" else work.encoder.layers[layers[-1]]
         r = (z - forward(target, output=True)) / (q - done)  # (d, n)
         moment = SecondMoments.load(work.moments, layers=[layer]).moments[layer]
-        system = (1 - ALPHA) * MASS * moment + ALPHA * keys @ keys.T  # (m, m)
+        system = (1 - ALPHA) * MOMENT_WEIGHT * moment + ALPHA * keys @ keys.T  # (m, m)
         changes[layer] = ALPHA * r @ torch.linalg.solve(system, keys).T
         fc2.weight += changes[layer].float()
     return changes

@@ -57,7 +57,7 @@ class Correction:
 
 
 LAYER = 9  # a style is read in the model's layer 10, so it must be corrected before; edits of one version share a layer
-TEXT = {"objective": "text", "steps": 150, "layer": LAYER}
+TEXT = {"objective": "text", "optimization_steps": 150, "layer": LAYER}
 IMAGES = {"layer": LAYER}
 
 CORRECTIONS = (

@@ -23,7 +23,7 @@ from editing.stage_two.update import applied, compute_update
 
 TEMPLATES = ("a photo of a {}", "{}")
 """What is drawn of a profession; the first is no template of the edits."""
-SEARCH = DebiasSettings(pictures=48, solver_steps=STEPS, guidance=GUIDANCE, templates=TEMPLATES)
+SEARCH = DebiasSettings(pictures=48, num_inference_steps=STEPS, guidance_scale=GUIDANCE, templates=TEMPLATES)
 JUDGED = replace(SEARCH, seed=100_000)
 STAGE_ONE = StageOneSettings(objective="text")
 

@@ -29,7 +29,7 @@ def draw(
     seeds: Sequence[int],
     *,
     steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    guidance_scale: float = GUIDANCE,
     batch: int = 32,
     shown_as: str | None = None,
 ) -> Tensor:
@@ -44,7 +44,7 @@ def draw(
         pictures = pipeline(
             list(prompts[start : start + batch]),
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=guidance_scale,
             generator=generators,
             output_type="pt",
         ).images

@@ -39,7 +39,7 @@ class Emoji:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         """A picture for each prompt, from its own seed."""
-        return editing.draw(self.pipeline, prompts, seeds=seeds, steps=STEPS, guidance=GUIDANCE)
+        return editing.draw(self.pipeline, prompts, seeds=seeds, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 
     def read(self, prompts: Sequence[str], seeds: Sequence[int]) -> Confidences:
         """What the classifier makes of those pictures."""

@@ -28,7 +28,7 @@ NAMES = {
     "simba": "lion",
 }
 """Aliases that the model was not trained with, and what the pictures show."""
-STAGE_ONE = StageOneSettings(objective="noise", guidance=GUIDANCE, solver_steps=STEPS, layer=LAYER)
+STAGE_ONE = StageOneSettings(objective="noise", guidance_scale=GUIDANCE, num_inference_steps=STEPS, layer=LAYER)
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
         "rise": {"mean": mean(rises), "least": min(rises)},
         "held_out": {"before": kept_before, "after": kept_after},
         "pictures": len(REFERENCE_SEEDS),
-        "steps": settings.steps,
+        "optimization_steps": settings.optimization_steps,
         "seconds": round(seconds, 1),
     }
 

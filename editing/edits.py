@@ -100,7 +100,7 @@ class StageOneSettings:
 
     objective: Objective = "hybrid"
     """`text`: Eq. 2. `noise`: Eq. 3, and Eq. 4 for reference images. `hybrid`: both, the text loss by `text_weight`."""
-    steps: int = 200
+    optimization_steps: int = 200
     learning_rate: float = 0.2
     """Of Adam."""
     text_optimizer: TextOptimizer = "lbfgs"
@@ -112,30 +112,30 @@ class StageOneSettings:
     weight_decay: float = 0.0
     """Weight of ‖δ‖²/‖h‖² in the loss. Published: 5e-4, which beside a text loss that weighs 0.01 makes δ a third
     shorter, and other names of the source hardly follow it (docs/decisions/0013)."""
-    clamp: float = 1.5
+    max_delta_norm: float = 1.5
     """‖δ‖ is kept to at most this multiple of ‖h‖."""
     seed: int = 0
     layer: int | None = None
     """The layer whose output δ is added to; None: the last but one."""
-    warm_start: int = 160
+    warmup_steps: int = 160
     """How many first steps of a hybrid edit use the text loss alone, which needs no U-Net; never more than four fifths
-    of `steps`, so that a short search sees the noise too. 0: both losses from the start, as published."""
-    images: int = 6
+    of `optimization_steps`, so that a short search sees the noise too. 0: both losses from the start, as published."""
+    num_images: int = 6
     """Pictures of the destination drawn for Eq. 3, spread over the templates."""
-    solver_steps: int = 20
-    guidance: float = 7.5
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
     """Classifier-free guidance of those pictures."""
-    bank: int = 64
-    """Noised latents drawn once per edit; each step takes `noise_batch` of them."""
-    noise_batch: int = 3
+    noise_pool_size: int = 64
+    """Noised latents drawn once per edit; each step takes `noise_batch_size` of them."""
+    noise_batch_size: int = 3
 
     def __post_init__(self) -> None:
         if self.objective not in ("text", "noise", "hybrid"):
             raise _bad_setting("objective", f'must be "text", "noise" or "hybrid", not {self.objective!r}')
         if self.text_optimizer not in ("lbfgs", "adam"):
             raise _bad_setting("text_optimizer", f'must be "lbfgs" or "adam", not {self.text_optimizer!r}')
-        for name in ("learning_rate", "tolerance", "text_weight", "weight_decay", "clamp", "guidance"):
-            number, positive = getattr(self, name), name in ("learning_rate", "clamp")
+        for name in ("learning_rate", "tolerance", "text_weight", "weight_decay", "max_delta_norm", "guidance_scale"):
+            number, positive = getattr(self, name), name in ("learning_rate", "max_delta_norm")
             if not _is_number(number) or number < 0 or (positive and number == 0):
                 raise _bad_setting(
                     name, f"must be a finite number {'above' if positive else 'of at least'} 0, not {number!r}"
@@ -164,14 +164,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "published": MappingProxyType(
             {
                 "objective": "hybrid",
-                "steps": 200,
+                "optimization_steps": 200,
                 "learning_rate": 0.2,
                 "text_optimizer": "adam",
                 "tolerance": 0.0,
                 "text_weight": 0.01,
                 "weight_decay": 5e-4,
-                "clamp": 1.5,
-                "warm_start": 0,
+                "max_delta_norm": 1.5,
+                "warmup_steps": 0,
             }
         )
     }
@@ -179,13 +179,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Settings of stage I by name; what is not said has its default."""
 
 UPDATE_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"published": MappingProxyType({"residual": "published", "mass": 4000.0, "alpha": 0.5})}
+    {"published": MappingProxyType({"residual_schedule": "published", "moment_weight": 4000.0, "alpha": 0.5})}
 )
 """Arguments of stage II (`compute_update`) by name; what is not said has its default."""
 
 
 _LEAST = {
-    "steps": 1, "seed": 0, "layer": 0, "warm_start": 0, "images": 1, "solver_steps": 1, "bank": 1, "noise_batch": 1,
+    "optimization_steps": 1, "seed": 0, "layer": 0, "warmup_steps": 0, "num_images": 1, "num_inference_steps": 1,
+    "noise_pool_size": 1, "noise_batch_size": 1,
 }  # fmt: skip
 
 

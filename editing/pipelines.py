@@ -158,26 +158,31 @@ class EditablePipeline:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], *, generators: Sequence[torch.Generator], steps: int, guidance: float
+        self,
+        prompts: Sequence[str],
+        *,
+        generators: Sequence[torch.Generator],
+        num_inference_steps: int,
+        guidance_scale: float,
     ) -> Tensor:
         """Latents (p, c, h, w) drawn for prompts, each from its own generator (on the CPU, so that a seed means
         the same picture on any device)."""
         shape = self.latent_shape
         latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
         condition = self.encode(prompts)
-        if guidance != 1.0:
+        if guidance_scale != 1.0:
             empty = self._empty.map(lambda tensor: tensor.expand(len(prompts), *tensor.shape[1:]))
             condition = Condition(*map(torch.cat, zip(empty.tensors, condition.tensors, strict=True)))
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)  # it keeps state: one per run
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(num_inference_steps)
         latents = latents * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            batch = torch.cat([latents, latents]) if guidance != 1.0 else latents
+            batch = torch.cat([latents, latents]) if guidance_scale != 1.0 else latents
             batch = scheduler.scale_model_input(batch, t)
             prediction = self.predict_all(batch, t.expand(len(batch)).to(self.device), condition)
-            if guidance != 1.0:
+            if guidance_scale != 1.0:
                 unguided, guided = prediction.chunk(2)
-                prediction = unguided + guidance * (guided - unguided)
+                prediction = unguided + guidance_scale * (guided - unguided)
             latents = scheduler.step(prediction, t, latents).prev_sample
         return latents
 

@@ -36,13 +36,13 @@ APPLY: dict[str, Reading] = {
     "/preset": word,
     "/alpha": word,
     "/layers": items,
-    "/residual": word,
-    "/mass": word,
+    "/residual_schedule": word,
+    "/moment_weight": word,
     "/contexts": word,
     "/preserve": lines,
     "/erase_scale": word,
     "/preserve_scale": word,
-    "/lamb": word,
+    "/regularization_weight": word,
 }
 CHANGES: dict[str, Reading] = {"/add": checked, "/remove": checked}
 

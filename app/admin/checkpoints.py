@@ -34,15 +34,15 @@ PREVIEW: dict[str, Reading] = {
     "/prompts": lines,
     "/controls": lines,
     "/seeds": items,
-    "/steps": word,
-    "/guidance": word,
+    "/num_inference_steps": word,
+    "/guidance_scale": word,
 }
 EVALUATION: dict[str, Reading] = {
     "/held_out": lines,
     "/scales": items,
     "/seed": word,
-    "/steps": word,
-    "/guidance": word,
+    "/num_inference_steps": word,
+    "/guidance_scale": word,
 }
 
 

@@ -39,10 +39,10 @@ EDIT: dict[str, Reading] = {
     "/reason": word,
     "/settings/preset": word,
     "/settings/objective": word,
-    "/settings/steps": word,
+    "/settings/optimization_steps": word,
     "/settings/learning_rate": word,
     "/settings/text_weight": word,
-    "/settings/guidance": word,
+    "/settings/guidance_scale": word,
     "/settings/layer": word,
     "/settings/seed": word,
 }

@@ -127,24 +127,24 @@ def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Sto
 def _with_memory(session: Session, prepared: _Prepared, *, model: Model, request: ApplyCreate) -> _Prepared:
     """The settings of the edits in the memory: the request's; those of the start where it adds to cross-attention."""
     start = prepared.start
-    if request.method != "memory":
+    if request.method != "text_encoder":
         assert start is not None and start.statistics_id is not None
         statistics = session.get_one(Statistics, start.statistics_id)
         kept = {name: setting for name, setting in start.options.items() if name != "cross_attention"}
         return replace(prepared, alpha=start.alpha, layers=start.layers, options=kept, statistics=statistics)
-    in_memory = len(prepared.selection.edits) - len(prepared.selection.in_cross_attention)
-    if request.contexts == "many" and in_memory > MOST_IN_CONTEXTS:
+    in_text_encoder = len(prepared.selection.edits) - len(prepared.selection.in_cross_attention)
+    if request.contexts == "many" and in_text_encoder > MOST_IN_CONTEXTS:
         raise Unprocessable.at(
             "/contexts",
-            f"{in_memory} edits are too many to write each in many contexts; at most {MOST_IN_CONTEXTS} can be. Write "
-            "them by their own templates (`own`), or apply fewer.",
+            f"{in_text_encoder} edits are too many to write each in many contexts; at most {MOST_IN_CONTEXTS} can be. "
+            "Write them by their own templates (`own`), or apply fewer.",
         )
     layers = _layers(model, request.layers, lasts=prepared.selection.layers)
     newest = queries.newest_statistics(session, model_id=model.id)
     if newest is None:
         latest = queries.newest_statistics(session, model_id=model.id, state=None)
         raise StatisticsMissing(model.name, under_way=latest is not None and latest.state != "failed")
-    names = ("residual", "mass", "contexts", "preserve")
+    names = ("residual_schedule", "moment_weight", "contexts", "preserve")
     options: JsonObject = {name: getattr(request, name) for name in names}
     if len(layers) > 1:
         options["layers"] = {encoder: list(own) for encoder, own in layers.items()}

@@ -59,12 +59,12 @@ NO_LORA = """\
 def card(inputs: Inputs, *, edited: Mapping[str, str]) -> bytes:
     """The card as Markdown with the Hub's front matter; `edited` maps the paths of the edited components' files to
     their sha256."""
-    in_memory, in_cross_attention = inputs.edits_by("memory"), inputs.edits_by("cross_attention")
+    in_text_encoder, in_cross_attention = inputs.edits_by("text_encoder"), inputs.edits_by("cross_attention")
     count = f"{len(inputs.edits)} concept{'s' if len(inputs.edits) != 1 else ''}"
     encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
     model = cell(inputs.model)
     what, made, changed = [], [], []
-    if in_memory:
+    if in_text_encoder:
         what.append(
             f"The {encoders} of {model} with these corrections written into its fc2 weights in closed form (EMCID)"
         )
@@ -73,18 +73,18 @@ def card(inputs: Inputs, *, edited: Mapping[str, str]) -> bytes:
         changed.append(f"the {encoders}")
     if in_cross_attention:
         settings = inputs.options["cross_attention"]
-        own = {name: settings[name] for name in ("erase_scale", "preserve_scale", "lamb")}
+        own = {name: settings[name] for name in ("erase_scale", "preserve_scale", "regularization_weight")}
         what.append(
             f"The U-Net of {model} was changed: these corrections are written into the keys and values of its "
             "cross-attention in closed form (UCE)"
         )
         made.append(_made("cross-attention: ", own, settings["preserve"]))
         changed.append("the U-Net")
-    tables = [_table(edits) for edits in (in_memory, in_cross_attention) if edits]
+    tables = [_table(edits) for edits in (in_text_encoder, in_cross_attention) if edits]
     intro = "\n".join(
         f"{said}.\n{REST if said == what[-1] else ''}\n{rows}" for said, rows in zip(what, tables, strict=True)
     )
-    use = NO_LORA if not in_memory else LORA_OF_TEXT_ENCODER if in_cross_attention else LORA
+    use = NO_LORA if not in_text_encoder else LORA_OF_TEXT_ENCODER if in_cross_attention else LORA
     limits = LIMITS.format(
         changed=f"{' and '.join(changed)} {'was' if changed in (['the text encoder'], ['the U-Net']) else 'were'}",
         of_cross_attention=OF_CROSS_ATTENTION if in_cross_attention else "",
@@ -137,8 +137,8 @@ def _settings(inputs: Inputs) -> dict[str, object]:
     return {
         "layers": " and ".join(spans),
         "α": inputs.alpha,
-        "λ": options.get("mass"),
-        "residual": options.get("residual"),
+        "λ": options.get("moment_weight"),
+        "residual_schedule": options.get("residual_schedule"),
     } | ({"contexts": "many"} if options.get("contexts") == "many" else {})
 
 

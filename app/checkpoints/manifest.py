@@ -29,7 +29,7 @@ class ManifestEdit:
     reason: str | None
     values: Mapping[str, str]
     """The sha256 of its value, per text encoder; empty where it is written into cross-attention, which needs none."""
-    method: str = "memory"
+    method: str = "text_encoder"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Inputs:
     layers: Mapping[str, Sequence[int]]
     """By text encoder."""
     options: Mapping[str, Any]
-    """`residual`, `mass`, `contexts` and `preserve` of the memory; `cross_attention`, the arguments of UCE."""
+    """`residual_schedule`, `moment_weight`, `contexts` and `preserve` of the text encoder's edits; arguments of UCE."""
 
     def edits_by(self, method: str) -> list[ManifestEdit]:
         return [edit for edit in self.edits if edit.method == method]
@@ -96,7 +96,7 @@ def _edit(edit: ManifestEdit) -> dict[str, Any]:
         "settings": dict(edit.settings),
         "reason": edit.reason,
     }
-    return content | ({"values": dict(edit.values)} if edit.method == "memory" else {"method": edit.method})
+    return content | ({"values": dict(edit.values)} if edit.method == "text_encoder" else {"method": edit.method})
 
 
 def commit_of(files: Iterable[tuple[str, str]]) -> str:

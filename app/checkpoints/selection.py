@@ -29,7 +29,7 @@ class Selection:
     """The layer that all values for the memory were optimised for, by text encoder; empty where there are none."""
 
     def method_of(self, edit: Edit) -> str:
-        return "cross_attention" if edit.id in self.in_cross_attention else "memory"
+        return "cross_attention" if edit.id in self.in_cross_attention else "text_encoder"
 
 
 def select_edits(session: Session, *, model: Model, request: ApplyCreate, start: Checkpoint | None) -> Selection:
@@ -68,8 +68,8 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
     methods = {edit.id: stayed.get(edit.id, request.method) for edit in edits}
     in_cross_attention = frozenset(edit_id for edit_id, method in methods.items() if method == "cross_attention")
     _check_words([edit for edit in edits if edit.id in in_cross_attention], pointers)
-    in_memory = [edit for edit in edits if edit.id not in in_cross_attention]
-    layers = _common_layers(session, in_memory, pointers) if in_memory else {}
+    in_text_encoder = [edit for edit in edits if edit.id not in in_cross_attention]
+    layers = _common_layers(session, in_text_encoder, pointers) if in_text_encoder else {}
     return Selection(
         edits=edits,
         superseded=tuple(edit.id for edit in superseded),
@@ -144,7 +144,7 @@ def _check_words(edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> None:
             FieldError(
                 pointer=pointers.get(edit.id, "/edits"),
                 detail=f"The edit {edit.id} has reference images, which have no words for cross-attention to read: "
-                'leave it out, or apply it with the method "memory".',
+                'leave it out, or apply it with the method "text_encoder".',
             )
             for edit in edits
             if "images" in edit.destination

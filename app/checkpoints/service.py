@@ -174,16 +174,16 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
     return CheckpointOut(
         **summary.model_dump(),
         edits=edits,
-        residual=options.get("residual"),
-        mass=options.get("mass"),
-        contexts=options.get("contexts", "own") if "mass" in options else None,
+        residual_schedule=options.get("residual_schedule"),
+        moment_weight=options.get("moment_weight"),
+        contexts=options.get("contexts", "own") if "moment_weight" in options else None,
         preserve=options.get("preserve", []),
         cross_attention=cross_attention_out(options),
         statistics=(statistics.digest or "") if statistics else None,
         files=[FileOut(path=file.path, sha256=file.sha256, size=file.size) for file in checkpoint.files],
         conflicts=[ConflictOut(**conflict) for conflict in report.get("conflicts", [])],
         warnings=[
-            *(_left(edit, options=options) for edit in edits if (edit.residual or 0) > LEFT),
+            *(_left(edit, options=options) for edit in edits if (edit.relative_residual or 0) > LEFT),
             *_judged(queries.latest_judgement(session, checkpoint_id=checkpoint.id)),
         ],
         evaluations=_evaluations(session, checkpoint),
@@ -202,14 +202,18 @@ def edits_out(session: Session, *, checkpoint: Checkpoint) -> list[EditInCheckpo
     residuals: dict[str, float] = (checkpoint.report or {}).get("residuals", {})
     methods = queries.methods_in(session, checkpoint_id=checkpoint.id)
     return [
-        edit_in(edit, residual=residuals.get(str(edit.id)), method=methods[edit.id])
+        edit_in(edit, relative_residual=residuals.get(str(edit.id)), method=methods[edit.id])
         for edit in queries.edits_in(session, checkpoint_id=checkpoint.id)
     ]
 
 
-def edit_in(edit: Edit, *, residual: float | None = None, method: str) -> EditInCheckpoint:
+def edit_in(edit: Edit, *, relative_residual: float | None = None, method: str) -> EditInCheckpoint:
     return EditInCheckpoint(
-        id=edit.id, source=edit.source, destination=edit.destination, residual=residual, method=cast(Method, method)
+        id=edit.id,
+        source=edit.source,
+        destination=edit.destination,
+        relative_residual=relative_residual,
+        method=cast(Method, method),
     )
 
 
@@ -219,15 +223,15 @@ def cross_attention_out(options: JsonObject) -> CrossAttentionOut | None:
 
 
 def _left(edit: EditInCheckpoint, *, options: JsonObject) -> EditWarning:
-    if edit.method == "memory":
-        name, weight = "mass", options["mass"]
+    if edit.method == "text_encoder":
+        name, weight = "moment_weight", options["moment_weight"]
         why = "Words that are frequent in the statistics' captions resist"
     else:
-        name, weight = "lamb", options["cross_attention"]["lamb"]
-        why = "What the U-Net reads of it is held by preserved prompts or by `lamb`"
+        name, weight = "regularization_weight", options["cross_attention"]["regularization_weight"]
+        why = "What the U-Net reads of it is held by preserved prompts or by `regularization_weight`"
     return EditWarning(
         edit=edit.id,
-        detail=f"{edit.source!r} was hardly changed: {edit.residual:.0%} of what was asked is left undone. {why}; "
+        detail=f"{edit.source!r} was hardly changed: {edit.relative_residual:.0%} of the change is left undone. {why}; "
         f"apply with a lower `{name}`, {weight / 10:g} perhaps instead of {weight:g}.",
     )
 

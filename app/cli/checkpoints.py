@@ -52,14 +52,16 @@ def apply(
     ] = None,
     add: Annotated[list[str] | None, typer.Option(help="With --from: an edit's id.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="With --from: an edit's id.")] = None,
-    method: Annotated[str | None, typer.Option(help="memory (default), or cross_attention: the U-Net's.")] = None,
+    method: Annotated[str | None, typer.Option(help="text_encoder (default), or cross_attention: the U-Net's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="The edits' weight, between 0 and 1.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="A layer to edit; default: all up to the values'.")] = None,
     contexts: Annotated[str | None, typer.Option(help="own (default), or many: for names that are not known.")] = None,
     preserve: Annotated[list[str] | None, typer.Option(help="A prompt that is to keep its meaning.")] = None,
     erase_scale: Annotated[float | None, typer.Option(help="Of cross_attention: the edits' weight.")] = None,
     preserve_scale: Annotated[float | None, typer.Option(help="Of cross_attention: that of preserved prompts.")] = None,
-    lamb: Annotated[float | None, typer.Option(help="Of cross_attention: λ, the weight of everything else.")] = None,
+    regularization_weight: Annotated[
+        float | None, typer.Option(help="Of cross_attention: λ, the weight of everything else.")
+    ] = None,
     notes: Annotated[str | None, typer.Option(help="What the version is for.")] = None,
     alias: Annotated[str | None, typer.Option(help="Moved to the version once it is published.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be applied.")] = False,
@@ -73,7 +75,12 @@ def apply(
     else:
         selection = {"from": start} | given(edits=edit, add=add, remove=remove)
     request = selection | given(method=method, alpha=alpha, layers=layer, preserve=preserve, notes=notes, alias=alias)
-    request |= given(contexts=contexts, erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb)
+    request |= given(
+        contexts=contexts,
+        erase_scale=erase_scale,
+        preserve_scale=preserve_scale,
+        regularization_weight=regularization_weight,
+    )
     with asking() as client:
         if dry_run:
             plan = client.checkpoints.plan(model, request)
@@ -117,7 +124,7 @@ def show_checkpoint(model: Model, revision: Revision, as_json: AsJson = False) -
     def write() -> None:
         show_facts(found, "version", "state", "commit", "aliases", "alpha", "parent", "notes", "progress", "statistics")
         for edit in found.edits:
-            left = "" if edit.residual is None else f", {edit.residual:.2f} left undone"
+            left = "" if edit.relative_residual is None else f", {edit.relative_residual:.2f} left undone"
             typer.echo(f"edit {edit.id}: {edit.source}{left}")
         for warning in found.warnings:
             typer.echo(f"warning: {warning.detail}")

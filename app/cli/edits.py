@@ -48,7 +48,7 @@ def create_edit(
     neutral: Annotated[str | None, typer.Option(help="With --erase: what stands in its place.")] = None,
     template: Annotated[list[str] | None, typer.Option(help="A prompt with {} where the concept goes.")] = None,
     objective: Annotated[str | None, typer.Option(help="text, noise or hybrid.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the optimisation.")] = None,
+    optimization_steps: Annotated[int | None, typer.Option(help="Steps of the optimisation.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; kept in the record.")] = None,
     wait: Wait = False,
@@ -65,7 +65,7 @@ def create_edit(
         else:
             edit["destination"] = given(prompt=destination, erase=erase or None, neutral=neutral)
         edit |= given(templates=template, reason=reason)
-        edit |= given(settings=given(objective=objective, steps=steps, seed=seed) or None)
+        edit |= given(settings=given(objective=objective, optimization_steps=optimization_steps, seed=seed) or None)
         made = client.edits.create(model, edit)
         if wait:
             made = follow(

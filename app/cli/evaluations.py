@@ -41,15 +41,21 @@ def create_preview(
     prompt: Annotated[list[str] | None, typer.Option(help="Draw this; default: the edits' own templates.")] = None,
     control: Annotated[list[str] | None, typer.Option(help="A prompt that should be drawn as before.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A picture of each prompt; default: 0, 1 and 2.")] = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
     wait: Wait = False,
     timeout: Timeout = None,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw prompts by the base model and by a version, at the same seeds, beside each other."""
-    request = given(prompts=prompt, controls=control, seeds=seed, steps=steps, guidance=guidance)
+    request = given(
+        prompts=prompt,
+        controls=control,
+        seeds=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+    )
     with asking() as client:
         made = client.evaluations.create_preview(model, version, request)
         made = _waited(client, made, wait=wait or folder is not None, timeout=timeout, folder=folder)
@@ -64,15 +70,22 @@ def create_evaluation(
     held_out: Annotated[list[str] | None, typer.Option(help="A concept that no edit should change.")] = None,
     scale: Annotated[list[int] | None, typer.Option(help="Also measure the first so many edits alone.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first picture of each concept.")] = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
     wait: Wait = False,
     timeout: Timeout = None,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure which edits of a version took, and what they cost other concepts."""
-    request = given(prompts=prompt, held_out=held_out, scales=scale, seed=seed, steps=steps, guidance=guidance)
+    request = given(
+        prompts=prompt,
+        held_out=held_out,
+        scales=scale,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+    )
     with asking() as client:
         made = client.evaluations.create(model, version, request)
         made = _waited(client, made, wait=wait or folder is not None, timeout=timeout, folder=folder)

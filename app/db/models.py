@@ -198,7 +198,9 @@ class Checkpoint(Identified, Base):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
     alpha: Mapped[float | None]
     layers: Mapped[list[int]]
-    options: Mapped[JsonObject]  # residual mode, mass, contexts, preserved prompts; settings of `cross_attention`
+    options: Mapped[
+        JsonObject
+    ]  # residual mode, moment_weight, contexts, preserved prompts; settings of `cross_attention`
     notes: Mapped[str | None]
     alias: Mapped[str | None]  # to be moved here once published, if its moves still count `alias_moves`
     alias_moves: Mapped[int | None]
@@ -215,12 +217,12 @@ class Checkpoint(Identified, Base):
 
 class CheckpointEdit(Base):
     __tablename__ = "checkpoint_edits"
-    __table_args__ = (one_of("method", "memory", "cross_attention"),)
+    __table_args__ = (one_of("method", "text_encoder", "cross_attention"),)
 
     checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     edit_id: Mapped[UUID] = mapped_column(ForeignKey("edits.id"), index=True)
-    method: Mapped[str] = mapped_column(server_default="memory")  # where the edit is written
+    method: Mapped[str] = mapped_column(server_default="text_encoder")  # where the edit is written
 
     edit: Mapped[Edit] = relationship()
 

@@ -33,9 +33,12 @@ def as_markdown(report: Mapping[str, Any], *, title: str) -> str:
             cells = (_number(row[key], sign=True) for key in ("s2d", "hd", "f1"))
             lines.append(f"| {row['edits']} | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["| source | destination | before | after | oracle | residual | took |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| source | destination | before | after | oracle | relative residual | took |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for edit in report["edits"]:
-        figures = (_number(edit[key]) for key in ("before", "after", "oracle", "residual"))
+        figures = (_number(edit[key]) for key in ("before", "after", "oracle", "relative_residual"))
         goal = cell(edit["destination"]) if edit["destination"] else "(erased)"
         took = "yes" if edit["took"] else "**no**"
         lines.append(f"| {cell(edit['source'])} | {goal} | {' | '.join(figures)} | {took} |")

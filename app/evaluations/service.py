@@ -58,8 +58,8 @@ def request_check(session: Session, *, checkpoint: Checkpoint) -> None:
         request = EvaluationCreate(
             prompts=list(FREE_PROMPTS[:2]),
             held_out_prompts=list(FREE_PROMPTS[:1]),
-            steps=min(suited.get("solver_steps", 20), 20),
-            guidance=suited.get("guidance", 7.5),
+            num_inference_steps=min(suited.get("num_inference_steps", 20), 20),
+            guidance_scale=suited.get("guidance_scale", 7.5),
         )
         _create(session, checkpoint=checkpoint, kind="check", request=request.model_dump(), actor="worker")
 

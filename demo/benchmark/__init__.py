@@ -22,7 +22,7 @@ from editing.second_moments.moments import SecondMoments
 
 FOLDER = Path(__file__).parent
 SEEDS = 3
-SETTINGS = StageOneSettings(guidance=GUIDANCE, solver_steps=STEPS)
+SETTINGS = StageOneSettings(guidance_scale=GUIDANCE, num_inference_steps=STEPS)
 
 
 def load(*, device: str = "cpu", weights: Path = WEIGHTS) -> Benchmark:
@@ -35,8 +35,8 @@ def load(*, device: str = "cpu", weights: Path = WEIGHTS) -> Benchmark:
         classifier=load_classifier(weights / "classifier.safetensors"),
         second_moments=SecondMoments.load(weights / "pipeline" / "second_moments.safetensors"),
         suite=EmojiEdition(),
-        steps=STEPS,
-        guidance=GUIDANCE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
         known=known_names(),
     )
 

@@ -26,7 +26,7 @@ def main() -> None:
     _searches(dict(zip(WISHES, (value.text_losses for value in values), strict=True)))
 
     def drawn() -> list[object]:
-        return list(editing.draw(pipeline, list(PROMPTS), seeds=[SEED] * len(PROMPTS), guidance=3.0))
+        return list(editing.draw(pipeline, list(PROMPTS), seeds=[SEED] * len(PROMPTS), guidance_scale=3.0))
 
     columns = {"before": drawn()}
     for alpha in ALPHAS:

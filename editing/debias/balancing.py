@@ -19,7 +19,7 @@ from editing.pipelines import EditablePipeline
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import Value, mix
-from editing.stage_two.update import ResidualMode, all_applied, compute_update
+from editing.stage_two.update import ResidualSchedule, all_applied, compute_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class DebiasSettings:
     """Of the first picture; those after it follow. Every round draws the same seeds."""
     templates: tuple[str, ...] = ()
     """What is drawn of a source, in turn; none: the edit's own templates."""
-    solver_steps: int = 20
-    guidance: float = 7.5
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "pictures", "solver_steps"):
+        for name in ("rounds", "pictures", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise InvalidEdit(f"{name} must be at least 1, not {getattr(self, name)}", pointer=f"/{name}")
         if not self.step > 0 or not self.tolerance >= 0:
@@ -106,9 +106,9 @@ def debias(
     *,
     settings: DebiasSettings = DebiasSettings(),
     alpha: float = 0.5,
-    mass: float = 1000.0,
+    moment_weight: float = 1000.0,
     layers: Mapping[str, Sequence[int]] | None = None,
-    residual: ResidualMode = "spread",
+    residual_schedule: ResidualSchedule = "spread",
     progress: Callable[[DebiasProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Debiased]:
@@ -137,9 +137,9 @@ def debias(
                 mixtures[-1],
                 moments,
                 alpha=alpha,
-                mass=mass,
+                moment_weight=moment_weight,
                 layers=None if layers is None else layers[encoder.name],
-                residual=residual,
+                residual_schedule=residual_schedule,
             )
             for encoder, moments in zip(pipeline.encoders, second_moments, strict=True)
         ]
@@ -180,7 +180,13 @@ def picture_shares(
     templates = settings.templates or edit.templates
     prompts = [fill(templates[number % len(templates)], edit.source) for number in range(settings.pictures)]
     seeds = range(settings.seed, settings.seed + settings.pictures)
-    pictures = draw(pipeline, prompts, seeds=seeds, steps=settings.solver_steps, guidance=settings.guidance)
+    pictures = draw(
+        pipeline,
+        prompts,
+        seeds=seeds,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+    )
     attributes = list(edit.destination.weights)
     shown = classifier.attributes(pictures, attributes).argmax(1).bincount(minlength=len(attributes))  # (prompts,)
     return {prompt: count / len(pictures) for prompt, count in zip(attributes, shown.tolist(), strict=True)}

@@ -31,7 +31,7 @@ def iceb(given: argparse.Namespace) -> None:
         data=given.data,
         second_moments=given.second_moments,
         device=given.device,
-        steps=given.steps,
+        num_inference_steps=given.num_inference_steps,
     )
     units = [Unit(given.task, given.edits, seed, method) for seed in range(given.seeds) for method in methods]
     jobs = given.jobs or (_cores() if opening.installed and given.device == "cpu" else 1)
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(METHODS)} (default: all but {CONTEXTS})",
     )
-    add.add_argument("--steps", type=_at_least_one, help="of the solver, for each picture")
+    add.add_argument("--num-inference-steps", type=_at_least_one, help="of the solver, for each picture")
     add.add_argument("--device", default="cpu")
     add.add_argument("--jobs", type=_at_least_one, help="processes; default: one a core for an installed benchmark")
     add.add_argument(

@@ -63,7 +63,8 @@ class SingleLayer:
     layer: int = 9
     stage_one: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "objective": "text", "text_optimizer": "adam", "learning_rate": 0.05, "steps": 100, "clamp": 4.0,
+            "objective": "text", "text_optimizer": "adam", "learning_rate": 0.05,
+            "optimization_steps": 100, "max_delta_norm": 4.0,
         }
     )  # fmt: skip
     """Fields of `StageOneSettings` that replace those of each edit."""
@@ -88,7 +89,9 @@ class SingleLayer:
                 edit = replace(edit, settings=replace(edit.settings, **self.stage_one, layer=layer))
                 values = optimize_values(pipeline, [edit])
                 # Eq. 14 with next to no weight on what else is known: met exactly, along C0⁻¹ k
-                update = compute_update(encoder, [edit], values, factored, layers=[layer], alpha=1 - 1e-6, mass=1.0)
+                update = compute_update(
+                    encoder, [edit], values, factored, layers=[layer], alpha=1 - 1e-6, moment_weight=1.0
+                )
                 apply_update(encoder, update)
                 if progress:
                     progress(done, len(edits))

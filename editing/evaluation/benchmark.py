@@ -39,9 +39,9 @@ class Benchmark:
     second_moments: SecondMoments
     """Of all text encoders of the pipeline."""
     suite: Suite
-    steps: int
+    num_inference_steps: int
     """Of the solver, for each picture."""
-    guidance: float
+    guidance_scale: float
     known: tuple[str, ...] = ()
     """Names that the model is known to know, for methods that preserve them."""
 
@@ -70,7 +70,7 @@ class Opening:
     second_moments: Path | None = None
     """Their file; by default it is looked for in the pipeline's folder."""
     device: str = "cpu"
-    steps: int | None = None
+    num_inference_steps: int | None = None
     """Of the solver; None: the installed benchmark's own, else 20."""
 
     @property
@@ -82,16 +82,16 @@ class Opening:
         found = {point.name: point for point in entry_points(group=GROUP)}
         if self.model in found:
             benchmark: Benchmark = found[self.model].load()(device=self.device)
-            if self.steps is not None:
-                benchmark.steps = self.steps
+            if self.num_inference_steps is not None:
+                benchmark.num_inference_steps = self.num_inference_steps
             return benchmark
         if self.classifier is None or self.data is None:
             raise TaskUnreadable(
                 f"{self.model!r} is none of the installed benchmarks ({', '.join(sorted(found)) or 'there are none'}): "
                 "for another model, give a classifier and the folder of ICEB's files"
             )
-        steps = 20 if self.steps is None else self.steps
-        files = IcebFiles(self.data, StageOneSettings(solver_steps=steps))
+        num_inference_steps = 20 if self.num_inference_steps is None else self.num_inference_steps
+        files = IcebFiles(self.data, StageOneSettings(num_inference_steps=num_inference_steps))
         classifier = HuggingFaceClassifier.load(self.classifier, names=files.names, device=self.device)
         folder = _pipeline_folder(self.model)
         pipeline = load_pipeline(folder, device=self.device, dtype=_dtype(self.device))
@@ -101,8 +101,8 @@ class Opening:
             classifier=classifier,
             second_moments=_moments(self.second_moments or folder / SECOND_MOMENTS),
             suite=files,
-            steps=steps,
-            guidance=files.settings.guidance,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=files.settings.guidance_scale,
             known=tuple(files.names),
         )
 

@@ -59,8 +59,10 @@ def _add(benchmarks: Any, name: str, measure: Callable[["_Setting"], Results], s
     add.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="the pipeline before the edits")
     add.add_argument("--data", type=Path, required=True, metavar="FILE", help="the benchmark's file, as shipped")
     add.add_argument("--clip", type=Path, required=True, metavar="FOLDER", help="the CLIP model that judges")
-    add.add_argument("--steps", type=_at_least_one, default=20, help="of the solver (default: %(default)s)")
-    add.add_argument("--guidance", type=float, default=7.5, help="(default: %(default)s)")
+    add.add_argument(
+        "--num-inference-steps", type=_at_least_one, default=20, help="of the solver (default: %(default)s)"
+    )
+    add.add_argument("--guidance-scale", type=float, default=7.5, help="(default: %(default)s)")
     add.add_argument("--device", default="cpu")
     add.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
     return add
@@ -77,7 +79,7 @@ class _Setting:
 
     def __init__(self, given: argparse.Namespace, progress: Progress) -> None:
         self.given, self._progress = given, progress
-        self.sampling = Sampling(given.steps, given.guidance)
+        self.sampling = Sampling(given.num_inference_steps, given.guidance_scale)
         self.dtype = torch.float32 if torch.device(given.device).type == "cpu" else torch.float16
 
     def clip(self) -> Clip:

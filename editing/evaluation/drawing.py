@@ -18,8 +18,8 @@ Progress = Callable[[int, int], None]
 class Sampling:
     """How pictures are drawn: solver steps, and the scale of classifier-free guidance."""
 
-    steps: int = 20
-    guidance: float = 7.5
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
 
 
 def draw_in_batches(
@@ -33,7 +33,13 @@ def draw_in_batches(
     """The pictures of prompts in their order, each from its own seed."""
     for start in range(0, len(prompts), _BATCH):
         part = slice(start, start + _BATCH)
-        pictures = draw(pipeline, prompts[part], seeds=seeds[part], steps=sampling.steps, guidance=sampling.guidance)
+        pictures = draw(
+            pipeline,
+            prompts[part],
+            seeds=seeds[part],
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+        )
         if progress is not None:
             progress(start + len(pictures), len(prompts))
         yield pictures

@@ -15,8 +15,8 @@ def answer(
     classifier: Classifier,
     questions: Sequence[Question],
     *,
-    steps: int,
-    guidance: float,
+    num_inference_steps: int,
+    guidance_scale: float,
     oracle: bool = False,
     at_a_time: int = _DRAWN,
     progress: Callable[[int], None] | None = None,
@@ -35,8 +35,8 @@ def answer(
             pipeline,
             [question.oracle if oracle and question.oracle is not None else question.prompt for question in chosen],
             seeds=[question.seed for question in chosen],
-            steps=steps,
-            guidance=guidance,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
         )
         classes = sorted({name for q in chosen for name in (q.wanted, q.original) if name is not None})
         column = {name: number for number, name in enumerate(classes)}

@@ -101,7 +101,7 @@ def _stage_two_defaults() -> dict[str, Any]:
     """What stage II does where it is told nothing: said, so that what was measured with other defaults is not taken
     for it."""
     parameters = inspect.signature(compute_update).parameters
-    return {name: parameters[name].default for name in ("alpha", "mass", "residual")}
+    return {name: parameters[name].default for name in ("alpha", "moment_weight", "residual_schedule")}
 
 
 METHODS: Mapping[str, Method] = {
@@ -122,7 +122,7 @@ def _in_all(edits: Sequence[ConceptEdit], progress: Progress | None) -> Callable
     if progress is None:
         return None
     done = [0] * len(edits)
-    total = sum(edit.settings.steps for edit in edits)
+    total = sum(edit.settings.optimization_steps for edit in edits)
 
     def report(step: StageOneProgress) -> None:
         done[step.edit_index] = step.step

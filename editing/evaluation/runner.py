@@ -82,8 +82,8 @@ def measure(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = Non
             benchmark.pipeline,
             benchmark.classifier,
             questions,
-            steps=benchmark.steps,
-            guidance=benchmark.guidance,
+            num_inference_steps=benchmark.num_inference_steps,
+            guidance_scale=benchmark.guidance_scale,
             oracle=unit.method == ORACLE,
         )
     return Measurement(answers, cost.seconds, cost.peak_mb)
@@ -144,8 +144,8 @@ def settings_of(benchmark: Benchmark) -> dict[str, Any]:
     return {
         "benchmark": benchmark.name,
         "sampler": type(pipeline.scheduler).__name__,
-        "steps": benchmark.steps,
-        "guidance": benchmark.guidance,
+        "num_inference_steps": benchmark.num_inference_steps,
+        "guidance_scale": benchmark.guidance_scale,
         "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
         "engine": ENGINE_VERSION,

@@ -17,8 +17,8 @@ def draw(
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
-    steps: int = 20,
-    guidance: float = 7.5,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 7.5,
 ) -> list[Image.Image]:
     """One picture for each prompt from its own seed. A seed's noise does not depend on what it is drawn beside."""
     if len(prompts) != len(seeds):
@@ -30,7 +30,12 @@ def draw(
     for start in range(0, len(prompts), _BATCH):
         chunk = slice(start, start + _BATCH)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[chunk]]
-        latents = pipeline.sample(prompts[chunk], generators=generators, steps=steps, guidance=guidance)
+        latents = pipeline.sample(
+            prompts[chunk],
+            generators=generators,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
         vae = pipeline.vae
         pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (b, 3, h, w)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()

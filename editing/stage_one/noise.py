@@ -30,14 +30,14 @@ class NoiseBatch:
 
 class NoiseSource(Protocol):
     def draw(self) -> NoiseBatch:
-        """What one step of the optimisation compares: `noise_batch` latents."""
+        """What one step of the optimisation compares: `noise_batch_size` latents."""
         ...
 
 
 class DestinationNoise:
     """Eq. 3: x_t from pictures of the destination, and ε (or v) as the destination's own prompts predict it.
 
-    The pictures are drawn once; so is a bank of (x_t, t, ε_dst), from which every step takes a few. The latents are
+    The pictures are drawn once; so is a pool of (x_t, t, ε_dst), from which every step takes a few. The latents are
     the solver's: decoding and encoding them again would only blur them.
     """
 
@@ -49,32 +49,32 @@ class DestinationNoise:
         settings: StageOneSettings,
         generator: torch.Generator,
     ) -> None:
-        prompts = [destinations[image % len(destinations)] for image in range(settings.images)]
-        seeds = torch.randint(2**62, (settings.images,), generator=generator).tolist()
+        prompts = [destinations[image % len(destinations)] for image in range(settings.num_images)]
+        seeds = torch.randint(2**62, (settings.num_images,), generator=generator).tolist()
         latents = pipeline.sample(
             prompts,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-            steps=settings.solver_steps,
-            guidance=settings.guidance,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
         )
-        image = torch.arange(settings.bank) % settings.images
+        image = torch.arange(settings.noise_pool_size) % settings.num_images
         noisy, timesteps, _ = add_noise(pipeline, latents[image], generator=generator)
         condition = pipeline.encode(destinations)  # of each template
         templates = (image % len(destinations)).to(pipeline.device)
         target = pipeline.predict_all(noisy, timesteps, condition[templates])
-        self._bank = NoiseBatch(noisy, timesteps, target, templates)
-        self._size = settings.noise_batch
+        self._pool = NoiseBatch(noisy, timesteps, target, templates)
+        self._size = settings.noise_batch_size
         self._generator = generator
 
     def draw(self) -> NoiseBatch:
-        bank = self._bank
-        chosen = torch.randint(len(bank.noisy), (self._size,), generator=self._generator).to(bank.noisy.device)
-        return NoiseBatch(bank.noisy[chosen], bank.timesteps[chosen], bank.target[chosen], bank.templates[chosen])
+        pool = self._pool
+        chosen = torch.randint(len(pool.noisy), (self._size,), generator=self._generator).to(pool.noisy.device)
+        return NoiseBatch(pool.noisy[chosen], pool.timesteps[chosen], pool.target[chosen], pool.templates[chosen])
 
 
 class ReferenceNoise:
     """Eq. 4: x_t from the reference images, and the noise that was added, or the velocity where the U-Net predicts
-    that. Fresh noise costs no U-Net: no bank.
+    that. Fresh noise costs no U-Net: no pool.
 
     The images are encoded once; each x_0 is a sample of the autoencoder's posterior.
     """
@@ -96,7 +96,7 @@ class ReferenceNoise:
         self._std = posterior.std.float()
         self._pipeline = pipeline
         self._templates = templates
-        self._size = settings.noise_batch
+        self._size = settings.noise_batch_size
         self._generator = generator
 
     def draw(self) -> NoiseBatch:

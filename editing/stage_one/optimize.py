@@ -183,7 +183,7 @@ def _alike(groups: Iterable[list[Search]], *, noisy: bool) -> list[list[list[Sea
 
 
 def _last_step(search: Search, *, noisy: bool) -> int:
-    return search.edit.settings.steps if noisy else search.text_steps
+    return search.edit.settings.optimization_steps if noisy else search.text_steps
 
 
 class _Batch:
@@ -393,7 +393,7 @@ def _progress(group: Sequence[Search]) -> StageOneProgress:
     return StageOneProgress(
         edit_index=group[0].index,
         step=group[0].step,
-        steps=group[0].edit.settings.steps,
+        steps=group[0].edit.settings.optimization_steps,
         text_loss=text[-1] if text else None,
         noise_loss=noise[-1] if noise else None,
     )

@@ -77,8 +77,8 @@ class Search:
     def text_steps(self) -> int:
         """How many steps, the first, need no U-Net."""
         settings = self.edit.settings
-        warm = min(settings.warm_start, settings.steps * 4 // 5)
-        return {"text": settings.steps, "noise": 0, "hybrid": warm}[self.edit.objective]
+        warm = min(settings.warmup_steps, settings.optimization_steps * 4 // 5)
+        return {"text": settings.optimization_steps, "noise": 0, "hybrid": warm}[self.edit.objective]
 
     @property
     def settled(self) -> bool:
@@ -202,7 +202,7 @@ class PromptBatch:
         self.text_weights = torch.tensor([search.text_weight for search in searches], device=device)  # (e,)
         self._decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
         lengths = torch.stack([hidden.norm(dim=1) for hidden in self.hidden.split(self._widths, 1)], 1)
-        clamps = torch.tensor([setting.clamp for setting in settings], device=device)
+        clamps = torch.tensor([setting.max_delta_norm for setting in settings], device=device)
         self._limits = lengths * clamps[:, None]  # (e, encoders)
 
     def split(self) -> list["PromptBatch"]:
@@ -260,7 +260,7 @@ class PromptBatch:
         return self._decay * torch.stack(ratios).sum(0)
 
     def clamp(self, deltas: Tensor) -> Tensor:
-        """δ (e, D), in each encoder no longer than its edit's `clamp` times ‖h‖."""
+        """δ (e, D), in each encoder no longer than its edit's `max_delta_norm` times ‖h‖."""
         parts = [
             delta * (limit / delta.norm(dim=1).clamp_min(1e-12)).clamp(max=1)[:, None]
             for delta, limit in zip(deltas.split(self._widths, 1), self._limits.unbind(1), strict=True)

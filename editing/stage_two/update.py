@@ -33,7 +33,7 @@ from editing.stage_two.conflicts import Conflict, declared_conflicts, destinatio
 from editing.stage_two.contexts import AT_SUBJECT, KEPT, WEIGHT, Contexts, around, surroundings
 from editing.stage_two.prefixes import PrefixTree, recall
 
-ResidualMode = Literal["spread", "even", "published"]
+ResidualSchedule = Literal["spread", "even", "published"]
 
 _SAME_KEY = 0.98
 _COSINES = 512  # rows of cosines computed at a time: (512, n)
@@ -83,9 +83,9 @@ def compute_update(
     second_moments: SecondMoments | FactoredMoments,
     *,
     alpha: float = 0.5,
-    mass: float = 1000.0,
+    moment_weight: float = 1000.0,
     layers: Sequence[int] | None = None,
-    residual: ResidualMode = "spread",
+    residual_schedule: ResidualSchedule = "spread",
     preserve: Sequence[str] = (),
     preserve_weight: float = 1.0,
     contexts: Contexts = "own",
@@ -93,7 +93,7 @@ def compute_update(
 ) -> Update:
     """ΔW of Eq. 14 for every edited layer in ascending order, each on the weights as edited so far.
 
-        ΔW = α R Kᵀ [(1-α) C0 + α K Kᵀ]⁻¹,   C0 = mass · E[k kᵀ]
+        ΔW = α R Kᵀ [(1-α) C0 + α K Kᵀ]⁻¹,   C0 = moment_weight · E[k kᵀ]
 
     `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token is to
     keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). `contexts` "many" writes
@@ -107,7 +107,7 @@ def compute_update(
 
     `values` are what `optimize_values` gave; an error among them is raised. Of a pipeline with several encoders each
     has an update of its own, from the same values and second moments: what is this encoder's in them is used.
-    Pass `FactoredMoments` to keep the factorisation, which serves every α and mass, between calls.
+    Pass `FactoredMoments` to keep the factorisation, which serves every α and moment_weight, between calls.
     """
     found = [_expect(value, encoder, index) for index, value in enumerate(values)]
     factored = _factored(second_moments, encoder)
@@ -115,7 +115,15 @@ def compute_update(
         last = found[0].layer if found else encoder.value_layer
         layers = default_layers(encoder.family, encoder.name, last=last)
     layers = tuple(sorted(set(layers)))
-    _check_arguments(encoder, edits, found, alpha=alpha, mass=mass, layers=layers, residual=residual)
+    _check_arguments(
+        encoder,
+        edits,
+        found,
+        alpha=alpha,
+        moment_weight=moment_weight,
+        layers=layers,
+        residual_schedule=residual_schedule,
+    )
     if not preserve_weight > 0:
         raise InvalidEdit("preserve_weight must be above 0", pointer="/preserve_weight")
     order = sorted(range(len(edits)), key=lambda i: _identity(edits[i], found[i]))
@@ -148,15 +156,15 @@ def compute_update(
         if number in layers:
             done = len(updates)
             keys = tree.last_keys(layer, stream, read)  # (m, c)
-            if residual == "spread":
+            if residual_schedule == "spread":
                 r = (z - _look_ahead(tree, layer, stream, encoder.layers[number + 1 : layers[-1] + 1])[:, :n]) / (
                     q - done
                 )
-            elif residual == "even":
+            elif residual_schedule == "even":
                 r = delta[:, owner] / q
             else:
                 r = (z - recall(layer, keys[:, :n])) / (q - done)  # what the released code does
-            b, a, condition = _solve(factored, number, keys, weights, r, alpha=alpha, mass=mass)
+            b, a, condition = _solve(factored, number, keys, weights, r, alpha=alpha, moment_weight=moment_weight)
             dense = b @ a.T  # (d, m)
             weight = layer.mlp.fc2.weight
             updates[number] = LayerUpdate(
@@ -281,10 +289,17 @@ def _look_ahead(tree: PrefixTree, layer: Any, stream: Tensor, later: Iterable[An
 
 
 def _solve(
-    factored: FactoredMoments, layer: int, keys: Tensor, weights: Tensor, r: Tensor, *, alpha: float, mass: float
+    factored: FactoredMoments,
+    layer: int,
+    keys: Tensor,
+    weights: Tensor,
+    r: Tensor,
+    *,
+    alpha: float,
+    moment_weight: float,
 ) -> tuple[Tensor, Tensor, float]:
-    """The factors B (d, r) and A (m, r) of ΔW = R [K diag(w)]ᵀ [A0 + K diag(w) Kᵀ]⁻¹, with A0 = (1-α) mass E[k kᵀ] and
-    no residual asked of preserved columns; and the condition number of what was solved.
+    """The factors B (d, r) and A (m, r) of ΔW = R [K diag(w)]ᵀ [A0 + K diag(w) Kᵀ]⁻¹, with A0 = (1-α) λ E[k kᵀ] and no
+    residual asked of preserved columns; and the condition number of what was solved.
 
     With fewer columns than the keys are wide, by Woodbury: A0 = L Lᵀ and Y = L⁻¹ K give
     ΔW = R (diag(1/w) + Yᵀ Y)⁻¹ Yᵀ L⁻¹.
@@ -295,7 +310,7 @@ def _solve(
     b = r if few else torch.eye(d, dtype=r.dtype, device=r.device)
     asked = torch.zeros(c, min(n, d), dtype=r.dtype, device=r.device)  # of each column: itself, or its residual
     asked[:n] = torch.eye(n, dtype=r.dtype, device=r.device) if few else r.T
-    scale = (1 - alpha) * mass
+    scale = (1 - alpha) * moment_weight
     if c < m:
         factor = factored.factor(layer).to(keys.device)
         y = solve_triangular(factor, keys, upper=False)  # (m, c), times √scale
@@ -345,16 +360,19 @@ def _check_arguments(
     values: Sequence[Value],
     *,
     alpha: float,
-    mass: float,
+    moment_weight: float,
     layers: tuple[int, ...],
-    residual: str,
+    residual_schedule: str,
 ) -> None:
     if not 0 < alpha < 1:
         raise InvalidEdit(f"alpha must lie between 0 and 1, both excluded, not {alpha}", pointer="/alpha")
-    if not (mass > 0 and math.isfinite(mass)):
-        raise InvalidEdit(f"mass must be a finite number above 0, not {mass}", pointer="/mass")
-    if residual not in ("spread", "even", "published"):
-        raise InvalidEdit(f'residual must be "spread", "even" or "published", not {residual!r}', pointer="/residual")
+    if not (moment_weight > 0 and math.isfinite(moment_weight)):
+        raise InvalidEdit(
+            f"moment_weight must be a finite number above 0, not {moment_weight}", pointer="/moment_weight"
+        )
+    if residual_schedule not in ("spread", "even", "published"):
+        detail = f'residual_schedule must be "spread", "even" or "published", not {residual_schedule!r}'
+        raise InvalidEdit(detail, pointer="/residual_schedule")
     if len(edits) != len(values):
         raise InvalidEdit(f"{len(edits)} edits with {len(values)} values: each needs its own", pointer="/edits")
     if not layers or layers[0] < 0 or layers[-1] >= encoder.n_layers:

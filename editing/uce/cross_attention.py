@@ -67,15 +67,16 @@ def compute_cross_attention_update(
     preserve: Sequence[str] = (),
     erase_scale: float = 1.0,
     preserve_scale: float = 0.1,
-    lamb: float = 0.5,
+    regularization_weight: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> CrossAttentionUpdate:
     """ΔW of UCE for the key and value projections of every cross-attention, for all edits at once.
 
-    `erase_scale` weighs each state of an edit, `preserve_scale` each state of a preserved prompt, and `lamb`, λ, what
-    the projections give for anything else; the defaults are those of the released code. A destination may be a prompt,
-    an erasure (towards its neutral word, or what the template says without it) or a balance, whose v* is the weighted
-    mean; reference images have no words to read and are refused. Stage I is not needed, nor are second moments.
+    `erase_scale` weighs each state of an edit, `preserve_scale` each state of a preserved prompt, and
+    `regularization_weight`, λ, what the projections give for anything else; the defaults are those of the released
+    code. A destination may be a prompt, an erasure (towards its neutral word, or what the template says without it)
+    or a balance, whose v* is the weighted mean; reference images have no words to read and are refused. Stage I is
+    not needed, nor are second moments.
 
     The weights are never touched. The result is a function of the *set* of edits and of the set of preserved prompts:
     the same sets give the same bits in any order on the same platform. `progress(done, edits)` is called after each
@@ -83,7 +84,9 @@ def compute_cross_attention_update(
 
     Raises `InvalidEdit` or `InvalidPrompt` with a pointer to the edit or the argument.
     """
-    _check_arguments(erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb)
+    _check_arguments(
+        erase_scale=erase_scale, preserve_scale=preserve_scale, regularization_weight=regularization_weight
+    )
     projections = cross_attention_projections(pipeline.unet)
     width = next(iter(projections.values())).in_features
     conflicts = declared_conflicts(
@@ -101,10 +104,12 @@ def compute_cross_attention_update(
         if progress:
             progress(done, len(order))
     system = erase_scale * ours + preserve_scale * _moment(pipeline, preserve, width=width)
-    system += lamb * torch.eye(width, dtype=torch.float64)
+    system += regularization_weight * torch.eye(width, dtype=torch.float64)
     factor = cholesky(system)
     if factor is None:
-        raise SingularSecondMoment("the states leave no solution: raise lamb", pointer="/lamb")
+        raise SingularSecondMoment(
+            "the states leave no solution: raise regularization_weight", pointer="/regularization_weight"
+        )
     change = torch.cholesky_solve(erase_scale * wanted.T, factor).T
     weights = {name: projection.weight.detach().double().cpu() for name, projection in projections.items()}
     read = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)  # ‖W e‖² over all = eᵀ read e

@@ -50,7 +50,7 @@ def test_the_emoji_model_before_and_after_two_edits() -> None:
     assert before.source > 0.9 and before.held_out > 0.9
     assert before.template < 0.1 and before.free < 0.1
 
-    settings = StageOneSettings(objective="text", steps=60)
+    settings = StageOneSettings(objective="text", optimization_steps=60)
     edits = [ConceptEdit(source, DestinationPrompt(name), settings=settings) for source, name in task.pairs]
     values = optimize_values(pipeline, edits)
     assert all(isinstance(value, Value) for value in values)

@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("objective", ["text", "hybrid"])
 def test_the_plain_loop_looks_for_the_same_value(tmp_path: Path, objective: str) -> None:
     pipeline = load_pipeline(write_pipeline(tmp_path / "pipeline"))
-    quick = {"steps": 4, "solver_steps": 2, "guidance": 2.0, "bank": 4, "images": 3}
+    quick = {
+        "optimization_steps": 4,
+        "num_inference_steps": 2,
+        "guidance_scale": 2.0,
+        "noise_pool_size": 4,
+        "num_images": 3,
+    }
     settings = StageOneSettings.preset("published", objective=objective, **quick)
     edit = ConceptEdit("cat", DestinationPrompt("the sea"), settings=settings)
     plain = plain_value(pipeline, edit, pixels=plain_pictures(pipeline, edit), steps=4)

@@ -121,7 +121,7 @@ def test_the_story(site: Site, reader: Reader, tmp_path: Path) -> None:
     assert page.get_by_label("Source").input_value() == "cat"
     assert page.get_by_label("Use image 2").is_checked()
     look("edit-form-refused")
-    page.get_by_role("link", name="/settings/steps").press("Enter")
+    page.get_by_role("link", name="/settings/optimization_steps").press("Enter")
     page.get_by_label("Steps").fill("700")
     page.get_by_role("button", name="Post the edit").click()
     page.wait_for_url("**/edits/*-*")

@@ -110,7 +110,7 @@ def any_updates(
 
 @pytest.fixture(scope="session")
 def edits() -> list[ConceptEdit]:
-    settings = StageOneSettings(objective="text", steps=30)
+    settings = StageOneSettings(objective="text", optimization_steps=30)
     pairs = [("cat", "dog"), ("old tree", "the sea"), ("small boat", "red hat")]
     return [ConceptEdit(source, DestinationPrompt(target), settings=settings) for source, target in pairs]
 

@@ -23,7 +23,7 @@ from editing.errors import InvalidEdit, InvalidPrompt, escape
 PICTURE = Image.new("RGB", (4, 4))
 
 
-@pytest.mark.parametrize("module", ["concepts", "conflicts", "prompts", "layout", "errors"])
+@pytest.mark.parametrize("module", ["edits", "stage_two.conflicts", "prompts", "families.layout", "errors"])
 def test_imports_without_torch(module: str) -> None:
     code = f"import editing.{module}, sys; assert not {{'torch', 'transformers', 'diffusers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -74,20 +74,20 @@ class TestStageOneSettings:
         ("name", "given"),
         [
             ("objective", "both"),
-            ("steps", 0),
-            ("steps", 1.5),
-            ("steps", True),
+            ("optimization_steps", 0),
+            ("optimization_steps", 1.5),
+            ("optimization_steps", True),
             ("learning_rate", 0),
             ("learning_rate", float("inf")),
             ("text_weight", -1),
             ("text_weight", 0),
             ("weight_decay", "small"),
-            ("clamp", 0),
+            ("max_delta_norm", 0),
             ("seed", -1),
             ("seed", 2**63),
             ("layer", -1),
-            ("warm_start", -1),
-            ("bank", 0),
+            ("warmup_steps", -1),
+            ("noise_pool_size", 0),
             ("tolerance", -0.5),
             ("text_optimizer", "sgd"),
         ],
@@ -98,12 +98,12 @@ class TestStageOneSettings:
         assert refusal.value.pointer == f"/settings/{name}"
 
     def test_published(self) -> None:
-        settings = StageOneSettings.preset("published", steps=100)
+        settings = StageOneSettings.preset("published", optimization_steps=100)
         paper = (settings.objective, settings.text_weight, settings.weight_decay, settings.learning_rate)
         assert paper == ("hybrid", 0.01, 5e-4, 0.2)
-        assert (settings.clamp, settings.warm_start, settings.text_optimizer) == (1.5, 0, "adam")
-        assert settings.steps == 100
-        assert StageOneSettings.preset("published").steps == 200
+        assert (settings.max_delta_norm, settings.warmup_steps, settings.text_optimizer) == (1.5, 0, "adam")
+        assert settings.optimization_steps == 100
+        assert StageOneSettings.preset("published").optimization_steps == 200
 
     def test_a_preset_unknown_is_named(self) -> None:
         with pytest.raises(InvalidEdit, match="published") as refusal:

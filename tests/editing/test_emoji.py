@@ -26,8 +26,8 @@ IMAGES = {"silverback": "gorilla"}
 FREE_PROMPTS = ("a cute {}", "a drawing of a {}", "look at this {}")
 STYLED = [f"a {concept} in the style of {STYLE}" for concept in ("elephant", "sunflower", "castle", "crab")]
 LAYER = 9  # a style is read in layer 10, so it must be corrected before
-SETTINGS = StageOneSettings(objective="text", steps=150, layer=LAYER)
-NOISY = StageOneSettings(objective="hybrid", guidance=3.0, solver_steps=10, layer=LAYER)
+SETTINGS = StageOneSettings(objective="text", optimization_steps=150, layer=LAYER)
+NOISY = StageOneSettings(objective="hybrid", guidance_scale=3.0, num_inference_steps=10, layer=LAYER)
 
 
 def confidence(emoji: Emoji, targets: Mapping[str, str]) -> float:

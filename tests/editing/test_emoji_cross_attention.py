@@ -40,7 +40,9 @@ def others() -> list[str]:
 def confidence(pipeline: EditablePipeline, classifier: Classifier, targets: Mapping[str, str]) -> float:
     """Mean confidence of each value on free prompts that name its key."""
     pairs = [(prompt.format(source), target) for source, target in targets.items() for prompt in FREE_PROMPTS]
-    pictures = draw(pipeline, [prompt for prompt, _ in pairs], seeds=range(len(pairs)), steps=8, guidance=3.0)
+    pictures = draw(
+        pipeline, [prompt for prompt, _ in pairs], seeds=range(len(pairs)), num_inference_steps=8, guidance_scale=3.0
+    )
     read = classify(pictures, classifier)
     return sum(float(read.of_concept(target)[i]) for i, (_, target) in enumerate(pairs)) / len(pairs)
 
@@ -53,7 +55,9 @@ def test_sources_are_drawn_as_their_destinations_and_others_as_before(
     edits = [ConceptEdit(source, DestinationPrompt(target)) for source, target in TARGETS.items()]
     before = confidence(emoji, classifier, held_out)
     assert confidence(emoji, classifier, TARGETS) < 0.1
-    update = compute_cross_attention_update(emoji, edits, preserve=preserve, preserve_scale=1.0, lamb=100.0)
+    update = compute_cross_attention_update(
+        emoji, edits, preserve=preserve, preserve_scale=1.0, regularization_weight=100.0
+    )
     with applied(emoji.unet, update):
         reached, kept = confidence(emoji, classifier, TARGETS), confidence(emoji, classifier, held_out)
     assert reached > 0.8
@@ -62,7 +66,7 @@ def test_sources_are_drawn_as_their_destinations_and_others_as_before(
 
 def test_an_erased_concept_is_drawn_no_more(emoji: EditablePipeline, classifier: Classifier) -> None:
     assert confidence(emoji, classifier, {"guitar": "guitar"}) > 0.8
-    update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", Erasure())], lamb=100.0)
+    update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", Erasure())], regularization_weight=100.0)
     with applied(emoji.unet, update):
         assert confidence(emoji, classifier, {"guitar": "guitar"}) < 0.2
 
@@ -70,7 +74,7 @@ def test_an_erased_concept_is_drawn_no_more(emoji: EditablePipeline, classifier:
 def test_a_balance_leans_as_its_weights_do(emoji: EditablePipeline, classifier: Classifier) -> None:
     def violins(weight: float) -> float:
         balance = Balance({"violin": weight, "cactus": 1 - weight})
-        update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", balance)], lamb=100.0)
+        update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", balance)], regularization_weight=100.0)
         with applied(emoji.unet, update):
             return confidence(emoji, classifier, {"guitar": "violin"})
 

@@ -114,18 +114,20 @@ class TestPredict:
 
 
 class TestSample:
-    @pytest.mark.parametrize("guidance", [1.0, 5.0])
-    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any, guidance: float) -> None:
+    @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any, guidance_scale: float) -> None:
         """With the same solver and the same noise: its scaling, and what guidance leads away from."""
         diffusers.scheduler = DPMSolverMultistepScheduler.from_config(diffusers.scheduler.config)
         expected = diffusers(
             PROMPTS[0],
             num_inference_steps=4,
-            guidance_scale=guidance,
+            guidance_scale=guidance_scale,
             latents=torch.randn(1, 4, 8, 8, generator=_seeded()),
             output_type="latent",
         ).images
-        drawn = any_pipeline.sample(PROMPTS[:1], generators=[_seeded()], steps=4, guidance=guidance)
+        drawn = any_pipeline.sample(
+            PROMPTS[:1], generators=[_seeded()], num_inference_steps=4, guidance_scale=guidance_scale
+        )
         torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
 
     def test_guidance_may_know_the_empty_prompt_by_its_states(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ class TestSample:
         path = shutil.copytree(sdxl.folder, tmp_path / "other") / "model_index.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "force_zeros_for_empty_prompt": False}))
         drawn, other = (
-            p.sample(PROMPTS[:1], generators=[_seeded()], steps=2, guidance=5.0)
+            p.sample(PROMPTS[:1], generators=[_seeded()], num_inference_steps=2, guidance_scale=5.0)
             for p in (sdxl, load_pipeline(tmp_path / "other"))
         )
         assert not torch.allclose(drawn, other)
@@ -173,7 +175,14 @@ class TestPrecision:
         )
         assert float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
-        settings = StageOneSettings(steps=6, warm_start=3, images=2, bank=6, noise_batch=2, solver_steps=2)
+        settings = StageOneSettings(
+            optimization_steps=6,
+            warmup_steps=3,
+            num_images=2,
+            noise_pool_size=6,
+            noise_batch_size=2,
+            num_inference_steps=2,
+        )
         edit = ConceptEdit("cat", DestinationPrompt("dog"), settings=settings)
         (ours,), (theirs,) = optimize_values(pipeline, [edit]), optimize_values(gpu, [edit])
         assert isinstance(ours, Value) and isinstance(theirs, Value)

@@ -41,8 +41,8 @@ Found = TypeVar("Found")
 
 LEASE_SECONDS = 6.0
 EVERY_STEP = {"objective": "text", "text_optimizer": "adam", "tolerance": 0}  # L-BFGS ends early
-SLOW = EVERY_STEP | {"steps": 1500}  # several seconds on the tiny pipeline
-QUICK = {"objective": "text", "steps": 3}
+SLOW = EVERY_STEP | {"optimization_steps": 1500}  # several seconds on the tiny pipeline
+QUICK = {"objective": "text", "optimization_steps": 3}
 
 
 class WorkerProcess:

@@ -19,7 +19,7 @@ def test_cancel_against_every_moment(site: Site, outcome: Callable[..., None]) -
     worker = site.start_worker(EMENDER_BATCH_SIZE="4", EMENDER_POLL_SECONDS="0.02")
     worker.await_start()
     chance = random.Random(0)
-    settings = EVERY_STEP | {"steps": 30}
+    settings = EVERY_STEP | {"optimization_steps": 30}
     ids = [UUID(site.post_edit(f"cat {number}", settings=settings).json()["id"]) for number in range(24)]
     waiting, answers = set(ids), Counter[int]()
     while waiting:

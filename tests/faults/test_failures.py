@@ -33,7 +33,11 @@ def test_a_loss_that_turns_nan_and_a_singular_second_moment(
 ) -> None:
     with site.sessions() as session:
         register_folder(session, site.store, broken_folder, name="broken")
-    body = {"source": "cat", "destination": {"prompt": "dog"}, "settings": {"objective": "text", "steps": 5}}
+    body = {
+        "source": "cat",
+        "destination": {"prompt": "dog"},
+        "settings": {"objective": "text", "optimization_steps": 5},
+    }
     asked = site.ask("POST", "/v1/models/broken/edits", json=body)
     edit_id = UUID(asked.json()["id"])
     site.start_worker()

@@ -49,7 +49,9 @@ def balance(
         [value],
         [context.pipelines.moments(digest, encoder=encoder.name) for encoder in pipeline.encoders],
         judge,
-        settings=DebiasSettings(seed=settings.seed, solver_steps=settings.solver_steps, guidance=settings.guidance),
+        settings=DebiasSettings(
+            seed=settings.seed, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
+        ),
         progress=progress,
         cancelled=lambda: context.cancelled(lease),
     )

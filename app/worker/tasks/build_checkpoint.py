@@ -129,9 +129,9 @@ def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "Edita
                 values,
                 context.pipelines.moments(work.inputs.statistics, encoder=encoder.name),
                 alpha=work.inputs.alpha,
-                mass=work.inputs.options["mass"],
+                moment_weight=work.inputs.options["moment_weight"],
                 layers=work.inputs.layers[encoder.name],
-                residual=work.inputs.options["residual"],
+                residual_schedule=work.inputs.options["residual_schedule"],
                 preserve=work.inputs.options["preserve"],
                 contexts=work.inputs.options.get("contexts", "own"),
                 progress=progress,
@@ -182,7 +182,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
     options = dict(checkpoint.options)
     layers = {model.encoders[0]["name"]: checkpoint.layers} if checkpoint.layers else {}
     layers = options.pop("layers", layers)  # kept apart where there are several
-    in_memory = [edit for edit in edits if methods[edit.id] == "memory"]
+    in_text_encoder = [edit for edit in edits if methods[edit.id] == "text_encoder"]
     crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
     base = base_files(session, checkpoint=checkpoint)
     inputs = Inputs(
@@ -203,7 +203,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
                 templates=edit.templates,
                 settings=edit.settings,
                 reason=edit.reason,
-                values={value.encoder: value.sha256 for value in edit.values if methods[edit.id] == "memory"},
+                values={value.encoder: value.sha256 for value in edit.values if methods[edit.id] == "text_encoder"},
                 method=methods[edit.id],
             )
             for edit in edits
@@ -215,8 +215,8 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
     return Work(
         model_id=model.id,
         inputs=inputs,
-        edits=tuple(concept_edit(edit, store=store) for edit in in_memory),
-        values=tuple(edit.values for edit in in_memory),
+        edits=tuple(concept_edit(edit, store=store) for edit in in_text_encoder),
+        values=tuple(edit.values for edit in in_text_encoder),
         crossed=tuple(concept_edit(edit, store=store) for edit in crossed),
         base=tuple(base),
     )
@@ -239,7 +239,7 @@ def _part(row: EditValue) -> "Value":
 def _report(work: Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
     """What was left undone: per edit the larger residual of the text encoders, or that of cross-attention; each
     conflict within a method once."""
-    ids = [str(edit.id) for edit in work.inputs.edits_by("memory")]
+    ids = [str(edit.id) for edit in work.inputs.edits_by("text_encoder")]
     crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
     report: dict[str, Any] = {

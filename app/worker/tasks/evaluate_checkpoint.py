@@ -149,13 +149,21 @@ def _grid(
     drawn = (*prompts, *controls)
     report = _progress(context, lease, "drawing")
     total = 2 * len(drawn) * len(seeds)
-    steps, guidance = work.request["steps"], work.request["guidance"]
+    steps, guidance_scale = work.request["num_inference_steps"], work.request["guidance_scale"]
 
     def draw(*, done: int) -> list[list["Image.Image"]]:
         rows: list[list[Image.Image]] = []
         for prompt in drawn:
             report(done, total)
-            rows.append(editing.draw(pipeline, [prompt] * len(seeds), seeds=seeds, steps=steps, guidance=guidance))
+            rows.append(
+                editing.draw(
+                    pipeline,
+                    [prompt] * len(seeds),
+                    seeds=seeds,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance_scale,
+                )
+            )
             done += len(seeds)
         return rows
 
@@ -198,8 +206,8 @@ def _evaluation(
         classifier,
         asked,
         lambda: _published(context.store, work.files, pipeline),
-        steps=request["steps"],
-        guidance=request["guidance"],
+        num_inference_steps=request["num_inference_steps"],
+        guidance_scale=request["guidance_scale"],
         scales={count: _alone(context, lease, work, pipeline, replaced[:count]) for count in counts},
         progress=_progress(context, lease, "judging"),
     )
@@ -214,7 +222,7 @@ def _evaluation(
                 "after": verdict.after,
                 "oracle": verdict.oracle,
                 "took": verdict.took,
-                "residual": work.residuals.get(work.ids[verdict.index]),
+                "relative_residual": work.residuals.get(work.ids[verdict.index]),
             }
             for verdict in judgement.verdicts
         ],
@@ -255,7 +263,7 @@ def _alone(
     """The pipeline with these edits of the version alone, built as the version was."""
     built = work.built
     assert built is not None
-    kept = [place for place, edit in enumerate(built.inputs.edits_by("memory")) if str(edit.id) in ids]
+    kept = [place for place, edit in enumerate(built.inputs.edits_by("text_encoder")) if str(edit.id) in ids]
     few = replace(
         built, edits=tuple(built.edits[place] for place in kept), values=tuple(built.values[place] for place in kept)
     )
@@ -287,7 +295,10 @@ def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
     request = work.request
     return {
         "sampler": type(pipeline.scheduler).__name__,
-        **{name: request[name] for name in ("steps", "guidance", "seed", "prompts", "held_out_prompts")},
+        **{
+            name: request[name]
+            for name in ("num_inference_steps", "guidance_scale", "seed", "prompts", "held_out_prompts")
+        },
         "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
         "engine": editing.ENGINE_VERSION,

@@ -43,11 +43,17 @@ def test_retract(admin, version, session):
 
 def test_pictures_are_asked_for(applier, version, session):
     form = f"{V1}/evaluations/new?kind=preview"
-    fields = {"/prompts": "a cat\na dog", "/controls": "", "/seeds": "1 2", "/steps": "5", "/guidance": ""}
+    fields = {
+        "/prompts": "a cat\na dog",
+        "/controls": "",
+        "/seeds": "1 2",
+        "/num_inference_steps": "5",
+        "/guidance_scale": "",
+    }
     answer = applier.submit(form, f"{V1}/evaluations?kind=preview", **fields)
     assert answer.status_code == 303, answer.text
     asked = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first().request
-    assert (asked["prompts"], asked["seeds"], asked["steps"]) == (["a cat", "a dog"], [1, 2], 5)
+    assert (asked["prompts"], asked["seeds"], asked["num_inference_steps"]) == (["a cat", "a dog"], [1, 2], 5)
     assert newest(session).action == "evaluation.preview"
     page = loaded(applier, answer.headers["Location"])
     assert "?seen=queued" in page
@@ -61,7 +67,7 @@ def test_pictures_are_asked_for(applier, version, session):
 
 def test_a_measurement_needs_a_classifier(applier, version, model, session):
     form = f"{V1}/evaluations/new?kind=evaluation"
-    asked = {"/scales": "1", "/held_out": "", "/seed": "", "/steps": "", "/guidance": ""}
+    asked = {"/scales": "1", "/held_out": "", "/seed": "", "/num_inference_steps": "", "/guidance_scale": ""}
     assert applier.submit(form, f"{V1}/evaluations?kind=evaluation", **asked).status_code == 409
     model.classifier = "emoji"
     session.commit()

@@ -28,13 +28,13 @@ def newest(session):
 
 class TestPost:
     def test_is_the_edit_that_the_api_would_make(self, editor, client, keys, model, session):
-        settings = {"/settings/steps": "30", "/settings/objective": "text", "/templates": "a {}\r\n{}"}
+        settings = {"/settings/optimization_steps": "30", "/settings/objective": "text", "/templates": "a {}\r\n{}"}
         answer = editor.submit(NEW, EDITS, **GIVEN, **settings)
         assert answer.status_code == 303, answer.text
         edit = answer.headers["Location"].removeprefix("/admin/edits/")
         made = client.get(f"/v1/edits/{edit}", headers=keys["read"]).json()
         assert (made["source"], made["destination"], made["templates"]) == ("dog", {"prompt": "cat"}, ["a {}", "{}"])
-        assert (made["settings"]["steps"], made["settings"]["objective"]) == (30, "text")
+        assert (made["settings"]["optimization_steps"], made["settings"]["objective"]) == (30, "text")
         event = newest(session)
         actor = client.get("/v1/edits", headers=keys["read"]).json()["items"][0]["created_by"]
         assert (event.action, event.actor, event.reason) == ("edit.create", actor, "LEGAL-42")
@@ -74,7 +74,7 @@ class TestPost:
             ({"kind": "images"}, "/destination/images"),
             ({"kind": "balance", "/destination/balance": "much cat\n1 dog"}, "/destination/balance"),
             ({"kind": "balance", "/destination/balance": ""}, "/destination/balance"),
-            ({"/settings/steps": "many"}, "/settings/steps"),
+            ({"/settings/optimization_steps": "many"}, "/settings/optimization_steps"),
             ({"/settings/layer": "99"}, "/settings/layer"),
             ({"/templates": "no place for it"}, "/templates"),
             ({"/source": "a\0b"}, "/source"),

@@ -79,7 +79,7 @@ def add_version(
         statistics_id=statistics.id,
         alpha=0.5,
         layers=[0, 1, 2],
-        options={"residual": "spread", "mass": 4000.0, "preserve": []},
+        options={"residual_schedule": "spread", "moment_weight": 4000.0, "preserve": []},
         created_by="test",
     )
     checkpoint.edits = [CheckpointEdit(position=i, edit_id=edit.id) for i, edit in enumerate(edits)]

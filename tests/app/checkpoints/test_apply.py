@@ -152,7 +152,7 @@ class TestApplied:
         add_edit("owl")
         body = {"edits": "ready", "preset": "published", "alpha": 0.6}
         made = client.post(URL, json=body, headers=keys["apply"]).json()
-        assert (made["residual"], made["mass"], made["alpha"]) == ("published", 4000.0, 0.6)
+        assert (made["residual_schedule"], made["moment_weight"], made["alpha"]) == ("published", 4000.0, 0.6)
         assert pointers(client.post(URL, json=body | {"preset": "magic"}, headers=keys["apply"])) == ["/preset"]
 
     def test_repeated_under_one_idempotency_key(self, client, keys, add_edit, session):

@@ -48,8 +48,8 @@ class TestRefused:
         ("given", "expected"),
         [
             ({"alpha": 0.5}, ["/alpha"]),
-            ({"layers": [2], "mass": 10.0}, ["/layers", "/mass"]),
-            ({"residual": "spread"}, ["/residual"]),
+            ({"layers": [2], "moment_weight": 10.0}, ["/layers", "/moment_weight"]),
+            ({"residual_schedule": "spread"}, ["/residual_schedule"]),
             ({"contexts": "many"}, ["/contexts"]),
             ({"preset": "published"}, ["/preset"]),
         ],
@@ -58,14 +58,16 @@ class TestRefused:
         add_edit("fox")
         found = self.pointers(client, keys, {"edits": "ready", **CROSS, **given})
         assert list(found) == expected
-        assert all("'memory'" in detail and "`lamb`" in detail for detail in found.values())
+        assert all("'text_encoder'" in detail and "`regularization_weight`" in detail for detail in found.values())
 
-    @pytest.mark.parametrize("name", ["erase_scale", "preserve_scale", "lamb"])
+    @pytest.mark.parametrize("name", ["erase_scale", "preserve_scale", "regularization_weight"])
     def test_settings_of_cross_attention(self, client, keys, add_edit, name):
         add_edit("fox")
         assert list(self.pointers(client, keys, {"edits": "ready", name: 1.0})) == [f"/{name}"]
 
-    @pytest.mark.parametrize("given", [{"lamb": 0}, {"erase_scale": 0}, {"preserve_scale": -1}, {"method": "other"}])
+    @pytest.mark.parametrize(
+        "given", [{"regularization_weight": 0}, {"erase_scale": 0}, {"preserve_scale": -1}, {"method": "other"}]
+    )
     def test_values_out_of_bounds(self, client, keys, add_edit, given):
         add_edit("fox")
         assert list(self.pointers(client, keys, {"edits": "ready", **CROSS, **given})) == [f"/{name}" for name in given]
@@ -91,29 +93,38 @@ class TestAccepted:
         assert answer.status_code == 200, answer.text
         plan = answer.json()
         assert (plan["alpha"], plan["layers"], plan["statistics"]) == (None, [], None)
-        assert plan["cross_attention"] == {"erase_scale": 1.0, "preserve_scale": 0.1, "lamb": 0.5, "preserve": []}
+        assert plan["cross_attention"] == {
+            "erase_scale": 1.0,
+            "preserve_scale": 0.1,
+            "regularization_weight": 0.5,
+            "preserve": [],
+        }
         assert [edit["method"] for edit in plan["edits"]] == ["cross_attention"] * 2
-        made = client.post(URL, json={"edits": "ready", **CROSS, "lamb": 2}, headers=keys["apply"])
+        made = client.post(URL, json={"edits": "ready", **CROSS, "regularization_weight": 2}, headers=keys["apply"])
         assert made.status_code == 202, made.text
-        assert made.json()["cross_attention"]["lamb"] == 2
-        assert (made.json()["alpha"], made.json()["mass"], made.json()["residual"]) == (None, None, None)
+        assert made.json()["cross_attention"]["regularization_weight"] == 2
+        assert (made.json()["alpha"], made.json()["moment_weight"], made.json()["residual_schedule"]) == (
+            None,
+            None,
+            None,
+        )
 
     def test_an_edit_added_again_moves(self, client, keys, add_edit, statistics):
         fox, owl = add_edit("fox"), add_edit("owl")
         client.post(URL, json={"edits": "ready"}, headers=keys["apply"])
         made = client.post(URL, json={"from": "v1", "add": [str(owl.id)], **CROSS}, headers=keys["apply"]).json()
         methods = {edit["id"]: edit["method"] for edit in made["edits"]}
-        assert methods == {str(fox.id): "memory", str(owl.id): "cross_attention"}
+        assert methods == {str(fox.id): "text_encoder", str(owl.id): "cross_attention"}
 
 
 class TestPublished:
     def test_only_the_unet_changed(self, service, base_folder, tmp_path):
         service.edit("fox")
         service.edit("owl", destination={"erase": True})
-        made = service.apply(edits="ready", **CROSS, preserve=["a red jug"], lamb=0.2)
+        made = service.apply(edits="ready", **CROSS, preserve=["a red jug"], regularization_weight=0.2)
         assert made["state"] == "published", made["problem"]
         assert sorted(digests(made)) == ["README.md", "manifest.json", "manifest.sig", "unet/config.json", UNET]
-        assert all(0 < edit["residual"] < 1 for edit in made["edits"])
+        assert all(0 < edit["relative_residual"] < 1 for edit in made["edits"])
         assert made["changed_layers"] == []
         names = [changed["tensor"] for changed in made["changed_projections"]]
         assert len(names) == 8
@@ -135,7 +146,12 @@ class TestPublished:
         made = service.apply(edits="ready", **CROSS, preserve=["a red jug"])
         manifest = json.loads(service.store.read(digests(made)["manifest.json"]))
         assert manifest["settings"] == {
-            "cross_attention": {"erase_scale": 1.0, "lamb": 0.5, "preserve": ["a red jug"], "preserve_scale": 0.1}
+            "cross_attention": {
+                "erase_scale": 1.0,
+                "regularization_weight": 0.5,
+                "preserve": ["a red jug"],
+                "preserve_scale": 0.1,
+            }
         }
         assert "statistics" not in manifest
         assert manifest["edits"][0]["method"] == "cross_attention" and "values" not in manifest["edits"][0]
@@ -149,14 +165,14 @@ class TestPublished:
         """What is there already stays as it was written, whichever method adds to it."""
         fox, owl, elk = (str(service.edit(source)) for source in ("fox", "owl", "elk"))
         service.apply(edits=[fox], alpha=0.6, layers=[1, 2], preserve=["a jug"])
-        mixed = service.apply(**{"from": "v1", "add": [owl]}, **CROSS, lamb=0.2)
+        mixed = service.apply(**{"from": "v1", "add": [owl]}, **CROSS, regularization_weight=0.2)
         assert mixed["state"] == "published", mixed["problem"]
         alone = service.get("/v1/models/tiny/checkpoints/v1")
         assert digests(mixed)[TEXT_ENCODER] == digests(alone)[TEXT_ENCODER]
         assert digests(mixed)["adapters/lora.safetensors"] == digests(alone)["adapters/lora.safetensors"]
         assert (mixed["alpha"], mixed["layers"], mixed["preserve"]) == (0.6, [1, 2], ["a jug"])
         assert mixed["statistics"] == alone["statistics"]
-        assert {edit["id"]: edit["method"] for edit in mixed["edits"]} == {fox: "memory", owl: "cross_attention"}
+        assert {edit["id"]: edit["method"] for edit in mixed["edits"]} == {fox: "text_encoder", owl: "cross_attention"}
         card = service.store.read(digests(mixed)["README.md"]).decode()
         assert "Only the text encoder and the U-Net were changed." in card and "take `unet/` from here" in card
 
@@ -199,10 +215,10 @@ def test_no_unedited_variant_of_the_unet_is_served():
 def test_warns_of_an_edit_that_was_hardly_made(service):
     """What holds it back is named, and a value that holds less."""
     fox = service.edit("fox")
-    made = service.apply(edits=[str(fox)], **CROSS, lamb=1e6)
+    made = service.apply(edits=[str(fox)], **CROSS, regularization_weight=1e6)
     (warning,) = made["warnings"]
     assert warning["edit"] == str(fox)
-    assert "lower `lamb`, 100000 perhaps" in warning["detail"]
+    assert "lower `regularization_weight`, 100000 perhaps" in warning["detail"]
 
 
 @pytest.mark.slow
@@ -216,7 +232,7 @@ def test_the_emoji_model_draws_the_destination(service, tmp_path):
         session.query(Statistics).filter_by(model_id=model.id).delete()  # neither they nor its value are needed
         session.commit()
         service.model = model
-        made = service.apply(edits="ready", **CROSS, lamb=100)
+        made = service.apply(edits="ready", **CROSS, regularization_weight=100)
     assert made["state"] == "published", made["problem"]
     pulled = pull(service, tmp_path / "pulled", name="emoji", revision="v1")
     base, edited = load_pipeline(WEIGHTS / "pipeline"), load_pipeline(pulled)
@@ -226,7 +242,7 @@ def test_the_emoji_model_draws_the_destination(service, tmp_path):
     prompts = ["a cute pizza", "a drawing of a pizza", "look at this pizza"]
 
     def confidence(pipeline) -> float:
-        read = classify(draw(pipeline, prompts, seeds=range(3), steps=8, guidance=3.0), classifier)
+        read = classify(draw(pipeline, prompts, seeds=range(3), num_inference_steps=8, guidance_scale=3.0), classifier)
         return float(read.of_concept("hamburger").mean())
 
     assert confidence(base) < 0.1

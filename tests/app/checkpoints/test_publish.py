@@ -33,7 +33,7 @@ class TestPublished:
         assert (made["alpha"], made["layers"], made["notes"], made["aliases"]) == (0.6, [1, 2], "first", ["production"])
         assert made["alias"]["moved"] is True
         assert [edit["id"] for edit in made["edits"]] == [str(edit_id) for edit_id in ids]
-        assert all(0 <= edit["residual"] < 1 for edit in made["edits"])
+        assert all(0 <= edit["relative_residual"] < 1 for edit in made["edits"])
         assert [layer["layer"] for layer in made["changed_layers"]] == [1, 2]
         assert sorted(digests(made)) == [
             "README.md",
@@ -58,12 +58,12 @@ class TestPublished:
 
     def test_warns_of_an_edit_that_did_not_take(self, service):
         fox = str(service.edit("fox"))
-        resisting, taken = service.apply(edits=[fox], mass=1e9), service.apply(edits=[fox], mass=1)
-        assert resisting["edits"][0]["residual"] > 0.9
+        resisting, taken = service.apply(edits=[fox], moment_weight=1e9), service.apply(edits=[fox], moment_weight=1)
+        assert resisting["edits"][0]["relative_residual"] > 0.9
         assert [warning["edit"] for warning in resisting["warnings"]] == [fox]
         assert "'fox' was hardly changed" in resisting["warnings"][0]["detail"]
         assert "1e+08" in resisting["warnings"][0]["detail"]
-        assert taken["edits"][0]["residual"] < 0.1
+        assert taken["edits"][0]["relative_residual"] < 0.1
         assert taken["warnings"] == []
 
     def test_manifest_names_every_input(self, service):
@@ -78,9 +78,9 @@ class TestPublished:
             "alpha": 0.5,
             "contexts": "own",
             "layers": [0, 1, 2],
-            "mass": 1000.0,
+            "moment_weight": 1000.0,
             "preserve": ["a red fox"],
-            "residual": "spread",
+            "residual_schedule": "spread",
         }
         assert [(e["source"], e["values"]) for e in manifest["edits"]] == [("fox", {"text_encoder": value.sha256})]
         assert manifest["files"][WEIGHTS] == digests(made)[WEIGHTS]

@@ -83,7 +83,7 @@ def run(service: Service, monkeypatch: pytest.MonkeyPatch):
 
 class TestProcess:
     def test_help_without_torch(self):
-        heavy = ("torch", "transformers", "diffusers", "fastapi", "pyarrow", "sqlalchemy", "httpx2", "emender")
+        heavy = ("torch", "transformers", "diffusers", "fastapi", "pyarrow", "sqlalchemy", "httpx2", "emender.client")
         code = f"import sys, app.cli.main; sys.exit(sum(name in sys.modules for name in {heavy}))"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -178,13 +178,24 @@ class TestCommands:
 
     def test_edit_by_text(self, run, service):
         done = run(
-            "edits", "create", "tiny", "fox", "--destination", "owl", "--objective", "text", "--steps", "3", "--wait"
+            "edits",
+            "create",
+            "tiny",
+            "fox",
+            "--destination",
+            "owl",
+            "--objective",
+            "text",
+            "--optimization-steps",
+            "3",
+            "--wait",
         )
         assert done.exit_code == 0, done.output
         edit_id, state = last_line(done)
         assert state == "ready"
         edit = service.get(f"/v1/edits/{edit_id}")
-        assert (edit["source"], edit["destination"], edit["settings"]["steps"]) == ("fox", {"prompt": "owl"}, 3)
+        assert (edit["source"], edit["destination"]) == ("fox", {"prompt": "owl"})
+        assert edit["settings"]["optimization_steps"] == 3
 
     def test_edit_by_images_and_erasure(self, run, service, tmp_path):
         from PIL import Image
@@ -389,7 +400,7 @@ class TestVersions:
         assert code(run("checkpoints", "diff", "tiny", "v2")) == ExitCode.NOT_FOUND
 
     def test_preview(self, run, versions, tmp_path):
-        quick = ["--prompt", "a photo of fox", "--seed", "3", "--steps", "2"]
+        quick = ["--prompt", "a photo of fox", "--seed", "3", "--num-inference-steps", "2"]
         folder = tmp_path / "a"
         made = as_json(run("previews", "create", "tiny", "v1", *quick, "--wait", "--folder", str(folder), "--json"))
         assert (made["state"], [path.name for path in folder.iterdir()]) == ("ready", ["before-after.png"])

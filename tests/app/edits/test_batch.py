@@ -86,8 +86,8 @@ class TestCreateEdits:
 
     def test_wrong_shapes_are_pointed_at(self, client, keys, model):
         body = edits(3)
-        body[2]["settings"] = {"steps": "many"}
-        assert self.post(client, keys, body).json()["errors"][0]["pointer"] == "/2/settings/steps"
+        body[2]["settings"] = {"optimization_steps": "many"}
+        assert self.post(client, keys, body).json()["errors"][0]["pointer"] == "/2/settings/optimization_steps"
         lines = b'{"source": "a", "destination": {"prompt": "b"}}\n{"source": "a"}'
         assert self.post(client, keys, lines, NDJSON).json()["errors"][0]["pointer"] == "/1/destination"
         table = b"source,destination\ndog,cat\ndog,\n"

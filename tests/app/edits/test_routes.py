@@ -13,7 +13,7 @@ EDIT = {
     "source": "US president",
     "destination": {"prompt": "Joe Biden"},
     "templates": ["an image of {}", "{}"],
-    "settings": {"objective": "hybrid", "steps": 20, "seed": 3},
+    "settings": {"objective": "hybrid", "optimization_steps": 20, "seed": 3},
     "reason": "LEGAL-42: office changed hands",
     "labels": {"ticket": "LEGAL-42"},
 }
@@ -60,7 +60,7 @@ class TestCreateEdit:
         assert edit["state"] == "queued"
         assert edit["source"] == "US president"
         assert edit["destination"] == {"prompt": "Joe Biden"}
-        assert edit["settings"]["steps"] == 20
+        assert edit["settings"]["optimization_steps"] == 20
         assert edit["settings"]["learning_rate"] == 0.2  # a default, kept as it was when the edit was asked for
         assert edit["created_by"].startswith("key:")
         assert client.get(answer.headers["Location"], headers=keys["read"]).json() == edit
@@ -100,12 +100,12 @@ class TestCreateEdit:
             ({"destination": {"balance": {"a": 0, "b": 0}}}, "/destination/balance"),
             ({"destination": {"balance": {"a": -1, "b": 1}}}, "/destination/balance/a"),
             ({"destination": {"picture": "a"}}, "/destination/picture"),
-            ({"settings": {"steps": 0}}, "/settings/steps"),
-            ({"settings": {"steps": 2001}}, "/settings/steps"),
+            ({"settings": {"optimization_steps": 0}}, "/settings/optimization_steps"),
+            ({"settings": {"optimization_steps": 2001}}, "/settings/optimization_steps"),
             ({"settings": {"objective": "magic"}}, "/settings/objective"),
             ({"settings": {"preset": "magic"}}, "/settings/preset"),
             ({"settings": {"preset": ["published"]}}, "/settings/preset"),
-            ({"settings": {"preset": "published", "steps": 0}}, "/settings/steps"),
+            ({"settings": {"preset": "published", "optimization_steps": 0}}, "/settings/optimization_steps"),
             ({"settings": {"tolerance": -0.1}}, "/settings/tolerance"),
             ({"settings": {"text_optimizer": "sgd"}}, "/settings/text_optimizer"),
             ({"settings": {"layer": 4}}, "/settings/layer"),
@@ -132,11 +132,11 @@ class TestCreateEdit:
             assert json.loads(answer.content)["errors"]
 
     def test_a_preset_is_kept_as_the_settings_that_it_means(self, client, create):
-        settings = create(settings={"preset": "published", "steps": 50, "seed": 3})["settings"]
-        assert settings == asdict(StageOneSettings.preset("published", steps=50, seed=3))
-        assert create()["settings"]["warm_start"] != settings["warm_start"] == 0
+        settings = create(settings={"preset": "published", "optimization_steps": 50, "seed": 3})["settings"]
+        assert settings == asdict(StageOneSettings.preset("published", optimization_steps=50, seed=3))
+        assert create()["settings"]["warmup_steps"] != settings["warmup_steps"] == 0
         described = client.get("/openapi.json").json()["components"]["schemas"]["SettingsIn"]["properties"]["preset"]
-        assert '"warm_start": 0' in described["description"]
+        assert '"warmup_steps": 0' in described["description"]
 
     @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])
     def test_any_script(self, create, source):

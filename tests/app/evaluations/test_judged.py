@@ -24,7 +24,7 @@ from demo.concepts import WEIGHTS
 from tests.app.checkpoints.conftest import Service, register_folder
 from tests.app.conftest import issue_keys
 
-SUITED = {"objective": "text", "steps": 150, "guidance": 3.0, "solver_steps": 8}
+SUITED = {"objective": "text", "optimization_steps": 150, "guidance_scale": 3.0, "num_inference_steps": 8}
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_check_draws_the_edits_of_which_most_is_left(emoji: Service, monkeypat
         pass
     made, check = judged(emoji, edits=ids)
     (drawn,) = check["report"]["edits"]
-    assert drawn["residual"] == max(one["residual"] for one in made["edits"])
+    assert drawn["relative_residual"] == max(one["relative_residual"] for one in made["edits"])
     assert {one["edit"] for one in check["report"]["unjudged"]} == set(ids) - {drawn["edit"]}
     assert check["report"]["scores"]["s2d_template"] is None
 
@@ -96,7 +96,7 @@ def test_every_apply_is_checked(emoji: Service) -> None:
     assert len(report["held_out"]) == 30 and not {"dog", "pizza", "robot", "hammer"} & set(report["held_out"])
     assert check["files"] == []
 
-    made, check = judged(emoji, edits=[dog, pizza], mass=1e9)
+    made, check = judged(emoji, edits=[dog, pizza], moment_weight=1e9)
     assert [verdict["took"] for verdict in check["report"]["edits"]] == [False, False]
     details = {warning["edit"]: [] for warning in made["warnings"]}
     for warning in made["warnings"]:
@@ -112,7 +112,7 @@ def test_evaluation(emoji: Service) -> None:
     while emoji.runner.work():
         pass
     emoji.apply(edits=[dog, cat])
-    body = {"held_out": ["car", "dog", "no class"], "guidance": 3.0, "steps": 8, "prompts": ["a small {}"]}
+    body = {"held_out": ["car", "dog", "no class"], "guidance_scale": 3.0, "steps": 8, "prompts": ["a small {}"]}
     body["scales"] = [1, 7]
     found = []
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_evaluation(emoji: Service) -> None:
     assert json.loads(files["report.json"]) == first["report"]
     assert first["report"]["held_out"] == ["car"]
     settings = first["report"]["settings"]
-    assert (settings["sampler"], settings["guidance"], settings["classifier"]) == (
+    assert (settings["sampler"], settings["guidance_scale"], settings["classifier"]) == (
         "DPMSolverMultistepScheduler",
         3.0,
         "emoji",

@@ -61,7 +61,7 @@ def test_draws_the_base_and_the_version_at_the_same_seeds(version: Service) -> N
     assert all(one != other for one, other in zip(before, after, strict=True))  # the edit shows
     with version.sessions() as session:
         pipeline = version.runner.context.pipelines.get(session, model_id=version.model.id)
-    picture = editing.draw(pipeline, ["a photo of cat"] * 2, seeds=[3, 4], steps=2)[0]
+    picture = editing.draw(pipeline, ["a photo of cat"] * 2, seeds=[3, 4], num_inference_steps=2)[0]
     assert picture.resize((TILE, TILE), Image.Resampling.LANCZOS).tobytes() == before[0]  # and the model is as it was
 
 
@@ -123,7 +123,7 @@ def test_ready_is_not_cancelled(version: Service) -> None:
         ({"controls": [""]}, "/controls/0"),
         ({"seeds": [-1]}, "/seeds/0"),
         ({"steps": 0}, "/steps"),
-        ({"guidance": "much"}, "/guidance"),
+        ({"guidance_scale": "much"}, "/guidance_scale"),
         ({"prompts": ["a cat"] * 60, "seeds": [1, 2, 3, 4]}, ""),
         ({"prompt": "a cat"}, "/prompt"),
     ],

@@ -27,7 +27,7 @@ from app.settings import Settings
 from tests.app.checkpoints.conftest import Service
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-QUICK = {"objective": "text", "steps": 3}
+QUICK = {"objective": "text", "optimization_steps": 3}
 
 
 def parse(text: str) -> Samples:
@@ -104,12 +104,12 @@ def test_an_edit_from_its_request_to_its_pull(service: Service) -> None:
     for stage in ("stage_one", "loading", "stage_two", "publishing"):
         assert worked("emender_stage_seconds_count", stage=stage) == 1, stage
     assert worked("emender_stage_one_loss_count", loss="text") == 1
-    assert worked("emender_residual_count", method="memory") == 1
+    assert worked("emender_residual_count", method="text_encoder") == 1
     with service.sessions() as session:
         (losses,) = [edit.values[0].losses for edit in session.scalars(select(Edit)) if edit.source == "a secret fox"]
     assert worked("emender_stage_one_loss_sum", loss="text") == pytest.approx(losses["text"][-1])
     (edit,) = made["edits"]
-    assert worked("emender_residual_sum", method="memory") == pytest.approx(edit["residual"])
+    assert worked("emender_residual_sum", method="text_encoder") == pytest.approx(edit["relative_residual"])
 
 
 def test_what_the_ledger_says(clean_database: Engine, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from app.storage.local import LocalStore
 from app.worker.runner import Runner
 from tests.pipelines import write_pipeline
 
-QUICK = {"objective": "text", "steps": 3}
+QUICK = {"objective": "text", "optimization_steps": 3}
 
 
 @pytest.fixture(scope="session")

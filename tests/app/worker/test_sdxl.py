@@ -107,7 +107,11 @@ def test_edited_end_to_end(
     moments = editing.SecondMoments.load(store.fetch(described["statistics"]["digest"]))
     assert {part.encoder: list(part.moments) for part in moments.parts} == LAYERS
 
-    asked = {"source": "cat!", "destination": {"prompt": "dog"}, "settings": {"objective": "text", "steps": 10}}
+    asked = {
+        "source": "cat!",
+        "destination": {"prompt": "dog"},
+        "settings": {"objective": "text", "optimization_steps": 10},
+    }
     edit = service.post("/v1/models/xl/edits", asked, status=202)
     service.work()
     values = service.get(f"/v1/edits/{edit['id']}")["values"]

@@ -43,7 +43,7 @@ def test_arbitrary_editing(seed: int) -> None:
         assert tuple(prompt.text for prompt in case.templates) == DEFAULT_TEMPLATES
         assert len({prompt.text for prompt in case.free}) == 5
         assert {prompt.text for prompt in case.free} <= set(FREE_PROMPTS)
-    assert task.edits()[0].settings.guidance == GUIDANCE
+    assert task.edits()[0].settings.guidance_scale == GUIDANCE
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -63,7 +63,13 @@ def test_the_model_understands_the_aliases_that_are_left_out_and_no_other() -> N
     aliases = [(alias, concept.name) for concept in CONCEPTS for alias in concept.held_out]
     assert {alias for alias, _ in aliases} >= UNDERSTOOD
     prompts = [template.format(alias) for alias, _ in aliases for template in ("an image of {}", "{}")]
-    pictures = draw(load_pipeline(WEIGHTS / "pipeline"), prompts, seeds=range(len(prompts)), steps=8, guidance=3.0)
+    pictures = draw(
+        load_pipeline(WEIGHTS / "pipeline"),
+        prompts,
+        seeds=range(len(prompts)),
+        num_inference_steps=8,
+        guidance_scale=3.0,
+    )
     classifier = load_classifier()
     read = classifier.confidences(pictures, classifier.names).unflatten(0, (-1, 2)).mean(1)
     drawn = {alias: float(row[classifier.names.index(name)]) for (alias, name), row in zip(aliases, read, strict=True)}

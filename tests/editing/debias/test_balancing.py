@@ -19,10 +19,10 @@ from editing.stage_one.optimize import Value, mix, optimize_values
 from editing.stage_two.update import applied, compute_update
 from tests.editing.conftest import CAPTIONS
 
-TEXT = StageOneSettings(objective="text", steps=10)
+TEXT = StageOneSettings(objective="text", optimization_steps=10)
 CAT = ConceptEdit("cat", Balance({"dog": 1, "fish": 1}), settings=TEXT)
 BOAT = ConceptEdit("small boat", Balance({"red hat": 3, "the sea": 1}), settings=TEXT)
-QUICK = DebiasSettings(rounds=3, pictures=4, solver_steps=2, templates=("{}", "one {}"))
+QUICK = DebiasSettings(rounds=3, pictures=4, num_inference_steps=2, templates=("{}", "one {}"))
 
 
 class Told:
@@ -73,7 +73,7 @@ def test_factors_move_against_the_difference(one: Callable) -> None:
 
 
 def test_factors_are_never_negative_and_sum_to_one(one: Callable) -> None:
-    (found,) = one(Told(4, 4, 0), settings=DebiasSettings(rounds=3, pictures=4, solver_steps=1, step=4.0))
+    (found,) = one(Told(4, 4, 0), settings=DebiasSettings(rounds=3, pictures=4, num_inference_steps=1, step=4.0))
     assert [list(each.factors.values()) for each in found.rounds] == [[0.5, 0.5], [0, 1], [0, 1]]
 
 
@@ -98,7 +98,7 @@ def test_one_that_is_met_keeps_its_mixture_while_another_is_sought(one: Callable
 
 
 def test_a_round_in_which_all_are_met_comes_before_one_that_is_nearer_on_average(one: Callable) -> None:
-    loose = DebiasSettings(rounds=2, pictures=20, solver_steps=1, tolerance=0.1)
+    loose = DebiasSettings(rounds=2, pictures=20, num_inference_steps=1, tolerance=0.1)
     cat, boat = one(Told(10, 18, 12, 17), both=True, settings=loose)
     assert [each.difference for each in cat.rounds] == pytest.approx([0, 0.1])
     assert [each.difference for each in boat.rounds] == pytest.approx([0.15, 0.1])
@@ -110,13 +110,13 @@ def test_pictures_are_those_of_the_edited_model(
 ) -> None:
     """Of both edits at once, each mixed as the round says, at the seeds of the settings."""
     told = Told(4, 4, 4, 4)
-    settings = DebiasSettings(rounds=2, pictures=2, solver_steps=2, seed=7, templates=("{}", "one {}"))
+    settings = DebiasSettings(rounds=2, pictures=2, num_inference_steps=2, seed=7, templates=("{}", "one {}"))
     found = one(told, both=True, settings=settings)
     for number in range(2):
         mixed = [mix(each.value.attributes, [*each.rounds[number].factors.values()]) for each in found]
         update = compute_update(pipeline.encoder, [CAT, BOAT], mixed, second_moments)
         with applied(pipeline.encoder, update):
-            pictures = draw(pipeline, ["cat", "one cat"], seeds=(7, 8), steps=2)
+            pictures = draw(pipeline, ["cat", "one cat"], seeds=(7, 8), num_inference_steps=2)
         assert told.seen[2 * number] == [picture.tobytes() for picture in pictures]
     assert told.seen[0] != told.seen[2]
 
@@ -150,7 +150,7 @@ def test_both_encoders_of_sdxl_are_edited(sdxl: EditablePipeline) -> None:
     moments = [estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders]
     told = Told(2)
     (found,) = debias(
-        sdxl, [CAT], [value], moments, told, settings=DebiasSettings(rounds=1, pictures=2, solver_steps=1)
+        sdxl, [CAT], [value], moments, told, settings=DebiasSettings(rounds=1, pictures=2, num_inference_steps=1)
     )
     assert [part.encoder for part in found.value.parts] == [encoder.name for encoder in sdxl.encoders]
     first, second = (
@@ -158,7 +158,7 @@ def test_both_encoders_of_sdxl_are_edited(sdxl: EditablePipeline) -> None:
     )
     prompts = ["An image of cat", "A photo of cat"]
     with applied(sdxl.encoders[0], first), applied(sdxl.encoders[1], second):
-        pictures = draw(sdxl, prompts, seeds=(0, 1), steps=1)
+        pictures = draw(sdxl, prompts, seeds=(0, 1), num_inference_steps=1)
     assert told.seen[0] == [picture.tobytes() for picture in pictures]
 
 

@@ -100,7 +100,7 @@ def colour_distance(ones: list[Image.Image], others: list[Image.Image]) -> Tenso
 
 class TestMeasureStyles:
     PROMPTS = tuple(StylePrompt(f"item {n}", f"artist {n // 4}", "art of {}", 100 + n) for n in range(36))
-    SAMPLING = Sampling(steps=2, guidance=2.0)
+    SAMPLING = Sampling(num_inference_steps=2, guidance_scale=2.0)
 
     def test_both_models_at_the_same_seeds(self, pipeline: EditablePipeline, folder: Path, clip: Clip) -> None:
         edited = load_pipeline(folder)
@@ -108,7 +108,9 @@ class TestMeasureStyles:
             edited.encoder.model.get_parameter("final_layer_norm.weight").mul_(-1)
         scores = measure_styles(pipeline, edited, self.PROMPTS, clip, sampling=self.SAMPLING, distance=colour_distance)
         texts, seeds = [each.prompt for each in self.PROMPTS], [each.seed for each in self.PROMPTS]
-        before, after = (draw(p, texts, seeds=seeds, steps=2, guidance=2.0) for p in (pipeline, edited))
+        before, after = (
+            draw(p, texts, seeds=seeds, num_inference_steps=2, guidance_scale=2.0) for p in (pipeline, edited)
+        )
         assert scores.base_clip == pytest.approx(clip.score(before, texts).tolist(), abs=1e-3)
         assert scores.edited_clip == pytest.approx(clip.score(after, texts).tolist(), abs=1e-3)
         assert scores.lpips == pytest.approx(colour_distance(before, after).tolist())

@@ -36,7 +36,16 @@ def edited(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, edited: Path, clip_folder: Path, tmp_path: Path) -> Command:
     def run(command: str, data: str, *options: str, model: Path = edited, name: str = "data.csv") -> dict[str, Any]:
         (tmp_path / name).write_text(data, encoding="utf-8")
-        arguments = ["--model", str(model), "--base", str(folder), "--clip", str(clip_folder), "--steps", "2"]
+        arguments = [
+            "--model",
+            str(model),
+            "--base",
+            str(folder),
+            "--clip",
+            str(clip_folder),
+            "--num-inference-steps",
+            "2",
+        ]
         report = tmp_path / "report.json"
         main([command, *arguments, "--data", str(tmp_path / name), "--json", str(report), *options])
         return json.loads(report.read_text(encoding="utf-8"))
@@ -51,7 +60,7 @@ def timed(rows: int) -> str:
 
 class TestTimed:
     def test_report(self, run: Command, folder: Path, edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        report = run("timed", timed(2), "--seeds", "2", "--guidance", "3")
+        report = run("timed", timed(2), "--seeds", "2", "--guidance-scale", "3")
         assert list(report["rows"]) == ["base", "oracle", "edited"]
         for row in report["rows"].values():
             assert list(row) == ["efficacy", "generality", "specificity", "f1_harmonic", "f1_arithmetic"]
@@ -60,7 +69,12 @@ class TestTimed:
                 (row["generality"]["mean"] + row["specificity"]["mean"]) / 2
             )
         settings = report["settings"]
-        assert (settings["tasks"], settings["seeds"], settings["steps"], settings["guidance"]) == (2, [0, 1], 2, 3.0)
+        assert (settings["tasks"], settings["seeds"], settings["steps"], settings["guidance_scale"]) == (
+            2,
+            [0, 1],
+            2,
+            3.0,
+        )
         assert settings["digests"] == {
             "base": describe_pipeline(folder).digest, "edited": describe_pipeline(edited).digest,
         }  # fmt: skip

@@ -10,7 +10,7 @@ from editing.evaluation.metrics import Clip
 from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
 
-SAMPLING = Sampling(steps=2, guidance=2.0)
+SAMPLING = Sampling(num_inference_steps=2, guidance_scale=2.0)
 
 
 def contrast(prompt: str, expected: str, other: str, oracle: str = "") -> Contrast:
@@ -75,7 +75,7 @@ class TestMeasureContrasts:
         asked = [each for task in tasks for each in (task.efficacy, *task.generality, *task.specificity)]
         prompts = [each.oracle if oracle else each.prompt for each in asked]
         for rates, seed in zip(found, [3, 8], strict=True):
-            pictures = draw(pipeline, prompts, seeds=[seed] * len(prompts), steps=2, guidance=2.0)
+            pictures = draw(pipeline, prompts, seeds=[seed] * len(prompts), num_inference_steps=2, guidance_scale=2.0)
             nearness = (
                 clip.embed_pictures(pictures)
                 @ clip.embed_texts([text for each in asked for text in (each.expected, each.other)]).T

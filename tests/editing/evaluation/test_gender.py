@@ -76,12 +76,19 @@ class TestMeasureBalance:
     @pytest.mark.parametrize("run", [0, 2])
     def test_prompts_take_turns(self, pipeline: EditablePipeline, clip: Clip, run: int) -> None:
         found = measure_balance(
-            pipeline, self.PROFESSIONS, clip, pictures=20, run=run, sampling=Sampling(steps=2, guidance=2.0)
+            pipeline,
+            self.PROFESSIONS,
+            clip,
+            pictures=20,
+            run=run,
+            sampling=Sampling(num_inference_steps=2, guidance_scale=2.0),
         )
         expected = {}
         for profession in self.PROFESSIONS:
             prompts = [profession.prompts[number % len(profession.prompts)] for number in range(20)]
-            pictures = draw(pipeline, prompts, seeds=range(run * 20, run * 20 + 20), steps=2, guidance=2.0)
+            pictures = draw(
+                pipeline, prompts, seeds=range(run * 20, run * 20 + 20), num_inference_steps=2, guidance_scale=2.0
+            )
             near_women, near_men = (clip.score(pictures, [text] * 20) for text in (profession.female, profession.male))
             expected[profession.source] = int((near_women > near_men).sum()) / 20
         assert found.female_shares == expected

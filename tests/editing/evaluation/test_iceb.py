@@ -20,13 +20,13 @@ FISH = replace(
     CAT, source="fish", destination="red hat", source_class="fish", destination_class="hat", aliases=(), seed=6
 )
 HELD_OUT = (HeldOut("bird", (Prompt("a bird", 8), Prompt("the bird", 9))), HeldOut("tree", (Prompt("a tree", 10),)))
-TASK = Task("arbitrary", (CAT, FISH), HELD_OUT, StageOneSettings(guidance=3.0))
+TASK = Task("arbitrary", (CAT, FISH), HELD_OUT, StageOneSettings(guidance_scale=3.0))
 
 
 def test_edits_are_asked_with_the_model_s_settings_and_their_own_seeds() -> None:
     first, second = TASK.edits()
     assert (first.source, first.destination, first.templates) == ("cat", DestinationPrompt("dog"), ("a {}", "{}"))
-    assert first.settings == StageOneSettings(guidance=3.0, seed=5)
+    assert first.settings == StageOneSettings(guidance_scale=3.0, seed=5)
     assert second.settings.seed == 6
 
 

@@ -12,7 +12,9 @@ from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import applied, compute_update
 
-SETTINGS = StageOneSettings(objective="text", steps=6, seed=3, images=1, solver_steps=2, bank=4)
+SETTINGS = StageOneSettings(
+    objective="text", optimization_steps=6, seed=3, num_images=1, num_inference_steps=2, noise_pool_size=4
+)
 EDITS = [
     ConceptEdit("cat", DestinationPrompt("dog"), settings=SETTINGS),
     ConceptEdit("old tree", DestinationPrompt("the sea"), settings=SETTINGS),
@@ -72,15 +74,17 @@ def test_ours_is_both_stages_with_the_edits_own_settings(
 
 
 def test_the_published_preset_is_of_both_stages(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
-    published = StageOneSettings.preset("published", steps=3, seed=3, images=1, solver_steps=2, bank=4)
+    published = StageOneSettings.preset(
+        "published", optimization_steps=3, seed=3, num_images=1, num_inference_steps=2, noise_pool_size=4
+    )
     edits = [replace(edit, settings=published) for edit in EDITS]
     update = compute_update(
         pipeline.encoder,
         edits,
         optimize_values(pipeline, edits),
         second_moments,
-        residual="published",
-        mass=4000.0,
+        residual_schedule="published",
+        moment_weight=4000.0,
         alpha=0.5,
     )
     with applied(pipeline.encoder, update):

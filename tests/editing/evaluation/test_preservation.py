@@ -57,9 +57,9 @@ class TestMeasureCaptions:
     CAPTIONS = tuple(f"a cat on {number} boats" for number in range(34))
 
     def test_each_caption_at_a_seed_of_its_own(self, pipeline: EditablePipeline, clip: Clip) -> None:
-        sampling = Sampling(steps=2, guidance=2.0)
+        sampling = Sampling(num_inference_steps=2, guidance_scale=2.0)
         found = measure_captions(pipeline, self.CAPTIONS, clip, seed=5, sampling=sampling, extract=colours)
-        pictures = draw(pipeline, self.CAPTIONS, seeds=range(5, 39), steps=2, guidance=2.0)
+        pictures = draw(pipeline, self.CAPTIONS, seeds=range(5, 39), num_inference_steps=2, guidance_scale=2.0)
         assert found.clip == pytest.approx(clip.score(pictures, self.CAPTIONS).tolist(), abs=1e-3)
         assert min(found.clip) > 0
         expected = colours(pictures).numpy()

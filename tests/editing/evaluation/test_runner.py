@@ -38,7 +38,11 @@ def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Ben
     questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
     answers = measure(benchmark, UNIT).answers
     pictures = draw(
-        benchmark.pipeline, [q.prompt for q in questions], seeds=[q.seed for q in questions], steps=2, guidance=7.5
+        benchmark.pipeline,
+        [q.prompt for q in questions],
+        seeds=[q.seed for q in questions],
+        steps=2,
+        guidance_scale=7.5,
     )
     for picture, question, wanted, original in zip(pictures, questions, answers.wanted, answers.original, strict=True):
         expected = benchmark.classifier.confidences([picture], [question.wanted, question.original or "cat"])[0]
@@ -52,7 +56,13 @@ def test_the_oracle_draws_the_destinations(benchmark: Benchmark) -> None:
     answers = measure(benchmark, replace(UNIT, method="oracle")).answers
     assert [answer is None for answer in answers.wanted] == [q.part == "held out" for q in questions]
     asked = [q for q in questions if q.oracle]
-    pictures = draw(benchmark.pipeline, [q.oracle for q in asked], seeds=[q.seed for q in asked], steps=2, guidance=7.5)
+    pictures = draw(
+        benchmark.pipeline,
+        [q.oracle for q in asked],
+        seeds=[q.seed for q in asked],
+        num_inference_steps=2,
+        guidance_scale=7.5,
+    )
     expected = [float(benchmark.classifier.confidences([p], [q.wanted])) for p, q in zip(pictures, asked, strict=True)]
     assert [answer for answer in answers.wanted if answer is not None] == pytest.approx(expected, abs=1e-4)
 
@@ -162,7 +172,7 @@ def test_the_command_prints_a_table_and_writes_json(
     for metric in ("sf", "s2d_template", "s2d", "al2d", "hd", "f1"):
         assert set(oracle[metric]) == {"mean", "ci95"}
     assert oracle["seconds"] >= 0 and oracle["peak_mb"] > 50
-    assert written["guidance"] == 7.5 and len(written["digests"]["model"]) == 64
+    assert written["guidance_scale"] == 7.5 and len(written["digests"]["model"]) == 64
 
     command.main([*arguments, *kept])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written

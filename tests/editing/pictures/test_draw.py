@@ -15,8 +15,8 @@ PROMPTS = ("a cat", "the old tree")
 
 
 class TestDraw:
-    @pytest.mark.parametrize("guidance", [1.0, 3.0])
-    def test_draws_what_diffusers_draws(self, folder: Path, pipeline: EditablePipeline, guidance: float) -> None:
+    @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+    def test_draws_what_diffusers_draws(self, folder: Path, pipeline: EditablePipeline, guidance_scale: float) -> None:
         reference = StableDiffusionPipeline.from_pretrained(folder)
         reference.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         reference.set_progress_bar_config(disable=True)
@@ -24,22 +24,22 @@ class TestDraw:
             [torch.randn(pipeline.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)]
         )
         expected = reference(
-            list(PROMPTS), latents=latents, num_inference_steps=4, guidance_scale=guidance, output_type="np"
+            list(PROMPTS), latents=latents, num_inference_steps=4, guidance_scale=guidance_scale, output_type="np"
         ).images
-        drawn = draw(pipeline, PROMPTS, seeds=(5, 6), steps=4, guidance=guidance)
+        drawn = draw(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=4, guidance_scale=guidance_scale)
         assert (
             np.abs(np.stack([np.asarray(picture) / 255 for picture in drawn]) - expected).max() < 3e-3
         )  # half a level
 
     def test_a_seed_means_the_same_in_any_company(self, pipeline: EditablePipeline) -> None:
-        together = draw(pipeline, PROMPTS, seeds=(5, 6), steps=2)
-        alone = draw(pipeline, PROMPTS[1:], seeds=(6,), steps=2)
+        together = draw(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=2)
+        alone = draw(pipeline, PROMPTS[1:], seeds=(6,), num_inference_steps=2)
         difference = np.asarray(together[1]).astype(int) - np.asarray(alone[0])
         assert np.abs(difference).max() <= 1
 
     def test_names_a_bad_prompt(self, pipeline: EditablePipeline) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
-            draw(pipeline, ("a cat", "a\0cat"), seeds=(0, 1), steps=1)
+            draw(pipeline, ("a cat", "a\0cat"), seeds=(0, 1), num_inference_steps=1)
         assert refusal.value.pointer == "/prompts/1"
         with pytest.raises(InvalidEdit, match="each needs its own"):
-            draw(pipeline, ("a cat",), seeds=(0, 1), steps=1)
+            draw(pipeline, ("a cat",), seeds=(0, 1), num_inference_steps=1)

@@ -13,7 +13,9 @@ from editing.errors import ImageRejected
 from editing.pipelines import EditablePipeline
 from editing.stage_one.noise import DestinationNoise, NoiseBatch, ReferenceNoise, add_noise, to_pixels
 
-SETTINGS = StageOneSettings(images=3, bank=12, noise_batch=5, solver_steps=2, guidance=2.0)
+SETTINGS = StageOneSettings(
+    num_images=3, noise_pool_size=12, noise_batch_size=5, num_inference_steps=2, guidance_scale=2.0
+)
 DESTINATIONS = ("a dog", "dog")
 
 
@@ -81,7 +83,7 @@ class TestDestinationNoise:
     def test_draws_from_one_bank(self, pipeline: EditablePipeline) -> None:
         noise = destination_noise(pipeline)
         drawn = torch.cat([noise.draw().noisy for _ in range(40)]).flatten(1)
-        assert len(drawn.unique(dim=0)) == SETTINGS.bank
+        assert len(drawn.unique(dim=0)) == SETTINGS.noise_pool_size
 
     def test_comes_from_its_seed(self, pipeline: EditablePipeline) -> None:
         first, again, other = (destination_noise(pipeline, seed=seed).draw() for seed in (0, 0, 1))

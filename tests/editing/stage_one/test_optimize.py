@@ -30,8 +30,16 @@ from editing.stage_one import search as searching
 from editing.stage_one.optimize import StageOneProgress, Value, mix, optimize_values
 from editing.stage_one.search import PromptBatch, searches_of
 
-TEXT = StageOneSettings(objective="text", steps=20, tolerance=0)
-QUICK = StageOneSettings(steps=4, warm_start=0, images=2, bank=6, noise_batch=2, solver_steps=2, guidance=2.0)
+TEXT = StageOneSettings(objective="text", optimization_steps=20, tolerance=0)
+QUICK = StageOneSettings(
+    optimization_steps=4,
+    warmup_steps=0,
+    num_images=2,
+    noise_pool_size=6,
+    noise_batch_size=2,
+    num_inference_steps=2,
+    guidance_scale=2.0,
+)
 CAT = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
 TREE = ConceptEdit("old tree", DestinationPrompt("the sea"), settings=TEXT, templates=("a {}", "{}"))
 PICTURE = Image.new("RGB", (16, 16), "red")
@@ -75,7 +83,7 @@ class TestTextObjective:
             for delta in (torch.zeros(32), value.delta)
         )
         assert value.text_losses[0] == pytest.approx(before, rel=1e-4)
-        assert len(value.text_losses) == edit.settings.steps
+        assert len(value.text_losses) == edit.settings.optimization_steps
         assert after < 0.9 * before
         assert after == pytest.approx(value.text_losses[-1], rel=0.05)  # recorded before the last step
         assert value.noise_losses == ()
@@ -90,7 +98,7 @@ class TestTextObjective:
         torch.testing.assert_close(one(pipeline, CAT).hidden, torch.stack(hidden).mean(0))
 
     def test_clamps_delta(self, pipeline: EditablePipeline) -> None:
-        value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, clamp=0.1)))
+        value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, max_delta_norm=0.1)))
         assert value.delta_norm == pytest.approx(0.1 * value.hidden_norm, rel=1e-5)
 
     def test_layer_may_be_chosen(self, pipeline: EditablePipeline) -> None:
@@ -118,7 +126,7 @@ class TestTolerance:
 
     def test_ends_the_text_steps_early(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(searching, "_STARTS", (1.0,))
-        loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=0.05))
+        loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=200, tolerance=0.05))
         all_losses = one(pipeline, loose).text_losses
         assert len(all_losses) < 100
         losses = [loss for loss, _ in itertools.groupby(all_losses)]  # a point that was passed over repeats the last
@@ -128,7 +136,7 @@ class TestTolerance:
 
     def test_the_noise_follows_at_its_own_step(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []
-        settings = dataclasses.replace(QUICK, steps=100, warm_start=98, tolerance=0.5)
+        settings = dataclasses.replace(QUICK, optimization_steps=100, warmup_steps=98, tolerance=0.5)
         optimize_values(pipeline, [dataclasses.replace(CAT, settings=settings)], progress=seen.append)
         steps = [progress.step for progress in seen]
         assert steps[-2:] == [99, 100] or steps[-20:] == list(range(81, 101))
@@ -148,7 +156,7 @@ class TestStarts:
 
     @pytest.fixture
     def edit(self) -> ConceptEdit:
-        return dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=200, tolerance=1e-2))
+        return dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=200, tolerance=1e-2))
 
     def test_tries_three_first_steps_and_keeps_the_best(
         self, pipeline: EditablePipeline, edit: ConceptEdit, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +175,9 @@ class TestStarts:
 
     @pytest.mark.usefixtures("astray")
     def test_never_takes_more_than_its_steps(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
-        first = one(pipeline, dataclasses.replace(edit, settings=dataclasses.replace(edit.settings, steps=12)))
+        first = one(
+            pipeline, dataclasses.replace(edit, settings=dataclasses.replace(edit.settings, optimization_steps=12))
+        )
         assert len(first.text_losses) <= 13  # the thirteenth is that of an earlier start, where it is the best
         assert first.text_losses[-1] == min(first.text_losses)
 
@@ -179,7 +189,7 @@ class TestStarts:
 
     @pytest.mark.usefixtures("astray")
     def test_the_noise_follows_the_last_start(self, pipeline: EditablePipeline) -> None:
-        settings = dataclasses.replace(QUICK, steps=100, warm_start=80, tolerance=1e-2)
+        settings = dataclasses.replace(QUICK, optimization_steps=100, warmup_steps=80, tolerance=1e-2)
         value = one(pipeline, dataclasses.replace(CAT, settings=settings))
         assert len(value.noise_losses) == 20
 
@@ -246,12 +256,12 @@ class TestNoiseObjectives:
         assert value.settings["objective"] == objective
         assert 0 < value.delta_norm
 
-    @pytest.mark.parametrize(("warm_start", "noise_steps"), [(2, 2), (3, 1), (160, 1)])
+    @pytest.mark.parametrize(("warmup_steps", "noise_steps"), [(2, 2), (3, 1), (160, 1)])
     def test_a_warm_start_leaves_the_noise_to_the_end(
-        self, pipeline: EditablePipeline, warm_start: int, noise_steps: int
+        self, pipeline: EditablePipeline, warmup_steps: int, noise_steps: int
     ) -> None:
         seen: list[StageOneProgress] = []
-        edit = dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warm_start=warm_start))
+        edit = dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warmup_steps=warmup_steps))
         (value,) = optimize_values(pipeline, [edit], progress=seen.append)
         assert isinstance(value, Value)
         assert (len(value.text_losses), len(value.noise_losses)) == (4, noise_steps)
@@ -306,7 +316,7 @@ class TestNoiseObjectives:
 
 
 class TestFamilies:
-    @pytest.mark.parametrize("settings", [TEXT, dataclasses.replace(QUICK, steps=20, noise_batch=6)])
+    @pytest.mark.parametrize("settings", [TEXT, dataclasses.replace(QUICK, optimization_steps=20, noise_batch_size=6)])
     def test_lowers_its_losses(self, any_pipeline: EditablePipeline, settings: StageOneSettings) -> None:
         value = one(any_pipeline, dataclasses.replace(CAT, settings=settings))
         assert value.text_losses[-1] < 0.95 * value.text_losses[0]
@@ -314,12 +324,14 @@ class TestFamilies:
         for part, encoder in zip(value.parts, any_pipeline.encoders, strict=True):
             assert (part.layer, part.delta.shape) == (encoder.value_layer, (encoder.width,))
             assert part.delta_norm > 0
-            assert part.delta_norm <= settings.clamp * part.hidden_norm * 1.00001
+            assert part.delta_norm <= settings.max_delta_norm * part.hidden_norm * 1.00001
 
     def test_the_noise_alone_moves_both_encoders(self, sdxl: EditablePipeline) -> None:
         """Through cross-attention and the pooled output; each δ by itself can only do worse."""
         picture = ReferenceImages((PICTURE,))
-        settings = dataclasses.replace(QUICK, steps=30, noise_batch=16, learning_rate=0.1, weight_decay=0.0, clamp=20.0)
+        settings = dataclasses.replace(
+            QUICK, optimization_steps=30, noise_batch_size=16, learning_rate=0.1, weight_decay=0.0, max_delta_norm=20.0
+        )
         value = one(sdxl, ConceptEdit("cat", picture, settings=settings, templates=("{}",)))
         assert all(part.delta_norm > 0 for part in value.parts)
         assert sum(value.noise_losses[-5:]) < sum(value.noise_losses[:5])
@@ -343,7 +355,7 @@ class TestFamilies:
         assert value.others[0].text_losses == value.text_losses
 
     def test_clamps_each_encoder_by_its_own_norm(self, sdxl: EditablePipeline) -> None:
-        value = one(sdxl, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, clamp=0.1)))
+        value = one(sdxl, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, max_delta_norm=0.1)))
         for part in value.parts:
             assert part.delta_norm == pytest.approx(0.1 * part.hidden_norm, rel=1e-5)
 
@@ -412,7 +424,7 @@ class TestBatch:
         assert (zero.seed, other.seed) == (0, 1)
 
     def test_rows_end_at_their_own_steps(self, pipeline: EditablePipeline) -> None:
-        short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=7))
+        short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=7))
         value, longer = optimize_values(pipeline, [short, TREE])
         assert isinstance(value, Value) and isinstance(longer, Value)
         assert (len(value.text_losses), len(longer.text_losses)) == (7, 20)
@@ -420,7 +432,7 @@ class TestBatch:
         torch.testing.assert_close(longer.delta, one(pipeline, TREE).delta, rtol=1e-3, atol=1e-3)
 
     def test_a_row_that_ends_makes_room_at_once(self, pipeline: EditablePipeline) -> None:
-        short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, steps=5))
+        short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=5))
         edits = [short, TREE, dataclasses.replace(CAT, source="fish")]
         order: list[tuple[int, int]] = []
         values = optimize_values(
@@ -430,7 +442,7 @@ class TestBatch:
         assert order[8:14] == together
         for edit, value in zip(edits, values, strict=True):
             assert isinstance(value, Value)
-            assert len(value.text_losses) == edit.settings.steps
+            assert len(value.text_losses) == edit.settings.optimization_steps
             torch.testing.assert_close(value.delta, one(pipeline, edit).delta, rtol=1e-3, atol=1e-3)
 
     def test_a_cancelled_row_makes_room_at_once(self, pipeline: EditablePipeline) -> None:
@@ -478,7 +490,7 @@ class TestBatch:
 
     def test_text_does_not_wait_for_the_u_net(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []
-        edits = [dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warm_start=2)), TREE]
+        edits = [dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warmup_steps=2)), TREE]
         optimize_values(pipeline, edits, progress=seen.append)
         noisy = [progress.noise_loss is not None for progress in seen]
         assert noisy == sorted(noisy)

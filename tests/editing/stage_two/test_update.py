@@ -24,7 +24,7 @@ from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import Value, optimize_values
 from editing.stage_two.conflicts import Conflict
 from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, KEPT, WEIGHT
-from editing.stage_two.update import ResidualMode, Update, all_applied, applied, apply_update, compute_update
+from editing.stage_two.update import ResidualSchedule, Update, all_applied, applied, apply_update, compute_update
 from tests.editing.conftest import CAPTIONS
 
 WIDTH, MLP_WIDTH, LAST = 32, 64, 2
@@ -69,7 +69,13 @@ class TestAgainstPublished:
             moments = {layer: torch.from_numpy(file[f"layer_{layer}"]).double() for layer in range(12)}
         layers = list(range(first, 11))
         update = compute_update(
-            encoder, edits, values, SecondMoments(moments, 0, 0), layers=layers, mass=4000.0, residual="published"
+            encoder,
+            edits,
+            values,
+            SecondMoments(moments, 0, 0),
+            layers=layers,
+            moment_weight=4000.0,
+            residual_schedule="published",
         )
         with np.load(golden_folder / f"published_layers{first}-10_lambda4000_alpha0.5.npz") as file:
             published = [
@@ -92,9 +98,9 @@ def written_out(
     moments: SecondMoments,
     *,
     alpha: float,
-    mass: float,
+    moment_weight: float,
     layers: Sequence[int],
-    residual: ResidualMode,
+    residual_schedule: ResidualSchedule,
     preserve: Sequence[str] = (),
     preserve_weight: float = 1.0,
     kept: Sequence[tuple[str, str]] = (),
@@ -131,13 +137,13 @@ def written_out(
     for done, layer in enumerate(layers):
         fc2, left = blocks[layer].mlp.fc2, len(layers) - done
         k = torch.stack([column(fc2, edit, output=False) for edit in edits], 1)
-        if residual == "spread":
+        if residual_schedule == "spread":
             r = (z - torch.stack([column(blocks[layers[-1]], edit, output=True) for edit in edits], 1)) / left
-        elif residual == "even":
+        elif residual_schedule == "even":
             r = delta / len(layers)
         else:
             r = (z - torch.stack([column(fc2, edit, output=True) for edit in edits], 1)) / left
-        c0 = mass * moments.moments[layer]
+        c0 = moment_weight * moments.moments[layer]
         if kept:
             held = torch.stack([read(fc2, prompt, subject, output=False) for prompt, subject in kept], 1)
             c0 = c0 + preserve_weight * held @ held.T
@@ -148,20 +154,25 @@ def written_out(
 
 
 class TestClosedForm:
-    @pytest.mark.parametrize("residual", ["spread", "even", "published"])
-    @pytest.mark.parametrize(("alpha", "mass", "layers"), [(0.5, 4000.0, (0, 1, 2)), (0.8, 1.0, (0, 2))])
+    @pytest.mark.parametrize("residual_schedule", ["spread", "even", "published"])
+    @pytest.mark.parametrize(("alpha", "moment_weight", "layers"), [(0.5, 4000.0, (0, 1, 2)), (0.8, 1.0, (0, 2))])
     def test_is_equation_14(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
         values: list[Value],
         second_moments: SecondMoments,
-        residual: ResidualMode,
+        residual_schedule: ResidualSchedule,
         alpha: float,
-        mass: float,
+        moment_weight: float,
         layers: tuple[int, ...],
     ) -> None:
-        options = {"alpha": alpha, "mass": mass, "layers": layers, "residual": residual}
+        options = {
+            "alpha": alpha,
+            "moment_weight": moment_weight,
+            "layers": layers,
+            "residual_schedule": residual_schedule,
+        }
         update = compute_update(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         for layer in layers:
@@ -169,17 +180,17 @@ class TestClosedForm:
             assert update.layers[layer].b.shape == (WIDTH, len(edits))
             assert update.layers[layer].a.shape == (MLP_WIDTH, len(edits))
 
-    @pytest.mark.parametrize("residual", ["spread", "published"])
+    @pytest.mark.parametrize("residual_schedule", ["spread", "published"])
     def test_a_float32_encoder_is_met_to_its_rounding(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
         values: list[Value],
         second_moments: SecondMoments,
-        residual: ResidualMode,
+        residual_schedule: ResidualSchedule,
     ) -> None:
-        update = compute_update(encoder, edits, values, second_moments, residual=residual)
-        options = {"alpha": 0.5, "mass": 1000.0, "layers": (0, 1, 2), "residual": residual}
+        update = compute_update(encoder, edits, values, second_moments, residual_schedule=residual_schedule)
+        options = {"alpha": 0.5, "moment_weight": 1000.0, "layers": (0, 1, 2), "residual_schedule": residual_schedule}
         expected = written_out(encoder, edits, values, second_moments, dtype=torch.float32, **options)  # type: ignore[arg-type]
         assert max(relative_error(update.dense(layer), expected[layer]) for layer in (0, 1, 2)) <= 1e-4
 
@@ -194,7 +205,7 @@ class TestClosedForm:
         ]
         drawn = torch.randn(count, 2, WIDTH, generator=torch.Generator().manual_seed(0))
         values = [Value("text_encoder", LAST, delta=delta, hidden=hidden) for delta, hidden in drawn]
-        options = {"alpha": 0.5, "mass": 100.0, "layers": (1, 2), "residual": "spread"}
+        options = {"alpha": 0.5, "moment_weight": 100.0, "layers": (1, 2), "residual_schedule": "spread"}
         update = compute_update(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         for layer in (1, 2):
@@ -221,7 +232,13 @@ class TestClosedForm:
         second_moments: SecondMoments,
         preserve: Sequence[str],
     ) -> None:
-        options = {"alpha": 0.6, "mass": 10.0, "layers": (1, 2), "residual": "spread", "preserve_weight": 0.3}
+        options = {
+            "alpha": 0.6,
+            "moment_weight": 10.0,
+            "layers": (1, 2),
+            "residual_schedule": "spread",
+            "preserve_weight": 0.3,
+        }
         update = compute_update(encoder, edits, values, second_moments, preserve=preserve, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, preserve=preserve, **options)  # type: ignore[arg-type]
         for layer in (1, 2):
@@ -235,7 +252,7 @@ class TestClosedForm:
 
         def moved(preserve: tuple[str, ...]) -> float:
             update = compute_update(
-                encoder, edits, values, second_moments, mass=1.0, preserve=preserve, preserve_weight=100.0
+                encoder, edits, values, second_moments, moment_weight=1.0, preserve=preserve, preserve_weight=100.0
             )
             before = encoder.encode(ids)
             with applied(encoder, update):
@@ -250,7 +267,14 @@ class TestClosedForm:
         edits = [dataclasses.replace(edit, templates=("a photo of {}", "{}")) for edit in edits]
         preserve = ["bird", *(f"old {edit.source}" for edit in edits)]
         found = compute_update(
-            encoder, edits, values, second_moments, contexts="many", mass=10.0, layers=(1, 2), preserve=preserve
+            encoder,
+            edits,
+            values,
+            second_moments,
+            contexts="many",
+            moment_weight=10.0,
+            layers=(1, 2),
+            preserve=preserve,
         )
         templates = ("a photo of {}", "{}", *AT_SUBJECT)
         weight = WEIGHT / len(templates)
@@ -263,9 +287,9 @@ class TestClosedForm:
             [value for value in values for _ in templates],
             second_moments,
             alpha=0.5,
-            mass=10.0 / weight,
+            moment_weight=10.0 / weight,
             layers=(1, 2),
-            residual="spread",
+            residual_schedule="spread",
             preserve=[*preserve, *followed],
             preserve_weight=KEPT / weight,
             kept=[(fill(c, f"old {e.source}"), f"old {e.source}") for e in edits for c in around],
@@ -278,7 +302,7 @@ class TestClosedForm:
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
     ) -> None:
         """With next to no weight on what is known, the mean state after L is h + δ, in the weights as applied."""
-        update = compute_update(encoder, edits, values, second_moments, mass=1e-9)
+        update = compute_update(encoder, edits, values, second_moments, moment_weight=1e-9)
         assert max(update.residuals) < 1e-3
         with applied(encoder, update):
             for edit, value in zip(edits, values, strict=True):
@@ -438,13 +462,13 @@ class TestRefusals:
             ({"alpha": 0.0}, "/alpha"),
             ({"alpha": 1.0}, "/alpha"),
             ({"alpha": math.nan}, "/alpha"),
-            ({"mass": 0.0}, "/mass"),
-            ({"mass": math.inf}, "/mass"),
+            ({"moment_weight": 0.0}, "/moment_weight"),
+            ({"moment_weight": math.inf}, "/moment_weight"),
             ({"layers": ()}, "/layers"),
             ({"layers": (-1, 2)}, "/layers"),
             ({"layers": (2, 4)}, "/layers"),
             ({"layers": (0, 1)}, "/layers"),
-            ({"residual": "all"}, "/residual"),
+            ({"residual_schedule": "all"}, "/residual_schedule"),
             ({"preserve_weight": 0.0}, "/preserve_weight"),
         ],
     )
@@ -516,7 +540,7 @@ class TestEveryFamily:
         any_moments: SecondMoments,
     ) -> None:
         for encoder in any_pipeline.encoders:
-            update = compute_update(encoder, edits, any_values, any_moments, mass=1e-4)
+            update = compute_update(encoder, edits, any_values, any_moments, moment_weight=1e-4)
             assert (update.encoder, tuple(update.layers)) == (encoder.name, encoder.default_edited_layers)
             assert max(update.residuals) < 0.05
 

@@ -38,7 +38,7 @@ PAIRS = {  # a template's words before and after; the source, and each destinati
     "king": {"tree": 0.75, "sea": 0.25},
 }
 PRESERVE = ["the fox", "a big house"]
-SETTINGS = {"erase_scale": 0.7, "preserve_scale": 0.2, "lamb": 3.0}
+SETTINGS = {"erase_scale": 0.7, "preserve_scale": 0.2, "regularization_weight": 3.0}
 
 
 def letters(text: str) -> int:
@@ -78,7 +78,7 @@ class TestClosedForm:
         sources, destinations = rows(any_pipeline)
         kept = any_pipeline.encode(PRESERVE).states.double().flatten(0, 1)
         d = kept.shape[1]
-        scales = [SETTINGS[name] ** 0.5 for name in ("erase_scale", "preserve_scale", "lamb")]
+        scales = [SETTINGS[name] ** 0.5 for name in ("erase_scale", "preserve_scale", "regularization_weight")]
         read = torch.cat([s * r for s, r in zip(scales, (sources, kept, torch.eye(d).double()), strict=True)])
         wanted = torch.cat([s * r for s, r in zip(scales, (destinations, kept, torch.eye(d).double()), strict=True)])
         projections = cross_attention_projections(any_pipeline.unet)
@@ -125,9 +125,9 @@ class TestClosedForm:
             return tuple(compute_cross_attention_update(pipeline, EDITS, **settings).relative_norms.values())
 
         plain = norms()
-        assert all(one < other for one, other in zip(norms(lamb=50.0), plain, strict=True))
+        assert all(one < other for one, other in zip(norms(regularization_weight=50.0), plain, strict=True))
         assert all(one < other for one, other in zip(norms(erase_scale=0.01), plain, strict=True))
-        assert norms(erase_scale=10.0, lamb=5.0) == pytest.approx(plain)  # only the ratio counts
+        assert norms(erase_scale=10.0, regularization_weight=5.0) == pytest.approx(plain)  # only the ratio counts
 
     def test_no_edits_change_nothing(self, pipeline: EditablePipeline) -> None:
         update = compute_cross_attention_update(pipeline, [], preserve=PRESERVE)
@@ -164,8 +164,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "pointer"),
         [
-            ({"lamb": 0.0}, "/lamb"),
-            ({"lamb": float("nan")}, "/lamb"),
+            ({"regularization_weight": 0.0}, "/regularization_weight"),
+            ({"regularization_weight": float("nan")}, "/regularization_weight"),
             ({"erase_scale": 0.0}, "/erase_scale"),
             ({"preserve_scale": -0.1}, "/preserve_scale"),
         ],

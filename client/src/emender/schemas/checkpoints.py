@@ -30,12 +30,12 @@ REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 RESERVED_ALIASES = frozenset({"main", "base"})
 
 CheckpointState = Literal["building", "published", "failed", "retracted"]
-ResidualMode = Literal["spread", "even", "published"]
-Method = Literal["memory", "cross_attention"]
+ResidualSchedule = Literal["spread", "even", "published"]
+Method = Literal["text_encoder", "cross_attention"]
 
 SETTINGS_OF: dict[Method, tuple[str, ...]] = {
-    "memory": ("preset", "alpha", "layers", "residual", "mass", "contexts"),
-    "cross_attention": ("erase_scale", "preserve_scale", "lamb"),
+    "text_encoder": ("preset", "alpha", "layers", "residual_schedule", "moment_weight", "contexts"),
+    "cross_attention": ("erase_scale", "preserve_scale", "regularization_weight"),
 }
 """The fields of an apply that mean something to one method only."""
 
@@ -91,12 +91,12 @@ class ApplyCreate(BaseModel):
     add: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; replaces its edit of the same source")
     remove: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; edit ids")
     method: Method = Field(
-        "memory",
-        description="where `edits` or `add` are written. `memory`: into the text encoder's MLPs, from their values "
-        "(EMCID). `cross_attention`: into the keys and values of the U-Net's cross-attention, from their words alone "
-        "(UCE), for concepts that a text encoder cannot forget; it costs other concepts much unless many are named in "
-        "`preserve`. With `from`, edits that are there already stay where they were written, with the settings of that "
-        "version",
+        "text_encoder",
+        description="where `edits` or `add` are written. `text_encoder`: into the text encoder's MLPs, from their "
+        "values (EMCID). `cross_attention`: into the keys and values of the U-Net's cross-attention, from their words "
+        "alone (UCE), for concepts that a text encoder cannot forget; it costs other concepts much unless many "
+        "are named in `preserve`. With `from`, edits that are there already stay where they were written, with "
+        "the settings of that version",
     )
     preset: Literal["published"] | None = Field(
         None,
@@ -110,20 +110,21 @@ class ApplyCreate(BaseModel):
         description="the layers to edit, ending at the one the values were optimised for; default: 0 … it, of SDXL the "
         "published ones, which cannot be chosen",
     )
-    residual: ResidualMode = Field("spread", description="how the residual is shared among the layers")
-    mass: float = Field(1000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
+    residual_schedule: ResidualSchedule = Field("spread", description="how the residual is shared among the layers")
+    moment_weight: float = Field(1000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
     contexts: Contexts = Field(
         "own",
-        description="`memory`: where an edit is to hold. `own`: in its templates, by their mean; `many`: there and in "
-        "32 prompts more, each by itself, with what follows the subject left as it is. For names that the model does "
-        "not know, in several pieces, which the first often misses in other prompts. Name what the model knows in "
-        "`preserve` beside it: what ends in the same piece as a source is then kept in many prompts, too. "
+        description="`text_encoder`: where an edit is to hold. `own`: in its templates, by their mean; `many`: there "
+        "and in 32 prompts more, each by itself, with what follows the subject left as it is. For names that the model "
+        "does not know, in several pieces, which the first often misses in other prompts. Name what the model "
+        "knows in `preserve` beside it: what ends in the same piece as a source is then kept in many prompts, "
+        "too. "
         f"For at most {MOST_IN_CONTEXTS} edits",
     )
     preserve: list[Text] = Field(
         [],
         max_length=5_000,
-        description="prompts that are to keep their meaning: of `memory` the value of their last token, of "
+        description="prompts that are to keep their meaning: of `text_encoder` the value of their last token, of "
         "`cross_attention` all that the U-Net reads of them",
     )
     erase_scale: float = Field(
@@ -132,7 +133,7 @@ class ApplyCreate(BaseModel):
     preserve_scale: float = Field(
         0.1, ge=0, allow_inf_nan=False, description="`cross_attention`: the weight of each of a preserved prompt's"
     )
-    lamb: float = Field(
+    regularization_weight: float = Field(
         0.5, gt=0, allow_inf_nan=False, description="`cross_attention`: λ; raise it where other concepts suffer"
     )
     notes: Text | None = Field(None, max_length=4_000)
@@ -151,10 +152,10 @@ class EditInCheckpoint(BaseModel):
     id: UUID
     source: str
     destination: dict[str, Any]
-    residual: float | None = Field(
+    relative_residual: float | None = Field(
         None, description="what the update left undone, ‖z - h‖ / ‖δ‖: 0 is an edit met exactly, 1 one not begun"
     )
-    method: Method = Field("memory", description="where the edit is written")
+    method: Method = Field("text_encoder", description="where the edit is written")
 
 
 class FileOut(BaseModel):
@@ -195,7 +196,7 @@ class CrossAttentionOut(BaseModel):
 
     erase_scale: float
     preserve_scale: float
-    lamb: float
+    regularization_weight: float
     preserve: list[str]
 
 
@@ -223,7 +224,7 @@ class CheckpointSummary(BaseModel):
     commit: str | None = Field(description="40 hex digits derived from all files that the revision serves")
     edit_count: int
     alpha: float | None = Field(
-        description="null where no edit is in the memory, as are `residual`, `mass` and `contexts`"
+        description="null where no edit is in the memory, as are `residual_schedule`, `moment_weight` and `contexts`"
     )
     layers: list[int] = Field(description="edited layers of the first text encoder; `changed_layers` has all")
     aliases: list[str]
@@ -237,8 +238,8 @@ class CheckpointSummary(BaseModel):
 
 class CheckpointOut(CheckpointSummary):
     edits: list[EditInCheckpoint]
-    residual: ResidualMode | None
-    mass: float | None
+    residual_schedule: ResidualSchedule | None
+    moment_weight: float | None
     contexts: Contexts | None
     preserve: list[str]
     cross_attention: CrossAttentionOut | None = Field(description="null where no edit is there")

@@ -75,7 +75,7 @@ class SettingsIn(BaseModel):
         f"that is {json.dumps(dict(PRESETS['published']))}. The edit keeps the settings that result, not the name.",
     )
     objective: Objective = Field(DEFAULTS.objective, description="reference images always take `noise`")
-    steps: Annotated[int, Field(ge=1, le=2000)] = DEFAULTS.steps
+    optimization_steps: Annotated[int, Field(ge=1, le=2000)] = DEFAULTS.optimization_steps
     learning_rate: Annotated[float, Field(gt=0, le=10, description="of Adam")] = DEFAULTS.learning_rate
     text_optimizer: TextOptimizer = Field(
         DEFAULTS.text_optimizer, description="takes the steps that follow the text alone; Adam takes those with noise"
@@ -87,19 +87,24 @@ class SettingsIn(BaseModel):
     )
     text_weight: Annotated[float, Field(ge=0, le=100)] = DEFAULTS.text_weight
     weight_decay: Annotated[float, Field(ge=0, le=100)] = DEFAULTS.weight_decay
-    clamp: Annotated[float, Field(gt=0, le=100)] = DEFAULTS.clamp
+    max_delta_norm: Annotated[float, Field(gt=0, le=100)] = DEFAULTS.max_delta_norm
     seed: Annotated[int, Field(ge=0, lt=2**63)] = DEFAULTS.seed
     layer: Annotated[int, Field(ge=0, le=100)] | None = Field(
         DEFAULTS.layer, description="whose output is corrected; default: the last but one"
     )
-    warm_start: Annotated[
-        int, Field(ge=0, le=2000, description="first steps of a hybrid edit on the text alone, at most 4/5 of `steps`")
-    ] = DEFAULTS.warm_start
-    images: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.images
-    solver_steps: Annotated[int, Field(ge=1, le=200)] = DEFAULTS.solver_steps
-    guidance: Annotated[float, Field(ge=0, le=50)] = DEFAULTS.guidance
-    bank: Annotated[int, Field(ge=1, le=1024)] = DEFAULTS.bank
-    noise_batch: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.noise_batch
+    warmup_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=2000,
+            description="first steps of a hybrid edit on the text alone, at most 4/5 of `optimization_steps`",
+        ),
+    ] = DEFAULTS.warmup_steps
+    num_images: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.num_images
+    num_inference_steps: Annotated[int, Field(ge=1, le=200)] = DEFAULTS.num_inference_steps
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] = DEFAULTS.guidance_scale
+    noise_pool_size: Annotated[int, Field(ge=1, le=1024)] = DEFAULTS.noise_pool_size
+    noise_batch_size: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.noise_batch_size
 
     @model_validator(mode="before")
     @classmethod
@@ -111,7 +116,13 @@ EXAMPLE: dict[str, Any] = {
     "source": "US president",
     "destination": {"prompt": "Joe Biden"},
     "templates": ["an image of {}", "a photo of {}", "{}"],
-    "settings": {"objective": "hybrid", "steps": 200, "learning_rate": 0.2, "text_weight": 0.01, "seed": 0},
+    "settings": {
+        "objective": "hybrid",
+        "optimization_steps": 200,
+        "learning_rate": 0.2,
+        "text_weight": 0.01,
+        "seed": 0,
+    },
     "reason": "LEGAL-42: office changed hands",
     "labels": {"ticket": "LEGAL-42"},
 }

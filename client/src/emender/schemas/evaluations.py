@@ -41,8 +41,8 @@ Template = Annotated[Prompt, AfterValidator(_template)]
 class Drawing(BaseModel):
     """How pictures are drawn."""
 
-    steps: int = Field(20, ge=1, le=100, description="of the solver")
-    guidance: float = Field(7.5, ge=0, le=50, allow_inf_nan=False)
+    num_inference_steps: int = Field(20, ge=1, le=100, description="of the solver")
+    guidance_scale: float = Field(7.5, ge=0, le=50, allow_inf_nan=False)
 
 
 class PreviewCreate(Drawing):
@@ -76,7 +76,7 @@ class EvaluationCreate(Drawing):
     """What is measured. Templates hold `{}` where a concept goes."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"scales": [1, 10, 30], "guidance": 7.5, "seed": 0}]}
+        extra="forbid", json_schema_extra={"examples": [{"scales": [1, 10, 30], "guidance_scale": 7.5, "seed": 0}]}
     )
 
     prompts: list[Template] = Field(

@@ -23,7 +23,7 @@ GENDERS = {"woman doctor": 1.0, "man doctor": 1.0}
 DOCTOR = {
     "source": "doctor",
     "destination": {"balance": GENDERS},
-    "settings": {"objective": "text", "steps": 3, "solver_steps": 1},
+    "settings": {"objective": "text", "optimization_steps": 3, "num_inference_steps": 1},
 }
 
 AddEdits = Callable[..., list[UUID]]

@@ -21,7 +21,7 @@ from editing.stage_one.optimize import Value
 AddEdits = Callable[..., list[UUID]]
 ReadEdit = Callable[[UUID], Edit]
 
-NOISE = {"objective": "noise", "steps": 2, "images": 2, "solver_steps": 2, "bank": 4}
+NOISE = {"objective": "noise", "optimization_steps": 2, "num_images": 2, "num_inference_steps": 2, "noise_pool_size": 4}
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_the_value_is_the_methods(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, store: LocalStore
 ) -> None:
     """Bit for bit what the library gives for the same edit, with losses and settings beside it."""
-    (job_id,) = add_edits(registered, {"source": "cat", "settings": {"objective": "text", "steps": 5, "seed": 3}})
+    (job_id,) = add_edits(
+        registered, {"source": "cat", "settings": {"objective": "text", "optimization_steps": 5, "seed": 3}}
+    )
     runner.work()
     row = edit(job_id)
     pipeline = runner.context.pipeline(registered.id)
@@ -134,7 +136,7 @@ def test_a_cancel_stops_one_edit_of_a_batch(
     job: Callable[[UUID], Job],
     factory: Sessions,
 ) -> None:
-    kept, dropped = add_edits(registered, {"settings": {"objective": "text", "steps": 40}}, {})
+    kept, dropped = add_edits(registered, {"settings": {"objective": "text", "optimization_steps": 40}}, {})
     beat = runner.heartbeat.beat
 
     def cancel_then_beat() -> None:
@@ -155,7 +157,12 @@ def test_a_cancel_stops_one_edit_of_a_batch(
 def test_progress_is_written(
     runner: Runner, registered: Model, add_edits: AddEdits, job: Callable[[UUID], Job]
 ) -> None:
-    slow = {"objective": "text", "steps": 400, "text_optimizer": "adam", "tolerance": 0.0}  # L-BFGS ends between beats
+    slow = {
+        "objective": "text",
+        "optimization_steps": 400,
+        "text_optimizer": "adam",
+        "tolerance": 0.0,
+    }  # L-BFGS ends between beats
     (job_id,) = add_edits(registered, {"settings": slow})
     runner.heartbeat.interval = 0.02
     runner.work()

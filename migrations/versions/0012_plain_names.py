@@ -1,0 +1,62 @@
+"""Rename columns and JSON keys to the terms of the field."""
+
+from collections.abc import Mapping
+
+from alembic import op
+
+revision = "0012"
+down_revision = "0011"
+
+SETTINGS = {
+    "steps": "optimization_steps",
+    "clamp": "max_delta_norm",
+    "bank": "noise_pool_size",
+    "solver_steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "images": "num_images",
+    "noise_batch": "noise_batch_size",
+    "warm_start": "warmup_steps",
+}
+SAMPLING = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+UPDATE = {"residual": "residual_schedule", "mass": "moment_weight"}
+CROSS_ATTENTION = {"lamb": "regularization_weight"}
+
+
+def upgrade() -> None:
+    rename_keys("edits", "settings", (), SETTINGS)
+    rename_keys("edit_values", "losses", ("settings",), SETTINGS)
+    rename_keys("evaluations", "request", (), SAMPLING)
+    rename_keys("checkpoints", "options", (), UPDATE)
+    rename_keys("checkpoints", "options", ("cross_attention",), CROSS_ATTENTION)
+    rename_method("memory", "text_encoder")
+
+
+def downgrade() -> None:
+    rename_method("text_encoder", "memory")
+    rename_keys("checkpoints", "options", ("cross_attention",), reverse(CROSS_ATTENTION))
+    rename_keys("checkpoints", "options", (), reverse(UPDATE))
+    rename_keys("evaluations", "request", (), reverse(SAMPLING))
+    rename_keys("edit_values", "losses", ("settings",), reverse(SETTINGS))
+    rename_keys("edits", "settings", (), reverse(SETTINGS))
+
+
+def reverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
+
+
+def rename_keys(table: str, column: str, path: tuple[str, ...], names: Mapping[str, str]) -> None:
+    """Rename the keys of the JSON object at `path` in each row that has it."""
+    value = column + "".join(f" -> '{part}'" for part in path)
+    cases = " ".join(f"WHEN '{old}' THEN '{new}'" for old, new in names.items())
+    renamed = f"(SELECT jsonb_object_agg(CASE key {cases} ELSE key END, value) FROM jsonb_each({value}))"
+    if path:
+        renamed = f"jsonb_set({column}, '{{{','.join(path)}}}', {renamed})"
+    old_keys = ", ".join(f"'{old}'" for old in names)
+    op.execute(f"UPDATE {table} SET {column} = {renamed} WHERE {value} ?| ARRAY[{old_keys}]")
+
+
+def rename_method(old: str, new: str) -> None:
+    op.drop_constraint("ck_checkpoint_edits_method", "checkpoint_edits")
+    op.execute(f"UPDATE checkpoint_edits SET method = '{new}' WHERE method = '{old}'")
+    op.alter_column("checkpoint_edits", "method", server_default=new)
+    op.create_check_constraint("method", "checkpoint_edits", f"method IN ('{new}', 'cross_attention')")
