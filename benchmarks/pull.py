@@ -39,7 +39,7 @@ from rich.table import Table
 from app.auth.service import create_key
 from app.db.engine import connect, sessions
 from app.db.models import Checkpoint, Model, ModelFile
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from app.local.supervisor import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
@@ -137,7 +137,7 @@ def nginx(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
     configuration = folder / "nginx.conf"
     configuration.write_text(NGINX.format(folder=folder, port=port, root=file.parent))
     command = [nginx_path(), "-p", str(folder), "-c", str(configuration)]
-    process = subprocess.Popen(command, preexec_fn=ends_with_parent())
+    process = subprocess.Popen(command, preexec_fn=die_with_parent())
     try:
         master = psutil.Process(process.pid)
         deadline = time.monotonic() + 20

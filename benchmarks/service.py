@@ -39,7 +39,8 @@ from sqlalchemy import Engine, text
 from app.auth.service import create_key
 from app.db.engine import connect, sessions
 from app.db.models import ModelFile
-from app.local.supervisor import Child, Stack, uvicorn
+from app.local.child_process import ManagedProcess
+from app.local.supervisor import Stack, uvicorn_arguments
 from app.settings import Settings
 from app.storage.local import LocalStore
 from benchmarks import bare
@@ -237,13 +238,13 @@ def bare_insert(url: str) -> Iterator[Target]:
     with psycopg.connect(url) as connection:
         connection.execute(bare.TABLE)
     port = free_port()
-    served = uvicorn(BARE, host="127.0.0.1", port=port)
-    child = Child("bare", served, os.environ | {"BARE_DATABASE_URL": url})
+    served = uvicorn_arguments(BARE, host="127.0.0.1", port=port)
+    child = ManagedProcess("bare", served, os.environ | {"BARE_DATABASE_URL": url})
     child.start()
     try:
         deadline = time.monotonic() + 60
         while not _answers(f"http://127.0.0.1:{port}/docs"):
-            if not child.running or time.monotonic() > deadline:
+            if not child.is_running or time.monotonic() > deadline:
                 raise Missing("benchmarks.bare did not start; its last lines above say why.")
             time.sleep(0.1)
         yield Target(f"http://127.0.0.1:{port}/edits", BARE, posts=True)

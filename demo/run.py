@@ -27,7 +27,7 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
@@ -217,10 +217,10 @@ def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[Client]
         "EMENDER_MODEL_ROOTS": str(weights.absolute()),
         "EMENDER_POLL_SECONDS": "0.2",
     }
-    command = [sys.executable, "-m", "app.local.supervisor", "--embedded"]
+    command = [sys.executable, "-m", "app.cli.main", "serve", "--embedded"]
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=ends_with_parent()
+            command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent()
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -17,15 +17,15 @@ import httpx
 import pytest
 import redis
 
-from app.local.child_process import ends_with_parent
-from app.local.supervisor import variables
+from app.local.child_process import die_with_parent
+from app.local.supervisor import to_environment
 from app.settings import Settings
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
     """For a child: our own variables without our settings, and the given ones; it computes in one thread."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
-    return own | {"OMP_NUM_THREADS": "1"} | variables(settings) | more
+    return own | {"OMP_NUM_THREADS": "1"} | to_environment(settings) | more
 
 
 class ApiServer:
@@ -52,7 +52,7 @@ class ApiServer:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                preexec_fn=ends_with_parent(),
+                preexec_fn=die_with_parent(),
             )
         deadline = time.monotonic() + 120
         while not self.ready():
@@ -92,7 +92,7 @@ class RedisServer:
     def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", str(self.folder)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=ends_with_parent()
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent()
         )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -155,7 +155,7 @@ class S3Server:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                preexec_fn=ends_with_parent(signal.SIGKILL),
+                preexec_fn=die_with_parent(signal.SIGKILL),
             )
         self.url = f"http://127.0.0.1:{given['s3.port']}"
         deadline = time.monotonic() + 120

@@ -17,10 +17,10 @@ def opened_database(settings: Settings) -> "Iterator[Sessions]":
     from sqlalchemy.exc import DBAPIError
 
     from app.db.engine import connect, sessions
-    from app.local.embedded_postgres import EmbeddedError, running_url
+    from app.local.embedded_postgres import EmbeddedError, find_running_url
 
     try:
-        url = settings.database_url.get_secret_value() if settings.database_url else running_url(settings.folder)
+        url = settings.database_url.get_secret_value() if settings.database_url else find_running_url(settings.folder)
     except EmbeddedError as error:
         raise CommandError(str(error), ExitCode.UNREACHABLE) from error
     engine = connect(url)

@@ -26,7 +26,7 @@ from app.db.migrate import check as check_schema
 from app.db.models import Base
 from app.jobs import workers
 from app.jobs.redis_notifier import ping
-from app.local.embedded_postgres import EmbeddedError, running_url
+from app.local.embedded_postgres import EmbeddedError, find_running_url
 from app.settings import Settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
 from app.storage import open_store
@@ -62,7 +62,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     try:
-        url = settings.database_url.get_secret_value() if settings.database_url else running_url(settings.folder)
+        url = settings.database_url.get_secret_value() if settings.database_url else find_running_url(settings.folder)
     except EmbeddedError as error:
         yield Finding("database", "failure", str(error), "Set EMENDER_DATABASE_URL.")
         return

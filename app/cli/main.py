@@ -71,12 +71,12 @@ def serve(
     from app.local.supervisor import serve as run
     from app.observability import logging
 
-    def announce(line: str, **facts: str) -> None:
+    def print_message(line: str, **facts: str) -> None:
         show(facts | {"message": line}, as_json=as_json, otherwise=lambda: typer.echo(line))
 
     logging.configure(as_json=as_json)
     try:
-        run(get_settings(), embedded=embedded, workers=workers, announce=announce)
+        run(get_settings(), embedded=embedded, workers=workers, on_message=print_message)
     except (ServeError, EmbeddedError) as error:
         raise CommandError(str(error)) from error
 

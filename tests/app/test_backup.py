@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 
-from app.local.embedded_postgres import _binary
+from app.local.embedded_postgres import find_binary
 from app.main import create_app
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.docs.pages import DOCS, blocks
@@ -50,7 +50,7 @@ def pulled(client: TestClient, service: Service, version: str) -> dict[str, byte
 def sh(script: str, *, url: str, folder: Path, backup: Path) -> str:
     own = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
     given = {"EMENDER_DATABASE_URL": url.replace("+psycopg", ""), "EMENDER_FOLDER": str(folder), "BACKUP": str(backup)}
-    path = f"{Path(_binary('pg_dump')).parent}:{own['PATH']}"  # as old as the server
+    path = f"{Path(find_binary('pg_dump')).parent}:{own['PATH']}"  # as old as the server
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", EMENDER + script],
         env=own | given | {"PATH": path, "EMENDER_SIGNING_KEY_FILE": "none", "EMENDER_DEVICE": "cpu"},

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from app.signing.keys import read_key
 from deploy import pull
 from tests.app.checkpoints.conftest import Service, base_folder, service
@@ -125,7 +125,7 @@ class Machine:
         if "--unsigned" not in arguments:
             command += ["--key", str(self.key)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ends = ends_with_parent()
+        ends = die_with_parent()
 
         def prepare() -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a shell's background

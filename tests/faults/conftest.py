@@ -21,7 +21,7 @@ from app.db.migrate import upgrade
 from app.db.models import AuditEvent, Checkpoint, Edit, Job, Model, Statistics
 from app.jobs import workers
 from app.jobs.enqueue import enqueue
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from app.local.embedded_postgres import EmbeddedPostgres
 from app.models.captions import pack
 from app.settings import Settings
@@ -65,7 +65,7 @@ class WorkerProcess:
                 cwd=folder,
                 stdout=file,
                 stderr=file,
-                preexec_fn=ends_with_parent(),
+                preexec_fn=die_with_parent(),
             )
 
     @property

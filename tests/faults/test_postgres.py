@@ -45,7 +45,7 @@ def test_gone_in_the_middle(
             gone = time.monotonic()
             answers = [asked.result()]
             other.invalidate()
-        until(lambda: not postgres.running, timeout=30)
+        until(lambda: not postgres.is_running, timeout=30)
         answers.append(site.post_edit("dog", headers=key))
         answers.append(site.ask("GET", f"/v1/edits/{ids[0]}"))
         answers.append(site.ask("GET", "/readyz"))

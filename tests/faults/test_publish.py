@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine
 
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from app.storage.scrub import scrub
 from tests.faults.conftest import Site, until
 from tests.faults.dying_worker import STEPS
@@ -150,7 +150,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     script = f"mount -t tmpfs -o size=2m,mode=0755 tmpfs '{folder}' && echo mounted && exec sleep 3600"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=ends_with_parent()) as keeper:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=die_with_parent()) as keeper:
         assert keeper.stdout is not None
         if keeper.stdout.readline() != b"mounted\n":
             pytest.skip("needs to be allowed to mount a tmpfs in a user namespace")

@@ -205,7 +205,7 @@ class Faults:
 
     def kill_postgres(self) -> None:
         os.kill(postmaster(self._postgres), signal.SIGKILL)
-        until(lambda: not self._postgres.running, timeout=60)
+        until(lambda: not self._postgres.is_running, timeout=60)
         self._postgres.start()
         self.kills["Postgres"] += 1
 

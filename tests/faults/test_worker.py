@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from app.storage.local import LocalStore
 from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, Ledger, Site, WorkerProcess, wait
 from tests.servers import environment, free_port
@@ -83,11 +83,11 @@ def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path,
         settings = site.settings.model_copy(update={"port": free_port()})
         with (tmp_path / "serve.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "app.local.supervisor"],
+                [sys.executable, "-m", "app.cli.main", "serve"],
                 env=environment(settings),
                 stdout=log,
                 stderr=log,
-                preexec_fn=ends_with_parent(),
+                preexec_fn=die_with_parent(),
             )
 
     edit_id = UUID(site.post_edit("cat", settings=SLOW).json()["id"])

@@ -13,8 +13,8 @@ from threading import Event, Thread
 import httpx
 import psutil
 
-from app.local.child_process import ends_with_parent
-from app.local.supervisor import variables
+from app.local.child_process import die_with_parent
+from app.local.supervisor import to_environment
 from app.settings import Settings
 from tests.app.conftest import Headers
 from tests.servers import free_port
@@ -60,10 +60,10 @@ def start_api(settings: Settings, keys: Mapping[str, Headers], *, log: Path, **e
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--no-access-log", "--log-level", "warning"],
-            env=given | variables(settings) | environment,
+            env=given | to_environment(settings) | environment,
             stdout=file,
             stderr=file,
-            preexec_fn=ends_with_parent(),
+            preexec_fn=die_with_parent(),
         )
     url = f"http://127.0.0.1:{port}"
     try:

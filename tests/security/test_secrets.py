@@ -14,8 +14,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from app.local.child_process import ends_with_parent
-from app.local.supervisor import variables
+from app.local.child_process import die_with_parent
+from app.local.supervisor import to_environment
 from app.settings import Settings
 from tests.app.conftest import issue_keys
 from tests.security.servers import Server, start_api
@@ -115,10 +115,10 @@ def test_no_secret_is_told(
     with start_api(secretive, keys, log=tmp_path / "api.log") as api, log.open("wb") as file:
         worker = subprocess.Popen(
             [sys.executable, "-m", "app.worker.main"],
-            env=environment | variables(secretive),
+            env=environment | to_environment(secretive),
             stdout=file,
             stderr=file,
-            preexec_fn=ends_with_parent(),
+            preexec_fn=die_with_parent(),
         )
         try:
             model = {"name": "broken", "source": "broken"}

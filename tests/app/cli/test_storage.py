@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from app.cli import main as cli
 from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Image
-from app.local.supervisor import variables
+from app.local.supervisor import to_environment
 from app.settings import Settings
 from app.storage import open_store
 from tests.app.storage.conftest import Damage, damage, store, store_settings
@@ -90,7 +90,7 @@ def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -
     with factory() as session:
         session.add(Image(sha256=named, width=1, height=1, size=5, created_by="test"))
         session.commit()
-    given = variables(settings)
+    given = to_environment(settings)
     assert emender("collect", **given).stdout == "Deleted 0 blobs of 0 bytes, and 0 unfinished files.\n"
     assert emender("collect", "--grace", "1", "--dry-run", **given).stdout == "Would delete 1 blobs of 9 bytes.\n"
     assert forgotten in blobs

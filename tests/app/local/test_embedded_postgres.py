@@ -1,4 +1,4 @@
-"""The embedded server as a real process: started, killed, left behind, started again."""
+"""Start, kill, orphan and restart the embedded server as a real process."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from app.db.engine import connect
-from app.local.embedded_postgres import EmbeddedError, EmbeddedPostgres
+from app.local.embedded_postgres import EmbeddedError, EmbeddedPostgres, copy_template_cluster
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def server_pid(folder: Path) -> int:
     return int((folder / "postgres" / "postmaster.pid").read_text().split("\n")[0])
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0]
     except FileNotFoundError:
@@ -51,73 +51,81 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_for_end(pid: int, *, timeout: float = 20.0) -> bool:
+def ends_within(pid: int, *, timeout: float = 20.0) -> bool:
     deadline = time.monotonic() + timeout
-    while alive(pid) and time.monotonic() < deadline:
+    while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not alive(pid)
+    return not is_alive(pid)
 
 
-def test_listens_on_a_short_unix_socket_and_nowhere_else(postgres: EmbeddedPostgres) -> None:
+def test_listens_only_on_a_unix_socket_with_a_short_path(postgres: EmbeddedPostgres) -> None:
     assert query(postgres, "SHOW listen_addresses") == ""
     assert query(postgres, "SHOW server_encoding") == "UTF8"
     socket = Path(postgres.url.partition("host=")[2]) / ".s.PGSQL.5432"
     assert socket.is_socket() and len(str(socket)) < 107
 
 
-def test_keeps_its_data_over_a_stop(folder: Path) -> None:
+def test_data_survives_a_restart(folder: Path) -> None:
     with EmbeddedPostgres(folder) as postgres:
         query(postgres, "CREATE TABLE kept AS SELECT 7 AS n")
         pid = server_pid(folder)
-    assert not alive(pid)
+    assert not is_alive(pid)
     with EmbeddedPostgres(folder) as postgres:
         assert query(postgres, "SELECT n FROM kept") == 7
 
 
-def test_recovers_from_a_kill_under_the_same_url(postgres: EmbeddedPostgres, folder: Path) -> None:
+def test_restart_after_kill_9_keeps_url_and_data(postgres: EmbeddedPostgres, folder: Path) -> None:
     query(postgres, "CREATE TABLE kept AS SELECT 7 AS n")
     url, pid = postgres.url, server_pid(folder)
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while postgres.running and time.monotonic() < deadline:
+    while postgres.is_running and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not postgres.running
+    assert not postgres.is_running
     postgres.start()
     assert postgres.url == url
     assert query(postgres, "SELECT n FROM kept") == 7
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children of their parent's death on Linux")
-def test_ends_with_a_starter_that_is_killed(folder: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(PR_SET_PDEATHSIG) is of Linux")
+def test_server_ends_when_its_parent_is_killed(folder: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from app.local.embedded_postgres import EmbeddedPostgres\n"
         "postgres = EmbeddedPostgres(Path(sys.argv[1])); postgres.start()\n"
         "sys.stdout.write('started\\n'); sys.stdout.flush(); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE) as starter:
-        assert starter.stdout is not None and starter.stdout.readline() == b"started\n"
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
         pid = server_pid(folder)
-        starter.kill()
-    assert wait_for_end(pid), "the server outlived its starter"
+        parent.kill()
+    assert ends_within(pid), "the server outlived its parent"
     with EmbeddedPostgres(folder) as postgres:
         assert query(postgres, "SELECT 1") == 1
 
 
-def test_takes_over_from_a_server_left_behind(folder: Path) -> None:
-    left = EmbeddedPostgres(folder)
-    left.start()
-    query(left, "CREATE TABLE kept AS SELECT 7 AS n")
+def test_start_stops_a_server_left_on_the_same_data(folder: Path) -> None:
+    previous = EmbeddedPostgres(folder)
+    previous.start()
+    query(previous, "CREATE TABLE kept AS SELECT 7 AS n")
     pid = server_pid(folder)
     try:
         with EmbeddedPostgres(folder) as postgres:
             assert server_pid(folder) != pid
             assert query(postgres, "SELECT n FROM kept") == 7
     finally:
-        left.stop()
+        previous.stop()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
-def test_runs_in_a_folder_that_is_closed_to_nobody(tmp_path: Path) -> None:
+def test_copied_template_cluster_starts_with_its_data(folder: Path) -> None:
+    with EmbeddedPostgres(folder / "template") as template:
+        query(template, "CREATE TABLE kept AS SELECT 7 AS n")
+    copy_template_cluster(folder / "template", folder / "copy")
+    with EmbeddedPostgres(folder / "copy") as postgres:
+        assert query(postgres, "SELECT n FROM kept") == 7
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
+def test_under_root_runs_in_a_folder_that_nobody_cannot_enter(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     with EmbeddedPostgres(closed / "var") as postgres:
@@ -125,8 +133,8 @@ def test_runs_in_a_folder_that_is_closed_to_nobody(tmp_path: Path) -> None:
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
-def test_says_which_folder_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
+def test_without_unshare_the_error_names_the_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     monkeypatch.setattr("app.local.embedded_postgres.shutil.which", lambda _: None)
@@ -134,7 +142,7 @@ def test_says_which_folder_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.
         EmbeddedPostgres(closed / "var").start()
 
 
-def test_says_where_the_log_is_when_it_does_not_start(folder: Path) -> None:
+def test_failed_start_names_the_log_file(folder: Path) -> None:
     with EmbeddedPostgres(folder):
         pass
     (folder / "postgres" / "postgresql.conf").write_text("no_such_setting = 1\n")
@@ -142,12 +150,12 @@ def test_says_where_the_log_is_when_it_does_not_start(folder: Path) -> None:
         EmbeddedPostgres(folder).start(timeout=10)
 
 
-def test_no_url_before_it_runs(folder: Path) -> None:
+def test_url_before_start_is_refused(folder: Path) -> None:
     with pytest.raises(EmbeddedError, match="not running"):
         _ = EmbeddedPostgres(folder).url
 
 
-def test_refuses_tcp(postgres: EmbeddedPostgres) -> None:
+def test_tcp_connections_are_refused(postgres: EmbeddedPostgres) -> None:
     port = query(postgres, "SHOW port")
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(f"host=127.0.0.1 port={port} user=emender dbname=emender", connect_timeout=2)

@@ -1,4 +1,4 @@
-"""The whole stack as a real process: started, broken in each part, stopped, killed; nothing is left behind."""
+"""Run the whole stack as a real process; kill each part, stop it and kill it. No process is left running."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from app.local.child_process import ends_with_parent
-from app.local.supervisor import ServeError, Stack, variables
+from app.local.child_process import die_with_parent
+from app.local.supervisor import ServeError, Stack, to_environment
 from app.settings import Settings
 from emender import Client
 from tests.servers import free_port
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Served:
-    """`python -m app.local.supervisor --embedded` on a free port."""
+    """`emender serve --embedded` on a free port."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
@@ -34,12 +34,12 @@ class Served:
         given = {"EMENDER_FOLDER": str(folder / "var"), "EMENDER_PORT": str(self.port), "EMENDER_POLL_SECONDS": "0.2"}
         with (folder / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.local.supervisor", "--embedded"],
+                [sys.executable, "-m", "app.cli.main", "serve", "--embedded"],
                 env=os.environ | given | environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                preexec_fn=ends_with_parent(),
+                preexec_fn=die_with_parent(),
             )
 
     def lines(self, count: int) -> list[str]:
@@ -47,19 +47,19 @@ class Served:
         return [self.process.stdout.readline() for _ in range(count)]
 
     def children(self) -> dict[str, psutil.Process]:
-        """The processes beneath it by what they are: api, worker, postgres."""
+        """Return the child processes by name: api, worker, postgres."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
             try:
                 command = " ".join(child.cmdline())
             except psutil.Error:
-                continue  # it has died, and its supervisor has not looked yet
+                continue  # the child ended, and the supervisor has not noticed yet
             for name, mark in {"api": "uvicorn", "worker": "app.worker.main", "postgres": "bin/postgres"}.items():
                 if mark in command:
                     found[name] = child
         return found
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         try:
             return httpx.get(f"{self.url}/readyz", timeout=5).is_success
         except httpx.TransportError:
@@ -89,44 +89,44 @@ def serve(folder: Path) -> Iterator[Callable[..., Served]]:
         served.process.stdout.close()
 
 
-def soon(condition: Callable[[], bool], *, timeout: float = 240.0) -> bool:
+def wait_until(condition: Callable[[], bool], *, timeout: float = 240.0) -> bool:
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
     return condition()
 
 
-def gone(processes: list[psutil.Process]) -> bool:
+def have_ended(processes: list[psutil.Process]) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=60)
     return not alive
 
 
-def everything_under(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_starts_with_a_key_and_stops_without_a_trace(serve: Callable[..., Served], number: signal.Signals) -> None:
+def test_start_prints_a_key_and_a_signal_stops_all(serve: Callable[..., Served], number: signal.Signals) -> None:
     served = serve()
     up, key = served.lines(2)
-    assert f"answers at {served.url} " in up
+    assert f"runs at {served.url} " in up
     token = key.split()[-1]
     file = served.folder / "var" / "admin-key"
     assert file.read_text().strip() == token and stat.S_IMODE(file.stat().st_mode) == 0o600
     with Client(served.url, api_key=token) as client:
         assert list(client.models.list()) == []
     assert set(served.children()) == {"api", "worker", "postgres"}
-    for child in everything_under(served.process):
+    for child in descendants(served.process):
         assert token not in " ".join(child.cmdline()) and "postgresql" not in " ".join(child.cmdline())
-    children = everything_under(served.process)
-    told = time.monotonic()
+    children = descendants(served.process)
+    signaled_at = time.monotonic()
     served.process.send_signal(number)
     assert served.process.wait(120) == 0
-    assert time.monotonic() - told < 40
-    assert gone(children) and not served.ready()
+    assert time.monotonic() - signaled_at < 40
+    assert have_ended(children) and not served.is_ready()
 
 
-def test_the_first_key_is_shown_once(serve: Callable[..., Served]) -> None:
+def test_first_key_is_printed_only_at_the_first_start(serve: Callable[..., Served]) -> None:
     first = serve()
     key = first.lines(2)[1].split()[-1]
     first.process.terminate()
@@ -140,7 +140,7 @@ def test_the_first_key_is_shown_once(serve: Callable[..., Served]) -> None:
     assert second.process.stdout is not None and "key" not in second.process.stdout.read()
 
 
-def test_what_dies_is_started_again(serve: Callable[..., Served]) -> None:
+def test_killed_processes_are_restarted(serve: Callable[..., Served]) -> None:
     served = serve()
     served.lines(2)
     for name in ("worker", "api", "postgres"):
@@ -150,24 +150,24 @@ def test_what_dies_is_started_again(serve: Callable[..., Served]) -> None:
         def replaced(name: str = name, old: psutil.Process = old) -> bool:
             return served.children().get(name, old) != old
 
-        assert soon(replaced), name
-    assert soon(served.ready)
+        assert wait_until(replaced), name
+    assert wait_until(served.is_ready)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children of their parent's death on Linux")
-def test_killed_it_takes_everything_with_it_and_starts_again(serve: Callable[..., Served]) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(PR_SET_PDEATHSIG) is of Linux")
+def test_kill_9_ends_every_process_and_the_service_starts_again(serve: Callable[..., Served]) -> None:
     served = serve()
     served.lines(2)
-    children = everything_under(served.process)
+    children = descendants(served.process)
     served.process.kill()
     served.process.wait()
-    assert gone(children), "processes outlived their supervisor"
+    assert have_ended(children), "processes outlived their supervisor"
     again = serve()
-    assert "answers at" in again.lines(1)[0]
+    assert "runs at" in again.lines(1)[0]
 
 
-def test_a_request_in_flight_is_answered(serve: Callable[..., Served]) -> None:
-    """Its body is still coming when the service is told to stop, which takes no new connection from then on."""
+def test_request_in_progress_is_completed_at_shutdown(serve: Callable[..., Served]) -> None:
+    """The body is still being sent when the service stops. New connections are refused from then on."""
     served = serve()
     token = served.lines(2)[1].split()[-1]
     body = b'{"name": "late", "scopes": ["read"]}'
@@ -175,17 +175,17 @@ def test_a_request_in_flight_is_answered(serve: Callable[..., Served]) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
         port = connection.getsockname()[1]
-        assert soon(
+        assert wait_until(
             lambda: any(peer.raddr and peer.raddr.port == port for peer in served.children()["api"].net_connections())
         )
         served.process.terminate()
-        assert soon(lambda: not served.ready(), timeout=60)
+        assert wait_until(lambda: not served.is_ready(), timeout=60)
         connection.sendall(body[10:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
     assert served.process.wait(60) == 0
 
 
-def test_two_in_one_folder_are_refused(serve: Callable[..., Served], folder: Path) -> None:
+def test_second_service_in_the_same_folder_is_refused(serve: Callable[..., Served], folder: Path) -> None:
     serve().lines(2)
     second = serve()
     assert second.process.wait(60) == 1
@@ -193,21 +193,21 @@ def test_two_in_one_folder_are_refused(serve: Callable[..., Served], folder: Pat
 
 
 class TestStack:
-    def test_a_port_that_is_taken(self, folder: Path, serve: Callable[..., Served]) -> None:
+    def test_port_in_use_is_refused_before_postgres_starts(self, folder: Path, serve: Callable[..., Served]) -> None:
         served = serve()
         served.lines(1)
         settings = Settings(folder=folder / "other", port=served.port)
-        with pytest.raises(ServeError, match="cannot be had .*EMENDER_PORT"), Stack(settings, embedded=True):
+        with pytest.raises(ServeError, match="Cannot listen at .*EMENDER_PORT"), Stack(settings, embedded=True):
             pass
         assert not (folder / "other" / "postgres").exists()
 
-    def test_no_database(self, folder: Path) -> None:
+    def test_missing_database_url_is_refused(self, folder: Path) -> None:
         settings = Settings(folder=folder / "var", port=free_port())
         with pytest.raises(ServeError, match="--embedded"), Stack(settings, embedded=False):
             pass
 
 
-def test_children_read_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_gives_child_processes_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = Settings(
         database_url=SecretStr("postgresql://u:p@h/d"),
         folder=tmp_path,
@@ -215,6 +215,6 @@ def test_children_read_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pa
         port=1234,
         lease_seconds=2.5,
     )
-    for name, value in variables(settings).items():
+    for name, value in to_environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings

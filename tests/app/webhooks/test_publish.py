@@ -13,7 +13,7 @@ import httpx
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from app.local.supervisor import variables
+from app.local.supervisor import to_environment
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.app.hub.conftest import server
 from tests.app.webhooks.conftest import Receiver
@@ -25,7 +25,7 @@ __all__ = ["base_folder", "server", "service"]
 @pytest.fixture
 def worker(service: Service, tmp_path: Path) -> Iterator[WorkerProcess]:
     settings = service.settings.model_copy(update={"poll_seconds": 0.2})
-    process = WorkerProcess(os.environ | variables(settings) | {"OMP_NUM_THREADS": "1"}, tmp_path / "worker.log")
+    process = WorkerProcess(os.environ | to_environment(settings) | {"OMP_NUM_THREADS": "1"}, tmp_path / "worker.log")
     yield process
     process.end()
 

@@ -19,7 +19,7 @@ from standardwebhooks import WebhookVerificationError
 from app.audit.service import record
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Webhook, WebhookDelivery
-from app.local.child_process import ends_with_parent
+from app.local.child_process import die_with_parent
 from app.settings import Settings
 from app.webhooks.sender import PAUSES, RETRY_AFTER_SECONDS, Sender
 from app.webhooks.service import rotate_secret
@@ -269,7 +269,7 @@ def test_what_a_killed_sender_was_sending_is_sent_by_another(
     receiver.hanging.set()
     move(factory)
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, KEY], cwd=ROOT, stdin=subprocess.PIPE, preexec_fn=ends_with_parent()
+        [sys.executable, "-c", CHILD, KEY], cwd=ROOT, stdin=subprocess.PIPE, preexec_fn=die_with_parent()
     )
     assert child.stdin is not None
     child.stdin.write(database_url.encode() + b"\n")
