@@ -1,4 +1,4 @@
-"""Captions out of files: each format, and what is said of a file that is none."""
+"""Read each caption format, and name the place of what is wrong in a file."""
 
 import builtins
 import json
@@ -45,7 +45,7 @@ TWO_KEYS = [{"id": n, "text": caption} for n, caption in enumerate(["a cat", "",
         ("objects.ndjson", "\n\n".join(json.dumps(row) for row in TWO_KEYS) + "\n"),
     ],
 )
-def test_reads(write: Write, name: str, content: str) -> None:
+def test_each_format_is_read(write: Write, name: str, content: str) -> None:
     assert list(read_captions(write(name, content))) == EXPECTED
 
 
@@ -57,17 +57,17 @@ def test_reads(write: Write, name: str, content: str) -> None:
         ("a.jsonl", '{"caption": "no", "alt": "yes"}'),
     ],
 )
-def test_reads_the_column_named(write: Write, name: str, content: str) -> None:
+def test_named_column_is_read(write: Write, name: str, content: str) -> None:
     assert list(read_captions(write(name, content), "alt")) == ["yes"]
 
 
-def test_a_caption_of_two_lines(write: Write) -> None:
+def test_quoted_csv_caption_may_have_two_lines(write: Write) -> None:
     assert list(read_captions(write("a.csv", 'caption\n"a cat\non a mat"\n'))) == ["a cat\non a mat"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
-def test_streams(write: Write, name: str) -> None:
-    """What is wrong further on is found when it is reached."""
+def test_files_are_streamed(write: Write, name: str) -> None:
+    """An error further on is raised only when it is reached."""
     good, bad = ('"a cat"\n', '"a \\ud800"\n') if name == "a.jsonl" else ("a cat\n", "a \0\n")
     captions = read_captions(write(name, ("caption\n" if name == "a.csv" else "") + good + bad))
     assert isinstance(captions, Iterator)
@@ -77,49 +77,49 @@ def test_streams(write: Write, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
-        ("a.txt", "a cat\n\na \0 dog\n", "a.txt, line 3: a caption must not hold a NUL"),
-        ("a.txt", b"a cat\na caf\xe9\n", "a.txt, line 2: a caption must be UTF-8"),
-        ("a.csv", "caption\na cat\na \0 dog\n", "a.csv, line 3: a caption must not hold a NUL"),
-        ("a.csv", b"caption,id\na cat,1\na caf\xe9,2\n", "a.csv, line 3: a caption must be UTF-8"),
+        ("a.txt", "a cat\n\na \0 dog\n", "a.txt, line 3: a caption must not contain a NUL"),
+        ("a.txt", b"a cat\na caf\xe9\n", "a.txt, line 2: a caption must be valid UTF-8"),
+        ("a.csv", "caption\na cat\na \0 dog\n", "a.csv, line 3: a caption must not contain a NUL"),
+        ("a.csv", b"caption,id\na cat,1\na caf\xe9,2\n", "a.csv, line 3: a caption must be valid UTF-8"),
         ("a.csv", "id,caption\n1,a cat\n2\n", "a.csv, line 3: the row is too short: it has no 'caption'"),
-        ("a.csv", 'caption\n"a cat\n', "a.csv, line 2: is no CSV: "),
+        ("a.csv", 'caption\n"a cat\n', "a.csv, line 2: is not valid CSV: "),
         ("a.csv", "id,title\n1,a cat\n", "a.csv: there is no column 'caption' or 'text': there is id, title"),
         ("a.csv", "", "a.csv: there is no column 'caption' or 'text': there is none"),
         ("a.tsv", "id,caption\n1,a cat\n", "a.tsv: there is no column"),
         ("a.json", '["a cat", 3]', "a.json, item 2: a caption must be text, not a number"),
-        ("a.json", '["a cat", "a \\ud83d dog"]', "a.json, item 2: a caption must be UTF-8"),
+        ("a.json", '["a cat", "a \\ud83d dog"]', "a.json, item 2: a caption must be valid UTF-8"),
         ("a.json", '[{"caption": "a cat"}, {"title": "a dog"}]', "a.json, item 2: there is no column"),
-        ("a.json", '{"captions": []}', "a.json: must hold a list of captions, not an object"),
-        ("a.json", '["a cat"', "a.json: is no JSON: "),
+        ("a.json", '{"captions": []}', "a.json: must contain a list of captions, not an object"),
+        ("a.json", '["a cat"', "a.json: is not valid JSON: "),
         ("a.jsonl", '"a cat"\n\n{"caption": null}\n', "a.jsonl, line 3: a caption must be text, not null"),
-        ("a.jsonl", '"a cat"\n"a dog\n', "a.jsonl, line 2: is no JSON: "),
+        ("a.jsonl", '"a cat"\n"a dog\n', "a.jsonl, line 2: is not valid JSON: "),
     ],
 )
-def test_says_where_it_is_wrong(write: Write, name: str, content: str | bytes, complaint: str) -> None:
-    with pytest.raises(CaptionsUnreadable) as refusal:
+def test_error_names_the_file_and_the_line(write: Write, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(CaptionsUnreadable) as caught:
         list(read_captions(write(name, content)))
-    assert refusal.value.detail.startswith(complaint)
+    assert caught.value.detail.startswith(message)
 
 
-def test_an_unknown_suffix_is_refused_at_once(write: Write) -> None:
+def test_unknown_suffix_is_refused_at_once(write: Write) -> None:
     with pytest.raises(CaptionsUnreadable, match=r"captions\.xlsx is not one of \.txt, \.csv"):
         read_captions(write("captions.xlsx", b""))
 
 
-def test_a_column_of_a_text_file(write: Write) -> None:
+def test_text_file_has_no_columns(write: Write) -> None:
     with pytest.raises(CaptionsUnreadable, match="no columns"):
         list(read_captions(write("a.txt", "a cat"), "caption"))
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CaptionsUnreadable, match=r"none\.csv cannot be read: No such file"):
         list(read_captions(tmp_path / "none.csv"))
 
 
 class TestParquet:
-    def test_reads(self, tmp_path: Path) -> None:
+    def test_columns_and_errors(self, tmp_path: Path) -> None:
         pyarrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
         table = pyarrow.table({"id": [1, 2, 3, 4], "caption": [EXPECTED[0], None, *EXPECTED[1:]], "alt": list("wxyz")})
@@ -131,12 +131,12 @@ class TestParquet:
         with pytest.raises(CaptionsUnreadable, match=r"a\.parquet, row 1: a caption must be text, not a number"):
             list(read_captions(tmp_path / "a.parquet", "id"))
 
-    def test_refuses_other_files(self, write: Write) -> None:
+    def test_other_files_are_refused(self, write: Write) -> None:
         pytest.importorskip("pyarrow")
-        with pytest.raises(CaptionsUnreadable, match=r"a\.parquet: is no parquet file"):
+        with pytest.raises(CaptionsUnreadable, match=r"a\.parquet: is not a valid parquet file"):
             list(read_captions(write("a.parquet", "a cat\n")))
 
-    def test_says_what_to_install(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_error_says_what_to_install(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
         importing = builtins.__import__
 
         def without_pyarrow(name: str, *arguments: object, **options: object) -> object:
@@ -145,10 +145,10 @@ class TestParquet:
             return importing(name, *arguments, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(builtins, "__import__", without_pyarrow)
-        with pytest.raises(CaptionsUnreadable, match=r"pip install 'emender\[captions\]'"):
+        with pytest.raises(CaptionsUnreadable, match=r"pip install 'emender-service\[captions\]'"):
             list(read_captions(write("a.parquet", b"")))
 
 
-def test_needs_no_torch() -> None:
+def test_torch_and_pyarrow_are_not_imported() -> None:
     code = "import sys, editing; editing.read_captions; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
