@@ -1,27 +1,20 @@
 """What routes ask for: a session, the settings, the store, a page. Authentication is in `app.auth.dependencies`."""
 
-import base64
-import binascii
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar, TypeVarTuple
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 import anyio
 from fastapi import Depends, Query, Request, Response
-from sqlalchemy import Select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.db.engine import Sessions
-from app.problems import Unprocessable
+from app.db.pagination import PageCursor
 from app.settings import Settings
 from app.storage.store import Store
 from emender.schemas.common import Page
 
 Item = TypeVar("Item")
-Key = TypeVar("Key", UUID, int)
-Columns = TypeVarTuple("Columns")
 
 
 TRANSACTIONS = 10
@@ -105,78 +98,38 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 StoreDep = Annotated[Store, Depends(get_store)]
 
 
-def cursor_of(place: bytes) -> str:
-    """A place in a list as clients are given it."""
-    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+class NextPageLink:
+    """Set the `Link` header of a response to the page after the one that it returns."""
+
+    def __init__(self, request: Request, response: Response) -> None:
+        self._request, self._response = request, response
+
+    def __call__(self, page: Page[Item]) -> Page[Item]:
+        self.set(page.next)
+        return page
+
+    def set(self, cursor: str | None) -> None:
+        if cursor is not None:
+            url = self._request.url.include_query_params(cursor=cursor)
+            self._response.headers["Link"] = f'<{url}>; rel="next"'
 
 
-def place_of(cursor: str) -> bytes:
-    """The reverse of `cursor_of`. Raises `Unprocessable`."""
-    try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise no_cursor() from None
+Limit = Annotated[int, Query(ge=1, le=500)]
 
 
-def no_cursor() -> Unprocessable:
-    return Unprocessable.at("cursor", "Not a cursor of ours; start again without one.")
+async def get_page_cursor(
+    limit: Limit = 50, cursor: Annotated[UUID | None, Query(description="`next` of the previous page")] = None
+) -> PageCursor[UUID]:
+    return PageCursor(limit, cursor)
 
 
-def link_next(request: Request, response: Response, cursor: str) -> None:
-    """The `Link` header to the next page."""
-    response.headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
+async def get_numbered_page_cursor(
+    limit: Limit = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the previous page")] = None,
+) -> PageCursor[int]:
+    return PageCursor(limit, cursor)
 
 
-@dataclass(frozen=True)
-class PageRequest(Generic[Key]):
-    """`?limit=&cursor=`: the cursor is the last key of the page before, as `write` gives it to clients."""
-
-    request: Request
-    response: Response
-    limit: int
-    after: Key | None
-    write: Callable[[Key], str]
-
-    def select(self, query: Select[*Columns], key: InstrumentedAttribute[Key]) -> Select[*Columns]:
-        """This page's rows by descending `key` (a column that grows), and one more to know whether it is the last."""
-        if self.after is not None:
-            query = query.where(key < self.after)
-        return query.order_by(key.desc()).limit(self.limit + 1)
-
-    def page(self, rows: Sequence[object], items: Sequence[Item], keys: Sequence[Key]) -> "Page[Item]":
-        """`items` of the rows that `select` chose, with the cursor and the `Link` header of the next page."""
-        if len(rows) <= self.limit:
-            return Page(items=list(items), next=None)
-        cursor = self.write(keys[self.limit - 1])
-        link_next(self.request, self.response, cursor)
-        return Page(items=list(items[: self.limit]), next=cursor)
-
-
-async def get_page(
-    request: Request,
-    response: Response,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
-) -> PageRequest[UUID]:
-    """A page by ids, whose cursors are opaque."""
-    after = None
-    if cursor is not None:
-        try:
-            after = UUID(bytes=place_of(cursor))
-        except ValueError:
-            raise no_cursor() from None
-    return PageRequest(request, response, limit=limit, after=after, write=lambda key: cursor_of(key.bytes))
-
-
-async def get_numbered_page(
-    request: Request,
-    response: Response,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
-) -> PageRequest[int]:
-    """A page by numbers, which are their own cursors."""
-    return PageRequest(request, response, limit=limit, after=cursor, write=str)
-
-
-PageDep = Annotated[PageRequest[UUID], Depends(get_page)]
-NumberedPageDep = Annotated[PageRequest[int], Depends(get_numbered_page)]
+PageDep = Annotated[PageCursor[UUID], Depends(get_page_cursor)]
+NumberedPageDep = Annotated[PageCursor[int], Depends(get_numbered_page_cursor)]
+NextPageLinkDep = Annotated[NextPageLink, Depends()]

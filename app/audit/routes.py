@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import NumberedPageDep, SessionDep, SessionsDep
+from app.api.dependencies import NextPageLinkDep, NumberedPageDep, SessionDep, SessionsDep
 from app.api.routing import Route
 from app.audit import export, service
 from app.audit.service import AuditFilter
@@ -56,6 +56,7 @@ def list_events(
     _: AdminPrincipal,
     wanted: Annotated[AuditFilter, Depends(get_filter)],
     page: NumberedPageDep,
+    link_next: NextPageLinkDep,
     accept: Annotated[
         str, Header(description="`application/x-ndjson` or `text/csv` stream all events, oldest first")
     ] = "application/json",
@@ -64,7 +65,7 @@ def list_events(
     for media_type, write in EXPORTS.items():
         if media_type in accept:
             return StreamingResponse(write(sessions, wanted), media_type=media_type)
-    return service.list_events(session, wanted=wanted, page=page)
+    return link_next(service.list_events(session, wanted=wanted, page=page))
 
 
 @router.get("/verify")

@@ -12,8 +12,8 @@ from sqlalchemy import Select, literal_column, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.db.models import AuditEvent, JsonObject
+from app.db.pagination import PageCursor
 from app.db.rows import insert_rows
 from app.webhooks.subscriptions import announce
 from emender.schemas.audit import AuditEventOut, Verification
@@ -121,10 +121,10 @@ class AuditFilter:
         return query
 
 
-def list_events(session: Session, *, wanted: AuditFilter, page: PageRequest[int]) -> Page[AuditEventOut]:
+def list_events(session: Session, *, wanted: AuditFilter, page: PageCursor[int]) -> Page[AuditEventOut]:
     """Newest first."""
-    rows = session.scalars(page.select(wanted.select(), AuditEvent.sequence)).all()
-    return page.page(rows, [_out(row) for row in rows], [row.sequence for row in rows])
+    rows, next_cursor = page.fetch(session, wanted.select(), AuditEvent.sequence)
+    return Page(items=[_out(row) for row in rows], next=next_cursor)
 
 
 def all_events(session: Session, *, wanted: AuditFilter) -> Iterator[AuditEventOut]:

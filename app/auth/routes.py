@@ -4,7 +4,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import PageDep, SessionDep
+from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep
 from app.api.idempotency import keep_instead
 from app.api.routing import Route
 from app.auth import service
@@ -30,9 +30,9 @@ def create_key(
 
 
 @router.get("")
-def list_keys(session: SessionDep, _: AdminPrincipal, page: PageDep) -> Page[ApiKeyOut]:
+def list_keys(session: SessionDep, _: AdminPrincipal, page: PageDep, link_next: NextPageLinkDep) -> Page[ApiKeyOut]:
     """List keys, newest first, the revoked ones too."""
-    return service.list_keys(session, page=page)
+    return link_next(service.list_keys(session, page=page))
 
 
 @router.delete("/{key_id}", status_code=204, responses=documented(service.ApiKeyNotFound))

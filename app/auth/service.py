@@ -14,9 +14,9 @@ from uuid import UUID
 from sqlalchemy import ARRAY, String, and_, any_, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.db.models import ApiKey
+from app.db.pagination import PageCursor
 from app.problems import NotFound, Unprocessable
 from emender.schemas.common import Page
 from emender.schemas.keys import ApiKeyOut, Scope
@@ -93,9 +93,9 @@ def authenticate(session: Session, *, tokens: Sequence[str]) -> list[ApiKeyOut |
     return found
 
 
-def list_keys(session: Session, *, page: PageRequest[UUID]) -> Page[ApiKeyOut]:
-    rows = session.scalars(page.select(select(ApiKey), ApiKey.id)).all()
-    return page.page(rows, [ApiKeyOut.model_validate(row) for row in rows], [row.id for row in rows])
+def list_keys(session: Session, *, page: PageCursor[UUID]) -> Page[ApiKeyOut]:
+    rows, next_cursor = page.fetch(session, select(ApiKey), ApiKey.id)
+    return Page(items=[ApiKeyOut.model_validate(row) for row in rows], next=next_cursor)
 
 
 def get_key(session: Session, *, key_id: UUID) -> ApiKeyOut:

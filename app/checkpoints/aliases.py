@@ -9,7 +9,6 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import (
@@ -20,6 +19,7 @@ from app.checkpoints.errors import (
     PreconditionRequired,
 )
 from app.db.models import Alias, AliasMove, Checkpoint, Model
+from app.db.pagination import PageCursor
 from app.problems import Unprocessable
 from emender.schemas.checkpoints import AliasOut, AliasPeriod
 from emender.schemas.common import Page
@@ -50,7 +50,7 @@ def list_aliases(session: Session, *, model: Model) -> list[AliasOut]:
 
 
 def read_history(
-    session: Session, *, model: Model, name: str, at: date | datetime | None, page: PageRequest[int]
+    session: Session, *, model: Model, name: str, at: date | datetime | None, page: PageCursor[int]
 ) -> Page[AliasPeriod]:
     """Where the alias pointed and for how long, newest first.
 
@@ -61,6 +61,7 @@ def read_history(
     rows = session.execute(page.select(query, AliasMove.id)).all()
     if not rows and queries.alias_moves(session, model_id=model.id, name=name) == 0:
         raise AliasNotFound(model.name, name)
+    rows, next_cursor = page.split(rows, keys=[move.id for move, _ in rows])
     ids = {move.to_checkpoint_id for move, _ in rows if move.to_checkpoint_id}
     checkpoints = queries.checkpoints_by_id(session, ids=ids)
     periods = []
@@ -75,7 +76,7 @@ def read_history(
                 moved_by=move.moved_by,
             )
         )
-    return page.page(rows, periods, [move.id for move, _ in rows])
+    return Page(items=periods, next=next_cursor)
 
 
 def move_alias(

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
+from app.api.dependencies import NextPageLinkDep, NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.api.routing import Route
 from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
@@ -97,9 +97,11 @@ def apply(
 
 
 @router.get("/models/{model}/checkpoints", responses=documented(ModelNotFound))
-def list_checkpoints(session: SessionDep, _: ReadPrincipal, model: ModelName, page: PageDep) -> Page[CheckpointSummary]:
+def list_checkpoints(
+    session: SessionDep, _: ReadPrincipal, model: ModelName, page: PageDep, link_next: NextPageLinkDep
+) -> Page[CheckpointSummary]:
     """List a model's versions, newest first."""
-    return service.list_checkpoints(session, model_name=model, page=page)
+    return link_next(service.list_checkpoints(session, model_name=model, page=page))
 
 
 @router.get("/models/{model}/checkpoints/{revision}", responses=documented(ModelNotFound, CheckpointNotFound))
@@ -205,6 +207,7 @@ def read_history(
     model: ModelName,
     alias: Revision,
     page: NumberedPageDep,
+    link_next: NextPageLinkDep,
     at: Annotated[
         AliasMoment | None,
         Query(description="where it pointed then: a moment with its offset, or a day in UTC", examples=["2026-11-24"]),
@@ -212,7 +215,7 @@ def read_history(
 ) -> Page[AliasPeriod]:
     """Read where an alias pointed, since when and until when, newest first; also of one that was deleted."""
     found = service.find_model(session, name=model)
-    return aliases.read_history(session, model=found, name=alias, at=at, page=page)
+    return link_next(aliases.read_history(session, model=found, name=alias, at=at, page=page))
 
 
 @router.put(

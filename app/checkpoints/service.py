@@ -8,7 +8,6 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import (
@@ -18,6 +17,7 @@ from app.checkpoints.errors import (
     FileNotFound,
 )
 from app.db.models import Checkpoint, Edit, Evaluation, JsonObject, Model, Statistics
+from app.db.pagination import PageCursor
 from app.jobs.queries import running_progress, work_status
 from app.models.errors import ModelNotFound
 from emender.schemas.checkpoints import (
@@ -86,11 +86,11 @@ def checkpoint_status(session: Session, *, model_name: str, revision: str) -> Wo
     return work_status(session, find_checkpoint(session, model=model, revision=revision))
 
 
-def list_checkpoints(session: Session, *, model_name: str, page: PageRequest[UUID]) -> Page[CheckpointSummary]:
+def list_checkpoints(session: Session, *, model_name: str, page: PageCursor[UUID]) -> Page[CheckpointSummary]:
     """Newest first."""
     model = find_model(session, name=model_name)
-    rows = session.scalars(page.select(queries.checkpoints_of(model.id), Checkpoint.id)).all()
-    return page.page(rows, _summaries(session, rows=rows), [row.id for row in rows])
+    rows, next_cursor = page.fetch(session, queries.checkpoints_of(model.id), Checkpoint.id)
+    return Page(items=_summaries(session, rows=rows), next=next_cursor)
 
 
 def newest_versions(session: Session) -> dict[str, CheckpointSummary]:

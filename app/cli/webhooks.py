@@ -9,8 +9,7 @@ from app.cli.console import AsJson, asking, show, show_table
 from app.cli.errors import CommandError, WrongUsage
 
 if TYPE_CHECKING:
-    from app.webhooks.payloads import EventType
-    from emender.schemas.webhooks import DeliveryOut, WebhookCreated, WebhookListed
+    from emender.schemas.webhooks import DeliveryOut, EventType, WebhookCreated, WebhookListed
 
 webhooks = typer.Typer(help="Receivers of signed events.", no_args_is_help=True)
 

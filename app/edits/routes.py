@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from app.api.dependencies import PageDep, SessionDep, SettingsDep, StoreDep, origin_of, transaction_of
+from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep, origin_of, transaction_of
 from app.api.routing import Route
 from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
@@ -81,13 +81,16 @@ def list_edits(
     session: SessionDep,
     _: ReadPrincipal,
     page: PageDep,
+    link_next: NextPageLinkDep,
     model: Annotated[Text | None, Query(description="a model's name")] = None,
     state: Annotated[EditState | None, Query()] = None,
     source: Annotated[Source | None, Query(description="exactly this source")] = None,
     created_by: Annotated[Text | None, Query(examples=["key:1f2e3d4c5b6a"])] = None,
 ) -> Page[EditOut]:
     """List edits, newest first."""
-    return service.list_edits(session, page=page, model=model, state=state, source=source, created_by=created_by)
+    return link_next(
+        service.list_edits(session, page=page, model=model, state=state, source=source, created_by=created_by)
+    )
 
 
 @router.get("/edits/{edit_id}", responses=documented(EditNotFound))

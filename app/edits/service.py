@@ -15,9 +15,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record, record_all
 from app.db.models import AuditEvent, Edit, EditValue, Model
+from app.db.pagination import PageCursor
 from app.db.rows import insert_rows
 from app.edits import queries
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
@@ -126,7 +126,7 @@ def create_edits(
 def list_edits(
     session: Session,
     *,
-    page: PageRequest[UUID],
+    page: PageCursor[UUID],
     model: str | None = None,
     state: str | None = None,
     source: str | None = None,
@@ -137,13 +137,13 @@ def list_edits(
     model_id = None
     if model is not None:  # by its id Postgres knows how many edits it has, and so how to find the newest
         if (found := find_model(session, name=model)) is None:
-            return page.page([], [], [])
+            return Page(items=[], next=None)
         model_id = found.id
     query = queries.filtered(
         model_id=model_id, state=state, source=source, source_part=source_part, created_by=created_by
     )
-    rows = session.scalars(page.select(query, Edit.id)).all()
-    return page.page(rows, queries.describe(session, rows), [row.id for row in rows])
+    rows, next_cursor = page.fetch(session, query, Edit.id)
+    return Page(items=queries.describe(session, rows), next=next_cursor)
 
 
 def get_edit(session: Session, *, edit_id: UUID) -> EditOut:

@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import PageDep, SessionDep, StoreDep
+from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, StoreDep
 from app.api.routing import Route
 from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import ApplyPrincipal, ReadPrincipal
@@ -97,10 +97,11 @@ def list_evaluations(
     model: ModelName,
     version: Version,
     page: PageDep,
+    link_next: NextPageLinkDep,
     kind: Annotated[EvaluationKind | None, Query()] = None,
 ) -> Page[EvaluationOut]:
     """List what was drawn and measured of a version, newest first."""
-    return service.list_evaluations(session, model_name=model, version=version, kind=kind, page=page)
+    return link_next(service.list_evaluations(session, model_name=model, version=version, kind=kind, page=page))
 
 
 @router.get("/evaluations/{evaluation_id}", responses=documented(*NO_VERSION, EvaluationNotFound))

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.checkpoints.queries import evaluations_of, methods_in
 from app.checkpoints.service import ServedFile, find_checkpoint, find_model, require_served
 from app.db.models import Checkpoint, Evaluation, JsonObject
+from app.db.pagination import PageCursor
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.jobs.enqueue import enqueue
 from app.jobs.queries import cancel, latest_job, running_progress, work_status
@@ -65,13 +65,12 @@ def request_check(session: Session, *, checkpoint: Checkpoint) -> None:
 
 
 def list_evaluations(
-    session: Session, *, model_name: str, version: str, kind: str | None, page: PageRequest[UUID]
+    session: Session, *, model_name: str, version: str, kind: str | None, page: PageCursor[UUID]
 ) -> Page[EvaluationOut]:
     """Newest first."""
     checkpoint = find_checkpoint(session, model=find_model(session, name=model_name), revision=version)
-    query = evaluations_of(checkpoint.id, kind=kind)
-    rows = session.scalars(page.select(query, Evaluation.id)).all()
-    return page.page(rows, _describe(session, rows), [row.id for row in rows])
+    rows, next_cursor = page.fetch(session, evaluations_of(checkpoint.id, kind=kind), Evaluation.id)
+    return Page(items=_describe(session, rows), next=next_cursor)
 
 
 def read_evaluation(session: Session, *, model_name: str, version: str, evaluation_id: UUID) -> EvaluationOut:

@@ -3,7 +3,6 @@
 from datetime import UTC
 from typing import Any
 
-from app.api.dependencies import cursor_of, no_cursor, place_of
 from app.checkpoints.publish import StoredFile
 from app.hub.queries import Reference, Revision
 
@@ -57,17 +56,10 @@ def tree(revision: Revision, *, folder: str = "", recursive: bool, expand: bool 
 
 
 def page(entries: list[Entry], *, limit: int, cursor: str | None) -> tuple[list[Entry], str | None]:
-    """The `limit` entries after the path that `cursor` stands for, and the cursor of the next page, if there is one."""
+    """Return `limit` entries after the path `cursor`, and the cursor of the next page, if there is one."""
     if cursor is not None:
-        try:
-            after = place_of(cursor).decode()
-        except UnicodeDecodeError:
-            raise no_cursor() from None
-        entries = [entry for entry in entries if entry["path"] > after]
-    if len(entries) <= limit:
-        return entries, None
-    last = entries[limit - 1]["path"]
-    return entries[:limit], cursor_of(last.encode())
+        entries = [entry for entry in entries if entry["path"] > cursor]
+    return entries[:limit], entries[limit - 1]["path"] if len(entries) > limit else None
 
 
 def ref(reference: Reference, *, kind: str) -> dict[str, str]:

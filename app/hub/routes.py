@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response, Security
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import SessionDep, StoreDep, link_next
+from app.api.dependencies import NextPageLinkDep, SessionDep, StoreDep
 from app.api.middleware.rate_limit import TooManyRequests
 from app.api.routing import TransactionRoute
 from app.auth.dependencies import Documented, Principal, authenticate, bearer
@@ -127,8 +127,7 @@ TREE = "/api/models/{namespace}/{repo}/tree/{revision}"
 @reading.get(TREE + "/{folder:path}", responses=documented(RevisionNotFound, RevisionRetracted, EntryNotFound))
 def tree(
     session: SessionDep,
-    request: Request,
-    response: Response,
+    link_next: NextPageLinkDep,
     namespace: Part,
     repo: Part,
     revision: Rev,
@@ -145,8 +144,7 @@ def tree(
     if not entries:
         raise EntryNotFound(f"There is no folder {folder[:200]!r} in {found.repo}.", commit=found.commit)
     entries, following = listing.page(entries, limit=limit, cursor=cursor)
-    if following is not None:
-        link_next(request, response, following)
+    link_next.set(following)
     return entries
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
+from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.api.routing import Route
 from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
@@ -36,9 +36,9 @@ def register_model(
 
 
 @router.get("")
-def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep) -> Page[ModelOut]:
+def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep, link_next: NextPageLinkDep) -> Page[ModelOut]:
     """List base models, newest first."""
-    return service.list_models(session, page=page)
+    return link_next(service.list_models(session, page=page))
 
 
 @router.get("/{model}", responses=documented(ModelNotFound))
@@ -82,9 +82,11 @@ def create_statistics(
 
 
 @router.get("/{model}/statistics", responses=documented(ModelNotFound))
-def list_statistics(session: SessionDep, _: ReadPrincipal, model: str, page: PageDep) -> Page[StatisticsOut]:
+def list_statistics(
+    session: SessionDep, _: ReadPrincipal, model: str, page: PageDep, link_next: NextPageLinkDep
+) -> Page[StatisticsOut]:
     """List a model's statistics, newest first."""
-    return service.list_statistics(session, name=model, page=page)
+    return link_next(service.list_statistics(session, name=model, page=page))
 
 
 @router.get("/{model}/statistics/{statistics_id}", responses=documented(ModelNotFound, StatisticsNotFound))

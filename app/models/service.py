@@ -8,9 +8,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.db.models import Model, Statistics
+from app.db.pagination import PageCursor
 from app.jobs.enqueue import enqueue
 from app.jobs.queries import running_progress, work_status
 from app.models import captions, queries, roots
@@ -66,9 +66,9 @@ def register_model(
     return _out(session, [row])[0]
 
 
-def list_models(session: Session, *, page: PageRequest[UUID]) -> Page[ModelOut]:
-    rows = session.scalars(page.select(select(Model), Model.id)).all()
-    return page.page(rows, _out(session, rows), [row.id for row in rows])
+def list_models(session: Session, *, page: PageCursor[UUID]) -> Page[ModelOut]:
+    rows, next_cursor = page.fetch(session, select(Model), Model.id)
+    return Page(items=_out(session, rows), next=next_cursor)
 
 
 def get_model(session: Session, *, name: str) -> ModelOut:
@@ -122,10 +122,11 @@ def create_statistics(
     return StatisticsOut.model_validate(row)
 
 
-def list_statistics(session: Session, *, name: str, page: PageRequest[UUID]) -> Page[StatisticsOut]:
+def list_statistics(session: Session, *, name: str, page: PageCursor[UUID]) -> Page[StatisticsOut]:
     model = _find(session, name=name)
-    rows = session.scalars(page.select(select(Statistics).where(Statistics.model_id == model.id), Statistics.id)).all()
-    return page.page(rows, _statistics_out(session, rows), [row.id for row in rows])
+    query = select(Statistics).where(Statistics.model_id == model.id)
+    rows, next_cursor = page.fetch(session, query, Statistics.id)
+    return Page(items=_statistics_out(session, rows), next=next_cursor)
 
 
 def get_statistics(session: Session, *, name: str, statistics_id: UUID) -> StatisticsOut:

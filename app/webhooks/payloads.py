@@ -8,8 +8,6 @@ from pydantic import BaseModel, Field
 
 from emender.schemas.common import ProblemNote
 
-EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
-
 Path = Annotated[str, Field(description="below the service's URL: where to read the rest")]
 
 

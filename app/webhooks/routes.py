@@ -4,7 +4,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import PageDep, SessionDep, SettingsDep
+from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep
 from app.api.idempotency import keep_instead
 from app.api.routing import Route
 from app.auth.dependencies import AdminPrincipal
@@ -33,9 +33,11 @@ def create_webhook(
 
 
 @router.get("")
-def list_webhooks(session: SessionDep, settings: SettingsDep, _: AdminPrincipal, page: PageDep) -> Page[WebhookListed]:
+def list_webhooks(
+    session: SessionDep, settings: SettingsDep, _: AdminPrincipal, page: PageDep, link_next: NextPageLinkDep
+) -> Page[WebhookListed]:
     """List webhooks, newest first."""
-    return service.list_webhooks(session, page=page, settings=settings)
+    return link_next(service.list_webhooks(session, page=page, settings=settings))
 
 
 @router.get("/{webhook_id}", responses=documented(WebhookNotFound))
@@ -81,9 +83,11 @@ def send_ping(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID) 
 
 
 @router.get("/{webhook_id}/deliveries", responses=documented(WebhookNotFound))
-def list_deliveries(session: SessionDep, _: AdminPrincipal, webhook_id: UUID, page: PageDep) -> Page[DeliveryOut]:
+def list_deliveries(
+    session: SessionDep, _: AdminPrincipal, webhook_id: UUID, page: PageDep, link_next: NextPageLinkDep
+) -> Page[DeliveryOut]:
     """What was sent or is to be sent, newest first, with each try. What has ended is kept for 30 days."""
-    return service.list_deliveries(session, webhook_id=webhook_id, page=page)
+    return link_next(service.list_deliveries(session, webhook_id=webhook_id, page=page))
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", responses=documented(WebhookNotFound, DeliveryNotFound))

@@ -6,9 +6,9 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import PageRequest
 from app.audit.service import record
 from app.db.models import JsonObject, Webhook, WebhookDelivery
+from app.db.pagination import PageCursor
 from app.problems import Unprocessable
 from app.settings import Settings
 from app.webhooks import queries
@@ -60,9 +60,9 @@ def create_webhook(session: Session, webhook: WebhookCreate, *, settings: Settin
     return _created(row, key)
 
 
-def list_webhooks(session: Session, *, page: PageRequest[UUID], settings: Settings) -> Page[WebhookListed]:
-    rows = session.scalars(page.select(queries.webhooks(), Webhook.id)).all()
-    return page.page(rows, [_listed(row, settings) for row in rows], [row.id for row in rows])
+def list_webhooks(session: Session, *, page: PageCursor[UUID], settings: Settings) -> Page[WebhookListed]:
+    rows, next_cursor = page.fetch(session, queries.webhooks(), Webhook.id)
+    return Page(items=[_listed(row, settings) for row in rows], next=next_cursor)
 
 
 def read_webhook(session: Session, *, webhook_id: UUID, settings: Settings) -> WebhookListed:
@@ -120,10 +120,10 @@ def delete_webhook(session: Session, *, webhook_id: UUID, actor: str) -> None:
     session.delete(row)
 
 
-def list_deliveries(session: Session, *, webhook_id: UUID, page: PageRequest[UUID]) -> Page[DeliveryOut]:
+def list_deliveries(session: Session, *, webhook_id: UUID, page: PageCursor[UUID]) -> Page[DeliveryOut]:
     _webhook(session, webhook_id)
-    rows = session.scalars(page.select(queries.deliveries(webhook_id=webhook_id), WebhookDelivery.id)).all()
-    return page.page(rows, [_delivery_out(row) for row in rows], [row.id for row in rows])
+    rows, next_cursor = page.fetch(session, queries.deliveries(webhook_id=webhook_id), WebhookDelivery.id)
+    return Page(items=[_delivery_out(row) for row in rows], next=next_cursor)
 
 
 def read_delivery(session: Session, *, webhook_id: UUID, delivery_id: UUID) -> DeliveryOut:

@@ -5,11 +5,10 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from app.webhooks.payloads import EventType
 from emender.connection import Connection, at, given
 from emender.schemas.audit import AuditEventOut, Verification
 from emender.schemas.keys import ApiKeyCreated, ApiKeyOut, Scope
-from emender.schemas.webhooks import DeliveryOut, WebhookCreated, WebhookListed
+from emender.schemas.webhooks import DeliveryOut, EventType, WebhookCreated, WebhookListed
 
 EXPORTS = {"ndjson": "application/x-ndjson", "csv": "text/csv"}
 

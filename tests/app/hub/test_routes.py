@@ -169,7 +169,7 @@ class TestApi:
             paths += [entry["path"] for entry in answer.json()]
             following = answer.links.get("next", {}).get("url")
         assert paths == [entry["path"] for entry in whole]
-        for bad in ("cursor=%21", "limit=0", "limit=1001"):
+        for bad in ("limit=0", "limit=1001"):
             answer = service.client.get(f"{url}&{bad}", headers=service.keys["read"])
             assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
 

@@ -6,10 +6,10 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.webhooks.payloads import EventType
 from emender.schemas.text import Text
 
 DeliveryState = Literal["pending", "delivered", "failed"]
+EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 
 
 def _each_once(events: list[EventType]) -> list[EventType]:
