@@ -1,33 +1,47 @@
-# Everything happens in .venv, made from pyproject.toml and constraints.txt. Needs Python 3.11 or newer and make.
+# Every target works in .venv, made from pyproject.toml and constraints.txt. Needs make and Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test browser docs reference clients faults soak security properties serve check install train clean
+# The interpreter of .venv and the wanted one. Without PYTHON=..., an interpreter that works is kept.
+identify = $(shell $(1) -c 'import sys; print("%s %d.%d" % ((sys.base_prefix,) + sys.version_info[:2]))' 2>/dev/null)
+MADE_WITH := $(call identify,$(BIN)/python)
+ifeq ($(origin PYTHON),file)
+WANTED := $(or $(MADE_WITH),unknown)
+else
+WANTED := $(or $(call identify,$(PYTHON)),unknown)
+endif
 
-demo: install  ## correct real concepts over HTTP, pull the result, draw before and after
-	$(BIN)/emender demo --out out/demo
+.PHONY: demo test test-all browser docs reference clients faults soak security properties serve check lock install train help clean
 
-test: install  ## all tests, against a real Postgres; two files at a time, since most of a test runs on one core
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+demo: install  ## edit concepts over HTTP, pull the checkpoint, draw before and after into out/demo
+	$(BIN)/python -m demo --out out/demo
 
-browser: install  ## the pages in the Chromium on the PATH; screenshots in out/browser
-	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[browser]'
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
+test: install  ## the tests of a change, against a real Postgres
+	$(PYTEST) -n 2 --dist loadfile
 
-docs: install  ## the documentation's site in out/docs; a warning fails
-	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[docs]'
+test-all: install  ## the tests that `make test` leaves out, except soak, browser and gpu
+	$(PYTEST) -m "(clients or long or fault or properties) and not soak and not browser and not gpu"
+
+browser: install  ## the web pages in the Chromium on the PATH; screenshots in out/browser
+	$(PIP) -e ./client -e '.[browser]'
+	$(PYTEST) -m browser tests/browser
+
+docs: install  ## the documentation as a site in out/docs; a warning fails
+	$(PIP) -e ./client -e '.[docs]'
 	NO_COLOR=1 $(BIN)/zensical build --clean --strict
 	$(BIN)/python -m tests.docs.pages
 
-reference: install  ## docs/reference/: the pages of the API and the settings, out of the code
+reference: install  ## write docs/reference/ from the code
 	$(BIN)/python -m docs._generate.reference
 
-clients: install  ## real clients in environments of their own; writes docs/clients.md
+clients: install  ## real Hub clients in environments of their own; writes docs/clients.md
 	$(BIN)/pytest -m clients tests/clients --clients-table docs/clients.md
 
-faults: install  ## every fault injected into real processes, and what an attacker would send; writes docs/faults.md
+faults: install  ## every fault injected into real processes, and attacks; writes docs/faults.md
 	$(BIN)/pytest -m "(fault or security) and not soak" tests/faults tests --faults-table docs/faults.md
 
 soak: install  ## random kills under load for 15 minutes (SOAK=--soak-seconds=300); writes docs/faults.md
@@ -36,29 +50,44 @@ soak: install  ## random kills under load for 15 minutes (SOAK=--soak-seconds=30
 security: install  ## what an attacker would send
 	$(BIN)/pytest -m security tests
 
-properties: install  ## 100 examples an operation and key, of right data and of wrong (about an hour)
+properties: install  ## 100 examples of each operation and key, valid and invalid (an hour)
 	$(BIN)/pytest -m properties tests/properties --property-examples 100 --timeout 3600
 
-serve: install  ## the embedded stack, until Ctrl-C; models are found in demo/weights
+serve: install  ## the service with its own Postgres, until Ctrl-C; models are found in demo/weights
 	EMENDER_MODEL_ROOTS=$${EMENDER_MODEL_ROOTS:-demo/weights} $(BIN)/emender serve --embedded
 
-check: install  ## style, types, layers, spelling
+check: install  ## style, types, layers, spelling, project files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
 
-train: install  ## train the emoji model again (about 90 minutes on two cores)
-	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[train]'
+lock: install  ## write uv.lock from pyproject.toml, and constraints.txt from it (UV_LOCK=--upgrade: newer versions)
+	$(BIN)/uv lock $(UV_LOCK)
+	echo '# Written by `make lock`: every version that make installs. A range for torch would fetch another build.' > constraints.txt
+	$(BIN)/uv export -q --all-extras --all-groups --no-emit-local --no-emit-project --no-hashes --no-annotate --no-header >> constraints.txt
+
+install: $(INSTALLED)  ## make .venv, or bring it up to date
+
+train: install  ## train the emoji model again (90 minutes on two cores)
+	$(PIP) -e ./client -e '.[train]'
 	$(BIN)/python -m demo.train
 
-install: $(INSTALLED)
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ./client -e '.[dev]'
-	touch $@
-
-clean:
+clean:  ## remove .venv, out and var
 	rm -rf $(VENV) out var
+
+ifneq ($(MADE_WITH),$(WANTED))
+.PHONY: $(INSTALLED)
+endif
+$(INSTALLED): pyproject.toml client/pyproject.toml demo/pyproject.toml constraints.txt
+ifneq ($(MADE_WITH),$(WANTED))
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Emender needs Python 3.11 or newer. $(PYTHON) is %d.%d. Name a newer one: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv --clear $(VENV)
+endif
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip  # uv makes it without pip
+	$(PIP) -e ./client -e '.[dev]' -e ./demo
+	touch $@

@@ -1,4 +1,4 @@
-"""The whole way of a correction: `emender demo`.
+"""The whole way of a correction: `make demo`.
 
 Starts the embedded service in a folder of its own, registers the emoji model, posts every correction over HTTP, applies
 them, pulls the version with huggingface_hub, and draws the same prompts with the same seeds by the base model and by
@@ -147,7 +147,7 @@ def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, st
             client.edits.create(MODEL, _request(client, base, correction, folder=service))
         _wait_for_edits(client, advance)
     with stages("apply", "Writing them into the text encoder"):
-        made = client.checkpoints.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "emender demo"})
+        made = client.checkpoints.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "make demo"})
         return client.checkpoints.wait(MODEL, made.version, timeout=PATIENCE)
 
 

@@ -11,7 +11,7 @@ torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ENGINE_VERSION = "3"
 """Changes whenever the same inputs may give other bytes; part of what identifies a value and a checkpoint."""

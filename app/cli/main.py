@@ -210,27 +210,6 @@ def show_signing_key(as_json: AsJson = False) -> None:
     _show_signing_key(found, as_json=as_json)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="The folder for the picture and the report.")] = Path("out/demo"),
-    weights: Annotated[Path | None, typer.Option(help="A folder with the pipeline; default: demo/weights.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Correct real concepts of the emoji model over HTTP, pull the result, draw before and after."""
-    _require_torch()
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()  # before diffusers is imported: it warns of what we do not use
-    from demo.run import DemoError, run
-
-    try:
-        report = run(out, weights=weights, quiet=as_json)
-    except DemoError as error:
-        raise CommandError(str(error)) from error
-    if as_json:
-        typer.echo(dumps(report))
-
-
 def main() -> None:
     """Run the command; what goes wrong is printed readably, and the exit code says of what kind it was."""
     try:
@@ -259,7 +238,7 @@ def _show_signing_key(key: "SigningKey", *, as_json: bool) -> None:
 
 def _require_torch() -> None:
     if find_spec("torch") is None:
-        raise CommandError("This installation has no torch, which workers need: pip install 'emender[worker]'.")
+        raise CommandError("This installation has no torch, which workers need: pip install 'emender-service[worker]'.")
 
 
 def _database_url() -> str:

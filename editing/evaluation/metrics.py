@@ -204,4 +204,4 @@ def lpips_distance(network: str = "alex", *, device: str | torch.device = "cpu")
 
 
 def _needs_extra(metric: str, error: ImportError) -> MetricUnavailable:
-    return MetricUnavailable(f"{metric} needs the extra: pip install 'emender[evaluation]' ({error})")
+    return MetricUnavailable(f"{metric} needs the extra: pip install 'emender-service[evaluation]' ({error})")

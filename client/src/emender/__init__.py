@@ -11,4 +11,6 @@
 from emender.client import Client
 from emender.errors import EmenderError, Refused, Unreachable, WaitedInVain, WorkFailed
 
+__version__ = "0.2.0"
+
 __all__ = ["Client", "EmenderError", "Refused", "Unreachable", "WaitedInVain", "WorkFailed"]

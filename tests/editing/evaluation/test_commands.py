@@ -120,7 +120,7 @@ def test_lpips_needs_the_extra(
     item = {"class name": "artist", "text prompt": "art of {}", "random seed": 0}
     with pytest.raises(SystemExit):
         run("artists", json.dumps([item]), "--lpips", "alex", name="artists.json")
-    assert "pip install 'emender[evaluation]'" in capsys.readouterr().err
+    assert "pip install 'emender-service[evaluation]'" in capsys.readouterr().err
 
 
 def test_preservation(run: Command) -> None:

@@ -74,7 +74,9 @@ class TestEmenderTechnique:
 @pytest.mark.filterwarnings("default")  # of a package that is not ours
 def test_in_its_own_runner(folder: Path, tmp_path: Path) -> None:
     """A run of eval-unlearn with a metric of the test's own, as those that come with it fetch models."""
-    pytest.importorskip("eval_unlearn", reason="eval-unlearn is not installed: pip install 'emender[eval-unlearn]'")
+    pytest.importorskip(
+        "eval_unlearn", reason="eval-unlearn is not installed: pip install 'emender-service[eval-unlearn]'"
+    )
     from eval_unlearn.registry import register_metric, register_technique
     from eval_unlearn.runners import SingleBenchmarkRunner
     from eval_unlearn.types import Dataset, MetricResult

@@ -165,5 +165,5 @@ class TestNetworkDistance:
 def test_a_missing_extra_is_named(package: str, open_metric, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [package, f"{package}.features", f"{package}.resize"]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    with pytest.raises(MetricUnavailable, match=r"pip install 'emender\[evaluation\]'"):
+    with pytest.raises(MetricUnavailable, match=r"pip install 'emender-service\[evaluation\]'"):
         open_metric()
