@@ -27,7 +27,7 @@ from app.images.uploads import read_picture
 from app.problems import Problem, Unprocessable
 from editing.edits import DEFAULT_TEMPLATES
 from emender.schemas.common import ENDED
-from emender.schemas.edits import DEFAULTS, MOST_IMAGES, EditCreate, EditOut, EditState
+from emender.schemas.edits import MAX_IMAGES, EditCreate, EditOut, EditState, StageOneSettings
 from emender.schemas.text import Text
 
 router = APIRouter(route_class=PageRoute)
@@ -90,8 +90,8 @@ async def post_edit(
     """Images that were uploaded stay, and stay in the form, whatever becomes of the edit."""
     kept, fault = list(form.values(IMAGES)), None
     files = [file for file in (await request.form()).getlist("files") if isinstance(file, UploadFile) and file.filename]
-    if len(kept) + len(files) > MOST_IMAGES:
-        files, fault = [], Unprocessable.at(IMAGES, f"An edit takes at most {MOST_IMAGES} images.")
+    if len(kept) + len(files) > MAX_IMAGES:
+        files, fault = [], Unprocessable.at(IMAGES, f"An edit takes at most {MAX_IMAGES} images.")
     for file in files:
         try:
             picture = await read_picture(file.file, settings=settings, decoders=request.app.state.decoders)
@@ -126,7 +126,9 @@ def _body(form: Filled) -> dict[str, object]:
 
 
 def _edit_form(request: Request, model: str, form: Filled) -> Response:
-    return page(request, "edit_form.html", form=form, model=model, defaults=DEFAULTS, templates=DEFAULT_TEMPLATES)
+    return page(
+        request, "edit_form.html", form=form, model=model, defaults=StageOneSettings(), templates=DEFAULT_TEMPLATES
+    )
 
 
 @router.get("/edits/{edit_id}")

@@ -14,7 +14,7 @@ from app.auth.dependencies import AdminPrincipal
 from emender.schemas.audit import AuditEventOut, Verification
 from emender.schemas.common import Page
 from emender.schemas.text import Text
-from emender.schemas.timestamps import Moment
+from emender.schemas.timestamps import UtcDateTime
 
 router = APIRouter(prefix="/audit", tags=["audit"], route_class=Route)
 
@@ -30,8 +30,8 @@ def get_filter(
         UUID | None,
         Query(description="what was done to this edit, the batch that asked for it, and what applied it"),
     ] = None,
-    since: Annotated[Moment | None, Query(description="RFC 3339; without an offset it is UTC")] = None,
-    until: Annotated[Moment | None, Query(description="the first moment that is left out")] = None,
+    since: Annotated[UtcDateTime | None, Query(description="RFC 3339; without an offset it is UTC")] = None,
+    until: Annotated[UtcDateTime | None, Query(description="the first moment that is left out")] = None,
 ) -> AuditFilter:
     return AuditFilter(
         actor=actor, action=action, target=target, request_id=request_id, edit=edit, since=since, until=until

@@ -20,7 +20,7 @@ from app.storage.store import Store
 from editing.errors import EditingError
 from editing.families.layout import default_layers
 from editing.prompts import PromptTokenizer
-from emender.schemas.checkpoints import MOST_IN_CONTEXTS, SETTINGS_OF, ApplyCreate, ApplyPlan, CheckpointOut
+from emender.schemas.checkpoints import MAX_EDITS_IN_CONTEXTS, METHOD_SETTINGS, ApplyCreate, ApplyPlan, CheckpointOut
 from emender.schemas.common import FieldError
 
 
@@ -133,11 +133,11 @@ def _with_memory(session: Session, prepared: _Prepared, *, model: Model, request
         kept = {name: setting for name, setting in start.options.items() if name != "cross_attention"}
         return replace(prepared, alpha=start.alpha, layers=start.layers, options=kept, statistics=statistics)
     in_text_encoder = len(prepared.selection.edits) - len(prepared.selection.in_cross_attention)
-    if request.contexts == "many" and in_text_encoder > MOST_IN_CONTEXTS:
+    if request.contexts == "many" and in_text_encoder > MAX_EDITS_IN_CONTEXTS:
         raise Unprocessable.at(
             "/contexts",
-            f"{in_text_encoder} edits are too many to write each in many contexts; at most {MOST_IN_CONTEXTS} can be. "
-            "Write them by their own templates (`own`), or apply fewer.",
+            f"{in_text_encoder} edits are too many for `many` contexts; the maximum is {MAX_EDITS_IN_CONTEXTS}. "
+            "Set `contexts` to `own`, or apply fewer edits.",
         )
     layers = _layers(model, request.layers, lasts=prepared.selection.layers)
     newest = queries.newest_statistics(session, model_id=model.id)
@@ -156,7 +156,7 @@ def _with_memory(session: Session, prepared: _Prepared, *, model: Model, request
 def _with_cross_attention(prepared: _Prepared, *, request: ApplyCreate) -> _Prepared:
     """The settings of the edits in cross-attention: the request's; those of the start where it adds to the memory."""
     if request.method == "cross_attention":
-        names = (*SETTINGS_OF["cross_attention"], "preserve")
+        names = (*METHOD_SETTINGS["cross_attention"], "preserve")
         settings = {name: getattr(request, name) for name in names}
     else:
         assert prepared.start is not None
@@ -176,12 +176,12 @@ def _check_choice(request: ApplyCreate) -> None:
 
 def _check_settings(request: ApplyCreate) -> None:
     """Refuse settings that the method would leave unread."""
-    other = next(method for method in SETTINGS_OF if method != request.method)
-    foreign = [name for name in SETTINGS_OF[other] if name in request.model_fields_set]
+    other = next(method for method in METHOD_SETTINGS if method != request.method)
+    foreign = [name for name in METHOD_SETTINGS[other] if name in request.model_fields_set]
     if request.preset is not None and "preset" in foreign:
         foreign = ["preset"]  # it has filled in the others
     if foreign:
-        own = ", ".join(f"`{name}`" for name in (*SETTINGS_OF[request.method], "preserve"))
+        own = ", ".join(f"`{name}`" for name in (*METHOD_SETTINGS[request.method], "preserve"))
         errors = [
             FieldError(
                 pointer=f"/{name}",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.checkpoints.manifest import Inputs, ManifestEdit
-from emender.schemas.text import cell
+from emender.schemas.text import escape_markdown as cell
 
 LIMITS = """\
 ## Limits

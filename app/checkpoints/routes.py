@@ -32,7 +32,6 @@ from app.problems import documented
 from emender.schemas.checkpoints import (
     REVISION,
     VERSION,
-    AliasMoment,
     AliasName,
     AliasOut,
     AliasPeriod,
@@ -41,6 +40,7 @@ from emender.schemas.checkpoints import (
     ApplyPlan,
     CheckpointOut,
     CheckpointSummary,
+    DateOrDateTime,
     DifferenceOut,
     FileProvenance,
     Retraction,
@@ -209,7 +209,7 @@ def read_history(
     page: NumberedPageDep,
     link_next: NextPageLinkDep,
     at: Annotated[
-        AliasMoment | None,
+        DateOrDateTime | None,
         Query(description="where it pointed then: a moment with its offset, or a day in UTC", examples=["2026-11-24"]),
     ] = None,
 ) -> Page[AliasPeriod]:

@@ -20,9 +20,9 @@ from app.cli.console import (
     show_table,
 )
 from app.cli.errors import WrongUsage
-from app.models.captions import MAX_CAPTIONS
 from editing.captions import read_captions
 from editing.errors import CaptionsUnreadable
+from emender.schemas.models import MAX_CAPTIONS
 
 if TYPE_CHECKING:
     from emender import Client

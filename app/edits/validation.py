@@ -20,15 +20,15 @@ from editing.edits import (
 )
 from editing.errors import EditingError
 from editing.prompts import PromptTokenizer, validate_edit
+from emender.schemas import edits as schemas
 from emender.schemas.common import FieldError
-from emender.schemas.edits import DestinationIn, EditCreate
 
 MOST_ERRORS = 100
 PICTURE = Image.new("RGB", (1, 1))  # stands for reference images, whose pixels were judged when they were uploaded
 
 
 def check(
-    session: Session, *, model: Model, edits: Mapping[str, EditCreate], tokenizers: Sequence[PromptTokenizer]
+    session: Session, *, model: Model, edits: Mapping[str, schemas.EditCreate], tokenizers: Sequence[PromptTokenizer]
 ) -> None:
     """Raise `Unprocessable` with the first error of each edit; `edits` are by the JSON pointer of each in the body."""
     errors = list(_errors(model, edits, tokenizers)) + list(_missing_images(session, edits))
@@ -40,7 +40,7 @@ def check(
 
 
 def _errors(
-    model: Model, edits: Mapping[str, EditCreate], tokenizers: Sequence[PromptTokenizer]
+    model: Model, edits: Mapping[str, schemas.EditCreate], tokenizers: Sequence[PromptTokenizer]
 ) -> Iterator[FieldError]:
     layers = min(encoder["layers"] for encoder in model.encoders)
     for pointer, edit in edits.items():
@@ -58,7 +58,7 @@ def _errors(
             yield FieldError(pointer=pointer + "/settings/layer", detail=detail)
 
 
-def _missing_images(session: Session, edits: Mapping[str, EditCreate]) -> Iterator[FieldError]:
+def _missing_images(session: Session, edits: Mapping[str, schemas.EditCreate]) -> Iterator[FieldError]:
     asked = {
         f"{pointer}/destination/images/{index}": image.removeprefix("sha256:")
         for pointer, edit in edits.items()
@@ -73,7 +73,7 @@ def _missing_images(session: Session, edits: Mapping[str, EditCreate]) -> Iterat
             yield FieldError(pointer=pointer, detail="there is no such image; upload it with POST /v1/images")
 
 
-def _concept(edit: EditCreate) -> ConceptEdit:
+def _concept(edit: schemas.EditCreate) -> ConceptEdit:
     return ConceptEdit(
         source=edit.source,
         destination=_destination(edit.destination),
@@ -82,7 +82,7 @@ def _concept(edit: EditCreate) -> ConceptEdit:
     )
 
 
-def _destination(destination: DestinationIn) -> Destination:
+def _destination(destination: schemas.Destination) -> Destination:
     if destination.prompt is not None:
         return DestinationPrompt(destination.prompt)
     if destination.images is not None:

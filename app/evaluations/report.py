@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from emender.schemas.text import cell
+from emender.schemas.text import escape_markdown as cell
 
 LIMITS = """\
 A classifier judged these pictures, and it errs. Only the classes that it knows can be held out. Correcting a text

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterable
 
-MAX_CAPTIONS = 100_000
-"""The most that one estimate reads."""
-
 
 def pack(captions: Iterable[str], *, samples: int) -> tuple[bytes, int]:
     """The first `samples` captions that are not blank, and how many they are.

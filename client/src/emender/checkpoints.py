@@ -1,12 +1,12 @@
 """Published versions: made from edits, compared, pulled, named by aliases, drawn and measured, traced, signed."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from uuid import UUID
 
-from deploy.pull import MANIFEST, check, sha256_of
 from emender.connection import Body, Connection, Seen, at, below, encoded, given
 from emender.errors import EmenderError, Refused
 from emender.schemas.checkpoints import (
@@ -22,6 +22,8 @@ from emender.schemas.common import WorkStatus
 from emender.schemas.evaluations import EvaluationKind, EvaluationOut
 from emender.schemas.models import ModelOut
 from emender.schemas.signing import SigningKeyOut
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 
 
 class Checkpoints:
@@ -99,13 +101,27 @@ class Checkpoints:
             local_dir=folder,
         )
         published = {file.path: file.sha256 for file in checkpoint.files}
-        problems = check(folder, None).problems
-        if sha256_of(folder / MANIFEST) != published[MANIFEST]:
-            problems[MANIFEST] = "altered"
-        if problems:
-            what = ", ".join(f"{path} ({problem})" for path, problem in problems.items())
+        content = (folder / MANIFEST).read_bytes()
+        differences = _differences(folder, json.loads(content)["files"])
+        if hashlib.sha256(content).hexdigest() != published[MANIFEST]:
+            differences[MANIFEST] = "altered"
+        if differences:
+            what = ", ".join(f"{path} ({difference})" for path, difference in differences.items())
             raise EmenderError(f"{what}: not as it was published.", next_step="Empty the folder and pull again.")
         return checkpoint
+
+
+def _differences(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Compare a folder with the sha256 of each published file."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    ignored = {path for path in found if path.startswith(".cache/") or path in (MANIFEST, SIGNATURE)}
+    differences = dict.fromkeys(files.keys() - found.keys(), "missing")
+    differences |= dict.fromkeys(found.keys() - files.keys() - ignored, "unexpected")
+    for path in files.keys() & found.keys():
+        with found[path].open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != files[path]:
+                differences[path] = "altered"
+    return differences
 
 
 class Alias(AliasOut):

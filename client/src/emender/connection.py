@@ -15,7 +15,6 @@ from uuid import UUID, uuid4
 import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from editing.files import replace_atomically
 from emender.errors import EmenderError, Refused, Unreachable, WaitedInVain, WorkFailed
 from emender.schemas.common import ENDED, SUCCEEDED, Page, WorkStatus
 
@@ -175,17 +174,19 @@ class Connection:
         """Put a file at a path of this machine: whole, checked against the sha256 that the service names, or not at
         all. `emender checkpoints pull` is for whole versions: it goes on where a download broke."""
         to.parent.mkdir(parents=True, exist_ok=True)
+        partial = to.with_name(f".{to.name}.{uuid4().hex}")
         attempt = 0
         while True:
             try:
-                with replace_atomically(to) as partial:
-                    self._write(path, partial)
-                return to
+                self._write(path, partial)
+                return partial.replace(to)
             except httpx2.TransportError as error:
                 attempt += 1
                 if attempt > self.retries:
                     raise self._unreachable(error) from error
                 time.sleep(_pause(attempt))
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _write(self, path: str, to: Path) -> None:
         with self._opened(path) as (answer, sha256), to.open("wb") as file:

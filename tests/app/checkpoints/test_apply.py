@@ -111,7 +111,7 @@ class TestRefused:
 
     @pytest.mark.usefixtures("statistics")
     def test_more_edits_than_can_be_written_in_many_contexts(self, client, keys, add_edit, monkeypatch):
-        monkeypatch.setattr("app.checkpoints.apply.MOST_IN_CONTEXTS", 1)
+        monkeypatch.setattr("app.checkpoints.apply.MAX_EDITS_IN_CONTEXTS", 1)
         body = {"edits": [str(add_edit("fox").id)], "contexts": "many", "dry_run": True}
         assert client.post(URL, json=body, headers=keys["apply"]).status_code == 200
         add_edit("owl")

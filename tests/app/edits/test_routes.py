@@ -135,7 +135,9 @@ class TestCreateEdit:
         settings = create(settings={"preset": "published", "optimization_steps": 50, "seed": 3})["settings"]
         assert settings == asdict(StageOneSettings.preset("published", optimization_steps=50, seed=3))
         assert create()["settings"]["warmup_steps"] != settings["warmup_steps"] == 0
-        described = client.get("/openapi.json").json()["components"]["schemas"]["SettingsIn"]["properties"]["preset"]
+        described = client.get("/openapi.json").json()["components"]["schemas"]["StageOneSettings"]["properties"][
+            "preset"
+        ]
         assert '"warmup_steps": 0' in described["description"]
 
     @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])

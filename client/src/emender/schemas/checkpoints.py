@@ -16,14 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-from editing.edits import UPDATE_PRESETS
-from editing.stage_two.contexts import Contexts
-from emender.schemas.presets import with_preset
+from emender.schemas.presets import STAGE_TWO_PRESETS, Preset, apply_preset
 from emender.schemas.text import Text
-from emender.schemas.timestamps import AwareMoment, BareDate
+from emender.schemas.timestamps import BareDate, Rfc3339DateTime
 
-MOST_EDITS = 20_000
-MOST_IN_CONTEXTS = 500
+MAX_EDITS = 20_000
+MAX_EDITS_IN_CONTEXTS = 500
 """Edits written in many contexts: each is some forty columns of the system, which memory must hold."""
 VERSION = r"^v[1-9][0-9]{0,8}$"
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
@@ -31,9 +29,10 @@ RESERVED_ALIASES = frozenset({"main", "base"})
 
 CheckpointState = Literal["building", "published", "failed", "retracted"]
 ResidualSchedule = Literal["spread", "even", "published"]
+Contexts = Literal["own", "many"]
 Method = Literal["text_encoder", "cross_attention"]
 
-SETTINGS_OF: dict[Method, tuple[str, ...]] = {
+METHOD_SETTINGS: dict[Method, tuple[str, ...]] = {
     "text_encoder": ("preset", "alpha", "layers", "residual_schedule", "moment_weight", "contexts"),
     "cross_attention": ("erase_scale", "preserve_scale", "regularization_weight"),
 }
@@ -88,8 +87,8 @@ class ApplyCreate(BaseModel):
 
     edits: Selection = Field(None, description='edit ids, or "ready": of each source the newest edit that is ready')
     base: str | None = Field(None, alias="from", pattern=REVISION, description="a version or alias to start from")
-    add: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; replaces its edit of the same source")
-    remove: list[str] = Field([], max_length=MOST_EDITS, description="with `from`; edit ids")
+    add: list[str] = Field([], max_length=MAX_EDITS, description="with `from`; replaces its edit of the same source")
+    remove: list[str] = Field([], max_length=MAX_EDITS, description="with `from`; edit ids")
     method: Method = Field(
         "text_encoder",
         description="where `edits` or `add` are written. `text_encoder`: into the text encoder's MLPs, from their "
@@ -98,10 +97,10 @@ class ApplyCreate(BaseModel):
         "are named in `preserve`. With `from`, edits that are there already stay where they were written, with "
         "the settings of that version",
     )
-    preset: Literal["published"] | None = Field(
+    preset: Preset | None = Field(
         None,
         description="fields by name; those given beside it come first. `published`: as the paper's code ran, "
-        f"that is {json.dumps(dict(UPDATE_PRESETS['published']))}",
+        f"that is {json.dumps(dict(STAGE_TWO_PRESETS['published']))}",
     )
     alpha: float = Field(0.5, gt=0, lt=1, description="the edits' weight against what the encoder knows (Eq. 14)")
     layers: list[int] | None = Field(
@@ -119,7 +118,7 @@ class ApplyCreate(BaseModel):
         "does not know, in several pieces, which the first often misses in other prompts. Name what the model "
         "knows in `preserve` beside it: what ends in the same piece as a source is then kept in many prompts, "
         "too. "
-        f"For at most {MOST_IN_CONTEXTS} edits",
+        f"For at most {MAX_EDITS_IN_CONTEXTS} edits",
     )
     preserve: list[Text] = Field(
         [],
@@ -145,7 +144,7 @@ class ApplyCreate(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def resolve_preset(cls, given: object) -> object:
-        return with_preset(given, UPDATE_PRESETS)
+        return apply_preset(given, STAGE_TWO_PRESETS)
 
 
 class EditInCheckpoint(BaseModel):
@@ -285,7 +284,7 @@ class AliasPeriod(BaseModel):
     moved_by: str = Field(description="who pointed it there; the audit log has the reason")
 
 
-AliasMoment = Annotated[Annotated[date, BareDate] | AwareMoment, Field(union_mode="left_to_right")]
+DateOrDateTime = Annotated[Annotated[date, BareDate] | Rfc3339DateTime, Field(union_mode="left_to_right")]
 
 
 class AliasPut(BaseModel):

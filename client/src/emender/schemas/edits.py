@@ -1,7 +1,6 @@
 """Edits as clients ask for them and see them."""
 
 import json
-import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -9,37 +8,33 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from editing.edits import DEFAULT_TEMPLATES, PRESETS, Objective, Preset, StageOneSettings, TextOptimizer
 from emender.schemas.common import ProblemNote
-from emender.schemas.presets import with_preset
-from emender.schemas.text import Text
+from emender.schemas.presets import STAGE_ONE_PRESETS, Preset, apply_preset
+from emender.schemas.text import Text, normalize
 
 EditState = Literal["queued", "optimizing", "ready", "failed", "cancelling", "cancelled"]
 MAX_BATCH = 5000
-MOST_IMAGES = 64
-DEFAULTS = StageOneSettings()
+Objective = Literal["text", "noise", "hybrid"]
+TextOptimizer = Literal["lbfgs", "adam"]
 
-
-def _composed(text: str) -> str:
-    """NFC, as the tokenizer reads it: twins that look alike are one source."""
-    return unicodedata.normalize("NFC", text)
-
+MAX_IMAGES = 64
+DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
 
 Prompt = Annotated[Text, Field(min_length=1, max_length=500)]
-Source = Annotated[Text, Field(min_length=1, max_length=500), AfterValidator(_composed)]
+Source = Annotated[Text, Field(min_length=1, max_length=500), AfterValidator(normalize)]
 ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 LabelName = Annotated[Text, Field(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, Field(max_length=256)]
 
 
-class DestinationIn(BaseModel):
+class Destination(BaseModel):
     """What the source is to mean: exactly one of `prompt`, `images`, `erase` and `balance`."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: Prompt | None = Field(None, description="draw the source as this prompt is drawn")
-    images: Annotated[list[ImageId], Field(min_length=1, max_length=MOST_IMAGES)] | None = Field(
+    images: Annotated[list[ImageId], Field(min_length=1, max_length=MAX_IMAGES)] | None = Field(
         None, description="draw it as in these uploaded images"
     )
     erase: Literal[True] | None = Field(None, description="draw nothing in its place")
@@ -53,7 +48,7 @@ class DestinationIn(BaseModel):
     )
 
     @model_validator(mode="after")
-    def exactly_one(self) -> "DestinationIn":
+    def exactly_one(self) -> "Destination":
         given = [name for name in ("prompt", "images", "erase", "balance") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
@@ -63,7 +58,7 @@ class DestinationIn(BaseModel):
         return self
 
 
-class SettingsIn(BaseModel):
+class StageOneSettings(BaseModel):
     """How stage I searches for the value. What is not given takes the preset's value, else the method's default."""
 
     model_config = ConfigDict(extra="forbid")
@@ -71,26 +66,27 @@ class SettingsIn(BaseModel):
     preset: Preset | None = Field(
         None,
         exclude=True,
-        description="settings by name; the fields given beside it come first. `published`: as the paper's code ran, "
-        f"that is {json.dumps(dict(PRESETS['published']))}. The edit keeps the settings that result, not the name.",
+        description="settings by name; fields given beside it take precedence. `published`: as in the paper's code, "
+        f"that is {json.dumps(dict(STAGE_ONE_PRESETS['published']))}. "
+        "The edit stores the resulting settings, not the name of the preset",
     )
-    objective: Objective = Field(DEFAULTS.objective, description="reference images always take `noise`")
-    optimization_steps: Annotated[int, Field(ge=1, le=2000)] = DEFAULTS.optimization_steps
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="of Adam")] = DEFAULTS.learning_rate
+    objective: Objective = Field("hybrid", description="reference images always take `noise`")
+    optimization_steps: Annotated[int, Field(ge=1, le=2000)] = 200
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="of Adam")] = 0.2
     text_optimizer: TextOptimizer = Field(
-        DEFAULTS.text_optimizer, description="takes the steps that follow the text alone; Adam takes those with noise"
+        "lbfgs", description="takes the steps that follow the text alone; Adam takes those with noise"
     )
     tolerance: Annotated[float, Field(ge=0, le=1)] = Field(
-        DEFAULTS.tolerance,
+        1e-3,
         description="the steps that follow the text alone end early once three of them together lower the loss by less "
         "than this share of the first loss",
     )
-    text_weight: Annotated[float, Field(ge=0, le=100)] = DEFAULTS.text_weight
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = DEFAULTS.weight_decay
-    max_delta_norm: Annotated[float, Field(gt=0, le=100)] = DEFAULTS.max_delta_norm
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = DEFAULTS.seed
+    text_weight: Annotated[float, Field(ge=0, le=100)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    max_delta_norm: Annotated[float, Field(gt=0, le=100)] = 1.5
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     layer: Annotated[int, Field(ge=0, le=100)] | None = Field(
-        DEFAULTS.layer, description="whose output is corrected; default: the last but one"
+        None, description="whose output is corrected; default: the last but one"
     )
     warmup_steps: Annotated[
         int,
@@ -99,17 +95,17 @@ class SettingsIn(BaseModel):
             le=2000,
             description="first steps of a hybrid edit on the text alone, at most 4/5 of `optimization_steps`",
         ),
-    ] = DEFAULTS.warmup_steps
-    num_images: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.num_images
-    num_inference_steps: Annotated[int, Field(ge=1, le=200)] = DEFAULTS.num_inference_steps
-    guidance_scale: Annotated[float, Field(ge=0, le=50)] = DEFAULTS.guidance_scale
-    noise_pool_size: Annotated[int, Field(ge=1, le=1024)] = DEFAULTS.noise_pool_size
-    noise_batch_size: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.noise_batch_size
+    ] = 160
+    num_images: Annotated[int, Field(ge=1, le=64)] = 6
+    num_inference_steps: Annotated[int, Field(ge=1, le=200)] = 20
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] = 7.5
+    noise_pool_size: Annotated[int, Field(ge=1, le=1024)] = 64
+    noise_batch_size: Annotated[int, Field(ge=1, le=64)] = 3
 
     @model_validator(mode="before")
     @classmethod
     def resolve_preset(cls, given: object) -> object:
-        return with_preset(given, PRESETS)
+        return apply_preset(given, STAGE_ONE_PRESETS)
 
 
 EXAMPLE: dict[str, Any] = {
@@ -132,11 +128,11 @@ class EditCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": EXAMPLE})
 
     source: Annotated[Source, Field(description="the concept to correct, as prompts name it")]
-    destination: DestinationIn
+    destination: Destination
     templates: Annotated[
         list[Prompt], Field(min_length=1, max_length=32, description="prompts with {} once, where the concept goes")
     ] = list(DEFAULT_TEMPLATES)
-    settings: SettingsIn = SettingsIn()
+    settings: StageOneSettings = StageOneSettings()
     reason: Annotated[Text, Field(max_length=2000)] | None = None
     labels: Annotated[dict[LabelName, LabelValue], Field(max_length=32)] = {}
 

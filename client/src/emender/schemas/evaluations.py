@@ -6,11 +6,9 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from editing.edits import split_template
-from editing.errors import EditingError
-from emender.schemas.text import Text
+from emender.schemas.text import Text, check_template
 
-MOST_PICTURES = 400
+MAX_PICTURES = 400
 EvaluationKind = Literal["preview", "check", "evaluation"]
 EvaluationState = Literal["queued", "running", "ready", "failed", "cancelled"]
 
@@ -27,15 +25,7 @@ FREE_PROMPTS = (
 )
 
 
-def _template(text: str) -> str:
-    try:
-        split_template(text)
-    except EditingError as error:
-        raise ValueError(error.detail) from None
-    return text
-
-
-Template = Annotated[Prompt, AfterValidator(_template)]
+Template = Annotated[Prompt, AfterValidator(check_template)]
 
 
 class Drawing(BaseModel):
@@ -67,8 +57,8 @@ class PreviewCreate(Drawing):
     @model_validator(mode="after")
     def be_bounded(self) -> "PreviewCreate":
         pictures = 2 * len(self.seeds) * (len(self.prompts or []) + len(self.controls))
-        if pictures > MOST_PICTURES:
-            raise ValueError(f"would draw {pictures} pictures, before and after; ask for at most {MOST_PICTURES}")
+        if pictures > MAX_PICTURES:
+            raise ValueError(f"would draw {pictures} pictures, before and after; ask for at most {MAX_PICTURES}")
         return self
 
 

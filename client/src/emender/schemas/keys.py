@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from emender.schemas.text import Text
-from emender.schemas.timestamps import AwareMoment
+from emender.schemas.timestamps import Rfc3339DateTime
 
 Scope = Literal["read", "edit", "apply", "admin"]
 
@@ -20,7 +20,7 @@ class ApiKeyCreate(BaseModel):
     name: Annotated[Text, Field(min_length=1, max_length=200, description="who or what uses the key")]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=4, description="`admin` includes the others")]
     expires_at: Annotated[
-        AwareMoment | None, Field(description="from when on the key is refused; null: it never expires")
+        Rfc3339DateTime | None, Field(description="from when on the key is refused; null: it never expires")
     ] = None
 
 

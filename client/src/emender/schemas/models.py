@@ -6,13 +6,14 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.models.captions import MAX_CAPTIONS
 from emender.schemas.common import ProblemNote
 from emender.schemas.names import Name, is_part
 from emender.schemas.text import Text
 
 ModelState = Literal["registering", "ready", "failed"]
 StatisticsState = Literal["queued", "estimating", "ready", "failed"]
+
+MAX_CAPTIONS = 100_000
 
 
 def _source(source: str) -> str:

@@ -1,11 +1,40 @@
-"""Fields of a request by name: what the client gives beside a preset comes first."""
+"""Named presets of the settings of both stages.
+
+`published` has the settings of the code that was published with the paper.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
+
+Preset = Literal["published"]
+
+STAGE_ONE_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "published": {
+            "objective": "hybrid",
+            "optimization_steps": 200,
+            "learning_rate": 0.2,
+            "text_optimizer": "adam",
+            "tolerance": 0.0,
+            "text_weight": 0.01,
+            "weight_decay": 5e-4,
+            "max_delta_norm": 1.5,
+            "warmup_steps": 0,
+        }
+    }
+)
+
+STAGE_TWO_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"published": {"residual_schedule": "published", "moment_weight": 4000.0, "alpha": 0.5}}
+)
 
 
-def with_preset(given: object, presets: Mapping[str, Mapping[str, Any]]) -> object:
-    """A body's fields with those of its `preset` filled in. A name unknown is left for the field itself to refuse."""
-    if isinstance(given, dict) and isinstance(name := given.get("preset"), str):
-        return {**presets.get(name, {}), **given}
-    return given
+def apply_preset(fields: object, presets: Mapping[str, Mapping[str, Any]]) -> object:
+    """Add the fields of the body's `preset`; fields given in the body take precedence.
+
+    An unknown preset adds nothing: the field `preset` itself rejects it.
+    """
+    if isinstance(fields, dict) and isinstance(name := fields.get("preset"), str):
+        return {**presets.get(name, {}), **fields}
+    return fields

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from emender.schemas.text import Text
 
+EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 DeliveryState = Literal["pending", "delivered", "failed"]
 EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 
