@@ -10,7 +10,6 @@ from emender.schemas.text import Text
 
 EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 DeliveryState = Literal["pending", "delivered", "failed"]
-EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
 
 
 def _each_once(events: list[EventType]) -> list[EventType]:
