@@ -93,7 +93,7 @@ def describe_commands() -> str:
         "# Commands\n",
         GENERATED.format("the commands"),
         "Each command has `--help`. Commands that print data take `--json`. Commands that start work take `--wait`, "
-        "and `--timeout SECONDS` to stop waiting; the work goes on. [Exit codes](exit-codes.md) tell what went wrong.\n",
+        "and `--timeout SECONDS` to stop waiting; the work goes on. [Exit codes](exit-codes.md) say what failed.\n",
         *_commands(get_command(cli.app), "emender"),
     ]
     return "\n".join(lines)
