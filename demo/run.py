@@ -181,8 +181,7 @@ def _wait_for_edits(client: Client, advance: Callable[[float], None]) -> None:
 def _share_done(edit: EditOut) -> float:
     if edit.state == "ready":
         return 1.0
-    progress = edit.progress or {}
-    return float(progress.get("step", 0) / progress.get("steps", 1))
+    return edit.progress.done / edit.progress.total if edit.progress else 0.0
 
 
 def _request(client: Client, base: StableDiffusionPipeline, correction: Correction, *, folder: Path) -> dict[str, Any]:

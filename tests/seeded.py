@@ -16,6 +16,7 @@ from app.auth import browser_sessions
 from app.checkpoints.publish import publish, store_content
 from app.db.models import ApiKey, Checkpoint, Edit, Job, Model, Statistics
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import OPTIMIZE_EDIT
 from app.storage.store import Store
 from tests.app.checkpoints.conftest import add_version, drawn_value, ready_edit
 from tests.app.conftest import Headers, register
@@ -44,7 +45,7 @@ def seed(session: Session, client: TestClient, keys: Mapping[str, Headers], *, s
         state: ready_edit(session, model, f"{state} fox", width=64, layer=2, state=state)
         for state in ("ready", "queued", "failed")
     }
-    enqueue(session, kind="optimize_edit", target_id=edits["queued"].id, actor="test")
+    enqueue(session, kind=OPTIMIZE_EDIT, target_id=edits["queued"].id, actor="test")
     for state, ended in {"ready": "succeeded", "failed": "failed"}.items():
         session.add(Job(kind="optimize_edit", target_id=edits[state].id, state=ended))
     file = store_content(store, WEIGHTS, bytes(range(256)) * 10)

@@ -8,6 +8,7 @@ from app.admin.rendering import page
 from app.api.dependencies import PageDep, SessionDep
 from app.checkpoints import service as checkpoints
 from app.jobs import queries as jobs
+from app.jobs.kinds import BUILD_CHECKPOINT
 from app.models import service as models
 
 LISTED = 10
@@ -18,7 +19,7 @@ router = APIRouter(route_class=PageRoute)
 @router.get("/")
 def show_overview(request: Request, session: SessionDep, _: Reader, listed: PageDep) -> Response:
     queue = jobs.queue(session, listed=LISTED)
-    building = [job.target_id for job in (*queue.at_work, *queue.failed) if job.kind == "build_checkpoint"]
+    building = [job.target_id for job in (*queue.at_work, *queue.failed) if job.kind == BUILD_CHECKPOINT.name]
     return page(
         request,
         "overview.html",

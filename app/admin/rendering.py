@@ -3,11 +3,9 @@ what is under way."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import Request
@@ -20,6 +18,7 @@ from app.admin.access import COOKIE, form_token
 from app.admin.forms import Filled
 from app.api.middleware.security_headers import policy
 from app.auth.dependencies import Principal
+from app.jobs import kinds
 from app.problems import Problem
 
 NOTHING = Filled()
@@ -111,24 +110,6 @@ def size(count: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
-@dataclass(frozen=True)
-class HowFar:
-    done: float
-    of: float
-    words: str
-
-
-def how_far(progress: Mapping[str, Any]) -> HowFar | str:
-    """What a worker says of its progress, counted where it counts; its losses are left out."""
-    stage = progress.get("stage", "")
-    for unit, total in (("step", "steps"), ("round", "rounds"), ("done", "total"), ("captions", "of"), ("files", "of")):
-        done, of = progress.get(unit), progress.get(total)
-        if done is not None and of:
-            name = stage or "captions" if unit in ("done", "captions") else stage or unit
-            return HowFar(done, of, f"{name} {done} of {of}")
-    return str(stage) or "begun"
-
-
 def pretty(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
@@ -141,6 +122,5 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters.update(moment=moment, age=age, figure=figure, confidence=confidence, size=size, pretty=pretty)
-TEMPLATES.filters.update(how_far=how_far)
 TEMPLATES.tests["png"] = lambda name: name.endswith(".png")
-TEMPLATES.globals.update(plots=plots, version=editing.__version__)
+TEMPLATES.globals.update(kinds=kinds, plots=plots, version=editing.__version__)

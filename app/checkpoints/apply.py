@@ -13,6 +13,7 @@ from app.checkpoints.selection import Selection, conflicts, select_edits
 from app.checkpoints.service import checkpoint_out, cross_attention_out, edit_in, find_checkpoint, find_model
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import BUILD_CHECKPOINT
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.models.tokenizers import tokenizers_of
 from app.problems import Unprocessable
@@ -69,7 +70,7 @@ def apply(
     ]
     session.add(checkpoint)
     session.flush()
-    enqueue(session, kind="build_checkpoint", target_id=checkpoint.id, actor=actor)
+    enqueue(session, kind=BUILD_CHECKPOINT, target_id=checkpoint.id, actor=actor)
     record(
         session,
         actor=actor,

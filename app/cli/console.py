@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Found = TypeVar("Found", covariant=True)
 
 MOST_COMPLETED = 100
-COUNTED = (("step", "steps"), ("done", "total"), ("files", "of"), ("captions", "of"))
 """How far work is: an edit in steps, a checkpoint in layers, an evaluation in pictures, a model in files, statistics in
 captions."""
 CODES = {
@@ -105,8 +104,8 @@ def follow(wait: Waiting[Found], what: str, *, again: str, timeout: float | None
 
             def seen(status: "WorkStatus") -> None:
                 nonlocal state
-                done, total = progress_of(status.progress or {})
-                stage = (status.progress or {}).get("stage", status.state)
+                now = status.progress
+                stage, done, total = (now.stage, now.done, now.total) if now else (status.state, 0, None)
                 bar.update(task, description=f"{what} ({stage})", completed=done, total=total)
                 if bar.disable and status.state != state:
                     typer.echo(f"{what}: {status.state}", err=True)
@@ -133,13 +132,6 @@ def progress_bar(*, shown: bool = True) -> "Progress":
         redirect_stdout=False,
         disable=not (shown and console.is_terminal),
     )
-
-
-def progress_of(progress: dict[str, Any]) -> tuple[int, int | None]:
-    for done, total in COUNTED:
-        if done in progress and total in progress:
-            return progress[done], progress[total]
-    return 0, None
 
 
 def show(

@@ -13,6 +13,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from uuid_utils.compat import uuid7
 
+from app.jobs.kinds import KINDS
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -22,8 +24,6 @@ NAMING = {
 }
 
 JsonObject = dict[str, Any]
-
-JOB_KINDS = ("register_model", "estimate_statistics", "optimize_edit", "build_checkpoint", "evaluate_checkpoint")
 
 
 class Base(DeclarativeBase):
@@ -301,7 +301,7 @@ class Job(Identified, Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        one_of("kind", *JOB_KINDS),
+        one_of("kind", *KINDS),
         one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
         Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
         Index("ix_jobs_queue", "turn", "id", postgresql_where="state = 'queued'"),

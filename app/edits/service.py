@@ -22,7 +22,8 @@ from app.db.rows import insert_rows
 from app.edits import queries
 from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
 from app.edits.validation import check
-from app.jobs.enqueue import enqueue, enqueue_each, enqueue_many
+from app.jobs.enqueue import enqueue, enqueue_many
+from app.jobs.kinds import OPTIMIZE_EDIT
 from app.jobs.queries import cancel, latest_job, work_status
 from app.jobs.states import CANCELLED
 from app.models.errors import ModelNotFound, ModelNotReady
@@ -33,8 +34,6 @@ from app.storage.store import BlobCorrupt, BlobMissing, Store
 from editing.prompts import PromptTokenizer
 from emender.schemas.common import Page, WorkStatus
 from emender.schemas.edits import EditBatchOut, EditCreate, EditOut, EditRef, Losses
-
-KIND = "optimize_edit"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _create(session: Session, taken: Sequence[tuple[Asked, Model]]) -> Sequence[
         return []
     rows = [_row(each.edit, model=model, actor=each.actor) for each, model in taken]
     created_at = _insert(session, rows)
-    enqueue_each(session, kind=KIND, targets=[(row["id"], row["created_by"]) for row in rows])
+    enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(row["id"], row["created_by"]) for row in rows])
     events = []
     for (each, model), row in zip(taken, rows, strict=True):
         told = {name: row[name] for name in ("source", "destination", "reason")}
@@ -108,7 +107,7 @@ def create_edits(
     rows = [_row(edit, model=row, actor=actor) for edit in edits]
     _insert(session, rows)
     ids = [edit["id"] for edit in rows]
-    enqueue_many(session, kind=KIND, target_ids=ids, actor=actor)
+    enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(edit_id, actor) for edit_id in ids])
     details = {"count": len(ids), "edits": [str(edit_id) for edit_id in ids]}
     reasons = {edit.reason for edit in edits}
     record(
@@ -226,7 +225,7 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     before = {"state": edit.state, "problem": (edit.problem or {}).get("title")}
     edit.state, edit.problem = "queued", None
     session.flush()
-    enqueue(session, kind=KIND, target_id=edit_id, actor=actor)
+    enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit_id, actor=actor)
     after = {"state": edit.state, "problem": None}
     record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", before=before, after=after)
     return get_edit(session, edit_id=edit_id)

@@ -12,13 +12,12 @@ from app.db.models import Checkpoint, Evaluation, JsonObject
 from app.db.pagination import PageCursor
 from app.evaluations.errors import ClassifierMissing, EvaluationFileNotFound, EvaluationHasEnded, EvaluationNotFound
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import EVALUATE_CHECKPOINT
 from app.jobs.queries import cancel, latest_job, running_progress, work_status
 from app.jobs.states import CANCELLED
 from app.problems import Unprocessable
 from emender.schemas.common import Page, WorkStatus
 from emender.schemas.evaluations import FREE_PROMPTS, EvaluationCreate, EvaluationFile, EvaluationOut, PreviewCreate
-
-KIND = "evaluate_checkpoint"
 
 
 def create_preview(
@@ -120,7 +119,7 @@ def _create(session: Session, *, checkpoint: Checkpoint, kind: str, request: Jso
     evaluation = Evaluation(checkpoint_id=checkpoint.id, kind=kind, request=request, created_by=actor)
     session.add(evaluation)
     session.flush()
-    enqueue(session, kind=KIND, target_id=evaluation.id, actor=actor)
+    enqueue(session, kind=EVALUATE_CHECKPOINT, target_id=evaluation.id, actor=actor)
     details = {"evaluation": str(evaluation.id), "request": request}
     record(
         session,

@@ -1,35 +1,32 @@
-"""Enqueue in the caller's transaction. `app.jobs.dispatcher` rings the bell after the commit."""
+"""Enqueue jobs in the caller's transaction."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import String, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app.db.models import Job, Outbox
 from app.db.rows import insert_rows
+from app.jobs.kinds import JobKind
 
 
-def enqueue(session: Session, *, kind: str, target_id: UUID, actor: str) -> UUID:
-    """Add a job and its outbox row to the transaction; returns the job's id."""
-    return enqueue_each(session, kind=kind, targets=[(target_id, actor)])[0]
+def enqueue(session: Session, *, kind: JobKind, target_id: UUID, actor: str) -> UUID:
+    """Add a job to the transaction and return its id."""
+    return enqueue_many(session, kind=kind, targets=[(target_id, actor)])[0]
 
 
-def enqueue_many(session: Session, *, kind: str, target_ids: Sequence[UUID], actor: str) -> list[UUID]:
-    """The same for many targets, in three statements."""
-    return enqueue_each(session, kind=kind, targets=[(target_id, actor) for target_id in target_ids])
-
-
-def enqueue_each(session: Session, *, kind: str, targets: Sequence[tuple[UUID, str]]) -> list[UUID]:
-    """The same for targets of different actors, in two statements and one for each actor."""
-    actors = {actor for _, actor in targets}
-    turns = {actor: itertools.count(_next_turn(session, actor=actor)) for actor in actors}
+def enqueue_many(session: Session, *, kind: JobKind, targets: Sequence[tuple[UUID, str]]) -> list[UUID]:
+    """Add a job for each (target id, actor) and return their ids, in three statements."""
+    orders = _next_orders(session, {actor for _, actor in targets})
+    counters = {actor: itertools.count(order) for actor, order in orders.items()}
     job_ids = [uuid7() for _ in targets]
-    new = {"kind": kind, "state": "queued", "attempt": 0, "payload_version": 1, "cancel_requested": False}
+    new = {"kind": kind.name, "state": "queued", "attempt": 0, "payload_version": 1, "cancel_requested": False}
     jobs = [
-        {"id": job_id, "target_id": target_id, "created_by": actor, "turn": next(turns[actor]), **new}
+        {"id": job_id, "target_id": target_id, "created_by": actor, "turn": next(counters[actor]), **new}
         for job_id, (target_id, actor) in zip(job_ids, targets, strict=True)
     ]
     insert_rows(session, Job, jobs)
@@ -37,12 +34,13 @@ def enqueue_each(session: Session, *, kind: str, targets: Sequence[tuple[UUID, s
     return job_ids
 
 
-def _next_turn(session: Session, *, actor: str) -> int:
-    """The turn of the actor's next job: after the last that it has in the queue, and not before the turn it is now.
+def _next_orders(session: Session, actors: Collection[str]) -> Mapping[str, int]:
+    """Return each actor's next place in the fair order (start-time fair queueing).
 
-    Jobs are claimed by turn, so that whoever has many in the queue and whoever has one are served alternately:
-    start-time fair queueing. Two jobs of one actor may get the same turn at once, which harms nobody.
+    It follows the actor's last queued job, but never precedes the first job of the queue. So actors are served
+    alternately, however many jobs each has. Two requests of one actor at the same moment may get the same place.
     """
-    now = select(func.min(Job.turn)).where(Job.state == "queued").scalar_subquery()
+    first = select(func.min(Job.turn)).where(Job.state == "queued").scalar_subquery()
+    actor = func.unnest(bindparam("actors", list(actors), ARRAY(String))).column_valued("actor")
     last = select(func.max(Job.turn)).where(Job.state == "queued", Job.created_by == actor).scalar_subquery()
-    return session.scalars(select(func.greatest(now, last + 1, 0))).one()
+    return dict(session.execute(select(actor, func.greatest(first, last + 1, 0))).all())

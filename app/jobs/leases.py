@@ -14,6 +14,7 @@ from sqlalchemy import CursorResult, Select, func, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db.models import Job, JsonObject
+from emender.schemas.common import Progress
 
 
 class LeaseLost(Exception):
@@ -97,9 +98,9 @@ def hold(session: Session, *, lease: Lease) -> bool:
     return cancel
 
 
-def report(session: Session, *, lease: Lease, progress: JsonObject) -> None:
+def report(session: Session, *, lease: Lease, progress: Progress) -> None:
     """Write progress; silent where the lease was lost, since the result will be refused anyway."""
-    session.execute(_held(lease).values(progress=progress))
+    session.execute(_held(lease).values(progress=progress.model_dump(exclude_none=True)))
 
 
 def finish(session: Session, *, lease: Lease, state: str, problem: JsonObject | None = None) -> None:

@@ -9,9 +9,9 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from app.db.models import Checkpoint, Edit, Evaluation, Job, JsonObject, Model, Statistics
+from app.db.models import Checkpoint, Edit, Evaluation, Job, Model, Statistics
 from app.jobs.states import CANCELLED
-from emender.schemas.common import WorkStatus
+from emender.schemas.common import Progress, WorkStatus
 
 
 def latest_job(session: Session, *, target_id: UUID) -> Job:
@@ -27,10 +27,11 @@ def latest_jobs(session: Session, target_ids: Sequence[UUID]) -> Mapping[UUID, J
     return {job.target_id: job for job in jobs}
 
 
-def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping[UUID, JsonObject | None]:
-    """How far the job of each target is, for those at work."""
+def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping[UUID, Progress]:
+    """Return the progress of the targets whose job is running and has reported some."""
     query = select(Job.target_id, Job.progress).where(Job.target_id.in_(target_ids), Job.state == "running")
-    return dict(session.execute(query).all())
+    found = session.execute(query.where(Job.progress.is_not(None)))
+    return {target_id: Progress.model_validate(progress) for target_id, progress in found}
 
 
 def work_status(session: Session, row: Model | Statistics | Edit | Checkpoint | Evaluation) -> WorkStatus:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.models import Job, JsonObject, Outbox
 from app.jobs import leases, states
+from app.jobs.kinds import KINDS
 from app.jobs.leases import Lease
 from app.jobs.notifier import Bell
 from app.jobs.states import CANCELLED
@@ -44,7 +45,7 @@ def requeue_expired(session: Session, *, max_attempts: int, fail: Fail) -> int:
             fail(session, lease=lease, problem=lost(job.attempt))
         else:
             leases.requeue(session, lease=lease)
-            states.show(session, kind=job.kind, target_ids=[job.target_id], running=False)
+            states.set_queued(session, kind=KINDS[job.kind], target_ids=[job.target_id])
         LEASES_EXPIRED.labels(job.kind, outcome).inc()
     return len(jobs)
 

@@ -12,6 +12,7 @@ from app.audit.service import record
 from app.db.models import Model, Statistics
 from app.db.pagination import PageCursor
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import ESTIMATE_STATISTICS, REGISTER_MODEL
 from app.jobs.queries import running_progress, work_status
 from app.models import captions, queries, roots
 from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
@@ -50,7 +51,7 @@ def register_model(
         session.flush()
     except IntegrityError:
         raise ModelExists(model.name, "registering") from None  # by a request at the same time
-    enqueue(session, kind="register_model", target_id=row.id, actor=actor)
+    enqueue(session, kind=REGISTER_MODEL, target_id=row.id, actor=actor)
     details: dict[str, object] = {"source": row.source, "revision": row.revision, "namespace": row.namespace}
     details |= {"classifier": row.classifier, "license": row.license}
     record(
@@ -108,7 +109,7 @@ def create_statistics(
     )
     session.add(row)
     session.flush()
-    enqueue(session, kind="estimate_statistics", target_id=row.id, actor=actor)
+    enqueue(session, kind=ESTIMATE_STATISTICS, target_id=row.id, actor=actor)
     details = {"statistics": str(row.id), "captions": row.captions_name, "sha256": row.captions_sha256, "count": count}
     record(
         session,

@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 import editing
 from app.db.engine import Sessions
-from app.db.models import JOB_KINDS, Job, Outbox, Webhook, WebhookDelivery
+from app.db.models import Job, Outbox, Webhook, WebhookDelivery
 from app.jobs import workers
+from app.jobs.kinds import KINDS
 
 RECENT = timedelta(minutes=10)
 PAUSE_SECONDS = 5.0
@@ -133,7 +134,7 @@ def _read_jobs(session: Session, families: dict[str, GaugeMetricFamily]) -> None
     )
     waits = {(row.kind, row.state): row for row in session.execute(waiting)}
     ends = {(row.kind, row.state): row for row in session.execute(ended)}
-    for kind in JOB_KINDS:
+    for kind in KINDS:
         queued, running = waits.get((kind, "queued")), waits.get((kind, "running"))
         families["emender_jobs"].add_metric([kind, "queued"], queued.jobs if queued else 0)
         families["emender_jobs"].add_metric([kind, "running"], running.jobs if running else 0)

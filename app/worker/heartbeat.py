@@ -10,10 +10,10 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from app.db.engine import Sessions
-from app.db.models import JsonObject
 from app.jobs import leases as ledger
 from app.jobs.leases import Lease
 from app.observability.metrics import LEASES_LOST
+from emender.schemas.common import Progress
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ class Heartbeat:
         self.lease_seconds = lease_seconds
         self.interval = min(interval, lease_seconds / 3)
         self._held: dict[UUID, Lease] = {}
-        self._progress: dict[UUID, JsonObject] = {}
+        self._progress: dict[UUID, Progress] = {}
         self._cancelled: set[UUID] = set()
         self._lost: set[UUID] = set()
         self._began = 0.0  # monotonic seconds
@@ -60,7 +60,7 @@ class Heartbeat:
         """Since the leases were taken that are held now, or were held last."""
         return time.monotonic() - self._began
 
-    def report(self, lease: Lease, progress: JsonObject) -> None:
+    def report(self, lease: Lease, progress: Progress) -> None:
         """Remember the latest progress; the next beat writes it."""
         with self._lock:
             self._progress[lease.job_id] = progress

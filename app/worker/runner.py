@@ -17,6 +17,7 @@ from app.db.engine import Sessions
 from app.db.models import Edit, Job, JsonObject
 from app.jobs import leases as ledger
 from app.jobs import states
+from app.jobs.kinds import KINDS
 from app.jobs.leases import Lease, LeaseLost
 from app.jobs.states import CANCELLED
 from app.observability.metrics import JOB_SECONDS
@@ -26,6 +27,7 @@ from app.worker.heartbeat import Heartbeat
 from app.worker.pipelines import WarmPipeline
 from app.worker.problems import INTERNAL, problem_of
 from editing.errors import Cancelled, EditingError
+from emender.schemas.common import Progress
 
 if TYPE_CHECKING:
     from editing.evaluation.classifiers import Classifier
@@ -35,15 +37,6 @@ log = structlog.get_logger()
 
 PAYLOAD_VERSION = 1
 """Jobs of another version stay queued for the workers that know it."""
-
-MODULES = {
-    "register_model": "app.worker.tasks.register_model",
-    "estimate_statistics": "app.worker.tasks.estimate_statistics",
-    "optimize_edit": "app.worker.tasks.optimize_edits",
-    "build_checkpoint": "app.worker.tasks.build_checkpoint",
-    "evaluate_checkpoint": "app.worker.tasks.evaluate_checkpoint",
-}
-
 
 AWAY = (OperationalError, InterfaceError, InternalError)
 """How a database says that it does not answer, or no more, or that it ended a transaction that stood still; a retry may
@@ -79,9 +72,9 @@ class JobContext:
     stopping: threading.Event
     pipelines: WarmPipeline
 
-    def progress(self, lease: Lease, progress: JsonObject) -> None:
-        """Say how far the job is, as often as you like: the heartbeat writes the latest."""
-        self.heartbeat.report(lease, progress)
+    def report(self, lease: Lease, stage: str, done: int = 0, total: int = 1, **figures: float | None) -> None:
+        """Report the progress of the job. Call it at any rate: each heartbeat writes the latest."""
+        self.heartbeat.report(lease, Progress(stage=stage, done=done, total=total, **figures))
 
     def cancelled(self, lease: Lease) -> bool:
         """Whether to stop this job's work now: a cancel was asked for, the lease was lost, or the worker is stopping.
@@ -137,7 +130,7 @@ class JobContext:
 
 def job_module(kind: str) -> JobModule:
     """The module that does the work of this kind."""
-    return cast(JobModule, import_module(MODULES[kind]))
+    return cast(JobModule, import_module(KINDS[kind].task))
 
 
 def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
@@ -203,19 +196,18 @@ class Runner:
                 self._settle(lease, problem)
 
     def _claim(self) -> list[Lease]:
-        known = Job.kind.in_(MODULES), Job.payload_version == PAYLOAD_VERSION
+        known = Job.kind.in_(KINDS), Job.payload_version == PAYLOAD_VERSION
         candidates = select(Job.id).where(*known)
         with self.sessions() as session:
             leases = self._take(session, candidates, limit=1)
-            if leases and leases[0].kind == "optimize_edit" and self.settings.batch_size > 1:
+            if leases and KINDS[leases[0].kind].batches and self.settings.batch_size > 1:
                 model = select(Edit.model_id).where(Edit.id == leases[0].target_id).scalar_subquery()
-                brothers = select(Job.id).join(Edit, Edit.id == Job.target_id)
-                brothers = brothers.where(*known, Job.kind == "optimize_edit", Edit.model_id == model)
-                leases += self._take(session, brothers, limit=self.settings.batch_size - 1)
+                batch_candidates = select(Job.id).join(Edit, Edit.id == Job.target_id)
+                batch_candidates = batch_candidates.where(*known, Job.kind == leases[0].kind, Edit.model_id == model)
+                leases += self._take(session, batch_candidates, limit=self.settings.batch_size - 1)
             if leases:
-                states.show(
-                    session, kind=leases[0].kind, target_ids=[lease.target_id for lease in leases], running=True
-                )
+                target_ids = [lease.target_id for lease in leases]
+                states.set_running(session, kind=KINDS[leases[0].kind], target_ids=target_ids)
             session.commit()
         return leases
 
@@ -239,7 +231,7 @@ class Runner:
                 elif self.context.stopping.is_set() and problem == INTERNAL:
                     outcome = "released"
                     ledger.release(session, lease=lease)
-                    states.show(session, kind=lease.kind, target_ids=[lease.target_id], running=False)
+                    states.set_queued(session, kind=KINDS[lease.kind], target_ids=[lease.target_id])
                 else:
                     log.warning("job failed", job=str(lease.job_id), kind=lease.kind, problem=problem["detail"])
                     fail(session, lease=lease, problem=problem)

@@ -8,6 +8,7 @@ import pytest
 
 from emender import Client, Refused, Unreachable, WaitedInVain, WorkFailed
 from emender.connection import LONGEST_PAUSE
+from emender.schemas.common import Progress
 
 MODEL = {
     "id": "00000000-0000-7000-8000-000000000000", "name": "emoji", "namespace": "emender", "source": "pipeline",
@@ -169,11 +170,12 @@ class TestRefusals:
 
 class TestWait:
     def test_ends_with_the_work(self, answered):
-        events = [("1", status("registering")), ("2", status("registering", progress={"files": 1, "of": 2}))]
+        progress = {"stage": "storing", "done": 1, "total": 2}
+        events = [("1", status("registering")), ("2", status("registering", progress=progress))]
         client, sent = answered(stream(*events, ("3", status("ready"))), httpx2.Response(200, json=MODEL))
         seen = []
         assert client.models.wait("emoji", seen=lambda found: seen.append(found.progress or found.state)).id
-        assert seen == ["registering", {"files": 1, "of": 2}, "ready"]
+        assert seen == ["registering", Progress(stage="storing", done=1, total=2), "ready"]
         assert [request.url.path for request in sent] == ["/v1/models/emoji/events", "/v1/models/emoji"]
 
     def test_goes_on_where_the_stream_broke(self, answered):

@@ -21,6 +21,7 @@ from app.db.migrate import upgrade
 from app.db.models import AuditEvent, Checkpoint, Edit, Job, Model, Statistics
 from app.jobs import workers
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import ESTIMATE_STATISTICS, OPTIMIZE_EDIT, REGISTER_MODEL
 from app.local.child_process import die_with_parent
 from app.local.embedded_postgres import EmbeddedPostgres
 from app.models.captions import pack
@@ -116,7 +117,7 @@ class Ledger:
             session.add(model)
             session.flush()
             self.model_id = model.id
-            job_id = enqueue(session, kind="register_model", target_id=model.id, actor="test")
+            job_id = enqueue(session, kind=REGISTER_MODEL, target_id=model.id, actor="test")
             session.commit()
         return job_id
 
@@ -125,14 +126,14 @@ class Ledger:
         destination = {"prompt": "dog"}
         edit = Edit(model_id=self.model_id, source=source, destination=destination, templates=["a {}", "{}"])
         edit.settings, edit.created_by = settings, "test"
-        return self._ask(edit, kind="optimize_edit")
+        return self._ask(edit, kind=OPTIMIZE_EDIT)
 
     def add_statistics(self, store: LocalStore, captions: Sequence[str]) -> UUID:
         """Ask for second moments over captions; returns the id of the job."""
         content, count = pack(captions, samples=len(captions))
         statistics = Statistics(model_id=self.model_id, captions_name="test", captions_sha256=store.put(content))
         statistics.captions, statistics.created_by = count, "test"
-        return self._ask(statistics, kind="estimate_statistics")
+        return self._ask(statistics, kind=ESTIMATE_STATISTICS)
 
     def alive(self) -> int:
         """How many workers say that they are."""
@@ -199,10 +200,10 @@ class Ledger:
         """Until this attempt is in the middle of its steps."""
 
         def working(job: Job) -> bool:
-            return job.attempt == attempt and bool(job.progress and job.progress.get("step", 0) > 0)
+            return job.attempt == attempt and bool(job.progress and job.progress["done"] > 0)
 
         job = wait(lambda: self.job(job_id), working, timeout=timeout)
-        assert job.progress is not None and job.progress["step"] < job.progress["steps"], "too late: it is done"
+        assert job.progress is not None and job.progress["done"] < job.progress["total"], "too late: it is done"
 
 
 def quick_settings(url: str, folder: Path, **given: Any) -> Settings:

@@ -205,7 +205,7 @@ def test_killed_in_the_middle_of_an_estimate(
 
     other = start_worker()
     job = wait(lambda: ledger.job(job_id), lambda job: job.attempt == 2 and bool(job.progress), timeout=240)
-    assert job.progress is not None and job.progress["captions"] >= before
+    assert job.progress is not None and job.progress["done"] >= before
     assert other.says("estimate goes on")
     ledger.await_state(job_id, "succeeded")
     assert not other.says("begun anew")

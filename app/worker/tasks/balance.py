@@ -41,7 +41,7 @@ def balance(
     settings = edit.settings
 
     def progress(now: "DebiasProgress") -> None:
-        context.progress(lease, {"stage": "balancing", "round": now.number, "rounds": now.rounds, **asdict(now.found)})
+        context.report(lease, "balancing", now.number, now.rounds)
 
     (found,) = debias(
         pipeline,

@@ -65,12 +65,12 @@ def _build(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
     signer = key_of(context.settings.signing_key_file or UNSIGNED)  # a worker that runs has one of the two
-    context.progress(lease, {"stage": "loading"})
+    context.report(lease, "loading")
     with STAGE_SECONDS.labels("loading").time():
         pipeline = context.pipeline(work.model_id)
     updates = updates_of(context, lease, work, pipeline) if work.edits else []
     crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
-    context.progress(lease, {"stage": "publishing"})
+    context.report(lease, "publishing")
     with (
         STAGE_SECONDS.labels("publishing").time(),
         tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary,
@@ -116,7 +116,7 @@ def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "Edita
 
     def progress(done: int, _: int) -> None:
         done += sum(len(update.layers) for update in updates)
-        context.progress(lease, {"stage": "solving", "done": done, "total": total})
+        context.report(lease, "solving", done, total)
         if context.cancelled(lease):
             raise Cancelled(f"stopped after {done} of {total} layers")
 
@@ -146,7 +146,7 @@ def _cross_attention_update(
     """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
 
     def progress(done: int, total: int) -> None:
-        context.progress(lease, {"stage": "reading", "done": done, "total": total})
+        context.report(lease, "reading", done, total)
         if context.cancelled(lease):
             raise Cancelled(f"stopped after {done} of {total} edits")
 

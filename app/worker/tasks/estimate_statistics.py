@@ -64,7 +64,7 @@ def _estimate(context: JobContext, lease: Lease) -> None:
         if context.cancelled(lease):
             raise Cancelled("the estimate was interrupted")
         done, encoders = len(parts) * len(captions) + read, len(pipeline.encoders)
-        context.progress(lease, {"captions": done, "of": len(captions) * encoders})
+        context.report(lease, "reading captions", done, len(captions) * encoders)
 
     def estimate(encoder: "EditableEncoder", partial: Path) -> "SecondMoments":
         return editing.estimate_second_moments(encoder, captions, progress=progress, partial=partial)

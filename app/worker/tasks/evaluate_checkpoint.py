@@ -43,7 +43,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     for lease in leases:
         with context.sessions() as session:
             work = _read(session, context.store, lease.target_id)
-        context.progress(lease, {"stage": "loading"})
+        context.report(lease, "loading")
         pipeline = context.pipeline(work.model_id)
         if work.kind == "preview":
             report, files = _preview(context, lease, work, pipeline)
@@ -310,7 +310,7 @@ def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
 
 def _progress(context: JobContext, lease: Lease, stage: str) -> Callable[[int, int], None]:
     def report(done: int, total: int) -> None:
-        context.progress(lease, {"stage": stage, "done": done, "total": total})
+        context.report(lease, stage, done, total)
         if context.cancelled(lease):
             raise Cancelled(f"stopped after {done} of {total} pictures")
 

@@ -74,7 +74,7 @@ def _optimize(
 
     def progress(now: "StageOneProgress") -> None:
         losses = {"text_loss": now.text_loss, "noise_loss": now.noise_loss}
-        context.progress(leases[now.edit_index], {"step": now.step, "steps": now.steps, **losses})
+        context.report(leases[now.edit_index], "optimizing", now.step, now.steps, **losses)
 
     try:
         with STAGE_SECONDS.labels("stage_one").time():

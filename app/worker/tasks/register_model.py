@@ -48,7 +48,7 @@ def _register(context: JobContext, lease: Lease) -> None:
     def progress(stage: str, done: int, of: int) -> None:
         if context.cancelled(lease):
             raise Cancelled("the registration was interrupted")
-        context.progress(lease, {"stage": stage, "files": done, "of": of})
+        context.report(lease, stage, done, of)
 
     def downloaded(done: int, of: int) -> None:
         progress("downloading", done, of)

@@ -166,7 +166,7 @@ class TestEdit:
 
     def test_progress(self, reader, create, session):
         edit = create()
-        progress = {"step": 5, "steps": 20, "text_loss": 1.0, "noise_loss": None}
+        progress = {"stage": "optimizing", "done": 5, "total": 20, "text_loss": 1.0}
         session.execute(update(Job).where(Job.target_id == edit).values(state="running", progress=progress))
         session.commit()
         assert '<progress max="20" value="5"' in loaded(reader, f"/admin/edits/{edit}")

@@ -126,9 +126,9 @@ class TestEvents:
 
         def work():
             time.sleep(0.8)
-            change(engine, state="optimizing", attempt=1, progress={"step": 1, "steps": 2})
+            change(engine, state="optimizing", attempt=1, progress={"stage": "optimizing", "done": 1, "total": 2})
             time.sleep(0.8)
-            change(engine, state="optimizing", progress={"step": 2, "steps": 2})
+            change(engine, state="optimizing", progress={"stage": "optimizing", "done": 2, "total": 2})
             time.sleep(0.8)
             change(engine, state="ready")
 
@@ -144,7 +144,7 @@ class TestEvents:
         assert [event["event"] for event in events][:2] == ["state", "state"]
         assert events[-1]["event"] == "state"
         assert '"ready"' in events[-1]["data"]
-        assert any(event["event"] == "progress" and '"step":2' in event["data"] for event in events)
+        assert any(event["event"] == "progress" and '"done":2' in event["data"] for event in events)
         assert len({event["id"] for event in events}) == len(events)
 
     def test_resumes(self, live, engine):

@@ -476,7 +476,7 @@ class TestTerminals:
 
             def do_GET(self):
                 status = {"id": EDIT["id"], "attempt": 1, "problem": None}
-                status |= {"state": "optimizing", "progress": {"step": 1, "steps": 4}}
+                status |= {"state": "optimizing", "progress": {"stage": "optimizing", "done": 1, "total": 4}}
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(f"id: 1\ndata: {json.dumps(status)}\n\n".encode())

@@ -213,12 +213,14 @@ class TestGetEdit:
 
     def test_progress_while_running(self, client, keys, create, session):
         edit = create()
-        session.execute(update(Job).values(state="running", attempt=2, progress={"step": 5, "steps": 20}))
+        session.execute(
+            update(Job).values(state="running", attempt=2, progress={"stage": "optimizing", "done": 5, "total": 20})
+        )
         session.execute(update(Edit).values(state="optimizing"))
         session.commit()
         seen = client.get(f"/v1/edits/{edit['id']}", headers=keys["read"]).json()
         assert (seen["state"], seen["attempt"]) == ("optimizing", 2)
-        assert seen["progress"] == {"step": 5, "steps": 20}
+        assert (seen["progress"]["done"], seen["progress"]["total"]) == (5, 20)
 
 
 class TestCancelEdit:

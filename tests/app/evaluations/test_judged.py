@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from app.db.engine import sessions
 from app.db.models import Edit
 from app.jobs.enqueue import enqueue_many
+from app.jobs.kinds import OPTIMIZE_EDIT
 from app.main import create_app
 from app.settings import Settings
 from app.storage.local import LocalStore
@@ -49,7 +50,7 @@ def edit(service: Service, source: str, **columns: Any) -> UUID:
         row = Edit(model_id=service.model.id, source=source, created_by="test", **(given | columns))
         session.add(row)
         session.flush()
-        enqueue_many(session, kind="optimize_edit", target_ids=[row.id], actor="test")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(row.id, "test")])
         session.commit()
         return row.id
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -7,11 +9,12 @@ from uuid_utils.compat import uuid7
 from app.db.models import Job, Outbox
 from app.jobs import leases
 from app.jobs.enqueue import enqueue, enqueue_many
+from app.jobs.kinds import OPTIMIZE_EDIT
 
 
 def test_a_job_and_its_announcement_are_of_one_transaction(session: Session) -> None:
     target = uuid7()
-    job_id = enqueue(session, kind="optimize_edit", target_id=target, actor="test")
+    job_id = enqueue(session, kind=OPTIMIZE_EDIT, target_id=target, actor="test")
     job = session.get_one(Job, job_id)
     assert (job.state, job.attempt, job.target_id) == ("queued", 0, target)
     assert session.scalars(select(Outbox.job_id)).all() == [job_id]
@@ -21,7 +24,7 @@ def test_a_job_and_its_announcement_are_of_one_transaction(session: Session) -> 
 
 def test_many_keep_their_order(session: Session) -> None:
     targets = [uuid7() for _ in range(5)]
-    job_ids = enqueue_many(session, kind="optimize_edit", target_ids=targets, actor="test")
+    job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(target, "test") for target in targets])
     assert job_ids == sorted(job_ids)
     assert session.scalars(select(Job.target_id).order_by(Job.id)).all() == targets
     assert session.scalars(select(Outbox.job_id).order_by(Outbox.id)).all() == job_ids
@@ -29,7 +32,7 @@ def test_many_keep_their_order(session: Session) -> None:
 
 def test_an_unknown_kind_is_refused(session: Session) -> None:
     with pytest.raises(IntegrityError, match="ck_jobs_kind"):
-        enqueue(session, kind="mine_bitcoin", target_id=uuid7(), actor="test")
+        enqueue(session, kind=replace(OPTIMIZE_EDIT, name="mine_bitcoin"), target_id=uuid7(), actor="test")
 
 
 def next_actor(session: Session) -> str:
@@ -39,22 +42,22 @@ def next_actor(session: Session) -> str:
 
 class TestTurns:
     def test_a_batch_does_not_starve_another(self, session: Session) -> None:
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7() for _ in range(5000)], actor="key:many")
-        enqueue(session, kind="optimize_edit", target_id=uuid7(), actor="key:one")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:many") for _ in range(5000)])
+        enqueue(session, kind=OPTIMIZE_EDIT, target_id=uuid7(), actor="key:one")
         assert "key:one" in [next_actor(session), next_actor(session)]
 
     def test_nor_one_that_comes_while_the_batch_is_at_work(self, session: Session) -> None:
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7() for _ in range(20)], actor="key:many")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:many") for _ in range(20)])
         for _ in range(10):
             assert next_actor(session) == "key:many"
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7(), uuid7()], actor="key:few")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:few"), (uuid7(), "key:few")])
         found = [next_actor(session) for _ in range(6)]
         assert found == ["key:many", "key:few", "key:many", "key:few", "key:many", "key:many"]
 
     def test_who_was_served_alone_is_not_made_to_wait_for_it(self, session: Session) -> None:
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7() for _ in range(20)], actor="key:many")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:many") for _ in range(20)])
         for _ in range(20):
             next_actor(session)
-        enqueue(session, kind="optimize_edit", target_id=uuid7(), actor="key:many")
-        enqueue(session, kind="optimize_edit", target_id=uuid7(), actor="key:one")
+        enqueue(session, kind=OPTIMIZE_EDIT, target_id=uuid7(), actor="key:many")
+        enqueue(session, kind=OPTIMIZE_EDIT, target_id=uuid7(), actor="key:one")
         assert [next_actor(session), next_actor(session)] == ["key:many", "key:one"]

@@ -10,6 +10,7 @@ from uuid_utils.compat import uuid7
 from app.db.models import Job
 from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost
+from emender.schemas.common import Progress
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ class TestFence:
         add_jobs(session)
         (stale,) = claim(session)
         leases.requeue(session, lease=stale)
-        leases.report(session, lease=stale, progress={"step": 1})
+        leases.report(session, lease=stale, progress=Progress(stage="optimizing", done=1, total=2))
         assert session.get_one(Job, stale.job_id, populate_existing=True).progress is None
 
     def test_holding_keeps_a_cancel_out(self, clean_database: Engine, other: Session) -> None:

@@ -11,8 +11,9 @@ from app.db.models import Edit, Job, JsonObject, Model
 from app.jobs import leases
 from app.jobs.dispatcher import dispatch
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import OPTIMIZE_EDIT
 from app.jobs.leases import Lease
-from app.jobs.states import CANCELLED, show
+from app.jobs.states import CANCELLED, set_running
 from app.jobs.sweeper import UNHEARD_SECONDS, requeue_expired, ring_again
 from tests.app.jobs.conftest import RecordingBell
 
@@ -45,9 +46,9 @@ def edit(session: Session, add_model: Callable[..., Model]) -> Edit:
 
 def expire(session: Session, edit: Edit, **columns: Any) -> UUID:
     """A job for the edit whose worker died; returns its id."""
-    job_id = enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
+    job_id = enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
     leases.claim(session, worker="dead", lease_seconds=30, candidates=select(Job.id))
-    show(session, kind="optimize_edit", target_ids=[edit.id], running=True)
+    set_running(session, kind=OPTIMIZE_EDIT, target_ids=[edit.id])
     past = func.now() - timedelta(seconds=1)
     session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=past, **columns))
     return job_id
@@ -69,7 +70,7 @@ class TestRequeueExpired:
         assert edit.state == "queued" and failures.problems == {}
 
     def test_leaves_a_lease_that_holds(self, session: Session, edit: Edit, failures: Failures) -> None:
-        enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
+        enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
         leases.claim(session, worker="alive", lease_seconds=30, candidates=select(Job.id))
         assert requeue_expired(session, max_attempts=5, fail=failures) == 0
 
@@ -88,7 +89,7 @@ class TestRequeueExpired:
 
 class TestRingAgain:
     def test_rings_for_what_nobody_heard(self, session: Session, edit: Edit, bell: RecordingBell) -> None:
-        job_id = enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
+        job_id = enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
         dispatch(session, bell=RecordingBell())  # heard by nobody
         assert ring_again(session, bell=bell) == 0
         long_ago = func.now() - timedelta(seconds=UNHEARD_SECONDS + 1)
@@ -97,6 +98,6 @@ class TestRingAgain:
         assert bell.rung == [job_id]
 
     def test_leaves_what_the_dispatcher_is_to_ring_for(self, session: Session, edit: Edit, bell: RecordingBell) -> None:
-        enqueue(session, kind="optimize_edit", target_id=edit.id, actor="test")
+        enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
         session.execute(update(Job).values(created_at=func.now() - timedelta(seconds=UNHEARD_SECONDS + 1)))
         assert ring_again(session, bell=bell) == 0

@@ -126,9 +126,16 @@ class TestGetModel:
         assert client.get("/v1/models/emoji", headers=keys["read"]).json()["problem"] == problem
 
     def test_progress(self, client, keys, model, session):
-        session.add(Job(kind="register_model", target_id=model.id, state="running", progress={"files": 3}))
+        session.add(
+            Job(
+                kind="register_model",
+                target_id=model.id,
+                state="running",
+                progress={"stage": "storing", "done": 3, "total": 9},
+            )
+        )
         session.commit()
-        assert client.get("/v1/models/emoji", headers=keys["read"]).json()["progress"] == {"files": 3}
+        assert client.get("/v1/models/emoji", headers=keys["read"]).json()["progress"]["done"] == 3
 
     @pytest.mark.parametrize("name", ["nothing", "%00", "..", "%2e%2e%2fetc"])
     def test_unknown(self, client, keys, name):

@@ -19,6 +19,7 @@ from app.db.engine import sessions
 from app.db.models import Edit, Job, Webhook, WebhookDelivery, Worker
 from app.jobs import leases, workers
 from app.jobs.enqueue import enqueue_many
+from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
 from app.jobs.sweeper import requeue_expired
 from app.main import create_app
 from app.observability.database_metrics import LedgerMetrics
@@ -116,7 +117,7 @@ def test_what_the_ledger_says(clean_database: Engine, tmp_path: Path) -> None:
     metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path / "none" / "yet", pause=0)
     hour = timedelta(hours=1)
     with Session(clean_database) as session:
-        jobs = enqueue_many(session, kind="optimize_edit", target_ids=[uuid7() for _ in range(4)], actor="test")
+        jobs = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test") for _ in range(4)])
         waiting, running, failed, old = [session.get_one(Job, job_id) for job_id in jobs]
         waiting.attempt = 2
         waiting.created_at = session.scalar(select(func.now() - hour))
@@ -172,7 +173,7 @@ def test_however_often_it_is_asked_the_database_is_read_once(clean_database: Eng
     metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=3600)
     first = metrics.text()
     with Session(clean_database) as session:
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7()], actor="test")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test")])
         session.commit()
     assert metrics.text() == first
 
@@ -231,7 +232,7 @@ class TestRequests:
 def test_leases_that_ran_out(clean_database: Engine) -> None:
     before = worker_samples()
     with Session(clean_database) as session:
-        enqueue_many(session, kind="register_model", target_ids=[uuid7()], actor="test")
+        enqueue_many(session, kind=REGISTER_MODEL, targets=[(uuid7(), "test")])
         leases.claim(session, worker="w", lease_seconds=-1, candidates=select(Job.id))
         session.commit()
         assert requeue_expired(session, max_attempts=5, fail=None) == 1  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select
 from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Edit, Job, Model
 from app.jobs.enqueue import enqueue, enqueue_many
+from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
@@ -82,7 +83,7 @@ def registered(add_model: Callable[..., Model], runner: Runner, factory: Session
     """The tiny pipeline, registered by its job."""
     model = add_model()
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=model.id, actor="test")
+        enqueue(session, kind=REGISTER_MODEL, target_id=model.id, actor="test")
         session.commit()
     assert runner.work()
     with factory() as session:
@@ -99,7 +100,7 @@ def add_edits(factory: Sessions) -> Callable[..., list[UUID]]:
             rows = [Edit(model_id=model.id, **({"source": f"cat {n}"} | given | edit)) for n, edit in enumerate(edits)]
             session.add_all(rows)
             session.flush()
-            job_ids = enqueue_many(session, kind="optimize_edit", target_ids=[row.id for row in rows], actor="test")
+            job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(row.id, "test") for row in rows])
             session.commit()
             return job_ids
 

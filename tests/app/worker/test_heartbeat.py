@@ -12,16 +12,18 @@ from app.db.engine import Sessions, connect, sessions
 from app.db.models import Job
 from app.jobs import leases
 from app.jobs.enqueue import enqueue_many
+from app.jobs.kinds import OPTIMIZE_EDIT
 from app.jobs.leases import Lease
 from app.settings import Settings
 from app.worker.heartbeat import Heartbeat
+from emender.schemas.common import Progress
 
 
 @pytest.fixture
 def held(factory: Sessions) -> list[Lease]:
     """Two leases of five seconds."""
     with factory() as session:
-        enqueue_many(session, kind="optimize_edit", target_ids=[uuid7(), uuid7()], actor="test")
+        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test"), (uuid7(), "test")])
         claimed = leases.claim(session, worker="w", lease_seconds=5, candidates=select(Job.id), limit=2)
         session.commit()
         return claimed
@@ -69,8 +71,8 @@ def test_beats_thrice_a_lease_at_least(factory: Sessions) -> None:
 def test_writes_the_latest_progress(heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]) -> None:
     with heartbeat.holding(held):
         for step in range(100):
-            heartbeat.report(held[1], {"step": step})
-        assert soon(lambda: job(held[1].job_id).progress == {"step": 99})
+            heartbeat.report(held[1], Progress(stage="optimizing", done=step, total=100))
+        assert soon(lambda: job(held[1].job_id).progress == {"stage": "optimizing", "done": 99, "total": 100})
     assert job(held[0].job_id).progress is None
 
 

@@ -18,6 +18,7 @@ from app.db.models import Edit, Job, JsonObject, Model
 from app.jobs import leases as ledger
 from app.jobs import states
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
 from app.jobs.leases import Lease, LeaseLost
 from app.jobs.states import CANCELLED
 from app.settings import Settings
@@ -91,7 +92,7 @@ class TestClaim:
         doing(lambda _, leases: sizes.append(len(leases)))
         with factory() as session:
             for _ in range(2):
-                enqueue(session, kind="register_model", target_id=model.id, actor="test")
+                enqueue(session, kind=REGISTER_MODEL, target_id=model.id, actor="test")
             session.commit()
         # The fake leaves the job undone and fails its target as an edit, which it is not.
         with pytest.raises(NoResultFound):
@@ -248,7 +249,7 @@ class TestEnds:
         def too_late(context: JobContext, leases: Sequence[Lease]) -> None:
             with self.factory() as session:  # the sweeper, and another worker
                 ledger.requeue(session, lease=leases[0])
-                states.show(session, kind="optimize_edit", target_ids=[leases[0].target_id], running=False)
+                states.set_queued(session, kind=OPTIMIZE_EDIT, target_ids=[leases[0].target_id])
                 ledger.claim(session, worker="other", lease_seconds=60, candidates=select(Job.id))
                 session.commit()
             try:
@@ -266,8 +267,9 @@ class TestEnds:
 def test_the_worker_loads_no_torch_before_its_first_job() -> None:
     program = (
         "import sys, app.worker.main\n"
-        "from app.worker.runner import MODULES, job_module\n"
-        "for kind in MODULES: assert job_module(kind).run and job_module(kind).fail\n"
+        "from app.jobs.kinds import KINDS\n"
+        "from app.worker.runner import job_module\n"
+        "for kind in KINDS: assert job_module(kind).run and job_module(kind).fail\n"
         "sys.exit(bool({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

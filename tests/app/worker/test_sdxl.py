@@ -20,6 +20,7 @@ import editing
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Edit, EditValue, Model
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import REGISTER_MODEL
 from app.main import create_app
 from app.models.tokenizers import tokenizers_of
 from app.settings import Settings
@@ -80,7 +81,7 @@ def model(service: Service, add_model: Any, factory: Sessions, folder: Path) -> 
     """Registered by its job."""
     row: Model = add_model("xl")
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=row.id, actor="test")
+        enqueue(session, kind=REGISTER_MODEL, target_id=row.id, actor="test")
         session.commit()
     service.work()
     return row
@@ -217,7 +218,7 @@ def test_shipped_moments_must_be_of_both(
     editing.SecondMoments({3: moment}, captions=1, tokens=1).save(copied / "second_moments.safetensors")
     row = add_model("half")
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=row.id, actor="test")
+        enqueue(session, kind=REGISTER_MODEL, target_id=row.id, actor="test")
         session.commit()
     service.work()
     described = service.get("/v1/models/half")

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from emender.schemas.common import Progress
 from emender.schemas.presets import STAGE_TWO_PRESETS, Preset, apply_preset
 from emender.schemas.text import Text
 from emender.schemas.timestamps import BareDate, Rfc3339DateTime
@@ -250,7 +251,7 @@ class CheckpointOut(CheckpointSummary):
     changed_layers: list[LayerOut]
     changed_projections: list[ProjectionOut] = Field(description="of the U-Net's cross-attention")
     alias: AliasOutcome | None
-    progress: dict[str, Any] | None
+    progress: Progress | None
     problem: dict[str, Any] | None = Field(description="why it failed or was retracted")
 
 

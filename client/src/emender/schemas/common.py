@@ -1,6 +1,6 @@
 """What the schemas of several nouns share. Free of the framework and of the database, so that clients may have them."""
 
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -40,6 +40,16 @@ class ProblemNote(BaseModel):
     errors: list[FieldError] = []
 
 
+class Progress(BaseModel):
+    """How far a running job is."""
+
+    stage: str = Field(description="what the worker is doing now", examples=["optimizing"])
+    done: int = Field(description="steps of this stage that are done")
+    total: int = Field(description="steps of this stage; 1 for a stage that is not counted")
+    text_loss: float | None = Field(None, description="current text loss of an edit")
+    noise_loss: float | None = Field(None, description="current noise loss of an edit")
+
+
 class WorkStatus(BaseModel):
     """What `…/events` sends of a model, statistics, an edit, a checkpoint or an evaluation: the state now, and how far
     the work is."""
@@ -47,7 +57,7 @@ class WorkStatus(BaseModel):
     id: UUID
     state: str
     attempt: int = Field(description="how often a worker took it up since it was last asked for")
-    progress: dict[str, Any] | None = Field(description="while a worker is at it")
+    progress: Progress | None = Field(description="while a worker runs the job")
     problem: ProblemNote | None
 
 

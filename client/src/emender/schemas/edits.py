@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from emender.schemas.common import ProblemNote
+from emender.schemas.common import ProblemNote, Progress
 from emender.schemas.presets import STAGE_ONE_PRESETS, Preset, apply_preset
 from emender.schemas.text import Text, normalize
 
@@ -179,7 +179,7 @@ class EditOut(BaseModel):
     reason: str | None
     labels: dict[str, str]
     state: EditState
-    progress: dict[str, Any] | None = Field(description="while it is optimised: step, steps, losses")
+    progress: Progress | None = Field(description="while a worker optimizes it")
     attempt: int = Field(description="how often a worker took it up since it was last asked for")
     problem: ProblemNote | None = Field(description="why it failed")
     values: list[ValueOut] = Field(description="once ready, one a text encoder")

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from emender.schemas.common import Progress
 from emender.schemas.text import Text, check_template
 
 MAX_PICTURES = 400
@@ -104,7 +105,7 @@ class EvaluationOut(BaseModel):
     version: str
     state: EvaluationState
     request: dict[str, Any]
-    progress: dict[str, Any] | None
+    progress: Progress | None
     report: dict[str, Any] | None = Field(description="what was found, once it is ready")
     files: list[EvaluationFile] = Field(description="to be had below /files/{name}")
     problem: dict[str, Any] | None

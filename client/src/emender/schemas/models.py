@@ -1,12 +1,12 @@
 """Base models and their statistics as clients see them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from emender.schemas.common import ProblemNote
+from emender.schemas.common import ProblemNote, Progress
 from emender.schemas.names import Name, is_part
 from emender.schemas.text import Text
 
@@ -100,7 +100,7 @@ class StatisticsOut(BaseModel):
     captions: int | None = Field(description="how many captions")
     tokens: int | None = Field(description="how many keys they gave; null until ready")
     digest: str | None = Field(description="sha256 of the tensors; null until ready")
-    progress: dict[str, Any] | None = None
+    progress: Progress | None = None
     problem: ProblemNote | None
     created_by: str
     created_at: datetime
@@ -121,7 +121,7 @@ class ModelOut(BaseModel):
     encoders: list[EncoderOut]
     digest: str | None = Field(description="sha256 over the model's files; null until ready")
     statistics: StatisticsOut | None = Field(None, description="the latest ready ones, else the latest")
-    progress: dict[str, Any] | None = None
+    progress: Progress | None = None
     problem: ProblemNote | None
     created_by: str
     created_at: datetime

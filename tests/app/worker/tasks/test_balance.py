@@ -12,6 +12,7 @@ from app.db.engine import Sessions
 from app.db.models import Edit, Job, Model, Statistics
 from app.edits.queries import describe
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import REGISTER_MODEL
 from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
 from app.worker.runner import JobContext, Runner
@@ -35,7 +36,7 @@ def judged(add_model: Callable[..., Model], runner: Runner, factory: Sessions) -
     """The tiny pipeline, with the emoji classifier and without statistics."""
     model = add_model(classifier="emoji")
     with factory() as session:
-        enqueue(session, kind="register_model", target_id=model.id, actor="test")
+        enqueue(session, kind=REGISTER_MODEL, target_id=model.id, actor="test")
         session.commit()
     assert runner.work()
     with factory() as session:
@@ -122,19 +123,20 @@ def test_a_stop_between_rounds_gives_the_job_back(
     stopping: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[dict] = []
-    report = JobContext.progress
+    reports: list[tuple[str, int]] = []
+    report = JobContext.report
 
-    def stop_after_two(context: JobContext, lease: object, progress: dict) -> None:
-        said.append(progress)
-        if progress.get("round") == 2:
+    def stop_after_two(
+        context: JobContext, lease: object, stage: str, done: int = 0, *others: int, **losses: float
+    ) -> None:
+        reports.append((stage, done))
+        if (stage, done) == ("balancing", 2):
             stopping.set()
-        report(context, lease, progress)  # type: ignore[arg-type]
+        report(context, lease, stage, done, *others, **losses)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(JobContext, "progress", stop_after_two)
+    monkeypatch.setattr(JobContext, "report", stop_after_two)
     job_id, done = add_edits(measured, DOCTOR, {})
     runner.work()
     assert job(job_id).state == "queued" and edit(job_id).values == []
     assert edit(done).state == "ready"  # it had been written before
-    rounds = [progress for progress in said if progress.get("stage") == "balancing"]
-    assert [progress["round"] for progress in rounds] == [1, 2] and set(rounds[0]["shares"]) == set(GENDERS)
+    assert [done for stage, done in reports if stage == "balancing"] == [1, 2]

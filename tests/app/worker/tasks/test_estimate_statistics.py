@@ -9,6 +9,7 @@ import editing
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Job, JsonObject, Model, Statistics
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import ESTIMATE_STATISTICS
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
@@ -27,7 +28,7 @@ def ask(registered: Model, factory: Sessions, store: LocalStore) -> Callable[...
             row = Statistics(model_id=registered.id, **(given | columns))
             session.add(row)
             session.flush()
-            enqueue(session, kind="estimate_statistics", target_id=row.id, actor="test")
+            enqueue(session, kind=ESTIMATE_STATISTICS, target_id=row.id, actor="test")
             session.commit()
             return row.id
 
@@ -112,7 +113,7 @@ def test_an_estimate_goes_on_where_it_was_interrupted(
     seen: list[JsonObject] = []
     monkeypatch.setattr(runner.heartbeat, "report", lambda _, progress: seen.append(progress))
     runner.work()
-    assert [progress["captions"] for progress in seen] == [64, 100]
+    assert [progress.done for progress in seen] == [64, 100]
     expected = editing.estimate_second_moments(runner.context.pipeline(registered.id).encoder, CAPTIONS)
     assert read(row_id).digest == expected.digest
     assert list(estimates.iterdir()) == []

@@ -167,8 +167,8 @@ def test_progress_is_written(
     runner.heartbeat.interval = 0.02
     runner.work()
     progress = job(job_id).progress
-    assert progress is not None and progress["steps"] == 400 and 0 < progress["step"] <= 400
-    assert progress["text_loss"] > 0 and progress["noise_loss"] is None
+    assert progress is not None and progress["total"] == 400 and 0 < progress["done"] <= 400
+    assert progress["text_loss"] > 0 and "noise_loss" not in progress
 
 
 def test_the_audit_log_names_the_value(

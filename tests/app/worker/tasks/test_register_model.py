@@ -12,9 +12,11 @@ import editing
 from app.db.engine import Sessions
 from app.db.models import AuditEvent, Job, JsonObject, Model, Statistics
 from app.jobs.enqueue import enqueue
+from app.jobs.kinds import REGISTER_MODEL
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
+from emender.schemas.common import Progress
 from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH
 
 Register = Callable[..., Model]
@@ -40,7 +42,7 @@ def register(runner: Runner, add_model: Callable[..., Model], factory: Sessions)
     def run(source: str, **columns: Any) -> Model:
         model = add_model(source=source, **columns)
         with factory() as session:
-            enqueue(session, kind="register_model", target_id=model.id, actor="test")
+            enqueue(session, kind=REGISTER_MODEL, target_id=model.id, actor="test")
             session.commit()
         assert runner.work()
         with factory() as session:
@@ -199,11 +201,10 @@ def test_a_second_attempt_finds_what_the_first_stored(
 
 
 def test_the_job_reports_its_stage(register: Register, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[JsonObject] = []
+    seen: list[Progress] = []
     monkeypatch.setattr(runner.heartbeat, "report", lambda _, progress: seen.append(progress))
     register("tiny")
-    assert [step["stage"] for step in seen] == ["storing"] * 11
-    assert [step["files"] for step in seen] == list(range(11)) and {step["of"] for step in seen} == {11}
+    assert [(step.stage, step.done, step.total) for step in seen] == [("storing", done, 11) for done in range(11)]
 
 
 def test_a_classifier_is_opened(register: Register, runner: Runner) -> None:
