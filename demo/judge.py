@@ -188,7 +188,7 @@ def print_figures(report: Report, console: Console) -> None:
     console.print(f"erased style, change      {figures.erasure:+.3f}")
     console.print(f"held-out concepts, change {figures.holdout:+.3f} from {report['holdout']['before']:.3f}")
     check = report["check"]
-    console.print(f"the service's own check   {check['took']} of the {check['judged']} edits that it can judge took")
+    console.print(f"the service's own check   {check['succeeded']} of {check['evaluated']} evaluated edits succeeded")
     console.print(f"pulled sha256             {report['pulled']['sha256']}, as published")
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
     console.print(f"seconds                   {seconds}")

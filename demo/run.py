@@ -157,7 +157,7 @@ def _check(client: Client, version: str) -> Json:
     report = client.evaluations.wait(MODEL, version, asked.id, timeout=PATIENCE).report
     assert report is not None
     edits = report["edits"]
-    return {"judged": len(edits), "took": sum(edit["took"] for edit in edits)}
+    return {"evaluated": len(edits), "succeeded": sum(edit["succeeded"] for edit in edits)}
 
 
 def _wait_for_edits(client: Client, advance: Callable[[float], None]) -> None:

@@ -237,9 +237,9 @@ def _left(edit: EditInCheckpoint, *, options: JsonObject) -> EditWarning:
 
 
 def _judged(report: JsonObject | None) -> Iterator[EditWarning]:
-    """What the classifier saw of edits that did not take."""
+    """What the classifier saw of edits that did not succeed."""
     for edit in (report or {}).get("edits", []):
-        if edit["took"]:
+        if edit["succeeded"]:
             continue
         if edit["destination"] is None:
             detail = (
@@ -248,7 +248,7 @@ def _judged(report: JsonObject | None) -> Iterator[EditWarning]:
         else:
             detail = (
                 f"Pictures of {edit['source']!r} show {edit['destination']!r} with confidence {edit['after']:.2f}, "
-                f"its own pictures with {edit['oracle']:.2f}."
+                f"its own pictures with {edit['destination_score']:.2f}."
             )
         yield EditWarning(edit=edit["edit"], detail=f"{detail} Look at previews; other templates or settings may help.")
 

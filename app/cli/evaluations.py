@@ -77,7 +77,7 @@ def create_evaluation(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure which edits of a version took, and what they cost other concepts."""
+    """Measure which edits of a version succeeded, and what they cost other concepts."""
     request = given(
         prompts=prompt,
         held_out=held_out,

@@ -23,10 +23,11 @@ def as_markdown(report: Mapping[str, Any], *, title: str) -> str:
     means = report["confidences"]
     lines = [f"# {cell(title)}", "", "| change of confidence | |", "|---|---|"]
     lines += [f"| {name} | {_number(report['scores'][key], sign=True)} |" for key, name in SCORES.items()]
-    lines += ["", "| mean confidence | base | edited | oracle |", "|---|---|---|---|"]
+    lines += ["", "| mean confidence | base | edited | destination |", "|---|---|---|---|"]
     for key, name in (("destination", "destination, other prompts"), ("held_out", "held-out concepts")):
-        lines.append(f"| {name} | " + " | ".join(_number(means[m][key]) for m in ("base", "edited", "oracle")) + " |")
-    lines += ["", "The oracle is the base model, asked for the destination itself.", ""]
+        figures = (_number(means[row][key]) for row in ("base", "edited", "destination"))
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    lines += ["", "The destination column is the base model, prompted with the destination itself.", ""]
     if report["scales"]:
         lines += ["| edits | S2D | HD | F1 |", "|---|---|---|---|"]
         for row in report["scales"]:
@@ -34,16 +35,17 @@ def as_markdown(report: Mapping[str, Any], *, title: str) -> str:
             lines.append(f"| {row['edits']} | {' | '.join(cells)} |")
         lines.append("")
     lines += [
-        "| source | destination | before | after | oracle | relative residual | took |",
+        "| source | destination | before | after | destination score | relative residual | succeeded |",
         "|---|---|---|---|---|---|---|",
     ]
     for edit in report["edits"]:
-        figures = (_number(edit[key]) for key in ("before", "after", "oracle", "relative_residual"))
+        figures = (_number(edit[key]) for key in ("before", "after", "destination_score", "relative_residual"))
         goal = cell(edit["destination"]) if edit["destination"] else "(erased)"
-        took = "yes" if edit["took"] else "**no**"
-        lines.append(f"| {cell(edit['source'])} | {goal} | {' | '.join(figures)} | {took} |")
+        succeeded = "yes" if edit["succeeded"] else "**no**"
+        lines.append(f"| {cell(edit['source'])} | {goal} | {' | '.join(figures)} | {succeeded} |")
     lines += [
-        f"| {cell(edit['source'])} | | | | | | not judged: {cell(edit['reason'])} |" for edit in report["unjudged"]
+        f"| {cell(edit['source'])} | | | | | | not evaluated: {cell(edit['reason'])} |"
+        for edit in report["not_evaluated"]
     ]
     lines += ["", f"Held out: {', '.join(map(cell, report['held_out'])) or 'none'}.", "", LIMITS, "## Settings", ""]
     lines += [f"- {name}: {_setting(value)}" for name, value in report["settings"].items()]

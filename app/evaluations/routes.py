@@ -79,7 +79,7 @@ def create_evaluation(
     evaluation: EvaluationCreate,
     response: Response,
 ) -> EvaluationOut:
-    """Measure a version with the model's classifier: which edits took, and what they cost other concepts.
+    """Measure a version with the model's classifier: which edits succeeded, and what they cost other concepts.
 
     Its files: `report.json`, `report.md`, `before-after.png`, and with `scales` a plot, `scales.png`.
     """

@@ -138,10 +138,20 @@ def _contrasts(setting: _Setting, name: str, loaded: Loaded[ContrastTask]) -> Re
     seeds = range(setting.given.seeds)
     base = setting.base()
     rows = {}
-    for title, pipeline, oracle in (("base", base, False), ("oracle", base, True), ("edited", setting.edited(), False)):
+    for title, pipeline, prompts in (
+        ("base", base, False),
+        ("destination", base, True),
+        ("edited", setting.edited(), False),
+    ):
         with setting.shown(title) as progress:
             rates = contrasts.measure_contrasts(
-                pipeline, tasks, clip, seeds=seeds, sampling=setting.sampling, oracle=oracle, progress=progress
+                pipeline,
+                tasks,
+                clip,
+                seeds=seeds,
+                sampling=setting.sampling,
+                destination_prompts=prompts,
+                progress=progress,
             )
         rows[title] = contrasts.over_seeds(rates)
     return setting.results(name, rows, oddities=loaded.oddities, tasks=len(tasks), seeds=list(seeds))

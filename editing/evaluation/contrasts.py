@@ -18,7 +18,7 @@ class Contrast:
     prompt: str
     expected: str
     other: str
-    oracle: str
+    destination_prompt: str
     """The prompt in whose place the unedited model may be asked, to know how well the judge can tell."""
 
 
@@ -115,16 +115,16 @@ def measure_contrasts(
     *,
     seeds: Sequence[int],
     sampling: Sampling,
-    oracle: bool = False,
+    destination_prompts: bool = False,
     progress: Progress | None = None,
 ) -> list[WinRates]:
     """The win rates of each seed: every prompt of every task drawn once a seed.
 
     The pipeline is whatever is to be judged: the base, or one edited for these tasks, each in its turn as the
-    benchmarks do it or all at once. With `oracle` the base is asked in the destination's words instead.
+    benchmarks do it or all at once. With `destination_prompts` each contrast's destination prompt is drawn.
     """
     contrasts = [contrast for task in tasks for contrast in (task.efficacy, *task.generality, *task.specificity)]
-    prompts = [contrast.oracle if oracle else contrast.prompt for contrast in contrasts]
+    prompts = [contrast.destination_prompt if destination_prompts else contrast.prompt for contrast in contrasts]
     rates = []
     for seed in seeds:
         won: list[bool] = []

@@ -60,8 +60,8 @@ class Question:
     concept: int
     """Which one of its part: the edit, the alias or the held-out concept."""
     prompt: str
-    oracle: str | None
-    """The prompt with the destination in it; None for held-out concepts, which an oracle draws as before."""
+    destination_prompt: str | None
+    """The prompt with the destination in it; None for held-out concepts, which the edits should not change."""
     seed: int
     wanted: str
     original: str | None
@@ -118,7 +118,7 @@ def _asked(part: Part, index: int, case: Case, subject: str, prompts: Sequence[P
             part=part,
             concept=index,
             prompt=fill(prompt.text, subject),
-            oracle=fill(prompt.text, case.destination),
+            destination_prompt=fill(prompt.text, case.destination),
             seed=prompt.seed,
             wanted=case.destination_class,
             original=original,
@@ -200,7 +200,7 @@ class Scores:
 
     @classmethod
     def of(cls, before: Means, after: Means) -> "Scores":
-        """Held-out concepts that were not drawn again are as before: the oracle's."""
+        """Held-out concepts that were not drawn again are as before."""
         kept = before.held_out if after.held_out is None else after.held_out
         return cls(
             sf_template=_difference(before.source_template, after.source_template),

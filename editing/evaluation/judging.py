@@ -17,15 +17,22 @@ def answer(
     *,
     num_inference_steps: int,
     guidance_scale: float,
-    oracle: bool = False,
+    destination_prompts: bool = False,
     at_a_time: int = _DRAWN,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """The pipeline's answers as it stands. An oracle is asked with the destination in the source's place, and not at
-    all for held-out concepts. `progress` is called with the pictures judged so far, and may raise."""
+    """Draw the questions and return the confidences.
+
+    With `destination_prompts` the destination replaces the source, and held-out concepts are not drawn. `progress` is
+    called with the number of pictures judged so far, and may raise.
+    """
     wanted: list[float | None] = [None] * len(questions)
     original: list[float | None] = [None] * len(questions)
-    asked = [place for place, question in enumerate(questions) if not oracle or question.oracle is not None]
+    asked = [
+        place
+        for place, question in enumerate(questions)
+        if not destination_prompts or question.destination_prompt is not None
+    ]
     for start in range(0, len(asked), at_a_time):
         if progress:
             progress(start)
@@ -33,7 +40,12 @@ def answer(
         chosen = [questions[place] for place in places]
         pictures = draw(
             pipeline,
-            [question.oracle if oracle and question.oracle is not None else question.prompt for question in chosen],
+            [
+                question.destination_prompt
+                if destination_prompts and question.destination_prompt is not None
+                else question.prompt
+                for question in chosen
+            ],
             seeds=[question.seed for question in chosen],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

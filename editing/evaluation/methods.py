@@ -16,7 +16,7 @@ from editing.stage_two.update import all_applied, compute_update
 Progress = Callable[[int, int], None]
 """Called with the work done and all of it, in whatever unit the method works."""
 
-ORACLE = "oracle"
+DESTINATION = "destination"
 """The method that the runner draws the destination's prompts for, where others are asked for the source's."""
 
 
@@ -106,7 +106,7 @@ def _stage_two_defaults() -> dict[str, Any]:
 
 METHODS: Mapping[str, Method] = {
     "base": Unedited(),
-    ORACLE: Unedited(),
+    DESTINATION: Unedited(),
     "emender": Emcid(stage_two=_stage_two_defaults()),
     CONTEXTS: Emcid(stage_two={**_stage_two_defaults(), "contexts": "many"}, keeps_known=True),
     "published": Emcid(PRESETS["published"], UPDATE_PRESETS["published"]),

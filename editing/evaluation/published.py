@@ -16,7 +16,7 @@ from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Part, Prompt,
 from editing.evaluation.judging import answer
 from editing.pipelines import EditablePipeline
 
-TOOK = 0.5
+SUCCESS_RATIO = 0.5
 """An edit took where it is drawn as its destination at least half as surely as the destination itself, or where an
 erased class is seen at most half as surely as before."""
 
@@ -34,7 +34,7 @@ class Plan:
     """Erasures of what it knows, with the source as what is looked for."""
     indices: tuple[tuple[int, ...], tuple[int, ...]]
     """The edits of both tasks, in the caller's numbering."""
-    unjudged: tuple[tuple[int, str], ...]
+    not_evaluated: tuple[tuple[int, str], ...]
     """The other edits, and why nothing can be said of them."""
 
     @property
@@ -52,21 +52,21 @@ class Verdict:
     destination: str | None
     before: float
     after: float
-    oracle: float | None
+    destination_score: float | None
     """The destination's own pictures; None for an erasure."""
 
     @property
-    def took(self) -> bool:
-        if self.oracle is None:
-            return self.after <= TOOK * self.before
-        return self.after >= TOOK * self.oracle
+    def succeeded(self) -> bool:
+        if self.destination_score is None:
+            return self.after <= SUCCESS_RATIO * self.before
+        return self.after >= SUCCESS_RATIO * self.destination_score
 
 
 @dataclass(frozen=True)
 class Judgement:
     before: Means
     after: Means
-    oracle: Means
+    destination: Means
     scores: Scores
     verdicts: tuple[Verdict, ...]
     scales: Mapping[int, Scores]
@@ -75,7 +75,11 @@ class Judgement:
     def as_json(self) -> dict[str, Any]:
         scores = asdict(self.scores) | {"f1": self.scores.f1}
         scales = [{"edits": count, **asdict(found), "f1": found.f1} for count, found in sorted(self.scales.items())]
-        confidences = {"base": asdict(self.before), "edited": asdict(self.after), "oracle": asdict(self.oracle)}
+        confidences = {
+            "base": asdict(self.before),
+            "edited": asdict(self.after),
+            "destination": asdict(self.destination),
+        }
         return {"scores": scores, "confidences": confidences, "scales": scales}
 
 
@@ -98,22 +102,22 @@ def plan(
     known = set(classifier.names)
     replaced: list[tuple[int, str]] = []
     erased: list[int] = []
-    unjudged: list[tuple[int, str]] = []
+    not_evaluated: list[tuple[int, str]] = []
     for index, edit in enumerate(edits):
         if only is not None and index not in only:
-            unjudged.append((index, "others of this version were chosen"))
+            not_evaluated.append((index, "others of this version were chosen"))
             continue
         match edit.destination:
             case DestinationPrompt(prompt) if prompt in known:
                 replaced.append((index, prompt))
             case DestinationPrompt(prompt):
-                unjudged.append((index, f"the classifier knows no class {prompt!r}"))
+                not_evaluated.append((index, f"the classifier knows no class {prompt!r}"))
             case Erasure() if edit.source in known:
                 erased.append(index)
             case Erasure():
-                unjudged.append((index, f"the classifier knows no class {edit.source!r}"))
+                not_evaluated.append((index, f"the classifier knows no class {edit.source!r}"))
             case _:
-                unjudged.append((index, "its destination has no name that a classifier could know"))
+                not_evaluated.append((index, "its destination has no name that a classifier could know"))
     named = {edit.source for edit in edits} | {destination for _, destination in replaced}
 
     def case(edit: ConceptEdit, destination: str, wanted: str) -> Case:
@@ -139,7 +143,7 @@ def plan(
         ),
         erased=Task("arbitrary", tuple(case(edits[index], "", edits[index].source) for index in erased), ()),
         indices=(tuple(index for index, _ in replaced), tuple(erased)),
-        unjudged=tuple(unjudged),
+        not_evaluated=tuple(not_evaluated),
     )
 
 
@@ -158,11 +162,11 @@ def judge(
     scales = scales or {}
     questions, erasures = asked.replaced.questions(), asked.erased.questions()
     smaller = {count: _places_of_first(questions, count) for count in scales}
-    oracles = sum(question.oracle is not None for question in questions)
-    total = 2 * asked.pictures + oracles + sum(map(len, smaller.values()))
+    of_destinations = sum(question.destination_prompt is not None for question in questions)
+    total = 2 * asked.pictures + of_destinations + sum(map(len, smaller.values()))
     done = 0
 
-    def answers(of: Sequence[Question], *, oracle: bool = False) -> Answers:
+    def answers(of: Sequence[Question], *, destination_prompts: bool = False) -> Answers:
         nonlocal done
 
         def report(judged: int) -> None:
@@ -176,15 +180,15 @@ def judge(
             of,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            oracle=oracle,
+            destination_prompts=destination_prompts,
             at_a_time=16,
             progress=report,
         )
-        done += oracles if oracle else len(of)
+        done += of_destinations if destination_prompts else len(of)
         return given
 
     before, erased_before = answers(questions), answers(erasures)
-    best = answers(questions, oracle=True)
+    best = answers(questions, destination_prompts=True)
     with edited():
         after, erased_after = answers(questions), answers(erasures)
     means = Means.of(questions, before)
@@ -203,7 +207,7 @@ def judge(
     return Judgement(
         before=means,
         after=Means.of(questions, after),
-        oracle=Means.of(questions, best),
+        destination=Means.of(questions, best),
         scores=Scores.of(means, Means.of(questions, after)),
         verdicts=tuple(sorted(verdicts, key=lambda verdict: verdict.index)),
         scales=found,
@@ -224,7 +228,7 @@ def _verdicts(
     questions: Sequence[Question],
     before: Answers,
     after: Answers,
-    oracle: Answers | None,
+    of_destinations: Answers | None,
 ) -> list[Verdict]:
     def confidence(answers: Answers, concept: int, part: Part) -> float:
         chosen = [place for place, q in enumerate(questions) if q.concept == concept and q.part == part]
@@ -237,10 +241,10 @@ def _verdicts(
             Verdict(
                 index=index,
                 source=case.source,
-                destination=None if oracle is None else case.destination,
+                destination=None if of_destinations is None else case.destination,
                 before=confidence(before, concept, part),
                 after=confidence(after, concept, part),
-                oracle=None if oracle is None else confidence(oracle, concept, part),
+                destination_score=None if of_destinations is None else confidence(of_destinations, concept, part),
             )
         )
     return found

@@ -18,7 +18,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Results:
-    """What a benchmark says of several models, each a row by its name: "base", "oracle", "edited"."""
+    """What a benchmark says of several models, each a row by its name: "base", "destination", "edited"."""
 
     benchmark: str
     rows: Mapping[str, Mapping[str, Interval]]

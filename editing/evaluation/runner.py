@@ -25,7 +25,7 @@ from editing.evaluation.cost import measured
 from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskName
 from editing.evaluation.intervals import Interval
 from editing.evaluation.judging import answer
-from editing.evaluation.methods import METHODS, ORACLE, Emcid, Progress, Unedited
+from editing.evaluation.methods import DESTINATION, METHODS, Emcid, Progress, Unedited
 from editing.files import write_atomically
 
 BASE = "base"
@@ -84,7 +84,7 @@ def measure(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = Non
             questions,
             num_inference_steps=benchmark.num_inference_steps,
             guidance_scale=benchmark.guidance_scale,
-            oracle=unit.method == ORACLE,
+            destination_prompts=unit.method == DESTINATION,
         )
     return Measurement(answers, cost.seconds, cost.peak_mb)
 

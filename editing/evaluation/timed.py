@@ -29,14 +29,14 @@ def load_timed(path: str | Path) -> Loaded[ContrastTask]:
         for i in _TESTED:
             positive, neighbour = f"positive{i}", f"negative{i}"
             prompt, becomes = row.text_or_blank(positive), row.text_or_blank(f"gt{i}")
-            generality[positive] = Contrast(prompt, expected=becomes, other=prompt, oracle=becomes)
+            generality[positive] = Contrast(prompt, expected=becomes, other=prompt, destination_prompt=becomes)
             stays = row.text_or_blank(neighbour)
             specificity[neighbour] = Contrast(stays, stays, row.text_or_blank(f"gn{i}"), stays)
         built = task(
             row,
             source=old,
             destination=new,
-            efficacy=Contrast(old, expected=new, other=old, oracle=new),
+            efficacy=Contrast(old, expected=new, other=old, destination_prompt=new),
             generality=generality,
             specificity=specificity,
         )

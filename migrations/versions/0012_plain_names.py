@@ -20,12 +20,18 @@ SETTINGS = {
 SAMPLING = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 UPDATE = {"residual": "residual_schedule", "mass": "moment_weight"}
 CROSS_ATTENTION = {"lamb": "regularization_weight"}
+REPORT = {"unjudged": "not_evaluated"}
+CONFIDENCES = {"oracle": "destination"}
+REPORTED_EDIT = {"took": "succeeded", "oracle": "destination_score"}
 
 
 def upgrade() -> None:
     rename_keys("edits", "settings", (), SETTINGS)
     rename_keys("edit_values", "losses", ("settings",), SETTINGS)
     rename_keys("evaluations", "request", (), SAMPLING)
+    rename_keys("evaluations", "report", (), REPORT)
+    rename_keys("evaluations", "report", ("confidences",), CONFIDENCES)
+    rename_keys_in_list("evaluations", "report", "edits", REPORTED_EDIT)
     rename_keys("checkpoints", "options", (), UPDATE)
     rename_keys("checkpoints", "options", ("cross_attention",), CROSS_ATTENTION)
     rename_method("memory", "text_encoder")
@@ -35,6 +41,9 @@ def downgrade() -> None:
     rename_method("text_encoder", "memory")
     rename_keys("checkpoints", "options", ("cross_attention",), reverse(CROSS_ATTENTION))
     rename_keys("checkpoints", "options", (), reverse(UPDATE))
+    rename_keys_in_list("evaluations", "report", "edits", reverse(REPORTED_EDIT))
+    rename_keys("evaluations", "report", ("confidences",), reverse(CONFIDENCES))
+    rename_keys("evaluations", "report", (), reverse(REPORT))
     rename_keys("evaluations", "request", (), reverse(SAMPLING))
     rename_keys("edit_values", "losses", ("settings",), reverse(SETTINGS))
     rename_keys("edits", "settings", (), reverse(SETTINGS))
@@ -47,12 +56,27 @@ def reverse(names: Mapping[str, str]) -> dict[str, str]:
 def rename_keys(table: str, column: str, path: tuple[str, ...], names: Mapping[str, str]) -> None:
     """Rename the keys of the JSON object at `path` in each row that has it."""
     value = column + "".join(f" -> '{part}'" for part in path)
-    cases = " ".join(f"WHEN '{old}' THEN '{new}'" for old, new in names.items())
-    renamed = f"(SELECT jsonb_object_agg(CASE key {cases} ELSE key END, value) FROM jsonb_each({value}))"
+    renamed = renamed_object(value, names)
     if path:
         renamed = f"jsonb_set({column}, '{{{','.join(path)}}}', {renamed})"
     old_keys = ", ".join(f"'{old}'" for old in names)
     op.execute(f"UPDATE {table} SET {column} = {renamed} WHERE {value} ?| ARRAY[{old_keys}]")
+
+
+def rename_keys_in_list(table: str, column: str, key: str, names: Mapping[str, str]) -> None:
+    """Rename the keys of each JSON object in the list at `key`, in each row that has such a list."""
+    value = f"{column} -> '{key}'"
+    renamed = f"(SELECT jsonb_agg({renamed_object('item', names)}) FROM jsonb_array_elements({value}) AS item)"
+    op.execute(
+        f"UPDATE {table} SET {column} = jsonb_set({column}, '{{{key}}}', {renamed}) "
+        f"WHERE jsonb_typeof({value}) = 'array' AND {value} <> '[]'"
+    )
+
+
+def renamed_object(value: str, names: Mapping[str, str]) -> str:
+    """Return the SQL of a JSON object with its keys renamed."""
+    cases = " ".join(f"WHEN '{old}' THEN '{new}'" for old, new in names.items())
+    return f"(SELECT jsonb_object_agg(CASE key {cases} ELSE key END, value) FROM jsonb_each({value}))"
 
 
 def rename_method(old: str, new: str) -> None:

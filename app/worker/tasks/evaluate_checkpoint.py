@@ -220,15 +220,15 @@ def _evaluation(
                 "destination": verdict.destination,
                 "before": verdict.before,
                 "after": verdict.after,
-                "oracle": verdict.oracle,
-                "took": verdict.took,
+                "destination_score": verdict.destination_score,
+                "succeeded": verdict.succeeded,
                 "relative_residual": work.residuals.get(work.ids[verdict.index]),
             }
             for verdict in judgement.verdicts
         ],
-        "unjudged": [
+        "not_evaluated": [
             {"edit": work.ids[index], "source": work.edits[index].source, "reason": reason}
-            for index, reason in asked.unjudged
+            for index, reason in asked.not_evaluated
         ],
         "held_out": [concept.name for concept in asked.replaced.held_out],
         "settings": _settings(work, pipeline),

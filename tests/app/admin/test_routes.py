@@ -245,8 +245,8 @@ class TestCheckpoints:
                     "destination": None,
                     "before": 0.9,
                     "after": 0.1,
-                    "oracle": None,
-                    "took": False,
+                    "destination_score": None,
+                    "succeeded": False,
                 }
             ],
         }

@@ -71,7 +71,7 @@ def test_a_check_draws_the_edits_of_which_most_is_left(emoji: Service, monkeypat
     made, check = judged(emoji, edits=ids)
     (drawn,) = check["report"]["edits"]
     assert drawn["relative_residual"] == max(one["relative_residual"] for one in made["edits"])
-    assert {one["edit"] for one in check["report"]["unjudged"]} == set(ids) - {drawn["edit"]}
+    assert {one["edit"] for one in check["report"]["not_evaluated"]} == set(ids) - {drawn["edit"]}
     assert check["report"]["scores"]["s2d_template"] is None
 
 
@@ -87,10 +87,10 @@ def test_every_apply_is_checked(emoji: Service) -> None:
     report = check["report"]
     verdicts = {verdict["edit"]: verdict for verdict in report["edits"]}
     assert verdicts.keys() == {dog, pizza}
-    assert (verdicts[dog]["source"], verdicts[dog]["destination"], verdicts[dog]["took"]) == ("dog", "robot", True)
+    assert (verdicts[dog]["source"], verdicts[dog]["destination"], verdicts[dog]["succeeded"]) == ("dog", "robot", True)
     assert verdicts[dog]["before"] < 0.1 < 0.8 < verdicts[dog]["after"]
     assert verdicts[pizza]["before"] > 0.8 > 0.1 > verdicts[pizza]["after"]
-    assert report["unjudged"] == [
+    assert report["not_evaluated"] == [
         {"edit": other, "source": "hammer", "reason": "the classifier knows no class 'a thing of no class'"}
     ]
     assert report["scores"]["s2d"] > 0.7 and abs(report["scores"]["hd"]) < 0.05
@@ -98,7 +98,7 @@ def test_every_apply_is_checked(emoji: Service) -> None:
     assert check["files"] == []
 
     made, check = judged(emoji, edits=[dog, pizza], moment_weight=1e9)
-    assert [verdict["took"] for verdict in check["report"]["edits"]] == [False, False]
+    assert [verdict["succeeded"] for verdict in check["report"]["edits"]] == [False, False]
     details = {warning["edit"]: [] for warning in made["warnings"]}
     for warning in made["warnings"]:
         details[warning["edit"]].append(warning["detail"])

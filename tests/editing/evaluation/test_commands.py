@@ -61,7 +61,7 @@ def timed(rows: int) -> str:
 class TestTimed:
     def test_report(self, run: Command, folder: Path, edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
         report = run("timed", timed(2), "--seeds", "2", "--guidance-scale", "3")
-        assert list(report["rows"]) == ["base", "oracle", "edited"]
+        assert list(report["rows"]) == ["base", "destination", "edited"]
         for row in report["rows"].values():
             assert list(row) == ["efficacy", "generality", "specificity", "f1_harmonic", "f1_arithmetic"]
             assert 0 <= row["generality"]["mean"] <= 1
@@ -82,7 +82,7 @@ class TestTimed:
         assert settings["seconds"] > 0 and settings["peak_mb"] > 0
         assert "NSFW" in report["limits"]
         printed = capsys.readouterr().out
-        assert "f1_harmonic" in printed and "oracle" in printed
+        assert "f1_harmonic" in printed and "destination" in printed
 
     def test_an_unedited_model_is_its_base(self, run: Command, folder: Path) -> None:
         report = run("timed", timed(3), "--seeds", "1", "--limit", "2", model=folder)

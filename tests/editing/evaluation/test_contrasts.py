@@ -13,8 +13,8 @@ from editing.pipelines import EditablePipeline
 SAMPLING = Sampling(num_inference_steps=2, guidance_scale=2.0)
 
 
-def contrast(prompt: str, expected: str, other: str, oracle: str = "") -> Contrast:
-    return Contrast(prompt, expected, other, oracle or expected)
+def contrast(prompt: str, expected: str, other: str, destination_prompt: str = "") -> Contrast:
+    return Contrast(prompt, expected, other, destination_prompt or expected)
 
 
 CATS = ContrastTask(
@@ -59,8 +59,10 @@ class TestWinRates:
 
 
 class TestMeasureContrasts:
-    @pytest.mark.parametrize("oracle", [False, True])
-    def test_every_prompt_at_every_seed(self, pipeline: EditablePipeline, clip: Clip, oracle: bool) -> None:
+    @pytest.mark.parametrize("destination_prompts", [False, True])
+    def test_every_prompt_at_every_seed(
+        self, pipeline: EditablePipeline, clip: Clip, destination_prompts: bool
+    ) -> None:
         tasks = [CATS, BOATS] * 5  # more prompts than a batch
         told: list[tuple[int, int]] = []
         found = measure_contrasts(
@@ -69,11 +71,11 @@ class TestMeasureContrasts:
             clip,
             seeds=[3, 8],
             sampling=SAMPLING,
-            oracle=oracle,
+            destination_prompts=destination_prompts,
             progress=lambda done, total: told.append((done, total)),
         )
         asked = [each for task in tasks for each in (task.efficacy, *task.generality, *task.specificity)]
-        prompts = [each.oracle if oracle else each.prompt for each in asked]
+        prompts = [each.destination_prompt if destination_prompts else each.prompt for each in asked]
         for rates, seed in zip(found, [3, 8], strict=True):
             pictures = draw(pipeline, prompts, seeds=[seed] * len(prompts), num_inference_steps=2, guidance_scale=2.0)
             nearness = (

@@ -31,7 +31,9 @@ def test_edits_are_asked_with_the_model_s_settings_and_their_own_seeds() -> None
 
 
 def test_every_prompt_is_asked_once_at_its_seed() -> None:
-    asked = [(q.part, q.concept, q.prompt, q.oracle, q.seed, q.wanted, q.original) for q in TASK.questions()]
+    asked = [
+        (q.part, q.concept, q.prompt, q.destination_prompt, q.seed, q.wanted, q.original) for q in TASK.questions()
+    ]
     assert asked[:2] == [
         ("template", 0, "a cat", "a dog", 1, "dog", "cat"),
         ("template", 0, "cat", "dog", 2, "dog", "cat"),
@@ -91,7 +93,7 @@ def test_scores_are_the_differences_of_table_3() -> None:
     assert Scores.of(before, before) == Scores(0, 0, 0, 0, 0, 0)
 
 
-def test_what_an_oracle_does_not_draw_is_as_before() -> None:
+def test_held_out_concepts_that_are_not_drawn_score_zero() -> None:
     before = Means(0.9, 0.8, 0.1, 0.05, 0.02, 0.95)
     scores = Scores.of(before, Means(0.0, 0.0, 1.0, 1.0, 1.0, None))
     assert scores.hd == 0 and scores.f1 == pytest.approx(0.475)

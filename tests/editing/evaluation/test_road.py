@@ -49,7 +49,9 @@ class TestLoadRoad:
     def test_a_row(self, write: Callable[..., Path]) -> None:
         (task,) = load_road(write(ROW)).tasks
         assert (task.place, task.kind, task.source, task.destination) == ("line 2", "Role", "The baker", "A cat")
-        assert task.efficacy == Contrast("The baker", expected="A cat", other="A dog", oracle="A cat as the baker")
+        assert task.efficacy == Contrast(
+            "The baker", expected="A cat", other="A dog", destination_prompt="A cat as the baker"
+        )
         assert task.generality[2] == Contrast(
             "The baker, view 3", "A cat, view 3", "A dog, view 3", "A cat as the baker, view 3"
         )
@@ -83,7 +85,7 @@ class TestLoadRoad:
 
     def test_without_oracles(self, write: Callable[..., Path]) -> None:
         loaded = load_road(write(ROW, drop="Positive_oracle"))
-        assert loaded.tasks[0].generality[0].oracle == "A cat, view 1"
+        assert loaded.tasks[0].generality[0].destination_prompt == "A cat, view 1"
         assert [(oddity.place, "Positive_oracle" in oddity.detail) for oddity in loaded.oddities] == [("line 1", True)]
 
     @pytest.mark.parametrize(

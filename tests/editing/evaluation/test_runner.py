@@ -51,14 +51,14 @@ def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Ben
     assert len(set(answers.wanted)) > 6  # the pictures differ
 
 
-def test_the_oracle_draws_the_destinations(benchmark: Benchmark) -> None:
+def test_the_destination_method_draws_the_destination_prompts(benchmark: Benchmark) -> None:
     questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
-    answers = measure(benchmark, replace(UNIT, method="oracle")).answers
+    answers = measure(benchmark, replace(UNIT, method="destination")).answers
     assert [answer is None for answer in answers.wanted] == [q.part == "held out" for q in questions]
-    asked = [q for q in questions if q.oracle]
+    asked = [q for q in questions if q.destination_prompt]
     pictures = draw(
         benchmark.pipeline,
-        [q.oracle for q in asked],
+        [q.destination_prompt for q in asked],
         seeds=[q.seed for q in asked],
         num_inference_steps=2,
         guidance_scale=7.5,
@@ -68,24 +68,26 @@ def test_the_oracle_draws_the_destinations(benchmark: Benchmark) -> None:
 
 
 def test_scores_over_seeds(opening: Opening, tmp_path: Path) -> None:
-    units = [Unit("arbitrary", 1, seed, method) for seed in (0, 1, 5) for method in ("base", "oracle")]
+    units = [Unit("arbitrary", 1, seed, method) for seed in (0, 1, 5) for method in ("base", "destination")]
     benchmark, found = run(opening, units, folder=tmp_path / "kept")
     table = results(benchmark, found)
-    assert list(table) == ["base", "oracle"]
+    assert list(table) == ["base", "destination"]
     assert all(interval.mean == interval.ci95 == 0 for interval in table["base"].scores.values() if interval)
     differences = []
     for seed in (0, 1, 5):  # the last of them another edit
         questions = benchmark.suite.task("arbitrary", edits=1, seed=seed).questions()
-        means = [Means.of(questions, found[Unit("arbitrary", 1, seed, name)].answers) for name in ("base", "oracle")]
+        means = [
+            Means.of(questions, found[Unit("arbitrary", 1, seed, name)].answers) for name in ("base", "destination")
+        ]
         differences.append(means[1].destination - means[0].destination)
-    s2d = table["oracle"].scores["s2d"]
+    s2d = table["destination"].scores["s2d"]
     assert s2d.mean == pytest.approx(sum(differences) / 3) and s2d.ci95 > 0
-    assert table["oracle"].scores["hd"].mean == 0
-    assert table["oracle"].scores["f1"].mean == pytest.approx(s2d.mean / 2)
+    assert table["destination"].scores["hd"].mean == 0
+    assert table["destination"].scores["f1"].mean == pytest.approx(s2d.mean / 2)
 
 
 def test_nothing_is_measured_twice(opening: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    units = [UNIT, replace(UNIT, method="oracle")]
+    units = [UNIT, replace(UNIT, method="destination")]
     _, first = run(opening, units, folder=tmp_path)
     measured: list[Unit] = []
 
@@ -163,15 +165,15 @@ def test_the_command_prints_a_table_and_writes_json(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "report.json"
-    kept = ["--out", str(tmp_path / "kept"), "--seeds", "2", "--methods", "oracle"]
+    kept = ["--out", str(tmp_path / "kept"), "--seeds", "2", "--methods", "destination"]
     command.main([*arguments, *kept, "--json", str(report)])
-    assert "oracle" in capsys.readouterr().out
+    assert "destination" in capsys.readouterr().out
     written = json.loads(report.read_text())
-    assert written["edits"] == 2 and list(written["methods"]) == ["base", "oracle"]
-    oracle = written["methods"]["oracle"]
+    assert written["edits"] == 2 and list(written["methods"]) == ["base", "destination"]
+    destination = written["methods"]["destination"]
     for metric in ("sf", "s2d_template", "s2d", "al2d", "hd", "f1"):
-        assert set(oracle[metric]) == {"mean", "ci95"}
-    assert oracle["seconds"] >= 0 and oracle["peak_mb"] > 50
+        assert set(destination[metric]) == {"mean", "ci95"}
+    assert destination["seconds"] >= 0 and destination["peak_mb"] > 50
     assert written["guidance_scale"] == 7.5 and len(written["digests"]["model"]) == 64
 
     command.main([*arguments, *kept])
@@ -203,7 +205,7 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 200) -> None:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_numbers(jobs: int, arguments: list[str], tmp_path: Path) -> None:
     kept, report, whole = tmp_path / "kept", tmp_path / "report.json", tmp_path / "whole.json"
-    arguments = [*arguments, "--seeds", "2", "--methods", "oracle", "emender"]
+    arguments = [*arguments, "--seeds", "2", "--methods", "destination", "emender"]
     interrupted = [*arguments, "--out", str(kept), "--json", str(report)]
     first = subprocess.Popen([sys.executable, "-m", "editing.evaluation", *interrupted, "--jobs", str(jobs)], cwd=ROOT)
     try:

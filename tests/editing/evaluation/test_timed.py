@@ -28,7 +28,7 @@ class TestLoadTimed:
         loaded = load_timed(write())
         (task,) = loaded.tasks
         assert (task.place, task.source, task.destination, loaded.oddities) == ("line 2", "the old", "the new", ())
-        assert task.efficacy == Contrast("the old", expected="the new", other="the old", oracle="the new")
+        assert task.efficacy == Contrast("the old", expected="the new", other="the old", destination_prompt="the new")
         assert task.generality[1] == Contrast("the positive2", "the gt2", "the positive2", "the gt2")
         assert task.specificity[1] == Contrast("the negative2", "the negative2", "the gn2", "the negative2")
 
