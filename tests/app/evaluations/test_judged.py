@@ -113,7 +113,12 @@ def test_evaluation(emoji: Service) -> None:
     while emoji.runner.work():
         pass
     emoji.apply(edits=[dog, cat])
-    body = {"held_out": ["car", "dog", "no class"], "guidance_scale": 3.0, "steps": 8, "prompts": ["a small {}"]}
+    body = {
+        "held_out": ["car", "dog", "no class"],
+        "guidance_scale": 3.0,
+        "num_inference_steps": 8,
+        "prompts": ["a small {}"],
+    }
     body["scales"] = [1, 7]
     found = []
     for _ in range(2):

@@ -14,7 +14,7 @@ from tests.app.checkpoints.conftest import Service
 
 PREVIEWS = "/v1/models/tiny/checkpoints/v1/previews"
 EVALUATIONS = "/v1/models/tiny/checkpoints/v1/evaluations"
-QUICK = {"prompts": ["a photo of cat"], "controls": ["a photo of sea"], "seeds": [3, 4], "steps": 2}
+QUICK = {"prompts": ["a photo of cat"], "controls": ["a photo of sea"], "seeds": [3, 4], "num_inference_steps": 2}
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_ready_is_not_cancelled(version: Service) -> None:
         ({"prompts": ["a\0b"]}, "/prompts/0"),
         ({"controls": [""]}, "/controls/0"),
         ({"seeds": [-1]}, "/seeds/0"),
-        ({"steps": 0}, "/steps"),
+        ({"num_inference_steps": 0}, "/num_inference_steps"),
         ({"guidance_scale": "much"}, "/guidance_scale"),
         ({"prompts": ["a cat"] * 60, "seeds": [1, 2, 3, 4]}, ""),
         ({"prompt": "a cat"}, "/prompt"),

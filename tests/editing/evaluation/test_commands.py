@@ -69,7 +69,7 @@ class TestTimed:
                 (row["generality"]["mean"] + row["specificity"]["mean"]) / 2
             )
         settings = report["settings"]
-        assert (settings["tasks"], settings["seeds"], settings["steps"], settings["guidance_scale"]) == (
+        assert (settings["tasks"], settings["seeds"], settings["num_inference_steps"], settings["guidance_scale"]) == (
             2,
             [0, 1],
             2,

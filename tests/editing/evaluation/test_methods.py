@@ -22,7 +22,7 @@ EDITS = [
 SHORT: dict[str, Method] = {
     **{name: method for name, method in METHODS.items() if not isinstance(method, Emcid)},
     **{
-        name: replace(method, stage_one={**method.stage_one, "steps": 3})
+        name: replace(method, stage_one={**method.stage_one, "optimization_steps": 3})
         for name, method in METHODS.items()
         if isinstance(method, Emcid)
     },

@@ -26,7 +26,7 @@ UNIT = Unit("arbitrary", edits=2, seed=0, method="base")
 
 @pytest.fixture
 def opening(folder: Path, classifier_folder: Path, iceb_folder: Path, moments_file: Path) -> Opening:
-    return Opening(str(folder), str(classifier_folder), iceb_folder, moments_file, steps=2)
+    return Opening(str(folder), str(classifier_folder), iceb_folder, moments_file, num_inference_steps=2)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Ben
         benchmark.pipeline,
         [q.prompt for q in questions],
         seeds=[q.seed for q in questions],
-        steps=2,
+        num_inference_steps=2,
         guidance_scale=7.5,
     )
     for picture, question, wanted, original in zip(pictures, questions, answers.wanted, answers.original, strict=True):
@@ -102,7 +102,7 @@ def test_nothing_is_measured_twice(opening: Opening, tmp_path: Path, monkeypatch
 
     run(opening, [*units, replace(UNIT, seed=1)], folder=tmp_path)
     assert measured == [replace(UNIT, seed=1)]
-    run(replace(opening, steps=3), [UNIT], folder=tmp_path)  # other pictures
+    run(replace(opening, num_inference_steps=3), [UNIT], folder=tmp_path)  # other pictures
     assert measured[1:] == [UNIT]
     damaged = Kept(tmp_path, opening()).path(UNIT)
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -155,7 +155,7 @@ def arguments(opening: Opening) -> list[str]:
         "--classifier": opening.classifier,
         "--data": opening.data,
         "--second-moments": opening.second_moments,
-        "--steps": 2,
+        "--num-inference-steps": 2,
         "--edits": 2,
     }
     return ["iceb", *(str(part) for pair in chosen.items() for part in pair)]
