@@ -115,8 +115,8 @@ def version_of(name: str, file: Path, *, store: LocalStore) -> Checkpoint:
 def api(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
     """The API on a published version that serves the file."""
     folder.mkdir(mode=0o711)
-    settings = Settings(folder=folder, port=port, signing_key_file="none", rate_limit="off", model_roots=())
-    store = LocalStore(settings.store_folder)
+    settings = Settings(data_dir=folder, port=port, signing_key_file="none", rate_limit="off", model_roots=())
+    store = LocalStore(settings.store_dir)
     with Stack(settings, embedded=True, workers=0) as stack:
         assert stack.settings.database_url is not None
         engine = connect(stack.settings.database_url.get_secret_value())

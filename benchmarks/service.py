@@ -186,9 +186,9 @@ def running(folder: Path, *, megabytes: float) -> Iterator[Service]:
     file.chmod(0o644)
     (folder / "api").mkdir(mode=0o711)
     settings = Settings(
-        folder=folder / "api", port=free_port(), signing_key_file="none", rate_limit="off", model_roots=()
+        data_dir=folder / "api", port=free_port(), signing_key_file="none", rate_limit="off", model_roots=()
     )
-    store = LocalStore(settings.store_folder)
+    store = LocalStore(settings.store_dir)
     with Stack(settings, embedded=True, workers=0) as stack:
         assert stack.settings.database_url is not None
         url = stack.settings.database_url.get_secret_value()

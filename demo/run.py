@@ -211,10 +211,10 @@ def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[Client]
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
     environment |= {
-        "EMENDER_FOLDER": str(folder.absolute()),
+        "EMENDER_DATA_DIR": str(folder.absolute()),
         "EMENDER_PORT": str(port),
         "EMENDER_MODEL_ROOTS": str(weights.absolute()),
-        "EMENDER_POLL_SECONDS": "0.2",
+        "EMENDER_POLL_INTERVAL_SECONDS": "0.2",
     }
     command = [sys.executable, "-m", "app.cli.main", "serve", "--embedded"]
     with (folder / "service.log").open("wb") as log:

@@ -181,7 +181,7 @@ class S3Server:
     def settings(self, folder: Path, **given: Any) -> dict[str, Any]:
         """For `Settings`: a store of its own on this server."""
         return {
-            "folder": folder,
+            "data_dir": folder,
             "store": f"s3://blobs/{secrets.token_hex(8)}",
             "s3_endpoint": self.url,
             "s3_region": "us-east-1",

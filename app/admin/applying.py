@@ -97,7 +97,7 @@ def apply_edits(
     """One form, three buttons: show other edits, the dry run, and what was shown by the dry run."""
     if form.value("do") == "show":
         return _choose(request, session, model, listed, form)
-    where: Where = {"model_name": model, "store": store, "folder": settings.folder}
+    where: Where = {"model_name": model, "store": store, "folder": settings.data_dir}
     if form.value("do") == "apply":
         applied = attempt(session, lambda: _apply(session, form, principal.actor, where))
         if isinstance(applied, CheckpointOut):

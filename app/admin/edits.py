@@ -108,7 +108,7 @@ async def post_edit(
             raise fault
         edit = asked(EditCreate, _body(form))
         return service.create_edit(
-            session, model=model, edit=edit, store=store, folder=settings.folder, actor=principal.actor
+            session, model=model, edit=edit, store=store, folder=settings.data_dir, actor=principal.actor
         )
 
     created = await run_in_threadpool(attempt, session, create)

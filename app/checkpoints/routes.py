@@ -88,9 +88,9 @@ def apply(
     """
     if request.dry_run:
         response.status_code = 200
-        return applying.plan(session, model_name=model, request=request, store=store, folder=settings.folder)
+        return applying.plan(session, model_name=model, request=request, store=store, folder=settings.data_dir)
     checkpoint = applying.apply(
-        session, model_name=model, request=request, store=store, folder=settings.folder, actor=principal.actor
+        session, model_name=model, request=request, store=store, folder=settings.data_dir, actor=principal.actor
     )
     response.headers["Location"] = f"/v1/models/{model}/checkpoints/{checkpoint.version}"
     return checkpoint

@@ -67,7 +67,7 @@ def connect(**options: Any) -> "Client":
     url = settings.url or f"http://{settings.host}:{settings.port}"
     if settings.api_key is not None:
         return Client(url, api_key=settings.api_key.get_secret_value(), **options)
-    key_file = settings.folder / "admin-key"
+    key_file = settings.data_dir / "admin-key"
     try:
         return Client(url, api_key=key_file.read_text().strip(), **options)
     except OSError:

@@ -20,7 +20,7 @@ def opened_database(settings: Settings) -> "Iterator[Sessions]":
     from app.local.embedded_postgres import EmbeddedError, find_running_url
 
     try:
-        url = settings.database_url.get_secret_value() if settings.database_url else find_running_url(settings.folder)
+        url = settings.database_url.get_secret_value() if settings.database_url else find_running_url(settings.data_dir)
     except EmbeddedError as error:
         raise CommandError(str(error), ExitCode.UNREACHABLE) from error
     engine = connect(url)

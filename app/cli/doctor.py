@@ -55,14 +55,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _store(settings)
     yield _disk(settings)
     yield _signing_key(settings)
-    yield from _webhook_key(settings)
+    yield from _webhook_secret_key(settings)
     yield from _model_roots(settings)
     yield _torch(settings)
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
     try:
-        url = settings.database_url.get_secret_value() if settings.database_url else find_running_url(settings.folder)
+        url = settings.database_url.get_secret_value() if settings.database_url else find_running_url(settings.data_dir)
     except EmbeddedError as error:
         yield Finding("database", "failure", str(error), "Set EMENDER_DATABASE_URL.")
         return
@@ -152,7 +152,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 
 def _store(settings: Settings) -> Finding:
-    where = str(settings.store or settings.store_folder)
+    where = str(settings.store or settings.store_dir)
     step = f"Let this user write to {where} and read there; `emender store scrub` reads all that it holds."
     try:
         store = open_store(settings)
@@ -166,7 +166,7 @@ def _store(settings: Settings) -> Finding:
 
 
 def _disk(settings: Settings) -> Finding:
-    folder = next(path for path in (settings.store_folder, *settings.store_folder.parents) if path.exists())
+    folder = next(path for path in (settings.store_dir, *settings.store_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB are free at {folder}."
     if free < FREE:
@@ -175,7 +175,7 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _signing_key(settings: Settings) -> Finding:
-    setting, embedded = settings.signing_key_file, settings.folder / "signing-key.pem"
+    setting, embedded = settings.signing_key_file, settings.data_dir / "signing-key.pem"
     if setting is None:
         if not embedded.exists():
             detail = "EMENDER_SIGNING_KEY_FILE is not set: a worker would not start; the API needs none."
@@ -195,11 +195,11 @@ def _signing_key(settings: Settings) -> Finding:
     return Finding("signing key", "ok", f"The key {key.id} can be used.")
 
 
-def _webhook_key(settings: Settings) -> Iterator[Finding]:
-    file = settings.folder / "webhook-key"
+def _webhook_secret_key(settings: Settings) -> Iterator[Finding]:
+    file = settings.data_dir / "webhook-key"
     if file.exists() and _is_open(file):
         yield Finding("webhook key", "warning", f"{file} can be read by others.", f"chmod 600 {file}")
-    elif settings.webhook_key is None and not file.exists():
+    elif settings.webhook_secret_key is None and not file.exists():
         yield Finding("webhook key", "ok", "None is set: there are no webhooks.")
     else:
         yield Finding("webhook key", "ok", "It is set.")

@@ -199,7 +199,7 @@ def show_signing_key(as_json: AsJson = False) -> None:
     from app.signing.keys import SigningKeyUnusable, key_of
 
     settings = get_settings()
-    embedded = settings.folder / "signing-key.pem"
+    embedded = settings.data_dir / "signing-key.pem"
     setting = settings.signing_key_file or (embedded if embedded.exists() else None)
     try:
         found = key_of(setting)

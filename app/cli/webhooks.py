@@ -35,7 +35,7 @@ def list_webhooks(as_json: AsJson = False) -> None:
 
 @webhooks.command("create")
 def create_webhook(
-    url: Annotated[str, typer.Argument(help="https, or http for a receiver in EMENDER_WEBHOOK_NETWORKS.")],
+    url: Annotated[str, typer.Argument(help="https, or http in EMENDER_WEBHOOK_ALLOWED_NETWORKS.")],
     event: Events = None,
     description: Description = None,
     as_json: AsJson = False,
@@ -92,7 +92,7 @@ def send_ping(
         while wait and delivery.state == "pending" and not delivery.attempts:
             if time.monotonic() > deadline:
                 raise CommandError(
-                    f"Nothing was sent within {TRY_SECONDS:.0f} s: does a worker run with EMENDER_WEBHOOK_KEY?"
+                    f"Nothing was sent within {TRY_SECONDS:.0f} s: does a worker run with EMENDER_WEBHOOK_SECRET_KEY?"
                 )
             time.sleep(0.3)
             delivery = client.webhooks.delivery(webhook, delivery.id)

@@ -19,7 +19,7 @@ def arrivals(app: FastAPI) -> Arrivals:
     def together(asked: Sequence[Asked]) -> Sequence[EditOut | Exception]:
         state = app.state
         with state.sessions() as session:
-            created = service.create_each(session, asked=asked, store=state.store, folder=state.settings.folder)
+            created = service.create_each(session, asked=asked, store=state.store, folder=state.settings.data_dir)
             session.commit()
         return created
 

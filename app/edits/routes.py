@@ -36,7 +36,7 @@ async def create_edit(
     """Ask for one edit. A worker finds its value; it changes nothing until it is applied."""
     state, transaction = request.app.state, transaction_of(request)
     if transaction.begun:  # under an Idempotency-Key, whose answer is kept by the transaction that does the work
-        given = {"model": model, "edit": edit, "store": state.store, "folder": state.settings.folder}
+        given = {"model": model, "edit": edit, "store": state.store, "folder": state.settings.data_dir}
         create = partial(service.create_edit, actor=principal.actor, **given)
         created = await run_in_threadpool(create, await transaction.session())
     else:
@@ -71,7 +71,7 @@ def create_edits(
         model=model,
         edits=batch.parse(body, media_type=content_type),
         store=store,
-        folder=settings.folder,
+        folder=settings.data_dir,
         actor=principal.actor,
     )
 

@@ -67,7 +67,7 @@ class Stack:
         self.settings = settings
         self.workers = workers
         self.first_key: str | None = None
-        self._postgres = EmbeddedPostgres(settings.folder) if embedded else None
+        self._postgres = EmbeddedPostgres(settings.data_dir) if embedded else None
         self._processes: list[ManagedProcess] = []
         self._resources = ExitStack()
 
@@ -80,7 +80,7 @@ class Stack:
     @property
     def key_file(self) -> Path:
         """The file of the first admin key. Only its owner may read it."""
-        return self.settings.folder / "admin-key"
+        return self.settings.data_dir / "admin-key"
 
     def __enter__(self) -> "Stack":
         with ExitStack() as resources:
@@ -100,10 +100,10 @@ class Stack:
             process.restart_if_ended()
 
     def _start(self, resources: ExitStack) -> None:
-        self.settings.folder.mkdir(parents=True, exist_ok=True)
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._check_port()
         if self._postgres is not None:
-            resources.enter_context(_lock(self.settings.folder))
+            resources.enter_context(_lock(self.settings.data_dir))
             resources.enter_context(self._postgres)
             self._configure_embedded(self._postgres.url)
         if self.settings.database_url is None:
@@ -117,13 +117,13 @@ class Stack:
 
     def _configure_embedded(self, database_url: str) -> None:
         """Set the database, and create the secrets that an embedded service has from its first start."""
-        folder, signing_key_file = self.settings.folder, self.settings.signing_key_file
+        folder, signing_key_file = self.settings.data_dir, self.settings.signing_key_file
         if self.workers and signing_key_file is None:
             signing_key_file = folder / "signing-key.pem"
             if not signing_key_file.exists():
                 create_key(signing_key_file)
-        webhook_key = self.settings.webhook_key or _read_or_create_secret(folder / "webhook-key")
-        update = {"webhook_key": webhook_key, "signing_key_file": signing_key_file}
+        webhook_key = self.settings.webhook_secret_key or _read_or_create_secret(folder / "webhook-key")
+        update = {"webhook_secret_key": webhook_key, "signing_key_file": signing_key_file}
         self.settings = self.settings.model_copy(update={"database_url": SecretStr(database_url), **update})
 
     def _read_signing_key(self) -> SigningKey | None:
@@ -225,7 +225,7 @@ def _lock(folder: Path) -> TextIO:
     except BlockingIOError as error:
         file.close()
         raise ServeError(
-            f"Another `emender serve --embedded` runs in {folder}: stop it, or set EMENDER_FOLDER."
+            f"Another `emender serve --embedded` runs in {folder}: stop it, or set EMENDER_DATA_DIR."
         ) from error
     return file
 

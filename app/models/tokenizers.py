@@ -15,7 +15,7 @@ from editing.prompts import PromptTokenizer
 
 
 def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Path) -> tuple[PromptTokenizer, ...]:
-    """One for each text encoder; `folder` is `settings.folder`.
+    """One for each text encoder; `folder` is `settings.data_dir`.
 
     Raises `BlobMissing` or `BlobCorrupt` where the store is damaged.
     """

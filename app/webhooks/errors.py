@@ -24,9 +24,9 @@ class WebhookKeyMissing(Conflict):
 
     def __init__(self) -> None:
         super().__init__(
-            "This service has no key to derive signing secrets from: set EMENDER_WEBHOOK_KEY, or the secret file "
-            "emender_webhook_key, to 32 random characters or more (openssl rand -hex 32), for the API and the workers "
-            "alike."
+            "This service has no key to derive signing secrets from: set EMENDER_WEBHOOK_SECRET_KEY, or the "
+            "secret file emender_webhook_secret_key, to at least 32 random characters (openssl rand -hex 32). "
+            "Set it for the API and the workers."
         )
 
 

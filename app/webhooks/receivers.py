@@ -61,7 +61,7 @@ def check_url(url: str, *, networks: Sequence[Network]) -> Receiver:
     """
     receiver = parse(url)
     if not receiver.encrypted and not networks:
-        raise ReceiverRefused("must be https: http is taken only for the networks of EMENDER_WEBHOOK_NETWORKS")
+        raise ReceiverRefused("must be https: http is taken only for the networks of EMENDER_WEBHOOK_ALLOWED_NETWORKS")
     if receiver.address is not None:
         check_address(receiver.address, encrypted=receiver.encrypted, networks=networks)
     return receiver
@@ -104,10 +104,12 @@ def check_address(address: Address, *, encrypted: bool, networks: Sequence[Netwo
     if any(address in network for network in networks):
         return
     if not encrypted:
-        raise ReceiverRefused(f"{address} is in none of EMENDER_WEBHOOK_NETWORKS, and is called by https only")
+        raise ReceiverRefused(f"{address} is in none of EMENDER_WEBHOOK_ALLOWED_NETWORKS, and is called by https only")
     public = address.is_global and not address.is_multicast and not any(address in network for network in SPECIAL)
     if not public or (address.version == 6 and address not in UNICAST):
-        raise ReceiverRefused(f"{address} is not a public address; EMENDER_WEBHOOK_NETWORKS may allow its network")
+        raise ReceiverRefused(
+            f"{address} is not a public address; EMENDER_WEBHOOK_ALLOWED_NETWORKS may allow its network"
+        )
 
 
 def _literal(host: str, *, bracketed: bool) -> Address | None:

@@ -213,10 +213,10 @@ class Sender:
 
 def open_sender(settings: Settings, sessions: Sessions) -> Sender | None:
     """The sender of the settings; none without a key: workers that have one send."""
-    if settings.webhook_key is None:
+    if settings.webhook_secret_key is None:
         return None
-    key = WebhookKey.of(settings.webhook_key)
-    return Sender(sessions, key=key, networks=settings.webhook_networks, lease_seconds=settings.lease_seconds)
+    key = WebhookKey.of(settings.webhook_secret_key)
+    return Sender(sessions, key=key, networks=settings.webhook_allowed_networks, lease_seconds=settings.lease_seconds)
 
 
 def _attempt(message: Message, outcome: Outcome) -> JsonObject:

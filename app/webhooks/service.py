@@ -156,9 +156,9 @@ def redeliver(session: Session, *, webhook_id: UUID, delivery_id: UUID, actor: s
 
 
 def _key(settings: Settings) -> WebhookKey:
-    if settings.webhook_key is None:
+    if settings.webhook_secret_key is None:
         raise WebhookKeyMissing
-    return WebhookKey.of(settings.webhook_key)
+    return WebhookKey.of(settings.webhook_secret_key)
 
 
 def _audited(row: Webhook) -> JsonObject:
@@ -174,7 +174,7 @@ def _audited(row: Webhook) -> JsonObject:
 def _check(url: str, *, settings: Settings) -> str:
     """The URL's host and port, which are all of it that the audit log is told: the rest may hold a secret."""
     try:
-        return check_url(url, networks=settings.webhook_networks).origin
+        return check_url(url, networks=settings.webhook_allowed_networks).origin
     except ReceiverRefused as error:
         raise Unprocessable.at("/url", f"The URL cannot be taken: {error}.") from None
 
@@ -201,7 +201,7 @@ def _delivery(session: Session, webhook_id: UUID, delivery_id: UUID) -> WebhookD
 
 
 def _listed(row: Webhook, settings: Settings) -> WebhookListed:
-    signable = settings.webhook_key is not None and WebhookKey.of(settings.webhook_key).id == row.key_id
+    signable = settings.webhook_secret_key is not None and WebhookKey.of(settings.webhook_secret_key).id == row.key_id
     return WebhookListed(**WebhookOut.model_validate(row).model_dump(), signable=signable)
 
 

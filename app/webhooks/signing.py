@@ -21,7 +21,7 @@ SECRET_BYTES = 32  # the specification asks for 24 to 64
 
 @dataclass(frozen=True)
 class WebhookKey:
-    """The service's webhook key (`EMENDER_WEBHOOK_KEY`), from which the secret of each hook is derived."""
+    """The service's webhook key (`EMENDER_WEBHOOK_SECRET_KEY`), from which the secret of each hook is derived."""
 
     key: bytes = field(repr=False)
 

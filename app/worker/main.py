@@ -77,8 +77,8 @@ def run(settings: Settings) -> None:
 def open_bell(settings: Settings, *, worker: str = "") -> Bell:
     """The bell of the settings: Redis where there is one, else polling."""
     if settings.redis_url is None:
-        return PollingBell(seconds=settings.poll_seconds)
-    return RedisBell(settings.redis_url.get_secret_value(), poll_seconds=settings.poll_seconds, worker=worker)
+        return PollingBell(seconds=settings.poll_interval_seconds)
+    return RedisBell(settings.redis_url.get_secret_value(), poll_seconds=settings.poll_interval_seconds, worker=worker)
 
 
 def start_senders(settings: Settings, factory: Sessions, *, stopping: threading.Event) -> None:
@@ -88,9 +88,9 @@ def start_senders(settings: Settings, factory: Sessions, *, stopping: threading.
     """
     sender = open_sender(settings, factory)
     if sender is None:
-        log.info("webhooks are left to workers that have EMENDER_WEBHOOK_KEY")
+        log.info("webhooks are left to workers that have EMENDER_WEBHOOK_SECRET_KEY")
         return
-    given = {"stopping": stopping, "poll_seconds": settings.poll_seconds}
+    given = {"stopping": stopping, "poll_seconds": settings.poll_interval_seconds}
     for number in range(SENDERS):
         threading.Thread(target=sender.run, kwargs=given, name=f"webhooks-{number}", daemon=True).start()
 
@@ -109,11 +109,11 @@ def keep_house(*, runner: Runner, bell: Bell, stopping: threading.Event) -> None
     """Say that the worker is alive, dispatch the outbox, requeue what lost its worker, announce what was not heard,
     forget old answers and deliveries.
 
-    Every worker does this each `poll_seconds`, in a thread: the loss of any process delays it and loses nothing.
+    Every worker does this in a thread, every `poll_interval_seconds`. Losing a process delays it and loses nothing.
     """
     broken = away = False  # said once, not at every round
     seen_at = -workers.SEEN_SECONDS
-    while not stopping.wait(runner.settings.poll_seconds):
+    while not stopping.wait(runner.settings.poll_interval_seconds):
         try:
             runner.heartbeat.beat()  # a machine that slept, or starved, shall not take its own work for lost
             with runner.sessions() as session:

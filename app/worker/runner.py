@@ -152,10 +152,12 @@ class Runner:
         self.settings = settings
         self.sessions = sessions
         self.worker = worker
-        self.heartbeat = Heartbeat(sessions, lease_seconds=settings.lease_seconds, interval=settings.poll_seconds)
+        self.heartbeat = Heartbeat(
+            sessions, lease_seconds=settings.lease_seconds, interval=settings.poll_interval_seconds
+        )
         pipelines = WarmPipeline(
             store,
-            folder=settings.folder,
+            folder=settings.data_dir,
             model_roots=settings.model_roots,
             device=settings.device,
             threads=settings.torch_threads,
@@ -200,11 +202,11 @@ class Runner:
         candidates = select(Job.id).where(*known)
         with self.sessions() as session:
             leases = self._take(session, candidates, limit=1)
-            if leases and KINDS[leases[0].kind].batches and self.settings.batch_size > 1:
+            if leases and KINDS[leases[0].kind].batches and self.settings.edit_batch_size > 1:
                 model = select(Edit.model_id).where(Edit.id == leases[0].target_id).scalar_subquery()
                 batch_candidates = select(Job.id).join(Edit, Edit.id == Job.target_id)
                 batch_candidates = batch_candidates.where(*known, Job.kind == leases[0].kind, Edit.model_id == model)
-                leases += self._take(session, batch_candidates, limit=self.settings.batch_size - 1)
+                leases += self._take(session, batch_candidates, limit=self.settings.edit_batch_size - 1)
             if leases:
                 target_ids = [lease.target_id for lease in leases]
                 states.set_running(session, kind=KINDS[leases[0].kind], target_ids=target_ids)

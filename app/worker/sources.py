@@ -67,8 +67,8 @@ def obtain(
             )
         yield Source(folder, commit=None, license=_license(_card(folder)))
         return
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.folder, prefix="download-") as temporary:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=settings.data_dir, prefix="download-") as temporary:
         try:
             information = _download(source, revision=revision, folder=Path(temporary), progress=progress)
         except LocalEntryNotFoundError as error:

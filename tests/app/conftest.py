@@ -40,18 +40,18 @@ def plain_logs() -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    return Settings(folder=tmp_path / "var", database_url=SecretStr(database_url))
+    return Settings(data_dir=tmp_path / "var", database_url=SecretStr(database_url))
 
 
 @pytest.fixture
 def store(settings: Settings) -> LocalStore:
-    return LocalStore(settings.store_folder)
+    return LocalStore(settings.store_dir)
 
 
 @pytest.fixture(scope="session")
 def built(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The application, built once a run; `application` gives it the test's own session and folders."""
-    return create_app(Settings(folder=tmp_path_factory.mktemp("app"), database_url=SecretStr(database_url)))
+    return create_app(Settings(data_dir=tmp_path_factory.mktemp("app"), database_url=SecretStr(database_url)))
 
 
 @pytest.fixture

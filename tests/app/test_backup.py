@@ -49,7 +49,11 @@ def pulled(client: TestClient, service: Service, version: str) -> dict[str, byte
 
 def sh(script: str, *, url: str, folder: Path, backup: Path) -> str:
     own = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
-    given = {"EMENDER_DATABASE_URL": url.replace("+psycopg", ""), "EMENDER_FOLDER": str(folder), "BACKUP": str(backup)}
+    given = {
+        "EMENDER_DATABASE_URL": url.replace("+psycopg", ""),
+        "EMENDER_DATA_DIR": str(folder),
+        "BACKUP": str(backup),
+    }
     path = f"{Path(find_binary('pg_dump')).parent}:{own['PATH']}"  # as old as the server
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", EMENDER + script],
@@ -73,11 +77,11 @@ def test_what_is_restored_serves_the_same_bytes(
     before = pulled(service.client, service, version)
     assert "text_encoder/model.safetensors" in before
     backup, folder = tmp_path / "backup", tmp_path / "restored"
-    sh(BACK_UP, url=database_url, folder=service.settings.folder, backup=backup)
+    sh(BACK_UP, url=database_url, folder=service.settings.data_dir, backup=backup)
     said = sh(RESTORE, url=empty, folder=folder, backup=backup)
     assert "events, whole" in said and "0 damaged, 0 missing" in said
 
-    settings = service.settings.model_copy(update={"database_url": SecretStr(empty), "folder": folder})
+    settings = service.settings.model_copy(update={"database_url": SecretStr(empty), "data_dir": folder})
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         assert pulled(client, service, version) == before

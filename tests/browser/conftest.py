@@ -48,16 +48,16 @@ def site(
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     settings = Settings(
-        folder=folder / "var",
+        data_dir=folder / "var",
         database_url=SecretStr(database_url),
-        webhook_key=SecretStr("k" * 40),
+        webhook_secret_key=SecretStr("k" * 40),
         signing_key_file="none",
         port=free_port(),
-        poll_seconds=0.1,
+        poll_interval_seconds=0.1,
         torch_threads=1,
         device="cpu",
     )
-    store = LocalStore(settings.store_folder)
+    store = LocalStore(settings.store_dir)
     with emptied(engine):
         with TestClient(create_app(settings)) as client, Session(engine, expire_on_commit=False) as session:
             keys = issue_keys(session)

@@ -21,7 +21,9 @@ __all__ = ["application", "built", "client", "keys", "plain_logs", "store"]
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    return Settings(folder=tmp_path / "var", database_url=SecretStr(database_url), webhook_key=SecretStr("k" * 40))
+    return Settings(
+        data_dir=tmp_path / "var", database_url=SecretStr(database_url), webhook_secret_key=SecretStr("k" * 40)
+    )
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_probes_ask_for_what_is_there() -> None:
 
 def test_the_autoscaler_counts_jobs(engine: Engine) -> None:
     (trigger,) = named("ScaledObject", "emender-worker")["spec"]["triggers"]
-    assert int(trigger["metadata"]["targetQueryValue"]) == Settings().batch_size
+    assert int(trigger["metadata"]["targetQueryValue"]) == Settings().edit_batch_size
     with engine.connect() as connection:
         assert connection.scalar(text(trigger["metadata"]["query"])) == 0
     assert "replicas" not in named("Deployment", "emender-worker")["spec"]

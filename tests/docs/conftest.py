@@ -86,8 +86,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     environment |= {
         "EMENDER_PORT": str(port),
         "EMENDER_MODEL_ROOTS": str(ROOT / "demo" / "weights"),
-        "EMENDER_WEBHOOK_NETWORKS": "127.0.0.0/8",
-        "EMENDER_POLL_SECONDS": "0.2",
+        "EMENDER_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMENDER_POLL_INTERVAL_SECONDS": "0.2",
         "HF_HOME": str(folder / "hub"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),

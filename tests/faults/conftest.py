@@ -208,8 +208,13 @@ class Ledger:
 
 def quick_settings(url: str, folder: Path, **given: Any) -> Settings:
     """With short leases, on the CPU."""
-    quick: dict[str, Any] = {"lease_seconds": LEASE_SECONDS, "poll_seconds": 0.2, "device": "cpu", "torch_threads": 1}
-    return Settings(database_url=SecretStr(url), folder=folder, **(quick | given))
+    quick: dict[str, Any] = {
+        "lease_seconds": LEASE_SECONDS,
+        "poll_interval_seconds": 0.2,
+        "device": "cpu",
+        "torch_threads": 1,
+    }
+    return Settings(database_url=SecretStr(url), data_dir=folder, **(quick | given))
 
 
 class Site:
@@ -224,7 +229,7 @@ class Site:
         self.engine = connect(url)
         self.sessions = sessions(self.engine)
         self.ledger = Ledger(self.sessions)
-        self.store = LocalStore(self.settings.store_folder)
+        self.store = LocalStore(self.settings.store_dir)
         with self.sessions() as session:
             self.keys: Mapping[str, Headers] = issue_keys(session)
             self.ledger.model_id = register_folder(session, self.store, base).id

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_cancel_against_every_moment(site: Site, outcome: Callable[..., None]) -> None:
-    worker = site.start_worker(EMENDER_BATCH_SIZE="4", EMENDER_POLL_SECONDS="0.02")
+    worker = site.start_worker(EMENDER_EDIT_BATCH_SIZE="4", EMENDER_POLL_INTERVAL_SECONDS="0.02")
     worker.await_start()
     chance = random.Random(0)
     settings = EVERY_STEP | {"optimization_steps": 30}

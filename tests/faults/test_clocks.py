@@ -66,7 +66,7 @@ def test_an_hour_ahead_and_an_hour_behind(site: Site, shifted_clock: Path, outco
 
     def start(shift: str) -> WorkerProcess:
         given = {"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": shift}
-        worker = site.start_worker(**given, EMENDER_BATCH_SIZE="1")
+        worker = site.start_worker(**given, EMENDER_EDIT_BATCH_SIZE="1")
         worker.await_start()
         return worker
 

@@ -73,18 +73,18 @@ def api(tmp_path: Path, database_url: str, clean_database: Engine, monkeypatch: 
     )  # no worker ends it: a stream ends at its first event
     url = make_url(database_url).update_query_dict({"options": "-c synchronous_commit=off"})
     settings = Settings(
-        folder=tmp_path / "var",
+        data_dir=tmp_path / "var",
         database_url=SecretStr(url.render_as_string(hide_password=False)),
-        webhook_key=SecretStr("k" * 40),
+        webhook_secret_key=SecretStr("k" * 40),
         rate_limit="off",
-        wrong_key_limit="off",
+        failed_auth_rate_limit="off",
     )
     with (
         TestClient(create_app(settings), raise_server_exceptions=False) as client,
         Session(clean_database, expire_on_commit=False) as session,
     ):
         keys = issue_keys(session)
-        store = LocalStore(settings.store_folder)
+        store = LocalStore(settings.store_dir)
         yield Api(client, keys, seed(session, client, keys, store=store, folder=tmp_path / "tokenizer"))
 
 

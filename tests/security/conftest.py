@@ -52,9 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(
-        folder=tmp_path / "var",
+        data_dir=tmp_path / "var",
         database_url=SecretStr(database_url),
-        webhook_key=SecretStr("k" * 40),
+        webhook_secret_key=SecretStr("k" * 40),
         model_roots=(tmp_path / "roots",),
     )
 

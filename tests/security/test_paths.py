@@ -66,7 +66,7 @@ def secret(settings: Settings, seeded: Seeded, tmp_path: Path) -> str:
     """A file beside the store, and a link to its folder within the store and the model roots."""
     (tmp_path / "secret.txt").write_text("root:x:0:0")
     (tmp_path / "roots").mkdir()
-    for folder in (settings.folder, settings.folder / "store", tmp_path / "roots"):
+    for folder in (settings.data_dir, settings.data_dir / "store", tmp_path / "roots"):
         (folder / "secret.txt").write_text("root:x:0:0")
         (folder / "link").symlink_to(tmp_path)
     return "root:x:0:0"
@@ -77,7 +77,7 @@ def secret(settings: Settings, seeded: Seeded, tmp_path: Path) -> str:
 def test_reading(
     client: TestClient, keys: Mapping[str, Headers], settings: Settings, secret: str, place: str, encoding: str
 ) -> None:
-    store = str(settings.store_folder)
+    store = str(settings.store_dir)
     for form in FORMS:
         given = form.encode("utf-8", "surrogatepass")
         if encoding == "once":
@@ -139,7 +139,7 @@ def test_the_name_of_an_upload_is_not_used(
             files={"file": (form.encode("utf-8", "replace").decode(), encoded(), "image/png")},
         )
     assert answer.status_code in (201, 400)
-    store = str(settings.store_folder)
+    store = str(settings.store_dir)
     assert not [path for path in paths if not path.startswith(store) and not is_code(path) and not is_spool(path)]
 
 

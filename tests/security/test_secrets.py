@@ -24,7 +24,7 @@ from tests.servers import RedisServer, require_redis
 PASSWORD = "database-password-7f3a"
 SECRETS = {
     "redis_password": "redis-password-91bc",
-    "webhook_key": "webhook-key-" + "5d" * 20,
+    "webhook_secret_key": "webhook-key-" + "5d" * 20,
     "s3_secret_access_key": "s3-secret-e2d4c6",
     "api_key": "em_0123456789ab_commands-key-aa17",
 }

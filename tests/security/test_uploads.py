@@ -27,7 +27,7 @@ SENDERS = 40
 
 @pytest.fixture
 def api(settings: Settings, clean_database: Engine, tmp_path: Path) -> Iterator[Server]:
-    given = settings.model_copy(update={"body_seconds": 3.0})
+    given = settings.model_copy(update={"body_timeout_seconds": 3.0})
     with Session(clean_database) as session:
         keys = issue_keys(session)
     with start_api(given, keys, log=tmp_path / "api.log") as server:

@@ -73,7 +73,7 @@ class RateLimits:
 
     def __init__(self, settings: Settings) -> None:
         self.requests = _parse(settings.rate_limit)
-        self.wrong_keys = _parse(settings.wrong_key_limit)
+        self.wrong_keys = _parse(settings.failed_auth_rate_limit)
         self._here: Storage = MemoryStorage()
         self._shared = _redis(settings.redis_url.get_secret_value()) if settings.redis_url else None
         self._shared_again = 0.0  # monotonic seconds

@@ -49,7 +49,7 @@ def _record(session: Session, statistics: Statistics, *, was: str, details: Json
 
 
 def _estimate(context: JobContext, lease: Lease) -> None:
-    home = context.settings.folder / "estimates"
+    home = context.settings.data_dir / "estimates"
     with context.sessions() as session:
         statistics = session.get_one(Statistics, lease.target_id)
         _sweep(session, home)

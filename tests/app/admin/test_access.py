@@ -95,7 +95,7 @@ class TestSignIn:
         assert session.scalar(select(func.count()).select_from(BrowserSession)) == 0
 
     def test_wrong_keys_count_against_their_address(self, browser, application, settings, keys):
-        limited = settings.model_copy(update={"wrong_key_limit": "3/minute"})
+        limited = settings.model_copy(update={"failed_auth_rate_limit": "3/minute"})
         application.state.rate_limits = RateLimits(limited)
         statuses = [browser.sign_in(NOBODY).status_code for _ in range(5)]
         assert statuses[0] == 401

@@ -51,7 +51,7 @@ FOLLOWED = {
 
 @pytest.mark.parametrize("noun", FOLLOWED)
 def test_everything_with_work_behind_it_can_be_followed(noun, client, session, store, keys, tmp_path, settings):
-    settings.webhook_key = SecretStr("k" * 40)
+    settings.webhook_secret_key = SecretStr("k" * 40)
     path = FOLLOWED[noun].format(**seed(session, client, keys, store=store, folder=tmp_path / "tokenizer").parameters)
     if noun == "evaluation":
         assert client.get(path, headers=keys["read"] | {"Prefer": "wait=1"}).json()["state"] == "queued"

@@ -162,7 +162,7 @@ def service(settings: Settings, clean_database: Engine, base_folder: Path) -> It
 @pytest.fixture
 def s3_service(settings: Settings, s3_server: S3Server, clean_database: Engine, base_folder: Path) -> Iterator[Service]:
     """The same with its blobs in a bucket, to which clients are sent for all files of 1000 bytes and more."""
-    given = s3_server.settings(settings.folder, database_url=settings.database_url, signed_from_bytes=1000)
+    given = s3_server.settings(settings.data_dir, database_url=settings.database_url, presigned_min_bytes=1000)
     with serving(Settings(**given), clean_database, base_folder) as service:
         yield service
 
@@ -175,8 +175,8 @@ def serving(settings: Settings, clean_database: Engine, base_folder: Path) -> It
         keys = issue_keys(session)
         model = register_folder(session, store, base_folder)
     stopping = threading.Event()
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    signing_key_file = settings.folder / "signing-key.pem"
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    signing_key_file = settings.data_dir / "signing-key.pem"
     create_key(signing_key_file)
     update = {"torch_threads": 1, "device": "cpu", "signing_key_file": signing_key_file}
     settings = settings.model_copy(update=update)

@@ -149,9 +149,9 @@ class TestKeys:
     def test_keys_that_others_may_read(self, found: Found, tmp_path: Path, settings: Settings) -> None:
         create_key(tmp_path / "key.pem")
         os.chmod(tmp_path / "key.pem", 0o644)
-        settings.folder.mkdir()
-        (settings.folder / "webhook-key").write_text("s3cret")
-        os.chmod(settings.folder / "webhook-key", 0o644)
+        settings.data_dir.mkdir()
+        (settings.data_dir / "webhook-key").write_text("s3cret")
+        os.chmod(settings.data_dir / "webhook-key", 0o644)
         findings = found(signing_key_file=tmp_path / "key.pem")
         wrong(findings, "signing key", "warning", "others may read")
         wrong(findings, "webhook key", "warning", "read by others")

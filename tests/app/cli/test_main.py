@@ -88,7 +88,7 @@ class TestProcess:
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
     def test_no_key(self, tmp_path):
-        done = emender("checkpoints", "list", "tiny", EMENDER_FOLDER=str(tmp_path))
+        done = emender("checkpoints", "list", "tiny", EMENDER_DATA_DIR=str(tmp_path))
         assert (done.returncode, done.stdout) == (ExitCode.UNAUTHORIZED, "")
         assert "EMENDER_API_KEY" in done.stderr
         assert "Traceback" not in done.stderr
@@ -224,7 +224,7 @@ class TestCommands:
         assert "  /source: " in str(done.exception)
 
     def test_webhooks(self, run, service):
-        service.settings.webhook_key = SecretStr("k" * 40)
+        service.settings.webhook_secret_key = SecretStr("k" * 40)
         url = "https://deploy.example/emender"
         made = as_json(run("webhooks", "create", url, "--event", "alias.moved", "--event", "edit.ready", "--json"))
         assert made["secret"].startswith("whsec_") and made["events"] == ["alias.moved", "edit.ready"]
@@ -247,7 +247,7 @@ class TestCommands:
 
     def test_webhook_deliveries(self, run, service, monkeypatch):
         """A ping is tried, as by a worker, at a name that has no address; another waits in vain."""
-        service.settings.webhook_key = SecretStr("k" * 40)
+        service.settings.webhook_secret_key = SecretStr("k" * 40)
         made = as_json(run("webhooks", "create", "https://a.invalid/", "--event", "alias.moved", "--json"))
 
         def nowhere(host: str, port: int) -> list[str]:
@@ -264,7 +264,7 @@ class TestCommands:
         assert sent["id"] in run("webhooks", "deliveries", made["id"]).output
         monkeypatch.setattr("app.cli.webhooks.TRY_SECONDS", 0.0)
         unsent = run("webhooks", "test", made["id"], "--wait")
-        assert "EMENDER_WEBHOOK_KEY" in str(unsent.exception)
+        assert "EMENDER_WEBHOOK_SECRET_KEY" in str(unsent.exception)
 
     def test_a_license_for_the_model_cards(self, run, service):
         given = ["--license", "other", "--license-name", "own", "--license-link", "https://a.example"]

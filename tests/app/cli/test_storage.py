@@ -82,7 +82,7 @@ def test_collect(command: Command, store_settings: Settings, factory: Sessions) 
 
 def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -> None:
     """On a folder, where a blob can be made old."""
-    settings = Settings(folder=tmp_path, database_url=SecretStr(database_url))
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(database_url))
     blobs = open_store(settings)
     forgotten, named = blobs.put(b"forgotten"), blobs.put(b"named")
     for sha256 in (forgotten, named):
@@ -108,7 +108,7 @@ def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, given: dict[str, str], code: int, said: str) -> None:
-    done = emender("scrub", EMENDER_FOLDER=str(tmp_path), **given)
+    done = emender("scrub", EMENDER_DATA_DIR=str(tmp_path), **given)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr and "Traceback" not in done.stderr
 
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, given: dict[str, str], code: int,
 def test_a_bucket_that_does_not_answer(tmp_path: Path, database_url: str, clean_database: Engine) -> None:
     given = {"EMENDER_STORE": "s3://bucket", "EMENDER_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "key"}
     secret = {"AWS_SECRET_ACCESS_KEY": "what nobody shall see", "EMENDER_DATABASE_URL": database_url}
-    done = emender("scrub", EMENDER_FOLDER=str(tmp_path), **given, **secret)
+    done = emender("scrub", EMENDER_DATA_DIR=str(tmp_path), **given, **secret)
     assert (done.returncode, done.stdout) == (3, "")
     assert "s3://bucket: the store did not do it" in done.stderr and "Traceback" not in done.stderr
     assert "nobody" not in done.stderr

@@ -76,11 +76,11 @@ def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Setti
     """What an older schema has a place for outlives it, the audit chain too; what it has none for is gone."""
     upgrade(empty)
     url = SecretStr(empty.url.render_as_string(hide_password=False))
-    given = settings.model_copy(update={"database_url": url, "webhook_key": SecretStr("k" * 40)})
+    given = settings.model_copy(update={"database_url": url, "webhook_secret_key": SecretStr("k" * 40)})
     app = create_app(given)
     with TestClient(app) as client, Session(empty, expire_on_commit=False) as session:
         keys = issue_keys(session)
-        seed(session, client, keys, store=LocalStore(given.store_folder), folder=tmp_path / "tokenizer")
+        seed(session, client, keys, store=LocalStore(given.store_dir), folder=tmp_path / "tokenizer")
         soon = datetime.now(UTC) + timedelta(days=1)
         _, expiring = create_key(session, name="expiring", scopes=["read"], actor="test", expires_at=soon)
         note_key(session, key=create_signing_key(tmp_path / "key.pem"), actor="test")

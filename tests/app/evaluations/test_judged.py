@@ -30,7 +30,7 @@ SUITED = {"objective": "text", "optimization_steps": 150, "guidance_scale": 3.0,
 
 @pytest.fixture
 def emoji(settings: Settings, clean_database: Engine) -> Iterator[Service]:
-    store = LocalStore(settings.store_folder)
+    store = LocalStore(settings.store_dir)
     factory = sessions(clean_database)
     with factory() as session:
         keys = issue_keys(session)

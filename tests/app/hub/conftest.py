@@ -33,7 +33,7 @@ def server(service: Service) -> Iterator[str]:
 
 @contextmanager
 def uvicorn(settings: Settings) -> Iterator[str]:
-    api = ApiServer(settings, log=settings.folder / "api.log")
+    api = ApiServer(settings, log=settings.data_dir / "api.log")
     api.start()
     try:
         yield api.url

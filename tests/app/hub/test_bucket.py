@@ -80,7 +80,7 @@ class TestProxied:
 
     @pytest.fixture(autouse=True)
     def unsigned(self, s3_service):
-        settings = s3_service.settings.model_copy(update={"signed_urls": False})
+        settings = s3_service.settings.model_copy(update={"presigned_urls": False})
         s3_service.client.app.state.store = open_store(settings)
 
     def test_whole_and_in_ranges(self, ask, published, s3_service):

@@ -31,7 +31,11 @@ class Served:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        given = {"EMENDER_FOLDER": str(folder / "var"), "EMENDER_PORT": str(self.port), "EMENDER_POLL_SECONDS": "0.2"}
+        given = {
+            "EMENDER_DATA_DIR": str(folder / "var"),
+            "EMENDER_PORT": str(self.port),
+            "EMENDER_POLL_INTERVAL_SECONDS": "0.2",
+        }
         with (folder / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli.main", "serve", "--embedded"],
@@ -196,13 +200,13 @@ class TestStack:
     def test_port_in_use_is_refused_before_postgres_starts(self, folder: Path, serve: Callable[..., Served]) -> None:
         served = serve()
         served.lines(1)
-        settings = Settings(folder=folder / "other", port=served.port)
+        settings = Settings(data_dir=folder / "other", port=served.port)
         with pytest.raises(ServeError, match="Cannot listen at .*EMENDER_PORT"), Stack(settings, embedded=True):
             pass
         assert not (folder / "other" / "postgres").exists()
 
     def test_missing_database_url_is_refused(self, folder: Path) -> None:
-        settings = Settings(folder=folder / "var", port=free_port())
+        settings = Settings(data_dir=folder / "var", port=free_port())
         with pytest.raises(ServeError, match="--embedded"), Stack(settings, embedded=False):
             pass
 
@@ -210,7 +214,7 @@ class TestStack:
 def test_environment_gives_child_processes_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = Settings(
         database_url=SecretStr("postgresql://u:p@h/d"),
-        folder=tmp_path,
+        data_dir=tmp_path,
         model_roots=(tmp_path / "a", tmp_path / "b"),
         port=1234,
         lease_seconds=2.5,

@@ -40,7 +40,7 @@ def test_everything_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "file"
     folder.write_text("")
     away = {"database_url": SecretStr("postgresql://127.0.0.1:1/x"), "redis_url": SecretStr("redis://127.0.0.1:1/0")}
-    with TestClient(create_app(Settings(**away, folder=folder))) as client:
+    with TestClient(create_app(Settings(**away, data_dir=folder))) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         found = missing(client)
     assert set(found) == {"database", "store"}

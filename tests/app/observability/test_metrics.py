@@ -160,7 +160,7 @@ def test_what_the_ledger_says(clean_database: Engine, tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_away(tmp_path: Path) -> None:
-    nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"), folder=tmp_path)
+    nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"), data_dir=tmp_path)
     with TestClient(create_app(nowhere)) as client:
         samples = scrape(client)
         assert value(samples, "emender_database_up") == 0

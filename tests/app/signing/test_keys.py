@@ -71,5 +71,5 @@ def test_commands(tmp_path):
     assert (shown.stdout, shown.stderr) == (made.stdout, made.stderr)
     again = emender("signing-key", "create", str(tmp_path / "key.pem"))
     assert again.returncode == 1 and "never overwritten" in again.stderr
-    worker = emender("worker", EMENDER_DATABASE_URL="postgresql://127.0.0.1:1/x", EMENDER_FOLDER=str(tmp_path))
+    worker = emender("worker", EMENDER_DATABASE_URL="postgresql://127.0.0.1:1/x", EMENDER_DATA_DIR=str(tmp_path))
     assert worker.returncode == 2 and worker.stderr.startswith("EMENDER_SIGNING_KEY_FILE is not set.")

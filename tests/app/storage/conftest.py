@@ -18,7 +18,7 @@ Damage = Callable[[str, bytes], None]
 @pytest.fixture(params=["local", "s3"])
 def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "local":
-        return Settings(folder=tmp_path)
+        return Settings(data_dir=tmp_path)
     return Settings(**request.getfixturevalue("s3_server").settings(tmp_path))
 
 

@@ -26,7 +26,7 @@ def opened(server: S3Server, folder: Path, **given: object) -> S3Store:
 
 class TestSignedUrl:
     def test_gives_the_blob_to_who_has_no_key(self, s3_server: S3Server, tmp_path: Path) -> None:
-        store = opened(s3_server, tmp_path, signed_from_bytes=100)
+        store = opened(s3_server, tmp_path, presigned_min_bytes=100)
         url = store.signed_url(store.put(CONTENT), size=len(CONTENT))
         assert url is not None and url.startswith(s3_server.url) and S3Server.SECRET not in url
         assert httpx.get(url, trust_env=False).content == CONTENT
@@ -37,8 +37,8 @@ class TestSignedUrl:
         assert httpx.put(url, content=b"other", trust_env=False).status_code == 403
 
     def test_not_of_small_files_nor_where_clients_cannot_reach_it(self, s3_server: S3Server, tmp_path: Path) -> None:
-        assert opened(s3_server, tmp_path, signed_from_bytes=100).signed_url(SHA256, size=99) is None
-        assert opened(s3_server, tmp_path, signed_urls=False).signed_url(SHA256, size=1 << 40) is None
+        assert opened(s3_server, tmp_path, presigned_min_bytes=100).signed_url(SHA256, size=99) is None
+        assert opened(s3_server, tmp_path, presigned_urls=False).signed_url(SHA256, size=1 << 40) is None
 
 
 class TestUpload:

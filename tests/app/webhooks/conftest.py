@@ -94,7 +94,7 @@ def receiving(*, certificate: Path | None = None) -> Iterator[Receiver]:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"webhook_key": SecretStr(KEY), "webhook_networks": LOOPBACK})
+    return settings.model_copy(update={"webhook_secret_key": SecretStr(KEY), "webhook_allowed_networks": LOOPBACK})
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_called(receiver: Rec
     assert post(url, **given).status == 204  # type: ignore[arg-type]
     assert asked == ["name.example"]
     assert receiver.received[0][0]["host"].startswith("name.example:")
-    with pytest.raises(NotReached, match=r"10\.0\.0\.1 is in none of EMENDER_WEBHOOK_NETWORKS"):
+    with pytest.raises(NotReached, match=r"10\.0\.0\.1 is in none of EMENDER_WEBHOOK_ALLOWED_NETWORKS"):
         post(url, **given)  # type: ignore[arg-type]
     assert len(receiver.received) == 1
 

@@ -24,7 +24,7 @@ __all__ = ["base_folder", "server", "service"]
 
 @pytest.fixture
 def worker(service: Service, tmp_path: Path) -> Iterator[WorkerProcess]:
-    settings = service.settings.model_copy(update={"poll_seconds": 0.2})
+    settings = service.settings.model_copy(update={"poll_interval_seconds": 0.2})
     process = WorkerProcess(os.environ | to_environment(settings) | {"OMP_NUM_THREADS": "1"}, tmp_path / "worker.log")
     yield process
     process.end()

@@ -29,10 +29,10 @@ class TestCreate:
         assert "emender" not in str(event.details)
 
     def test_without_a_key_it_says_what_to_set(self, client, keys, settings):
-        settings.webhook_key = None
+        settings.webhook_secret_key = None
         answer = client.post("/v1/webhooks", headers=keys["admin"], json=ASKED)
         assert answer.status_code == 409
-        assert "EMENDER_WEBHOOK_KEY" in answer.json()["detail"]
+        assert "EMENDER_WEBHOOK_SECRET_KEY" in answer.json()["detail"]
 
     @pytest.mark.parametrize(
         "url",

@@ -33,10 +33,10 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str, roots: Path) -> Settings:
     return Settings(
-        folder=tmp_path / "var",
+        data_dir=tmp_path / "var",
         database_url=SecretStr(database_url),
         model_roots=(roots,),
-        poll_seconds=0.1,
+        poll_interval_seconds=0.1,
         lease_seconds=20,
         torch_threads=1,
         device="cpu",
@@ -45,7 +45,7 @@ def settings(tmp_path: Path, database_url: str, roots: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> LocalStore:
-    return LocalStore(settings.store_folder)
+    return LocalStore(settings.store_dir)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_one_layer_cannot_fit_both(
 
 def test_both_tokenizers_are_asked(model: Model, factory: Sessions, store: LocalStore, settings: Settings) -> None:
     with factory() as session:
-        first, second = tokenizers_of(session, model_id=model.id, store=store, folder=settings.folder)
+        first, second = tokenizers_of(session, model_id=model.id, store=store, folder=settings.data_dir)
     assert (first.pad_id, second.pad_id) == (first.eos_id, 0)
 
 

@@ -76,7 +76,7 @@ from pathlib import Path
 from app.settings import Settings
 from app.worker.sources import SourceUnavailable, obtain
 steps, found = [], {}
-settings = Settings(folder=Path(sys.argv[2]))
+settings = Settings(data_dir=Path(sys.argv[2]))
 try:
     with obtain(sys.argv[1], revision=None, settings=settings, progress=lambda *step: steps.append(step)) as source:
         for path in source.folder.rglob("*"):

@@ -19,7 +19,7 @@ def _each_once(events: list[EventType]) -> list[EventType]:
 Url = Annotated[
     Text,
     Field(
-        description="https, or http for a receiver in EMENDER_WEBHOOK_NETWORKS; addresses are checked at delivery",
+        description="https, or http in EMENDER_WEBHOOK_ALLOWED_NETWORKS; addresses are checked at delivery",
         examples=["https://deploy.example/emender"],
     ),
 ]

@@ -66,7 +66,7 @@ class TestRequests:
         assert int(second.headers["Retry-After"]) > 0
 
     def test_off(self, client, keys, limited):
-        limited(rate_limit="off", wrong_key_limit="off")
+        limited(rate_limit="off", failed_auth_rate_limit="off")
         for _ in range(40):
             answer = client.get("/v1/models", headers={"Authorization": WRONG})
             assert answer.status_code == 401
@@ -91,14 +91,14 @@ class TestRequests:
 class TestWrongKeys:
     def test_an_address_that_guesses_waits(self, client, keys, limited):
         """Also over many prefixes; a key of the same address that is right still passes."""
-        limited(wrong_key_limit="3/minute")
+        limited(failed_auth_rate_limit="3/minute")
         guesses = [{"Authorization": f"Bearer em_{number:012x}_wrong"} for number in range(4)]
         assert [client.get("/v1/models", headers=guess).status_code for guess in guesses] == [401, 401, 401, 429]
         assert client.get("/v1/models", headers=keys["read"]).status_code == 200
 
     def test_a_key_whose_secret_is_guessed_is_not_tried_again(self, client, keys, limited):
         """Not even with the right secret, from that address: the answer tells no guess from another."""
-        limited(wrong_key_limit="3/minute")
+        limited(failed_auth_rate_limit="3/minute")
         right = keys["read"]["Authorization"]
         wrong = right[:-1] + ("A" if right[-1] != "A" else "B")
         statuses = [client.get("/v1/models", headers={"Authorization": wrong}).status_code for _ in range(3)]
@@ -108,7 +108,7 @@ class TestWrongKeys:
         assert client.get("/v1/models", headers=keys["admin"]).status_code == 200
 
     def test_what_is_no_key_counts_as_one(self, client, limited):
-        limited(wrong_key_limit="2/minute")
+        limited(failed_auth_rate_limit="2/minute")
         sent = [client.get("/v1/models", headers={"Authorization": f"Bearer hf_{n}"}).status_code for n in range(3)]
         assert sent == [401, 401, 429]
 

@@ -92,7 +92,7 @@ def test_a_stop_between_two_batches_gives_it_back(
 @pytest.fixture
 def estimates(settings: Settings) -> Path:
     """Where the worker keeps the sums of estimates that are under way."""
-    return settings.folder / "estimates"
+    return settings.data_dir / "estimates"
 
 
 def test_an_estimate_goes_on_where_it_was_interrupted(
