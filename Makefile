@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 # The interpreter of .venv and the wanted one. Without PYTHON=..., an interpreter that works is kept.
@@ -62,6 +63,12 @@ check: install  ## style, types, layers, spelling, project files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(SCHEMA) vendor.compose-spec docker-compose.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 
 lock: install  ## write uv.lock from pyproject.toml, and constraints.txt from it (UV_LOCK=--upgrade: newer versions)
 	$(BIN)/uv lock $(UV_LOCK)

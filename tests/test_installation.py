@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import editing
+import emender
+
 ROOT = Path(__file__).parents[1]
 CONTAINERFILE = ROOT / "deploy/Containerfile"
 
@@ -27,6 +30,11 @@ def test_script_beside_a_clone_named_emender_imports_the_client(tmp_path: Path) 
 @pytest.mark.parametrize("package", ["app", "client/src/emender", "demo", "editing"])
 def test_packages_are_typed(package: str) -> None:
     assert (ROOT / package / "__init__.py").is_file() and (ROOT / package / "py.typed").is_file()
+
+
+def test_client_and_service_have_the_version_that_the_changelog_describes() -> None:
+    versions = re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert emender.__version__ == editing.__version__ == versions[0]
 
 
 @pytest.mark.clients
