@@ -51,7 +51,7 @@ def deliver(
     try:
         url = store.signed_url(file.sha256, size=file.size) if redirect else None
         if request.method == "HEAD" or url is not None:
-            size = store.size(file.sha256)
+            size = store.stat(file.sha256).size
         else:
             path = store.fetch(file.sha256, recheck=False)
             size = path.stat().st_size

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,7 +29,6 @@ from app.local.embedded_postgres import EmbeddedError, find_running_url
 from app.settings import Settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
 from app.storage import open_store
-from app.storage.store import BlobCorrupt, BlobMissing
 
 FREE = 10 * 2**30  # bytes, below which the disk is worth a warning: some versions of a large model
 SKEW_SECONDS = 5.0
@@ -155,12 +153,9 @@ def _store(settings: Settings) -> Finding:
     where = str(settings.store or settings.store_dir)
     step = f"Let this user write to {where} and read there; `emender store scrub` reads all that it holds."
     try:
-        store = open_store(settings)
-        sha256 = store.put(uuid4().bytes)  # bytes that nothing refers to
-        store.fetch(sha256)
-        store.delete(sha256)
-    except (OSError, BlobMissing, BlobCorrupt) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        open_store(settings).probe()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
         return Finding("store", "failure", f"{where} cannot be written to and read: {reason}.", step)
     return Finding("store", "ok", f"{where}: a blob was written, read and verified.")
 

@@ -39,7 +39,7 @@ def scrub_store(
             blobs,
             quarantine=quarantine,
             actor="cli",
-            progress=lambda done, of: bar.update(task, completed=done, total=of),
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=1))
@@ -49,13 +49,13 @@ def scrub_store(
         typer.echo(
             f"{found.blobs} blobs, {found.bytes} bytes: {len(found.damaged)} damaged, {len(found.missing)} missing."
         )
-        if not found.sound:
+        if not found.is_clean:
             typer.echo(
                 "Restore them from a backup, or store them again: apply the same edits, upload the same image, "
                 "register the same model under another name.",
                 err=True,
             )
-    if not found.sound:
+    if not found.is_clean:
         raise typer.Exit(1)
 
 
@@ -69,23 +69,25 @@ def collect_store(
     as_json: AsJson = False,
 ) -> None:
     """Delete the blobs that nothing refers to."""
-    from app.storage.collect import collect
+    from app.storage.collect import collect_garbage
 
     with _opened() as (sessions, blobs):
-        done = collect(sessions, blobs, grace=timedelta(hours=grace), retracted=retracted, dry_run=dry_run, actor="cli")
+        done = collect_garbage(
+            sessions, blobs, grace=timedelta(hours=grace), retracted=retracted, dry_run=dry_run, actor="cli"
+        )
     if as_json:
         typer.echo(json.dumps({**asdict(done), "dry_run": dry_run}))
         return
     typer.echo(
         f"{'Would delete' if dry_run else 'Deleted'} {done.blobs} blobs of {done.bytes} bytes"
-        + ("." if dry_run else f", and {done.temporaries} unfinished files.")
+        + ("." if dry_run else f", and {done.temporary_files} unfinished files.")
     )
 
 
 def _show(what: str, findings: "Sequence[Finding]") -> None:
     for finding in findings:
         typer.echo(f"{what}: {finding.sha256}")
-        for place in finding.of:
+        for place in finding.references:
             typer.echo(f"  {place}")
 
 

@@ -1,68 +1,65 @@
-"""Blobs by sha256 in a folder: written to a temporary name, fsynced, renamed; verified when read."""
+"""Blobs in a folder: written to a temporary file, fsynced, renamed; verified when read."""
 
-import errno
 import hashlib
 import os
 import tempfile
 import threading
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from app.storage.store import (
-    CHUNK,
-    PROBE,
-    SHA256,
+    QUARANTINE,
     Blob,
     BlobCorrupt,
     BlobMissing,
-    HashingFile,
-    StoreUnavailable,
-    key_of,
+    Store,
+    blob_key,
+    is_blob_key,
+    read_chunks,
 )
+from editing.files import hash_file
 
-INCOMING = "incoming-"
-QUARANTINE = "quarantine"
+TEMPORARY = "incoming-"
 RECENT_SECONDS = 600.0
-REMEMBERED = 1024  # checks; one is a few hundred bytes
+MAX_RECENT_CHECKS = 1024
+
+FileState = tuple[int, int, int, int]
 
 
-class LocalStore:
-    """Content-addressed blobs under `folder`: `<first two digits>/<sha256>`, never changed once there."""
+class LocalStore(Store):
+    """Content-addressed blobs as files `<folder>/<first two digits>/<sha256>`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._checked: OrderedDict[str, tuple[tuple[int, int, int, int], float]] = OrderedDict()
-        self._checking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the first two digits
-
-    def cache_folder(self, name: str) -> Path:
-        return self.folder / name
+        self._checks: dict[str, tuple[FileState, float]] = {}  # state and monotonic time of the last check, by sha256
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the first two digits
 
     def put(self, content: bytes) -> str:
-        with self.open_writer() as file:
-            file.write(content)
-        return file.sha256
+        return self.write([content])
 
     def put_file(self, path: Path) -> str:
-        with path.open("rb") as source, self.open_writer() as file:
-            while chunk := source.read(CHUNK):
-                file.write(chunk)
-        return file.sha256
+        with path.open("rb") as file:
+            return self.write(read_chunks(file))
 
-    @contextmanager
-    def open_writer(self) -> Iterator[HashingFile]:
+    def write(self, chunks: Iterable[bytes], *, expected: str | None = None) -> str:
+        """Store the concatenated chunks and return their sha256. Raises `BlobCorrupt` if it is not `expected`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=INCOMING)
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=TEMPORARY)
+        digest = hashlib.sha256()
         try:
-            with os.fdopen(descriptor, "wb") as raw:
-                file = HashingFile(raw)
-                yield file
-                raw.flush()
-                os.fsync(raw.fileno())
-            target = self.path(file.sha256)
+            with os.fdopen(descriptor, "wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            sha256 = digest.hexdigest()
+            if expected not in (None, sha256):
+                raise BlobCorrupt(expected)
+            target = self.path(sha256)
             target.parent.mkdir(exist_ok=True)
             os.chmod(temporary, 0o644)
             os.replace(temporary, target)
@@ -70,16 +67,14 @@ class LocalStore:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        return sha256
 
     def path(self, sha256: str) -> Path:
-        """Where a blob lies. Takes 64 hex digits and nothing else, so no name of a client's becomes a path."""
-        return self.folder / key_of(sha256)
+        """Return the path of a blob, whether or not it exists."""
+        return self.folder / blob_key(sha256)
 
-    def size(self, sha256: str) -> int:
-        return self._stat(sha256).st_size
-
-    def stored_at(self, sha256: str) -> datetime:
-        return datetime.fromtimestamp(self._stat(sha256).st_mtime, UTC)
+    def stat(self, sha256: str) -> Blob:
+        return _describe(sha256, self._stat(sha256))
 
     def read(self, sha256: str) -> bytes:
         try:
@@ -94,37 +89,30 @@ class LocalStore:
         path = self.path(sha256)
         if recheck:
             self.verify(sha256)
-        elif not self._was_checked(sha256):
-            with self._checking[path.parent.name]:  # many that ask at once wait for one check
-                if not self._was_checked(sha256):
+        elif not self._is_checked(sha256):
+            with self._locks[sha256[:2]]:  # concurrent requests wait for one check
+                if not self._is_checked(sha256):
                     self.verify(sha256)
         return path
 
     def verify(self, sha256: str) -> None:
+        state = _state(self._stat(sha256))  # before reading: a write in the meantime shows as a change
         try:
-            with self.path(sha256).open("rb") as file:
-                state = _state(os.fstat(file.fileno()))  # before it is read: a write meanwhile shows as a change
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if hash_file(self.path(sha256)) != sha256:
+                raise BlobCorrupt(sha256)
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
-        if digest != sha256:
-            raise BlobCorrupt(sha256)
-        self._checked[sha256] = (state, time.monotonic())
-        self._checked.move_to_end(sha256)
-        while len(self._checked) > REMEMBERED:
-            self._checked.popitem(last=False)
-
-    def signed_url(self, sha256: str, *, size: int) -> str | None:  # noqa: ARG002
-        return None
+        if len(self._checks) >= MAX_RECENT_CHECKS:
+            self._checks.clear()
+        self._checks[sha256] = (state, time.monotonic())
 
     def list_blobs(self) -> Iterator[Blob]:
         for path in self.folder.glob("??/*"):
-            if SHA256.fullmatch(path.name) and path.parent.name == path.name[:2]:
+            if is_blob_key(path.parent.name, path.name):
                 try:
-                    found = path.stat()
+                    yield _describe(path.name, path.stat())
                 except FileNotFoundError:
-                    continue  # deleted meanwhile
-                yield Blob(path.name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+                    continue  # deleted in the meantime
 
     def delete(self, sha256: str) -> None:
         self.path(sha256).unlink(missing_ok=True)
@@ -138,23 +126,14 @@ class LocalStore:
 
     def remove_temporary_files(self, *, before: datetime) -> int:
         count = 0
-        for path in self.folder.glob(f"{INCOMING}*"):
+        for path in self.folder.glob(f"{TEMPORARY}*"):
             try:
                 if path.stat().st_mtime < before.timestamp():
                     path.unlink()
                     count += 1
             except FileNotFoundError:
-                continue  # it became a blob meanwhile
+                continue  # renamed to a blob in the meantime
         return count
-
-    def probe(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=INCOMING) as file:
-            file.write(PROBE)
-            file.flush()
-            os.fsync(file.fileno())
-            if Path(file.name).read_bytes() != PROBE:
-                raise StoreUnavailable(errno.EIO, "what is written is not what is read", str(self.folder))
 
     def _stat(self, sha256: str) -> os.stat_result:
         try:
@@ -162,17 +141,18 @@ class LocalStore:
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
 
-    def _was_checked(self, sha256: str) -> bool:
-        state, at = self._checked.get(sha256, (None, 0.0))
+    def _is_checked(self, sha256: str) -> bool:
+        state, at = self._checks.get(sha256, (None, 0.0))
         return state == _state(self._stat(sha256)) and time.monotonic() - at < RECENT_SECONDS
 
-    def __contains__(self, sha256: str) -> bool:
-        return bool(SHA256.fullmatch(sha256)) and self.path(sha256).is_file()
+
+def _describe(sha256: str, stat: os.stat_result) -> Blob:
+    return Blob(sha256, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
-def _state(found: os.stat_result) -> tuple[int, int, int, int]:
-    """Two equal ones: nothing has written to the file between them. The ctime cannot be set back by a program."""
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _state(stat: os.stat_result) -> FileState:
+    """Return what changes with every write to the file. A program cannot set the ctime back."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read every blob again and hold it against its sha256; look for those that rows refer to and that are not there."""
+"""Compare every blob with its sha256, and find referenced blobs that are missing."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,26 +11,24 @@ from app.storage.store import BlobCorrupt, BlobMissing, Store
 
 @dataclass(frozen=True)
 class Finding:
-    """A blob that is not what it should be."""
+    """A damaged or missing blob."""
 
     sha256: str
-    of: Sequence[str]
-    """What refers to it, such as `checkpoint:emoji/v3/text_encoder/model.safetensors`; empty: nothing does."""
+    references: Sequence[str]
+    """The rows that reference it, such as `checkpoint:emoji/v3/text_encoder/model.safetensors`."""
 
 
 @dataclass(frozen=True)
-class Scrubbed:
-    """What was found."""
-
+class ScrubReport:
     blobs: int
     bytes: int
     damaged: Sequence[Finding]
     missing: Sequence[Finding]
-    """Referred to, and not in the store. Files of retracted versions may be gone."""
+    """Referenced, and not in the store. Files of retracted checkpoints may be missing."""
     quarantined: bool
 
     @property
-    def sound(self) -> bool:
+    def is_clean(self) -> bool:
         return not self.damaged and not self.missing
 
 
@@ -40,11 +38,11 @@ def scrub(
     *,
     quarantine: bool = False,
     actor: str,
-    progress: Callable[[int, int], None] | None = None,
-) -> Scrubbed:
-    """Check every blob. With `quarantine` the damaged ones are moved aside, and an audit event counts them.
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ScrubReport:
+    """Verify every blob while the service runs. `on_progress` receives the bytes done and the total.
 
-    Services go on meanwhile. `progress` is given bytes.
+    `quarantine=True` moves damaged blobs aside and records their number in an audit event.
     """
     blobs = list(store.list_blobs())
     damaged, done, total = [], 0, sum(blob.size for blob in blobs)
@@ -54,12 +52,12 @@ def scrub(
         except BlobCorrupt:
             damaged.append(blob.sha256)
         except BlobMissing:
-            pass  # deleted since it was listed; where a row refers to it, it is found missing below
+            pass  # deleted since it was listed; if a row references it, it is reported as missing below
         done += blob.size
-        if progress is not None:
-            progress(done, total)
+        if on_progress is not None:
+            on_progress(done, total)
     with sessions() as session:
-        places, needed = list_references(session), list_references(session, retracted=False)
+        references, needed = list_references(session), list_references(session, retracted=False)
         listed = {blob.sha256 for blob in blobs}
         missing = [sha256 for sha256 in sorted(needed.keys() - listed) if sha256 not in store]
         if quarantine and damaged:
@@ -67,8 +65,9 @@ def scrub(
                 store.quarantine(sha256)
             record(session, actor=actor, action="store.quarantine", target="store", details={"blobs": len(damaged)})
             session.commit()
-    return Scrubbed(len(blobs), total, _found(damaged, places), _found(missing, places), quarantine and bool(damaged))
+    findings = (_findings(damaged, references), _findings(missing, references))
+    return ScrubReport(len(blobs), total, *findings, quarantined=quarantine and bool(damaged))
 
 
-def _found(digests: Iterable[str], places: Mapping[str, Sequence[str]]) -> list[Finding]:
-    return [Finding(sha256, places.get(sha256, [])) for sha256 in digests]
+def _findings(digests: Iterable[str], references: Mapping[str, Sequence[str]]) -> list[Finding]:
+    return [Finding(sha256, references.get(sha256, [])) for sha256 in digests]

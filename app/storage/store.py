@@ -1,122 +1,117 @@
-"""What the service asks of its store: blobs by sha256, in a folder (`local`) or in a bucket (`s3`)."""
+"""The interface of a content-addressed store, and its errors. `local` keeps blobs in a folder, `s3` in a bucket."""
 
-import hashlib
+import errno
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
+from uuid import uuid4
 
 CHUNK = 1 << 20
-PROBE = b"emender"
+QUARANTINE = "quarantine"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobMissing(Exception):
-    """No blob of that sha256 is in the store."""
+    """The store has no blob of this sha256."""
 
 
 class BlobCorrupt(Exception):
-    """What lies under a sha256 has another: a flipped bit, a cut file. It is refused, never served."""
+    """The bytes of a blob do not match its sha256, after a flipped bit or a cut file. They are never served."""
 
 
 class StoreUnavailable(OSError):
-    """The store cannot be reached, or it refuses us; `strerror` says why."""
+    """The store cannot be reached or denies access; `strerror` says why."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What the store says of a blob without reading it."""
+    """What the store knows of a blob without reading it."""
 
     sha256: str
     size: int
     stored_at: datetime
-    """When these bytes were last put, by the store's clock; aware UTC."""
+    """When the bytes were last put, by the store's clock; aware UTC."""
 
 
 class Store(Protocol):
-    """Content-addressed blobs, never changed once there; each appears whole or not at all.
+    """Content-addressed blobs. A blob never changes, and appears whole or not at all.
 
-    A sha256 is 64 lowercase hex digits; anything else is `BlobMissing`, so that no client's string becomes a path or a
-    key. All that reads may raise `BlobMissing`, and `StoreUnavailable` where the store is on another machine.
+    A sha256 is 64 lowercase hex digits. Anything else raises `BlobMissing`: no client's string becomes a path or key.
+    Every method that reads may raise `BlobMissing`, and `StoreUnavailable` if the store is on another machine.
     """
 
-    def cache_folder(self, name: str) -> Path:
-        """A folder of this machine for what can be computed again from the blobs; anyone may empty it."""
+    folder: Path
+    """On this machine. Other data below it can be recomputed from the blobs, and may be deleted at any time."""
 
     def put(self, content: bytes) -> str:
-        """Store bytes; returns their sha256. What is there already is written again, and so counts as new."""
+        """Store bytes and return their sha256. Bytes that are stored already are written again, and count as new."""
 
     def put_file(self, path: Path) -> str:
-        """The same for a file of this machine, read in pieces."""
+        """Store a local file, read in chunks, and return its sha256."""
 
-    def open_writer(self) -> AbstractContextManager["HashingFile"]:
-        """A file to write into; once the block ends it is in the store under its `sha256`.
-
-        If the block raises, nothing is stored and the temporary file is gone.
-        """
-
-    def size(self, sha256: str) -> int:
-        """Bytes of a blob."""
-
-    def stored_at(self, sha256: str) -> datetime:
-        """When a blob was last put, by the store's clock."""
+    def stat(self, sha256: str) -> Blob:
+        """Return size and time of a blob without reading it."""
 
     def read(self, sha256: str) -> bytes:
-        """The whole blob, verified: raises `BlobCorrupt`."""
+        """Return the verified bytes of a blob. Raises `BlobCorrupt`."""
 
     def fetch(self, sha256: str, *, recheck: bool = True) -> Path:
-        """A file of this machine with the blob's bytes, checked against the sha256; raises `BlobCorrupt`.
+        """Return a local file with the verified bytes of a blob. Raises `BlobCorrupt`.
 
-        With `recently` a check is good enough which this process made within the last minutes, of a file whose size,
-        times and inode have not changed since.
+        `recheck=False` accepts a check that this process made in the last minutes, if size, times and inode of the
+        file have not changed since.
         """
 
     def verify(self, sha256: str) -> None:
-        """Read the blob where the store keeps it, and keep nothing of it; raises `BlobCorrupt`."""
+        """Read the blob from the store and compare its sha256. Raises `BlobCorrupt`."""
 
-    def signed_url(self, sha256: str, *, size: int) -> str | None:
-        """Where a client that has no key of the store gets the blob for some time; None where we send it ourselves."""
+    def signed_url(self, sha256: str, *, size: int) -> str | None:  # noqa: ARG002
+        """Return a URL that gives a client the blob for a limited time; None if the service sends it itself."""
+        return None
 
     def list_blobs(self) -> Iterator[Blob]:
-        """All that there are, in any order. Also damaged ones; nothing is read."""
+        """Yield all blobs in any order, also damaged ones. Reads none of them."""
 
     def delete(self, sha256: str) -> None:
-        """Remove a blob; does nothing where there is none."""
+        """Delete a blob. Does nothing if there is none."""
 
     def quarantine(self, sha256: str) -> None:
-        """Move a damaged blob out of the way, so that the bytes can be put again."""
+        """Move a damaged blob aside, so that the bytes can be put again."""
 
     def remove_temporary_files(self, *, before: datetime) -> int:
-        """Remove what writes that died left behind before then; returns how many files."""
+        """Delete the files that interrupted writes left before this time. Returns their number."""
 
     def probe(self) -> None:
-        """Write a few bytes, read them and delete them again; raises `OSError` where that cannot be done."""
+        """Write, read and delete a small blob. Raises `OSError` if that fails."""
+        sha256 = self.put(uuid4().bytes)
+        try:
+            self.read(sha256)
+        except (BlobMissing, BlobCorrupt):
+            raise StoreUnavailable(errno.EIO, "the bytes read differ from the bytes written") from None
+        self.delete(sha256)
 
-    def __contains__(self, sha256: str) -> bool: ...
-
-
-class HashingFile:
-    """Writes through to a file and hashes on the way."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._hash = hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self._hash.update(content)
-        return self._raw.write(content)
-
-    @property
-    def sha256(self) -> str:
-        """Of what was written so far, 64 lowercase hex digits."""
-        return self._hash.hexdigest()
+    def __contains__(self, sha256: str) -> bool:
+        try:
+            self.stat(sha256)
+        except BlobMissing:
+            return False
+        return True
 
 
-def key_of(sha256: str) -> str:
-    """`<first two digits>/<sha256>`. Takes 64 hex digits and nothing else; raises `BlobMissing`."""
+def blob_key(sha256: str) -> str:
+    """Return `<first two digits>/<sha256>`. Raises `BlobMissing` for anything but 64 lowercase hex digits."""
     if not SHA256.fullmatch(sha256):
         raise BlobMissing(sha256)
     return f"{sha256[:2]}/{sha256}"
+
+
+def is_blob_key(folder: str, name: str) -> bool:
+    return SHA256.fullmatch(name) is not None and folder == name[:2]
+
+
+def read_chunks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(file.read, CHUNK), b"")

@@ -68,7 +68,7 @@ class WarmPipeline:
             self._statistics, self._moments = (statistics, self.store.fetch(statistics)), {}
         if encoder not in self._moments:
             self._moments[encoder] = editing.FactoredMoments(
-                self._statistics[1], encoder=encoder, folder=self.store.cache_folder("factors"), digest=statistics
+                self._statistics[1], encoder=encoder, folder=self.store.folder / "factors", digest=statistics
             )
         return self._moments[encoder]
 

@@ -3,13 +3,15 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import event
 
 from app.checkpoints import publish
-from app.storage.store import HashingFile, Store
+from app.storage import local
+from app.storage.store import Store, read_chunks
 from app.worker.main import main
 from app.worker.tasks import build_checkpoint
 
@@ -30,10 +32,10 @@ def die_after(place: Any, name: str) -> None:
     setattr(place, name, last)
 
 
-def write_half(file: HashingFile, content: bytes) -> int:
-    file._raw.write(content[: len(content) // 2])
-    file._raw.flush()
-    return die()  # type: ignore[no-any-return]
+def read_half(file: BinaryIO) -> Iterator[bytes]:
+    chunk = next(read_chunks(file))
+    yield chunk[: len(chunk) // 2]
+    die()
 
 
 def arm(step: str) -> None:
@@ -41,7 +43,7 @@ def arm(step: str) -> None:
     manifest, with the rows written, with the alias moved, and before and after all that is committed."""
     match step:
         case "write":
-            HashingFile.write = write_half  # type: ignore[method-assign]
+            local.read_chunks = read_half
         case "fsync":
             os.fsync = die
         case "rename":

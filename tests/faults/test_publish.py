@@ -113,9 +113,9 @@ def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -
     job = site.ledger.build_job(version)
     assert (made["state"], job.attempt, site.alias()) == ("published", 1 if done else 2, version)
     assert site.ledger.count("checkpoint.published") == 2
-    assert collect(site)["temporaries"] == len(left)
+    assert collect(site)["temporary_files"] == len(left)
     assert not list(site.store.folder.glob("incoming-*"))
-    assert scrub(site.sessions, site.store, actor="test").sound
+    assert scrub(site.sessions, site.store, actor="test").is_clean
     assert site.problems(version) == site.problems("v1") == {}
     note = f"{len(reader.seen)} reads of the alias, all 200; unfinished files collected: {len(left)}"
     outcome(3, f"`kill -9` of a publication at: {step}", recovery=recovery, note=note)

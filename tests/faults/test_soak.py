@@ -253,7 +253,7 @@ def test_random_faults_under_load(
         published = [f"v{version.number}" for version in versions if version.state == "published"]
         broken = {version: problems for version in published if (problems := site.problems(version))}
         assert broken == {}
-        assert scrub(site.sessions, site.store, actor="test").sound
+        assert scrub(site.sessions, site.store, actor="test").is_clean
         assert tally == {"lost": 0, "doubled": 0}
     lines = [
         f"{seconds:.0f} seconds, seed {seed}: {load.operations.total()} operations ({listed(load.operations)}),",

@@ -165,7 +165,7 @@ class TestPurity:
     def test_factors_lie_beside_the_blobs_and_a_damaged_one_changes_nothing(self, service):
         service.edit("fox")
         first = service.apply(edits="ready")
-        factors = sorted(service.store.cache_folder("factors").rglob("text_encoder.layer_*.safetensors"))
+        factors = sorted((service.store.folder / "factors").rglob("text_encoder.layer_*.safetensors"))
         assert [path.name for path in factors] == [f"text_encoder.layer_{layer}.safetensors" for layer in (0, 1, 2)]
         assert {path.parent.name for path in factors} == {first["statistics"]}
         content = factors[1].read_bytes()

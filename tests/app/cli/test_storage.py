@@ -58,7 +58,7 @@ def test_scrub(command: Command, store_settings: Settings, factory: Sessions, da
     assert json.loads(done.stdout) == {
         "blobs": 1,
         "bytes": 9,
-        "damaged": [{"sha256": sha256, "of": [f"image:sha256:{sha256}"]}],
+        "damaged": [{"sha256": sha256, "references": [f"image:sha256:{sha256}"]}],
         "missing": [],
         "quarantined": True,
     }
@@ -73,7 +73,7 @@ def test_collect(command: Command, store_settings: Settings, factory: Sessions) 
     blobs = open_store(store_settings)
     sha256 = blobs.put(b"forgotten")
     done = command("collect", "--json")
-    assert json.loads(done.stdout) == {"blobs": 0, "bytes": 0, "temporaries": 0, "dry_run": False}
+    assert json.loads(done.stdout) == {"blobs": 0, "bytes": 0, "temporary_files": 0, "dry_run": False}
     assert command("collect", "--grace", "0").exit_code == 2
     assert sha256 in blobs
     with factory() as session:
@@ -118,5 +118,5 @@ def test_a_bucket_that_does_not_answer(tmp_path: Path, database_url: str, clean_
     secret = {"AWS_SECRET_ACCESS_KEY": "what nobody shall see", "EMENDER_DATABASE_URL": database_url}
     done = emender("scrub", EMENDER_DATA_DIR=str(tmp_path), **given, **secret)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "s3://bucket: the store did not do it" in done.stderr and "Traceback" not in done.stderr
+    assert "s3://bucket: the request to the store failed" in done.stderr and "Traceback" not in done.stderr
     assert "nobody" not in done.stderr

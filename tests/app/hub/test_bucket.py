@@ -7,7 +7,7 @@ import obstore
 import pytest
 
 from app.storage import open_store
-from app.storage.store import key_of
+from app.storage.store import blob_key
 from tests.app.hub.conftest import puller, uvicorn
 from tests.servers import S3Server
 
@@ -68,9 +68,9 @@ class TestRedirect:
     def test_nobody_is_sent_to_what_is_not_there(self, ask, published, s3_service, damage):
         file, bucket = digest_of(published), s3_service.store._bucket
         if damage == "cut":
-            obstore.put(bucket, key_of(file["sha256"]), b"cut")
+            obstore.put(bucket, blob_key(file["sha256"]), b"cut")
         else:
-            obstore.delete(bucket, key_of(file["sha256"]))
+            obstore.delete(bucket, blob_key(file["sha256"]))
         for method in ("GET", "HEAD"):
             assert ask(f"v1/{WEIGHTS}", method).status_code == 500
 
@@ -99,7 +99,7 @@ class TestProxied:
         content = bytearray(s3_service.store.read(file["sha256"]))
         content[-1] ^= 1
         s3_service.store.local.delete(file["sha256"])
-        obstore.put(s3_service.store._bucket, key_of(file["sha256"]), bytes(content))
+        obstore.put(s3_service.store._bucket, blob_key(file["sha256"]), bytes(content))
         for headers in ({}, {"Range": "bytes=0-9"}):
             answer = ask(f"v1/{WEIGHTS}", **headers)
             assert answer.status_code == 500 and len(answer.content) < 2000

@@ -33,7 +33,7 @@ def missing(client: TestClient) -> dict[str, str]:
 
 def test_ready(client: TestClient, store: LocalStore) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
-    assert list(store.list_blobs()) == [] and list(store.folder.iterdir()) == []
+    assert list(store.list_blobs()) == [] and not [path for path in store.folder.rglob("*") if path.is_file()]
 
 
 def test_everything_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every test here that asks for `store` runs on a folder and on a bucket of a real server."""
+"""Tests that use `store` run on a folder and on a bucket of a real S3 server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from app.settings import Settings
 from app.storage import open_store
 from app.storage.local import LocalStore
 from app.storage.s3 import S3Store
-from app.storage.store import Store, key_of
+from app.storage.store import Store, blob_key
 
 Damage = Callable[[str, bytes], None]
 
@@ -29,11 +29,11 @@ def store(store_settings: Settings) -> Store:
 
 @pytest.fixture
 def damage(store: Store) -> Damage:
-    """Put other bytes under a sha256, behind the store's back."""
+    """Replace the bytes of a blob without the store."""
 
     def write(sha256: str, content: bytes) -> None:
         if isinstance(store, S3Store):
-            obstore.put(store._bucket, key_of(sha256), content)
+            obstore.put(store._bucket, blob_key(sha256), content)
         else:
             assert isinstance(store, LocalStore)
             store.path(sha256).write_bytes(content)

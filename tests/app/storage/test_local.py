@@ -1,4 +1,4 @@
-"""What is of a folder alone; `test_store.py` has what every store promises."""
+"""What is special to a folder. `test_store.py` tests the promises of every store."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import pytest
 from app.storage.local import LocalStore
 from app.storage.store import BlobCorrupt, BlobMissing
 
-CONTENT = b"what the store is given"
+CONTENT = b"the content of a blob"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -26,18 +26,18 @@ def files(store: LocalStore) -> list[str]:
     return sorted(str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file())
 
 
-def test_layout(store: LocalStore) -> None:
+def test_blobs_are_files_named_by_their_sha256(store: LocalStore) -> None:
     assert files(store) == []
     store.put(CONTENT)
     assert files(store) == [f"{SHA256[:2]}/{SHA256}"]
     with pytest.raises(BlobMissing):
         store.path("../../etc/passwd")
-    store.cache_folder("factors").mkdir()
-    (store.cache_folder("factors") / SHA256).touch()
+    (store.folder / "factors").mkdir()
+    (store.folder / "factors" / SHA256).touch()
     assert [blob.sha256 for blob in store.list_blobs()] == [SHA256]
 
 
-def test_a_full_disk_leaves_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_file(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -47,34 +47,34 @@ def test_a_full_disk_leaves_nothing(store: LocalStore, monkeypatch: pytest.Monke
     assert files(store) == []
 
 
-class TestRecently:
-    """A check that was made is good enough while nothing has written to the file."""
+class TestRecheck:
+    """`recheck=False` accepts a recent check of a file that has not changed."""
 
-    def test_is_not_read_again(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unchanged_file_is_not_read_again(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
         store.fetch(store.put(CONTENT))
-        monkeypatch.setattr(store, "verify", lambda sha256: pytest.fail("it was read"))
+        monkeypatch.setattr(store, "verify", lambda sha256: pytest.fail("the blob was read again"))
         assert store.fetch(SHA256, recheck=False) == store.path(SHA256)
 
-    def test_many_at_once_wait_for_one_check(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_concurrent_calls_wait_for_one_check(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
         store.put(CONTENT)
-        check, checks, together = store.verify, [], threading.Barrier(8)
+        verify, checks, together = store.verify, [], threading.Barrier(8)
 
         def slow(sha256: str) -> None:
             checks.append(sha256)
             time.sleep(0.2)
-            check(sha256)
+            verify(sha256)
 
-        def verified(_: int) -> Path:
+        def fetch(_: int) -> Path:
             together.wait(30)
             return store.fetch(SHA256, recheck=False)
 
         monkeypatch.setattr(store, "verify", slow)
         with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(verified, range(8))) == {store.path(SHA256)}
+            assert set(pool.map(fetch, range(8))) == {store.path(SHA256)}
         assert checks == [SHA256]
 
     @pytest.mark.parametrize("times", ["new", "set back"])
-    def test_a_write_is_seen(self, store: LocalStore, times: str) -> None:
+    def test_write_to_the_file_is_noticed(self, store: LocalStore, times: str) -> None:
         path = store.fetch(store.put(CONTENT))
         found = path.stat()
         path.write_bytes(CONTENT[::-1])
@@ -83,17 +83,17 @@ class TestRecently:
         with pytest.raises(BlobCorrupt):
             store.fetch(SHA256, recheck=False)
 
-    def test_is_forgotten_after_minutes(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_expires(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
         store.fetch(store.put(CONTENT))
         monkeypatch.setattr("app.storage.local.RECENT_SECONDS", 0.0)
         path = store.path(SHA256)
-        monkeypatch.setattr("app.storage.local._state", lambda found: (1, 1, 1, 1))  # a flip that no time tells of
+        monkeypatch.setattr("app.storage.local._state", lambda found: (1, 1, 1, 1))  # the flipped bit changes no time
         path.write_bytes(CONTENT[::-1])
         with pytest.raises(BlobCorrupt):
             store.fetch(SHA256, recheck=False)
 
 
-def test_sweep_takes_what_died_writes_left(store: LocalStore) -> None:
+def test_only_old_temporary_files_are_removed(store: LocalStore) -> None:
     store.put(CONTENT)
     old, young = store.folder / "incoming-old", store.folder / "incoming-young"
     for path in (old, young):

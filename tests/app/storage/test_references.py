@@ -1,4 +1,4 @@
-"""What the database refers to in the store, and that no column is forgotten."""
+"""Find the references to blobs; every column that looks like a hash is classified."""
 
 import hashlib
 import re
@@ -30,7 +30,7 @@ def add(session: Session) -> Callable[..., Any]:
 
 @pytest.fixture
 def version(add: Callable[..., Any]) -> Checkpoint:
-    """Of a model, with one of everything that names a blob."""
+    """A checkpoint, and one row of each kind that names a blob."""
     model = add(Model(name="emoji", namespace="emender", source="emoji", digest=sha256("of files"), created_by="test"))
     given = {"model_id": model.id, "created_by": "test"}
     add(ModelFile(model_id=model.id, path="unet/config.json", sha256=sha256("base"), size=1))
@@ -52,15 +52,15 @@ def version(add: Callable[..., Any]) -> Checkpoint:
 NAMES = ("base", "captions", "moments", "image", "picture", "card", "report")
 
 
-def test_every_column_is_known() -> None:
-    """Whoever adds one that may name a blob says in `app/storage/references.py` whether it does."""
+def test_every_hash_column_is_classified() -> None:
+    """A new column of hashes must be added to one of the sets in `app/storage/references.py`."""
     columns = {f"{table.name}.{column.name}" for table in Base.metadata.sorted_tables for column in table.columns}
     assert BLOB_COLUMNS | OTHER_HASH_COLUMNS <= columns
     assert {name for name in columns if LIKE_A_HASH.search(name.partition(".")[2])} <= BLOB_COLUMNS | OTHER_HASH_COLUMNS
 
 
 @pytest.mark.usefixtures("version")
-def test_all_are_found(session: Session) -> None:
+def test_every_reference_is_found(session: Session) -> None:
     places = list_references(session)
     assert places.keys() == {sha256(name) for name in NAMES} and len(NAMES) == len(BLOB_COLUMNS)
     assert places[sha256("base")] == ["model:emoji/unet/config.json"]
@@ -71,7 +71,7 @@ def test_all_are_found(session: Session) -> None:
     assert find_referenced(session, among=[]) == set()
 
 
-def test_without_retracted(session: Session, version: Checkpoint) -> None:
+def test_retracted_checkpoints_can_be_left_out(session: Session, version: Checkpoint) -> None:
     version.state = "retracted"
     session.flush()
     assert find_referenced(session, among=[sha256("card")]) == {sha256("card")}

@@ -1,4 +1,4 @@
-"""What is of a bucket alone: signed URLs, uploads that fail, what is kept of it on this machine."""
+"""What is special to a bucket: signed URLs, failed uploads, the local cache."""
 
 import hashlib
 import os
@@ -10,11 +10,11 @@ import pytest
 
 from app.settings import Settings
 from app.storage import open_store
-from app.storage.s3 import PART, S3Store, _checked
+from app.storage.s3 import PART, S3Store, _verify
 from app.storage.store import BlobCorrupt, StoreUnavailable
 from tests.servers import S3Server, free_port
 
-CONTENT = b"what the store is given" * 100
+CONTENT = b"the content of a blob" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -25,8 +25,13 @@ def opened(server: S3Server, folder: Path, **given: object) -> S3Store:
 
 
 class TestSignedUrl:
+<<<<<<< HEAD
     def test_gives_the_blob_to_who_has_no_key(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = opened(s3_server, tmp_path, presigned_min_bytes=100)
+=======
+    def test_url_gives_one_blob_without_credentials(self, s3_server: S3Server, tmp_path: Path) -> None:
+        store = opened(s3_server, tmp_path, signed_from_bytes=100)
+>>>>>>> 953caa4 (refactor(storage): shorten the stores and rename in plain words)
         url = store.signed_url(store.put(CONTENT), size=len(CONTENT))
         assert url is not None and url.startswith(s3_server.url) and S3Server.SECRET not in url
         assert httpx.get(url, trust_env=False).content == CONTENT
@@ -36,29 +41,35 @@ class TestSignedUrl:
         assert httpx.get(forged, trust_env=False).status_code == 403
         assert httpx.put(url, content=b"other", trust_env=False).status_code == 403
 
+<<<<<<< HEAD
     def test_not_of_small_files_nor_where_clients_cannot_reach_it(self, s3_server: S3Server, tmp_path: Path) -> None:
         assert opened(s3_server, tmp_path, presigned_min_bytes=100).signed_url(SHA256, size=99) is None
         assert opened(s3_server, tmp_path, presigned_urls=False).signed_url(SHA256, size=1 << 40) is None
+=======
+    def test_no_url_for_small_files_or_if_disabled(self, s3_server: S3Server, tmp_path: Path) -> None:
+        assert opened(s3_server, tmp_path, signed_from_bytes=100).signed_url(SHA256, size=99) is None
+        assert opened(s3_server, tmp_path, signed_urls=False).signed_url(SHA256, size=1 << 40) is None
+>>>>>>> 953caa4 (refactor(storage): shorten the stores and rename in plain words)
 
 
 class TestUpload:
     @pytest.mark.parametrize("size", [1000, PART + 1000])
-    def test_what_changes_on_its_way_never_shows(
+    def test_file_that_changes_during_upload_is_not_stored(
         self, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
-        """The file is hashed, then sent; the last bytes are another's by then."""
+        """The file is hashed, then sent; its last byte changes in between."""
         store, source = opened(s3_server, tmp_path / "var"), tmp_path / "source"
         source.write_bytes(bytes(size))
 
         def changed(chunks: object, sha256: str) -> object:
-            return _checked([bytes(size - 1), b"!"], sha256)
+            return _verify([bytes(size - 1), b"!"], sha256)
 
         with monkeypatch.context() as patch, pytest.raises(BlobCorrupt):
-            patch.setattr("app.storage.s3._checked", changed)
+            patch.setattr("app.storage.s3._verify", changed)
             store.put_file(source)
         assert list(store.list_blobs()) == []
 
-    def test_unavailable(self, s3_server: S3Server, tmp_path: Path) -> None:
+    def test_store_unavailable_does_not_show_the_secret(self, s3_server: S3Server, tmp_path: Path) -> None:
         away = {"s3_endpoint": f"http://127.0.0.1:{free_port()}"}
         for given in (away, {"s3_secret_access_key": "not the one"}):
             with pytest.raises(StoreUnavailable) as caught:
@@ -66,8 +77,8 @@ class TestUpload:
             assert S3Server.SECRET not in str(caught.value) + str(caught.value.__cause__)
 
 
-class TestKeptHere:
-    def test_is_fetched_once(self, s3_server: S3Server, tmp_path: Path) -> None:
+class TestCache:
+    def test_blob_is_fetched_once(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = opened(s3_server, tmp_path)
         path = store.fetch(store.put(CONTENT))
         inode = path.stat().st_ino
@@ -75,16 +86,16 @@ class TestKeptHere:
         path.write_bytes(b"damaged")
         assert store.fetch(SHA256).read_bytes() == CONTENT
 
-    def test_a_recent_check_is_relied_on(
+    def test_recent_check_of_the_cache_is_accepted(
         self, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = opened(s3_server, tmp_path)
         path = store.fetch(store.put(CONTENT))
         store.fetch(SHA256, recheck=False)
-        monkeypatch.setattr(store.local, "verify", lambda sha256: pytest.fail("it was read again"))
+        monkeypatch.setattr(store.local, "verify", lambda sha256: pytest.fail("the blob was read again"))
         assert store.fetch(SHA256, recheck=False) == path
 
-    def test_what_was_not_used_for_longest_makes_room(self, s3_server: S3Server, tmp_path: Path) -> None:
+    def test_least_recently_used_blob_is_evicted(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = opened(s3_server, tmp_path, store_cache_bytes=2 * len(CONTENT) + 2)
         digests = [store.put(CONTENT + bytes([number])) for number in range(4)]
         for sha256, hours in zip(digests[:3], (5, 9, 0), strict=True):
