@@ -49,7 +49,7 @@ def deliver(
         raise RangeNotSatisfiable(detail, headers={**headers, "Content-Range": f"bytes */{file.size}"})
     path: Path | None = None
     try:
-        url = store.signed_url(file.sha256, size=file.size) if redirect else None
+        url = store.presigned_url(file.sha256, size=file.size) if redirect else None
         if request.method == "HEAD" or url is not None:
             size = store.stat(file.sha256).size
         else:

@@ -27,6 +27,6 @@ def open_store(settings: Settings) -> Store:
         settings.store,
         folder=settings.store_dir,
         config=config,
-        signed_from=settings.presigned_min_bytes if settings.presigned_urls else None,
+        presigned_min_bytes=settings.presigned_min_bytes if settings.presigned_urls else None,
         cache_bytes=settings.store_cache_bytes,
     )

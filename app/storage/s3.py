@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 PART = 8 << 20  # bytes of a part of an upload; S3 takes at least 5 MiB and at most 10,000 parts
-SIGNED_URL_LIFETIME = timedelta(hours=1)
+PRESIGNED_URL_LIFETIME = timedelta(hours=1)
 IN_USE_SECONDS = 3600.0  # a cached blob used since then is kept: a caller may be about to open it
 
 
 class S3Store(Store):
     """Content-addressed blobs as objects `<prefix>/<first two digits>/<sha256>`.
 
-    `folder` caches up to about `cache_bytes` of fetched blobs. Clients get signed URLs for blobs of at least
-    `signed_from` bytes; None: never. Without keys in `config`, credentials come from where AWS's own tools find them:
+    `folder` caches up to about `cache_bytes` of fetched blobs. Clients get presigned URLs for blobs of at least
+    `presigned_min_bytes` bytes; None: never. Without keys in `config`, credentials are found as AWS's own tools do:
     AWS_ACCESS_KEY_ID and the like, a web identity, the machine's role.
     """
 
@@ -51,7 +51,7 @@ class S3Store(Store):
         *,
         folder: Path,
         config: "S3Config",
-        signed_from: int | None = None,
+        presigned_min_bytes: int | None = None,
         cache_bytes: int = 50 << 30,
     ) -> None:
         parts = urlsplit(url)
@@ -64,7 +64,7 @@ class S3Store(Store):
         )
         self.local = LocalStore(folder)
         self.folder = self.local.folder
-        self.signed_from = signed_from
+        self.presigned_min_bytes = presigned_min_bytes
         self.cache_bytes = cache_bytes
 
     def put(self, content: bytes) -> str:
@@ -105,11 +105,11 @@ class S3Store(Store):
         for _ in _verify(self._stream(sha256), sha256):
             pass
 
-    def signed_url(self, sha256: str, *, size: int) -> str | None:
-        if self.signed_from is None or size < self.signed_from:
+    def presigned_url(self, sha256: str, *, size: int) -> str | None:
+        if self.presigned_min_bytes is None or size < self.presigned_min_bytes:
             return None
         with _translate_errors(sha256):
-            return obstore.sign(self._bucket, "GET", blob_key(sha256), SIGNED_URL_LIFETIME)
+            return obstore.sign(self._bucket, "GET", blob_key(sha256), PRESIGNED_URL_LIFETIME)
 
     def list_blobs(self) -> Iterator[Blob]:
         with _translate_errors():

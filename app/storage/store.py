@@ -69,7 +69,7 @@ class Store(Protocol):
     def verify(self, sha256: str) -> None:
         """Read the blob from the store and compare its sha256. Raises `BlobCorrupt`."""
 
-    def signed_url(self, sha256: str, *, size: int) -> str | None:  # noqa: ARG002
+    def presigned_url(self, sha256: str, *, size: int) -> str | None:  # noqa: ARG002
         """Return a URL that gives a client the blob for a limited time; None if the service sends it itself."""
         return None
 

@@ -1,4 +1,4 @@
-"""What is special to a bucket: signed URLs, failed uploads, the local cache."""
+"""What is special to a bucket: presigned URLs, failed uploads, the local cache."""
 
 import hashlib
 import os
@@ -24,15 +24,10 @@ def opened(server: S3Server, folder: Path, **given: object) -> S3Store:
     return store
 
 
-class TestSignedUrl:
-<<<<<<< HEAD
-    def test_gives_the_blob_to_who_has_no_key(self, s3_server: S3Server, tmp_path: Path) -> None:
-        store = opened(s3_server, tmp_path, presigned_min_bytes=100)
-=======
+class TestPresignedUrl:
     def test_url_gives_one_blob_without_credentials(self, s3_server: S3Server, tmp_path: Path) -> None:
-        store = opened(s3_server, tmp_path, signed_from_bytes=100)
->>>>>>> 953caa4 (refactor(storage): shorten the stores and rename in plain words)
-        url = store.signed_url(store.put(CONTENT), size=len(CONTENT))
+        store = opened(s3_server, tmp_path, presigned_min_bytes=100)
+        url = store.presigned_url(store.put(CONTENT), size=len(CONTENT))
         assert url is not None and url.startswith(s3_server.url) and S3Server.SECRET not in url
         assert httpx.get(url, trust_env=False).content == CONTENT
         part = httpx.get(url, headers={"Range": "bytes=5-9"}, trust_env=False)
@@ -41,15 +36,9 @@ class TestSignedUrl:
         assert httpx.get(forged, trust_env=False).status_code == 403
         assert httpx.put(url, content=b"other", trust_env=False).status_code == 403
 
-<<<<<<< HEAD
-    def test_not_of_small_files_nor_where_clients_cannot_reach_it(self, s3_server: S3Server, tmp_path: Path) -> None:
-        assert opened(s3_server, tmp_path, presigned_min_bytes=100).signed_url(SHA256, size=99) is None
-        assert opened(s3_server, tmp_path, presigned_urls=False).signed_url(SHA256, size=1 << 40) is None
-=======
     def test_no_url_for_small_files_or_if_disabled(self, s3_server: S3Server, tmp_path: Path) -> None:
-        assert opened(s3_server, tmp_path, signed_from_bytes=100).signed_url(SHA256, size=99) is None
-        assert opened(s3_server, tmp_path, signed_urls=False).signed_url(SHA256, size=1 << 40) is None
->>>>>>> 953caa4 (refactor(storage): shorten the stores and rename in plain words)
+        assert opened(s3_server, tmp_path, presigned_min_bytes=100).presigned_url(SHA256, size=99) is None
+        assert opened(s3_server, tmp_path, presigned_urls=False).presigned_url(SHA256, size=1 << 40) is None
 
 
 class TestUpload:
