@@ -31,7 +31,7 @@ from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.models.routes import router as models
 from app.observability import logging
-from app.observability.database_metrics import LedgerMetrics
+from app.observability.database_metrics import DatabaseMetrics
 from app.observability.health import Health
 from app.observability.routes import router as watching
 from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.store = open_store(settings)
     app.state.rate_limits = RateLimits(settings)
     app.state.health = Health(app.state.sessions, app.state.store, app.state.rate_limits)
-    app.state.ledger_metrics = LedgerMetrics(app.state.sessions, folder=settings.store_dir)
+    app.state.database_metrics = DatabaseMetrics(app.state.sessions, folder=settings.store_dir)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout_seconds)
     app.add_middleware(RateLimitHeaders)

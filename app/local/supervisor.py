@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 import httpx2
@@ -109,8 +110,8 @@ class Stack:
         if self.settings.database_url is None:
             raise ServeError("EMENDER_DATABASE_URL is not set: set it, or use --embedded to start a Postgres.")
         self._prepare_database(self.settings.database_url.get_secret_value(), signing_key=self._read_signing_key())
+        self._processes = [self._api(resources), *map(self._worker, range(self.workers))]
         resources.callback(self._stop_processes)
-        self._processes = [self._api(), *map(self._worker, range(self.workers))]
         for process in self._processes:
             process.start()
         self._wait_for_api()
@@ -149,9 +150,13 @@ class Stack:
         finally:
             engine.dispose()
 
-    def _api(self) -> ManagedProcess:
+    def _api(self, resources: ExitStack) -> ManagedProcess:
+        environment = os.environ | to_environment(self.settings)
+        if self.settings.api_processes > 1:  # their metrics are added up
+            folder = resources.enter_context(TemporaryDirectory(prefix="emender-metrics-"))
+            environment["PROMETHEUS_MULTIPROC_DIR"] = folder
         arguments = uvicorn_arguments("app.main:application", host=self.settings.host, port=self.settings.port)
-        return ManagedProcess("api", arguments, os.environ | to_environment(self.settings))
+        return ManagedProcess("api", arguments, environment)
 
     def _worker(self, number: int) -> ManagedProcess:
         """A worker. Each of several has a metrics port of its own."""

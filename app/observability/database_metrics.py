@@ -1,15 +1,14 @@
-"""What Prometheus is told of the whole service, read from Postgres when it asks."""
+"""The Prometheus metrics of the whole service, read from Postgres."""
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
-from sqlalchemy import func, select, text
+from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -18,137 +17,109 @@ from app.db.engine import Sessions
 from app.db.models import Job, Outbox, Webhook, WebhookDelivery
 from app.jobs import workers
 from app.jobs.kinds import KINDS
+from app.observability.cached import CACHE_SECONDS, Cached
 
 RECENT = timedelta(minutes=10)
-PAUSE_SECONDS = 5.0
-"""However often it is asked, the database is read once in so long."""
-PATIENCE = timedelta(seconds=2)
-"""A reading that takes longer is given up, as if the database were away."""
+TIMEOUT_MS = 2000
+"""A statement that takes longer counts as an unavailable database."""
+
+_RECENTLY = f"within the last {RECENT // timedelta(minutes=1)} minutes"
+_ALIVE = f"within the last {workers.ALIVE // timedelta(seconds=1)} s"
+
+FAMILIES: dict[str, tuple[str, list[str]]] = {
+    "emender_database_up": ("1 if the database responds. If 0, the metrics read from it are missing.", []),
+    "emender_store_free_bytes": ("Free space on the file system of the store's folder on the API's machine.", []),
+    "emender_store_size_bytes": ("Size of that file system.", []),
+    "emender_jobs": ("Queued and running jobs.", ["kind", "state"]),
+    "emender_oldest_queued_job_seconds": ("Age of the oldest queued job; 0 if there is none.", ["kind"]),
+    "emender_jobs_ended_recently": (f"Jobs that ended {_RECENTLY}.", ["kind", "state"]),
+    "emender_jobs_leases_lost": (f"Leases lost by jobs that are queued, running, or ended {_RECENTLY}.", ["kind"]),
+    "emender_jobs_unannounced": ("Jobs whose notification is not sent yet.", []),
+    "emender_workers": (f"Workers alive {_ALIVE}, by version.", ["version"]),
+    "emender_webhooks": ("Webhooks: `working`, `failing` since the last success, `disabled`.", ["state"]),
+    "emender_webhook_deliveries_pending": ("Deliveries that are not sent yet, or are to be retried.", []),
+    "emender_webhook_delivery_overdue_seconds": ("Time that the oldest due delivery has waited.", []),
+    "emender_webhook_deliveries_ended_recently": (f"Deliveries that ended {_RECENTLY}.", ["state"]),
+}
 
 
-class LedgerMetrics:
-    """The text of a scrape. A database that is away takes all of it but `emender_database_up`, which is 0."""
+class DatabaseMetrics:
+    """A collector. If the database is unavailable, only `emender_database_up` (0) and the disk space remain."""
 
-    def __init__(self, sessions: Sessions, *, folder: Path, pause: float = PAUSE_SECONDS) -> None:
-        self.sessions, self.folder, self.pause = sessions, folder, pause
-        self._lock = threading.Lock()
-        self._text = b""
-        self._read_at = -1e9  # monotonic seconds
+    def __init__(self, sessions: Sessions, *, folder: Path, seconds: float = CACHE_SECONDS) -> None:
+        self.sessions, self.folder = sessions, folder
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        self.cached = Cached(lambda: generate_latest(self.registry), initial=b"", seconds=seconds)
 
     def text(self) -> bytes:
-        """As Prometheus reads it. While one request waits for a database that hangs, the others are told the last."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if time.monotonic() - self._read_at >= self.pause:
-                    self._text = generate_latest(self.registry)
-                    self._read_at = time.monotonic()
-            finally:
-                self._lock.release()
-        return self._text
+        """Return the metrics in Prometheus' text format, at most some seconds old."""
+        return self.cached.get()
 
     def describe(self) -> Iterator[Metric]:
-        return iter(_families().values())
+        return iter(_Gauges().families.values())
 
     def collect(self) -> Iterator[Metric]:
-        families = _families()
-        up = families.pop("emender_database_up")
-        free, size = families.pop("emender_store_free_bytes"), families.pop("emender_store_size_bytes")
-        disk = shutil.disk_usage(next(folder for folder in (self.folder, *self.folder.parents) if folder.exists()))
-        free.add_metric([], disk.free)
-        size.add_metric([], disk.total)
-        yield from (free, size)
+        gauges = _Gauges()
         try:
             with self.sessions() as session:
-                session.execute(text(f"SET LOCAL statement_timeout = {PATIENCE // timedelta(milliseconds=1)}"))
-                _read(session, families)
+                session.execute(text(f"SET LOCAL statement_timeout = {TIMEOUT_MS}"))
+                _read_jobs(session, gauges)
+                _read_workers(session, gauges)
+                _read_webhooks(session, gauges)
                 session.rollback()
+            gauges.set("emender_database_up", 1)
         except SQLAlchemyError:
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 1)
-        yield from (up, *families.values())
+            gauges = _Gauges()  # drops what was read before the error
+            gauges.set("emender_database_up", 0)
+        disk = shutil.disk_usage(next(folder for folder in (self.folder, *self.folder.parents) if folder.exists()))
+        gauges.set("emender_store_free_bytes", disk.free)
+        gauges.set("emender_store_size_bytes", disk.total)
+        return (family for family in gauges.families.values() if family.samples)
 
 
-def _families() -> dict[str, GaugeMetricFamily]:
-    recent = f"within the last {RECENT // timedelta(minutes=1)} minutes"
-    alive = f"within the last {workers.ALIVE // timedelta(seconds=1)} s"
-    given: list[tuple[str, str, list[str]]] = [
-        ("emender_database_up", "1: the database answered; 0: what is read from it is not told.", []),
-        ("emender_jobs", "Jobs that wait or run.", ["kind", "state"]),
-        ("emender_oldest_queued_job_seconds", "Age of the oldest job that waits; 0 where none does.", ["kind"]),
-        ("emender_jobs_ended_recently", f"Jobs that ended {recent}.", ["kind", "state"]),
-        (
-            "emender_jobs_leases_lost",
-            f"Leases that were lost by the jobs that wait, run, or ended {recent}; each was an attempt more.",
-            ["kind"],
-        ),
-        ("emender_jobs_unannounced", "Jobs for which the bell was not rung yet.", []),
-        ("emender_workers", f"Workers that were seen {alive}, by their version.", ["version"]),
-        ("emender_webhooks", "Webhooks: `working`, `failing` since the last success, `disabled`.", ["state"]),
-        ("emender_webhook_deliveries_pending", "Deliveries that are still to be sent, or tried again.", []),
-        (
-            "emender_webhook_delivery_overdue_seconds",
-            "How long the delivery that is due for longest waits to be tried.",
-            [],
-        ),
-        ("emender_webhook_deliveries_ended_recently", f"Deliveries that ended {recent}.", ["state"]),
-        ("emender_store_free_bytes", "Free on the file system of the store's folder, where the API runs.", []),
-        ("emender_store_size_bytes", "Size of that file system.", []),
-    ]
-    return {name: GaugeMetricFamily(name, meaning, labels=labels) for name, meaning, labels in given}
+class _Gauges:
+    def __init__(self) -> None:
+        self.families = {
+            name: GaugeMetricFamily(name, help_text, labels=labels) for name, (help_text, labels) in FAMILIES.items()
+        }
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        self.families[name].add_metric(labels, float(value))
 
 
-def _read(session: Session, families: dict[str, GaugeMetricFamily]) -> None:
-    _read_jobs(session, families)
-    families["emender_jobs_unannounced"].add_metric([], session.scalar(select(func.count()).select_from(Outbox)) or 0)
-    seen = workers.alive(session)
-    for version in sorted(seen.keys() | {editing.__version__}):
-        families["emender_workers"].add_metric([version], seen.get(version, 0))
-    _read_webhooks(session, families)
-
-
-def _read_jobs(session: Session, families: dict[str, GaugeMetricFamily]) -> None:
-    waiting = (
-        select(
-            Job.kind,
-            Job.state,
-            func.count().label("jobs"),
-            func.extract("epoch", func.now() - func.min(Job.created_at)).label("age"),
-            func.sum(Job.attempt).label("attempts"),
-        )
-        .where(Job.state.in_(("queued", "running")))
-        .group_by(Job.kind, Job.state)
+def _read_jobs(session: Session, gauges: _Gauges) -> None:
+    # Every attempt but the last lost its lease; of a queued job, the last too.
+    lost = func.greatest(Job.attempt - case((Job.state == "queued", 0), else_=1), 0)
+    columns = (
+        Job.kind,
+        Job.state,
+        func.count().label("jobs"),
+        func.extract("epoch", func.now() - func.min(Job.created_at)).label("age"),
+        func.sum(lost).label("lost"),
     )
-    ended = (
-        select(
-            Job.kind,
-            Job.state,
-            func.count().label("jobs"),
-            func.sum(func.greatest(Job.attempt - 1, 0)).label("lost"),
-        )
-        .where(Job.finished_at > func.now() - RECENT)
-        .group_by(Job.kind, Job.state)
-    )
-    waits = {(row.kind, row.state): row for row in session.execute(waiting)}
-    ends = {(row.kind, row.state): row for row in session.execute(ended)}
+    rows: dict[tuple[str, str], Row[Any]] = {}
+    for jobs in (Job.state.in_(("queued", "running")), Job.finished_at > func.now() - RECENT):
+        query = select(*columns).where(jobs).group_by(Job.kind, Job.state)
+        rows |= {(row.kind, row.state): row for row in session.execute(query)}
     for kind in KINDS:
-        queued, running = waits.get((kind, "queued")), waits.get((kind, "running"))
-        families["emender_jobs"].add_metric([kind, "queued"], queued.jobs if queued else 0)
-        families["emender_jobs"].add_metric([kind, "running"], running.jobs if running else 0)
-        families["emender_oldest_queued_job_seconds"].add_metric([kind], float(queued.age) if queued else 0)
-        # A queued job's attempts were all lost; of the others the last was not.
-        lost = (queued.attempts if queued else 0) + (running.attempts - running.jobs if running else 0)
+        states = {state: row for (of_kind, state), row in rows.items() if of_kind == kind}
+        for state in ("queued", "running"):
+            gauges.set("emender_jobs", states[state].jobs if state in states else 0, kind, state)
         for state in ("succeeded", "failed", "cancelled"):
-            row = ends.get((kind, state))
-            families["emender_jobs_ended_recently"].add_metric([kind, state], row.jobs if row else 0)
-            lost += row.lost if row else 0
-        families["emender_jobs_leases_lost"].add_metric([kind], lost)
+            gauges.set("emender_jobs_ended_recently", states[state].jobs if state in states else 0, kind, state)
+        gauges.set("emender_oldest_queued_job_seconds", states["queued"].age if "queued" in states else 0, kind)
+        gauges.set("emender_jobs_leases_lost", sum(row.lost for row in states.values()), kind)
+    gauges.set("emender_jobs_unannounced", session.scalar(select(func.count()).select_from(Outbox)) or 0)
 
 
-def _read_webhooks(session: Session, families: dict[str, GaugeMetricFamily]) -> None:
+def _read_workers(session: Session, gauges: _Gauges) -> None:
+    alive = workers.alive(session)
+    for version in sorted(alive.keys() | {editing.__version__}):
+        gauges.set("emender_workers", alive.get(version, 0), version)
+
+
+def _read_webhooks(session: Session, gauges: _Gauges) -> None:
     failing = Webhook.failing_since.is_not(None)
     counts = session.execute(
         select(
@@ -158,14 +129,14 @@ def _read_webhooks(session: Session, families: dict[str, GaugeMetricFamily]) -> 
         )
     ).one()
     for state, count in counts._mapping.items():
-        families["emender_webhooks"].add_metric([state], count)
+        gauges.set("emender_webhooks", count, state)
     overdue = func.extract("epoch", func.now() - func.min(WebhookDelivery.due_at))
-    pending = session.execute(
+    pending, seconds = session.execute(
         select(func.count(), func.greatest(overdue, 0)).where(WebhookDelivery.state == "pending")
     ).one()
-    families["emender_webhook_deliveries_pending"].add_metric([], pending[0])
-    families["emender_webhook_delivery_overdue_seconds"].add_metric([], float(pending[1] or 0))
+    gauges.set("emender_webhook_deliveries_pending", pending)
+    gauges.set("emender_webhook_delivery_overdue_seconds", float(seconds or 0))
     ended = select(WebhookDelivery.state, func.count()).where(WebhookDelivery.ended_at > func.now() - RECENT)
     found = dict(session.execute(ended.group_by(WebhookDelivery.state)).all())
     for state in ("delivered", "failed"):
-        families["emender_webhook_deliveries_ended_recently"].add_metric([state], found.get(state, 0))
+        gauges.set("emender_webhook_deliveries_ended_recently", found.get(state, 0), state)

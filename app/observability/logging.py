@@ -1,6 +1,6 @@
-"""Logs on standard error, one JSON object a line (readable on a terminal), for API and worker alike.
+"""Logs on standard error, one JSON object a line (readable on a terminal), for the API and the worker.
 
-They name what happened and to which id. They never hold a key, a body, a query string or the variables of a traceback.
+They name the event and its ids. They never contain a key, a body, a query string or the variables of a traceback.
 """
 
 import logging
@@ -12,16 +12,16 @@ QUIET = ("uvicorn.access", "httpx", "httpcore", "huggingface_hub", "alembic.runt
 
 
 def configure(level: int = logging.INFO, *, as_json: bool = False) -> None:
-    """Set up structlog, and the standard library's loggers to write the same lines. Entry points call it, no import."""
-    readable = sys.stderr.isatty() and not as_json
+    """Configure structlog and the standard library's loggers to write the same lines. Only entry points call it."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,  # plain: the rich ones show variables, and so secrets
+        structlog.processors.format_exc_info,  # plain tracebacks: the rich ones show variables, and secrets with them
     ]
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    renderer: structlog.typing.Processor = plain if readable else structlog.processors.JSONRenderer()
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty() and not as_json:
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -36,7 +36,7 @@ def configure(level: int = logging.INFO, *, as_json: bool = False) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).handlers.clear()  # its own, where uvicorn configured itself first
+        logging.getLogger(name).handlers.clear()  # uvicorn may have configured its own handlers before
         logging.getLogger(name).propagate = True
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)

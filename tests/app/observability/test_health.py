@@ -1,4 +1,4 @@
-"""Readiness tells the truth: each thing broken, and named."""
+"""Break each dependency in turn; /readyz names it."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests.servers import S3Server
 
 
 def missing(client: TestClient) -> dict[str, str]:
-    """What /readyz says is missing; also that it says so as a problem."""
+    """Return what /readyz reports as missing, and check that it is a problem document."""
     answer = client.get("/readyz")
     assert answer.status_code == 503 and answer.headers["Content-Type"] == MEDIA_TYPE
     assert answer.headers["Retry-After"]
@@ -31,12 +31,12 @@ def missing(client: TestClient) -> dict[str, str]:
     return {error["pointer"]: error["detail"] for error in problem["errors"]}
 
 
-def test_ready(client: TestClient, store: LocalStore) -> None:
+def test_ready_service_leaves_no_files(client: TestClient, store: LocalStore) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
     assert list(store.list_blobs()) == [] and not [path for path in store.folder.rglob("*") if path.is_file()]
 
 
-def test_everything_is_named(tmp_path: Path) -> None:
+def test_every_missing_dependency_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "file"
     folder.write_text("")
     away = {"database_url": SecretStr("postgresql://127.0.0.1:1/x"), "redis_url": SecretStr("redis://127.0.0.1:1/0")}
@@ -44,11 +44,11 @@ def test_everything_is_named(tmp_path: Path) -> None:
         assert client.get("/healthz").json() == {"status": "ok"}
         found = missing(client)
     assert set(found) == {"database", "store"}
-    assert "does not answer" in found["database"] and "127.0.0.1" not in str(found)
+    assert "does not respond" in found["database"] and "127.0.0.1" not in str(found)
     assert "Not a directory" in found["store"]
 
 
-def test_redis_is_done_without(client: TestClient, application: FastAPI, settings: Settings) -> None:
+def test_missing_redis_is_degraded(client: TestClient, application: FastAPI, settings: Settings) -> None:
     away = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     application.state.health.limits = RateLimits(away)
     answer = client.get("/readyz")
@@ -57,33 +57,35 @@ def test_redis_is_done_without(client: TestClient, application: FastAPI, setting
 
 
 class TestSchema:
-    def test_behind(self, client: TestClient, session: Session) -> None:
+    def test_missing_migrations_are_named(self, client: TestClient, session: Session) -> None:
         session.execute(text("UPDATE alembic_version SET version_num = :old"), {"old": _revisions()[1]})
         found = missing(client)
         assert set(found) == {"schema"} and "emender migrate" in found["schema"]
 
-    def test_none(self, client: TestClient, session: Session) -> None:
+    def test_missing_schema_is_named(self, client: TestClient, session: Session) -> None:
         session.execute(text("DROP TABLE alembic_version"))
         assert "no schema" in missing(client)["schema"]
 
-    def test_newer_is_served_by_older_code(self, client: TestClient, session: Session) -> None:
-        """While a new version is rolled out, its migrations come first."""
+    def test_newer_schema_is_degraded(self, client: TestClient, session: Session) -> None:
+        """During a rollout the migrations are applied before the old version stops."""
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         answer = client.get("/readyz")
         assert answer.status_code == 200 and "newer" in answer.json()["degraded"]["schema"]
 
 
 class TestStore:
-    def test_probed_now_and_then(self, client: TestClient, store: LocalStore, application: FastAPI) -> None:
+    def test_store_is_probed_once_in_the_cache_time(
+        self, client: TestClient, store: LocalStore, application: FastAPI
+    ) -> None:
         assert client.get("/readyz").status_code == 200
         store.folder.rename(store.folder.with_name("away"))
         store.folder.write_text("")
-        application.state.health.pause = 3600
+        application.state.health.store_problem.seconds = 3600
         assert client.get("/readyz").status_code == 200
-        application.state.health.pause = 0
+        application.state.health.store_problem.seconds = 0
         assert set(missing(client)) == {"store"}
 
-    def test_a_bucket(self, s3_server: S3Server, tmp_path: Path) -> None:
+    def test_bucket_is_probed_and_left_empty(self, s3_server: S3Server, tmp_path: Path) -> None:
         store = open_store(Settings(**s3_server.settings(tmp_path)))
         store.probe()
         assert list(store.list_blobs()) == []

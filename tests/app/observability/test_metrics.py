@@ -1,5 +1,8 @@
-"""Scrapes, read as Prometheus reads them, after real work."""
+"""Scrape the metrics after real work and parse them as Prometheus does."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from app.jobs.enqueue import enqueue_many
 from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
 from app.jobs.sweeper import requeue_expired
 from app.main import create_app
-from app.observability.database_metrics import LedgerMetrics
+from app.observability.database_metrics import DatabaseMetrics
 from app.observability.metrics import WORKER
 from app.settings import Settings
 from tests.app.checkpoints.conftest import Service
@@ -44,8 +47,8 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 def scrape(client: TestClient) -> Samples:
-    """As it is now: the database is read again."""
-    client.app.state.ledger_metrics.pause = 0  # type: ignore[attr-defined]
+    """Return the current metrics: the database is read again."""
+    client.app.state.database_metrics.cached.seconds = 0  # type: ignore[attr-defined]
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
@@ -56,7 +59,7 @@ def worker_samples() -> Samples:
     return parse(generate_latest(WORKER).decode())
 
 
-def test_an_edit_from_its_request_to_its_pull(service: Service) -> None:
+def test_an_edit_is_counted_from_request_to_pull(service: Service) -> None:
     before, worker_before = scrape(service.client), worker_samples()
     body = {"source": "a secret fox", "destination": {"prompt": "dog"}, "templates": ["a {}"], "settings": QUICK}
     url = f"/v1/models/{service.model.name}/edits"
@@ -80,7 +83,7 @@ def test_an_edit_from_its_request_to_its_pull(service: Service) -> None:
         assert secret not in text
     after, worker_after = scrape(service.client), worker_samples()
 
-    def grown(name: str, **labels: str) -> float:
+    def increase(name: str, **labels: str) -> float:
         return value(after, name, **labels) - value(before, name, **labels)
 
     assert value(after, "emender_database_up") == 1
@@ -89,32 +92,32 @@ def test_an_edit_from_its_request_to_its_pull(service: Service) -> None:
         assert value(after, "emender_jobs_ended_recently", kind=kind, state="succeeded") == 1
     route = "/{namespace}/{repo}/resolve/{revision}/{path:path}"
     for status in ("200", "304"):
-        assert grown("emender_http_requests_total", method="GET", route=route, status=status) == 1
+        assert increase("emender_http_requests_total", method="GET", route=route, status=status) == 1
     posted = {"method": "POST", "route": "/v1/models/{model}/edits"}
-    assert grown("emender_http_requests_total", **posted, status="202") == 1
-    assert grown("emender_http_request_seconds_count", **posted) == 1
-    assert grown("emender_pulls_total", how="sent") == grown("emender_pulls_total", how="unchanged") == 1
-    assert grown("emender_pulled_bytes_total") == len(pulled.content)
+    assert increase("emender_http_requests_total", **posted, status="202") == 1
+    assert increase("emender_http_request_seconds_count", **posted) == 1
+    assert increase("emender_pulls_total", how="sent") == increase("emender_pulls_total", how="unchanged") == 1
+    assert increase("emender_pulled_bytes_total") == len(pulled.content)
     assert value(after, "emender_info", version=editing.__version__) == 1
 
-    def worked(name: str, **labels: str) -> float:
+    def worker_increase(name: str, **labels: str) -> float:
         return value(worker_after, name, **labels) - value(worker_before, name, **labels)
 
-    assert worked("emender_job_seconds_count", kind="optimize_edit", outcome="succeeded") == 1
-    assert worked("emender_job_seconds_count", kind="build_checkpoint", outcome="succeeded") == 1
+    assert worker_increase("emender_job_seconds_count", kind="optimize_edit", outcome="succeeded") == 1
+    assert worker_increase("emender_job_seconds_count", kind="build_checkpoint", outcome="succeeded") == 1
     for stage in ("stage_one", "loading", "stage_two", "publishing"):
-        assert worked("emender_stage_seconds_count", stage=stage) == 1, stage
-    assert worked("emender_stage_one_loss_count", loss="text") == 1
-    assert worked("emender_residual_count", method="text_encoder") == 1
+        assert worker_increase("emender_stage_seconds_count", stage=stage) == 1, stage
+    assert worker_increase("emender_stage_one_loss_count", loss="text") == 1
+    assert worker_increase("emender_residual_count", method="text_encoder") == 1
     with service.sessions() as session:
         (losses,) = [edit.values[0].losses for edit in session.scalars(select(Edit)) if edit.source == "a secret fox"]
-    assert worked("emender_stage_one_loss_sum", loss="text") == pytest.approx(losses["text"][-1])
+    assert worker_increase("emender_stage_one_loss_sum", loss="text") == pytest.approx(losses["text"][-1])
     (edit,) = made["edits"]
-    assert worked("emender_residual_sum", method="text_encoder") == pytest.approx(edit["relative_residual"])
+    assert worker_increase("emender_residual_sum", method="text_encoder") == pytest.approx(edit["relative_residual"])
 
 
-def test_what_the_ledger_says(clean_database: Engine, tmp_path: Path) -> None:
-    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path / "none" / "yet", pause=0)
+def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = DatabaseMetrics(sessions(clean_database), folder=tmp_path / "none" / "yet", seconds=0)
     hour = timedelta(hours=1)
     with Session(clean_database) as session:
         jobs = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test") for _ in range(4)])
@@ -159,7 +162,7 @@ def test_what_the_ledger_says(clean_database: Engine, tmp_path: Path) -> None:
         assert session.scalars(select(Worker.name).order_by(Worker.name)).all() == ["gone", "here", "new"]
 
 
-def test_a_database_that_is_away(tmp_path: Path) -> None:
+def test_unavailable_database_leaves_only_up_and_disk_metrics(tmp_path: Path) -> None:
     nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"), data_dir=tmp_path)
     with TestClient(create_app(nowhere)) as client:
         samples = scrape(client)
@@ -169,8 +172,8 @@ def test_a_database_that_is_away(tmp_path: Path) -> None:
         assert value(samples, "emender_store_free_bytes") > 0
 
 
-def test_however_often_it_is_asked_the_database_is_read_once(clean_database: Engine, tmp_path: Path) -> None:
-    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=3600)
+def test_database_is_read_once_in_the_cache_time(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = DatabaseMetrics(sessions(clean_database), folder=tmp_path, seconds=3600)
     first = metrics.text()
     with Session(clean_database) as session:
         enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test")])
@@ -178,15 +181,15 @@ def test_however_often_it_is_asked_the_database_is_read_once(clean_database: Eng
     assert metrics.text() == first
 
 
-def test_a_reading_that_hangs_holds_up_nobody_else(clean_database: Engine, tmp_path: Path) -> None:
-    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=0)
+def test_a_slow_read_does_not_block_other_requests(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = DatabaseMetrics(sessions(clean_database), folder=tmp_path, seconds=0)
     first = metrics.text()
-    with metrics._lock:
+    with metrics.cached._lock:
         assert metrics.text() == first
 
 
-def test_a_table_that_is_locked_takes_two_seconds(clean_database: Engine, tmp_path: Path) -> None:
-    metrics = LedgerMetrics(sessions(clean_database), folder=tmp_path, pause=0)
+def test_a_locked_table_counts_as_unavailable_after_a_timeout(clean_database: Engine, tmp_path: Path) -> None:
+    metrics = DatabaseMetrics(sessions(clean_database), folder=tmp_path, seconds=0)
     with clean_database.begin() as connection:
         connection.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         assert value(parse(metrics.text().decode()), "emender_database_up") == 0
@@ -203,7 +206,7 @@ class TestRequests:
             ("PATCH", "/v1/models", "/v1/models"),
         ],
     )
-    def test_counted_by_the_template_of_the_route(
+    def test_requests_are_counted_by_route_template(
         self, client: TestClient, method: str, path: str, template: str
     ) -> None:
         before = scrape(client)
@@ -213,13 +216,15 @@ class TestRequests:
         name = "emender_http_requests_total"
         assert value(after, name, **labels) - value(before, name, **labels) == 1
 
-    def test_a_client_s_words_are_no_label(self, client: TestClient) -> None:
+    def test_unknown_methods_are_not_labels(self, client: TestClient) -> None:
         client.request("BREW", "/healthz")
         samples = scrape(client)
         assert value(samples, "emender_http_requests_total", method="other", route="/healthz", status="405") >= 1
         assert "BREW" not in str(samples.keys())
 
-    def test_refusals(self, client: TestClient, application: FastAPI, settings: Settings) -> None:
+    def test_requests_over_the_limit_are_counted(
+        self, client: TestClient, application: FastAPI, settings: Settings
+    ) -> None:
         limited = settings.model_copy(update={"rate_limit": "1/minute"})
         application.state.rate_limits = RateLimits(limited)
         before = scrape(client)
@@ -229,7 +234,28 @@ class TestRequests:
         assert value(after, name, limit="requests") - value(before, name, limit="requests") == 2
 
 
-def test_leases_that_ran_out(clean_database: Engine) -> None:
+COUNT_AND_SCRAPE = """
+import sys
+from prometheus_client import generate_latest
+from app.observability.metrics import PULLED_BYTES
+from app.observability.routes import _api_registry
+PULLED_BYTES.inc(int(sys.argv[1]))
+print(generate_latest(_api_registry()).decode())
+"""
+
+
+def test_metrics_of_several_api_processes_are_added_up(tmp_path: Path) -> None:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    pages = [
+        subprocess.run(
+            [sys.executable, "-c", COUNT_AND_SCRAPE, count], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for count in ("3", "4")
+    ]
+    assert [value(parse(page), "emender_pulled_bytes_total") for page in pages] == [3, 7]
+
+
+def test_expired_leases_are_counted(clean_database: Engine) -> None:
     before = worker_samples()
     with Session(clean_database) as session:
         enqueue_many(session, kind=REGISTER_MODEL, targets=[(uuid7(), "test")])

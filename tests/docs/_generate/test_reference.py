@@ -10,7 +10,7 @@ from docs._generate.reference import FOLDER, pages, slug
 from editing.errors import EditingError
 
 
-@pytest.mark.parametrize("name", ["api.md", "settings.md", "cli.md", "exit-codes.md"])
+@pytest.mark.parametrize("name", ["api.md", "settings.md", "cli.md", "exit-codes.md", "metrics.md"])
 def test_each_page_is_current(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], "run `make reference`"
 
