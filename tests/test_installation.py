@@ -60,7 +60,7 @@ def test_service_works_where_the_image_installs_it(tmp_path: Path) -> None:
     elsewhere.mkdir()
     for command in ("migrate", "serve", "worker"):
         assert f"emender {command}" in run(venv / "bin/emender", command, "--help", cwd=elsewhere)
-    check = "import app.db.migrate as m; print(m.ROOT); print(*m._revisions())"
+    check = "import app.db.migrate as m; print(m.ROOT); print(*m.list_revisions())"
     root, revisions = run(venv / "bin/python", "-c", check, cwd=elsewhere).splitlines()
     assert Path(root).is_relative_to(venv)
     assert len(revisions.split()) == len(list((ROOT / "migrations/versions").glob("*.py")))

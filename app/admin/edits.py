@@ -22,8 +22,8 @@ from app.checkpoints.routes import ModelName
 from app.checkpoints.service import find_model
 from app.edits import service
 from app.images import service as images
+from app.images.reencode import reencode_upload
 from app.images.routes import ImageId
-from app.images.uploads import read_picture
 from app.problems import Problem, Unprocessable
 from editing.edits import DEFAULT_TEMPLATES
 from emender.schemas.common import ENDED
@@ -94,7 +94,7 @@ async def post_edit(
         files, fault = [], Unprocessable.at(IMAGES, f"An edit takes at most {MAX_IMAGES} images.")
     for file in files:
         try:
-            picture = await read_picture(file.file, settings=settings, decoders=request.app.state.decoders)
+            picture = await reencode_upload(file.file, settings=settings, decoders=request.app.state.decoders)
             image = await run_in_threadpool(
                 images.add_image, session, picture=picture, store=store, actor=principal.actor
             )
@@ -201,5 +201,5 @@ def _edit_page(
 
 @router.get("/images/{image_id}")
 def read_image(session: SessionDep, store: StoreDep, _: Reader, image_id: ImageId) -> Response:
-    content = images.image_content(session, image_id=image_id, store=store)
+    content = images.read_image(session, image_id=image_id, store=store)
     return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})

@@ -20,8 +20,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.engine import connect
 from app.db.grants import APPEND_ONLY
-from app.db.migrate import SchemaBehind
-from app.db.migrate import check as check_schema
+from app.db.migrate import SchemaBehind, check_schema
 from app.db.models import Base
 from app.jobs import workers
 from app.jobs.redis_notifier import ping

@@ -109,14 +109,14 @@ def migrate(
     from sqlalchemy.exc import OperationalError
 
     from app.db.engine import connect
-    from app.db.grants import RoleUnfit, grant
+    from app.db.grants import RoleUnfit, grant_privileges
     from app.db.migrate import upgrade
 
     engine = connect(_database_url())
     try:
         upgrade(engine)
         if service_role is not None:
-            grant(engine, role=service_role)
+            grant_privileges(engine, role=service_role)
     except RoleUnfit as error:
         raise CommandError(str(error)) from error
     except OperationalError as error:

@@ -12,33 +12,33 @@ from sqlalchemy.orm import Session, sessionmaker
 Sessions = sessionmaker[Session]
 
 
-def database_url(url: str) -> URL:
-    """`postgresql://…` and `postgres://…` as given by operators, with psycopg 3 as the driver."""
+def parse_database_url(url: str) -> URL:
+    """Parse `postgresql://…` or `postgres://…`, with psycopg 3 as the driver."""
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
 def connect(url: str, *, pool_size: int = 10, idle_seconds: float | None = None) -> Engine:
-    """An engine whose connections are looked at before use, so that a restarted Postgres costs one reconnect.
+    """Create an engine that replaces broken connections, so that a restart of Postgres costs one reconnect.
 
-    Its errors show the statement without the values, which belong in no log. A transaction in which nothing is asked
-    for `idle_seconds` is ended by Postgres, which lets go of its locks: whoever began it may be frozen.
+    Errors show statements without their values, which do not belong in logs. Postgres ends a transaction that is idle
+    for `idle_seconds`, and releases its locks: its process may be frozen.
     """
-    made = database_url(url)
-    # Planned for the values at hand: one plan for whatever value reads a million edits to list the few of a rare one.
-    options = f"{made.query.get('options', '')} -c plan_cache_mode=force_custom_plan"
+    parsed = parse_database_url(url)
+    # Plan for the values at hand: a generic plan reads a million edits to list the few with a rare value.
+    options = f"{parsed.query.get('options', '')} -c plan_cache_mode=force_custom_plan"
     if idle_seconds is not None:
         options += f" -c idle_in_transaction_session_timeout={round(idle_seconds * 1000)}"
     engine = create_engine(
-        made, pool_size=pool_size, max_overflow=10, hide_parameters=True, connect_args={"options": options}
+        parsed, pool_size=pool_size, max_overflow=10, hide_parameters=True, connect_args={"options": options}
     )
-    event.listen(engine, "checkout", _refuse_ended)
+    event.listen(engine, "checkout", _replace_closed_connection)
     return engine
 
 
-def _refuse_ended(connection: Connection[Any], *_: object) -> None:
-    """Let the pool connect anew where the server has ended the connection: its socket then has something to read.
+def _replace_closed_connection(connection: Connection[Any], *_: object) -> None:
+    """Let the pool reconnect if the server closed the connection: its socket is then readable.
 
-    A round trip for it, as of SQLAlchemy's own `pool_pre_ping`, would cost each request about as much as a statement.
+    SQLAlchemy's `pool_pre_ping` does the same by a round trip, which costs about as much as a statement.
     """
     if not connection.closed:
         socket = poll()
@@ -49,5 +49,5 @@ def _refuse_ended(connection: Connection[Any], *_: object) -> None:
 
 
 def sessions(engine: Engine) -> Sessions:
-    """The session factory; objects stay readable after the commit at the edge."""
+    """Create the session factory. Objects stay readable after the commit at the edge."""
     return sessionmaker(engine, expire_on_commit=False)

@@ -1,19 +1,19 @@
-"""What the service's role may do, where another role owns the tables: everything but to rewrite history."""
+"""Privileges of the service's role where another role owns the tables: all but to rewrite history."""
 
 from sqlalchemy import Connection, Engine, text
 
 APPEND_ONLY = ("audit_events", "alias_moves")
-"""Tables whose rows are added and never changed; a trigger refuses it to their owner too."""
+"""Tables whose rows are never changed. A trigger denies it to their owner too."""
 
 
 class RoleUnfit(Exception):
-    """The role cannot be kept from anything; the message says why and what to do."""
+    """No privilege can be denied to the role. The message says why and what to do."""
 
 
-def grant(engine: Engine, *, role: str) -> None:
-    """Let `role` use the tables that the connection's role owns. To be repeated after a migration.
+def grant_privileges(engine: Engine, *, role: str) -> None:
+    """Grant `role` the use of the tables that the connection's role owns. Repeat it after each migration.
 
-    Raises `RoleUnfit` where there is no such role, or where it is a superuser or may act as the tables' owner.
+    Raises `RoleUnfit` if there is no such role, or if it is a superuser or a member of the tables' owner.
     """
     name = engine.dialect.identifier_preparer.quote_identifier(role)
     with engine.begin() as connection:
@@ -29,15 +29,13 @@ def grant(engine: Engine, *, role: str) -> None:
 
 
 def _check(connection: Connection, role: str) -> None:
-    found = connection.execute(
-        text(
-            "SELECT rolsuper, pg_has_role(pg_roles.oid, relowner, 'MEMBER') AS owner FROM pg_roles, pg_class "
-            "WHERE rolname = :role AND pg_class.oid = 'audit_events'::regclass"
-        ),
-        {"role": role},
-    ).one_or_none()
+    query = text(
+        "SELECT rolsuper, pg_has_role(pg_roles.oid, relowner, 'MEMBER') AS owner FROM pg_roles, pg_class "
+        "WHERE rolname = :role AND pg_class.oid = 'audit_events'::regclass"
+    )
+    found = connection.execute(query, {"role": role}).one_or_none()
     if found is None:
-        raise RoleUnfit(f"There is no role {role!r}; make it first: CREATE ROLE … LOGIN PASSWORD …")
+        raise RoleUnfit(f"There is no role {role!r}; create it first: CREATE ROLE … LOGIN PASSWORD …")
     if found.rolsuper or found.owner:
-        why = "is a superuser" if found.rolsuper else "may act as the owner of the tables"
-        raise RoleUnfit(f"The role {role!r} {why}, so that nothing can be denied to it; name another.")
+        reason = "is a superuser" if found.rolsuper else "is a member of the tables' owner"
+        raise RoleUnfit(f"The role {role!r} {reason}, so no privilege can be denied to it; name another role.")

@@ -1,4 +1,4 @@
-"""Apply the migrations, once even when many processes start together; and tell whether they were applied."""
+"""Apply the migrations, and check whether they are applied."""
 
 from functools import cache
 from pathlib import Path
@@ -10,11 +10,15 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
 
 ROOT = Path(__file__).parents[2]
-LOCK = 0x656D656E  # an advisory lock of ours: one process migrates, the others wait for it
+LOCK = 0x656D656E  # advisory lock: one process migrates, others wait
+
+
+class SchemaBehind(Exception):
+    """The database lacks migrations of this version. The message names both revisions."""
 
 
 def upgrade(engine: Engine, *, revision: str = "head") -> None:
-    """Bring the database to `revision`."""
+    """Migrate the database to `revision`. Processes that start together migrate it once."""
     config = _config()
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
@@ -27,16 +31,12 @@ def upgrade(engine: Engine, *, revision: str = "head") -> None:
             connection.commit()
 
 
-class SchemaBehind(Exception):
-    """The database lacks migrations of this version; the message says which it has and which it should have."""
+def check_schema(session: Session | Connection) -> bool:
+    """Return whether the schema is of this version. False: it is newer, which older code can use.
 
-
-def check(session: Session | Connection) -> bool:
-    """Whether the schema is the one that this version expects. False: it is newer, which older code gets on with.
-
-    Raises `SchemaBehind` where migrations are to be applied.
+    Raises `SchemaBehind` if migrations are missing.
     """
-    known = _revisions()
+    known = list_revisions()
     applied = None
     if session.scalar(text("SELECT to_regclass('alembic_version')")) is not None:
         applied = session.scalar(text("SELECT version_num FROM alembic_version"))
@@ -48,8 +48,8 @@ def check(session: Session | Connection) -> bool:
 
 
 @cache
-def _revisions() -> tuple[str, ...]:
-    """Those of this version, newest first."""
+def list_revisions() -> tuple[str, ...]:
+    """Return the revisions of this version, newest first."""
     return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 

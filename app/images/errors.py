@@ -1,4 +1,4 @@
-"""Why an image cannot be had."""
+"""Errors of reference images."""
 
 from app.problems import NotFound
 

@@ -10,7 +10,7 @@ from app.api.routing import Route
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.images import service
 from app.images.errors import ImageNotFound
-from app.images.uploads import read_picture
+from app.images.reencode import reencode_upload
 from app.problems import ContentTooLarge, InsufficientStorage, UnsupportedMedia, documented
 from emender.schemas.images import ImageOut
 
@@ -26,11 +26,11 @@ async def add_image(
     settings: SettingsDep,
     store: StoreDep,
     principal: EditPrincipal,
-    file: Annotated[UploadFile, File(description="PNG, JPEG or WebP, told by its content; one frame")],
+    file: Annotated[UploadFile, File(description="PNG, JPEG or WebP of one frame; the content decides")],
     response: Response,
 ) -> ImageOut:
-    """Upload a reference image. It is kept as a PNG without metadata; the same image gives the same id."""
-    picture = await read_picture(file.file, settings=settings, decoders=request.app.state.decoders)
+    """Upload a reference image. It is stored as a PNG without metadata; equal images have the same id."""
+    picture = await reencode_upload(file.file, settings=settings, decoders=request.app.state.decoders)
     image = await run_in_threadpool(service.add_image, session, picture=picture, store=store, actor=principal.actor)
     response.headers["Location"] = f"/v1/images/{image.id}"
     return image
@@ -38,7 +38,7 @@ async def add_image(
 
 @router.get("/{image_id}", responses=documented(ImageNotFound))
 def get_image(session: SessionDep, _: ReadPrincipal, image_id: ImageId) -> ImageOut:
-    """What is known of an image."""
+    """Return an image's size and origin."""
     return service.get_image(session, image_id=image_id)
 
 
@@ -47,15 +47,15 @@ def get_image(session: SessionDep, _: ReadPrincipal, image_id: ImageId) -> Image
     response_class=Response,
     responses={
         200: {
-            "description": "the PNG",
+            "description": "The PNG",
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
         },
         **documented(ImageNotFound),
     },
 )
 def get_image_content(session: SessionDep, store: StoreDep, _: ReadPrincipal, image_id: ImageId) -> Response:
-    """The image as it is kept."""
-    content = service.image_content(session, image_id=image_id, store=store)
+    """Return the stored image."""
+    content = service.read_image(session, image_id=image_id, store=store)
     headers = {
         "ETag": f'"{image_id.removeprefix("sha256:")}"',
         "Cache-Control": "private, max-age=31536000, immutable",

@@ -1,4 +1,4 @@
-"""Reference images: kept once each, by the sha256 of their re-encoded bytes."""
+"""Reference images: each is stored once, by the sha256 of its re-encoded bytes."""
 
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -15,7 +15,7 @@ PREFIX = "sha256:"
 
 
 def add_image(session: Session, *, picture: Picture, store: Store, actor: str) -> ImageOut:
-    """Keep an image; the same one gives the same id and changes nothing."""
+    """Store an image. An image that is stored already gets the same id and changes nothing."""
     pause_collection(session)
     sha256 = store.put(picture.content)
     row = {"sha256": sha256, "width": picture.width, "height": picture.height, "size": len(picture.content)}
@@ -41,6 +41,6 @@ def get_image(session: Session, *, image_id: str) -> ImageOut:
     )
 
 
-def image_content(session: Session, *, image_id: str, store: Store) -> bytes:
-    """The PNG, verified; raises `BlobMissing` or `BlobCorrupt` where the store is damaged."""
+def read_image(session: Session, *, image_id: str, store: Store) -> bytes:
+    """Return the verified PNG. Raises `BlobMissing` or `BlobCorrupt` if the store is damaged."""
     return store.read(get_image(session, image_id=image_id).id.removeprefix(PREFIX))

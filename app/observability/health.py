@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.middleware.rate_limit import RateLimits
 from app.db.engine import Sessions
-from app.db.migrate import SchemaBehind, check
+from app.db.migrate import SchemaBehind, check_schema
 from app.observability.cached import CACHE_SECONDS, Cached
 from app.problems import Unavailable
 from app.storage.store import Store
@@ -42,7 +42,7 @@ class Health:
         try:
             with self.sessions() as session:
                 session.execute(text("SET LOCAL statement_timeout = 2000"))
-                if not check(session):
+                if not check_schema(session):
                     degraded.append(Degraded("schema", "It is newer than this version; update the service."))
         except SchemaBehind as behind:
             missing.append(FieldError(pointer="schema", detail=str(behind)))

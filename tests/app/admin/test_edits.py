@@ -99,7 +99,7 @@ class TestPost:
         ]
         refused = editor.submit(NEW, EDITS, files=files, **GIVEN | {"kind": "images"})
         assert refused.status_code == 422
-        assert "is no PNG, JPEG or WebP" in refused.text and "&lt;script&gt;" in refused.text
+        assert "is not a PNG, JPEG or WebP" in refused.text and "&lt;script&gt;" in refused.text
         kept = f"sha256:{session.scalars(select(Image.sha256)).one()}"
         assert f'name="/destination/images" value="{kept}" checked' in refused.text
         again = editor.submit(NEW, EDITS, **GIVEN | {"kind": "images", "/destination/images": kept})

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from app.cli import doctor
 from app.cli import main as cli
 from app.cli.doctor import Finding, examine
-from app.db.grants import grant
-from app.db.migrate import _revisions
+from app.db.grants import grant_privileges
+from app.db.migrate import list_revisions
 from app.db.models import Worker
 from app.jobs import workers
 from app.settings import Settings
@@ -69,7 +69,7 @@ class TestDatabase:
     def test_none(self, found: Found) -> None:
         wrong(found(database_url=None), "database", "failure", "EMENDER_DATABASE_URL is not set")
 
-    @pytest.mark.parametrize(("revision", "state"), [(_revisions()[1], "failure"), ("9999", "warning")])
+    @pytest.mark.parametrize(("revision", "state"), [(list_revisions()[1], "failure"), ("9999", "warning")])
     def test_schema(self, found: Found, clean_database: Engine, revision: str, state: str) -> None:
         set_revision = text("UPDATE alembic_version SET version_num = :revision")
         with clean_database.begin() as connection:
@@ -78,7 +78,7 @@ class TestDatabase:
             wrong(found(), "schema", state, revision if state == "failure" else "newer")
         finally:
             with clean_database.begin() as connection:
-                connection.execute(set_revision, {"revision": _revisions()[0]})
+                connection.execute(set_revision, {"revision": list_revisions()[0]})
 
 
 class TestRole:
@@ -93,11 +93,11 @@ class TestRole:
             connection.execute(text("DROP ROLE doctored"))
 
     def test_granted(self, found: Found, clean_database: Engine, url: SecretStr) -> None:
-        grant(clean_database, role="doctored")
+        grant_privileges(clean_database, role="doctored")
         assert found(database_url=url)["role"].state == "ok"
 
     def test_granted_before_a_migration(self, found: Found, clean_database: Engine, url: SecretStr) -> None:
-        grant(clean_database, role="doctored")
+        grant_privileges(clean_database, role="doctored")
         with clean_database.begin() as connection:
             connection.execute(text("REVOKE ALL ON workers FROM doctored"))
         findings = found(database_url=url)

@@ -1,4 +1,4 @@
-"""What a connection gives up by itself."""
+"""Closed connections, query plans and idle transactions."""
 
 import time
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from app.db.engine import connect
 
 
 @pytest.fixture
-def impatient(engine: Engine) -> Iterator[Engine]:
+def idle_limited(engine: Engine) -> Iterator[Engine]:
     made = connect(engine.url.render_as_string(hide_password=False), idle_seconds=0.5)
     yield made
     made.dispose()
 
 
-def test_a_connection_that_the_server_ended_is_not_used(engine: Engine) -> None:
+def test_connection_closed_by_the_server_is_replaced(engine: Engine) -> None:
     made = connect(engine.url.render_as_string(hide_password=False), pool_size=2)
     with made.connect() as one, made.connect() as other, engine.connect() as admin:
         pids = [connection.execute(text("SELECT pg_backend_pid()")).scalar_one() for connection in (one, other)]
@@ -37,10 +37,10 @@ def test_statements_are_planned_for_their_values(engine: Engine) -> None:
         assert connection.execute(text("SHOW plan_cache_mode")).scalar_one() == "force_custom_plan"
 
 
-def test_a_transaction_that_stands_still_is_ended_and_its_locks_with_it(engine: Engine, impatient: Engine) -> None:
-    """As that of a worker which is frozen within a heartbeat: what it has locked would be nobody's else."""
+def test_idle_transaction_is_ended_and_its_locks_released(engine: Engine, idle_limited: Engine) -> None:
+    """A worker that is frozen within a heartbeat would otherwise keep its locks."""
     lock, free = text("SELECT pg_advisory_xact_lock(4711)"), text("SELECT pg_try_advisory_xact_lock(4711)")
-    with impatient.connect() as frozen, engine.connect() as other:
+    with idle_limited.connect() as frozen, engine.connect() as other:
         frozen.execute(lock)
         assert other.execute(free).scalar() is False
         deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""The service as a role that owns nothing: it does its work, and cannot rewrite what was done."""
+"""Run the service as a role that owns no table: it works, and cannot rewrite history."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from app.audit.service import record
 from app.auth.service import create_key
 from app.cli import main as cli
 from app.db.engine import connect, sessions
-from app.db.grants import APPEND_ONLY, RoleUnfit, grant
+from app.db.grants import APPEND_ONLY, RoleUnfit, grant_privileges
 from app.db.migrate import upgrade
 from app.db.models import Base
 from app.main import create_app
@@ -37,10 +37,10 @@ REWRITING = [
 
 @pytest.fixture
 def service_engine(clean_database: Engine, database_url: str) -> Iterator[Engine]:
-    """Logged in as the service's role."""
+    """An engine that logs in as the service's role."""
     with clean_database.begin() as connection:
         connection.execute(text(f"CREATE ROLE {ROLE} LOGIN"))
-    grant(clean_database, role=ROLE)
+    grant_privileges(clean_database, role=ROLE)
     engine = connect(make_url(database_url).set(username=ROLE).render_as_string(hide_password=False))
     yield engine
     engine.dispose()
@@ -65,11 +65,11 @@ def denied(connection: Connection, words: str) -> Iterator[None]:
 
 class TestServiceRole:
     @pytest.mark.parametrize("statement", REWRITING)
-    def test_history_is_denied_by_grant(self, service_engine: Engine, statement: str) -> None:
+    def test_service_role_cannot_change_history(self, service_engine: Engine, statement: str) -> None:
         with service_engine.connect() as connection, denied(connection, "permission denied"):
             connection.execute(text(statement))
 
-    def test_neither_the_schema_nor_the_trigger_can_be_changed(self, service_engine: Engine) -> None:
+    def test_service_role_cannot_change_schema_or_trigger(self, service_engine: Engine) -> None:
         with service_engine.connect() as connection:
             for statement in (
                 "ALTER TABLE audit_events DISABLE TRIGGER append_only",
@@ -81,14 +81,14 @@ class TestServiceRole:
                 with denied(connection, "permission denied|must be owner"):
                     connection.execute(text(statement))
 
-    def test_every_other_table_is_its_to_use(self, service_engine: Engine) -> None:
+    def test_service_role_can_use_every_other_table(self, service_engine: Engine) -> None:
         rights = text("SELECT has_table_privilege(:table, :right)")
         with service_engine.connect() as connection:
             for table in Base.metadata.tables:
                 for right in ("SELECT", "INSERT") + (() if table in APPEND_ONLY else ("UPDATE", "DELETE")):
                     assert connection.scalar(rights, {"table": table, "right": right}), (table, right)
 
-    def test_the_service_starts_and_works(self, service_engine: Engine, settings: Settings) -> None:
+    def test_service_starts_and_works_as_its_role(self, service_engine: Engine, settings: Settings) -> None:
         upgrade(service_engine)  # as `emender serve` does: there is nothing to do
         with sessions(service_engine)() as session:
             _, token = create_key(session, name="admin", scopes=["admin"], actor="test")
@@ -106,24 +106,26 @@ class TestServiceRole:
 
 class TestTrigger:
     @pytest.mark.parametrize("statement", REWRITING)
-    def test_the_owner_is_refused_too(self, filled: Engine, statement: str) -> None:
+    def test_owner_cannot_change_history_either(self, filled: Engine, statement: str) -> None:
         with filled.connect() as connection, denied(connection, "takes new rows only"):
             connection.execute(text(statement))
 
-    def test_also_where_triggers_are_off_for_replication(self, filled: Engine) -> None:
+    def test_trigger_also_fires_in_replica_mode(self, filled: Engine) -> None:
         with filled.connect() as connection, denied(connection, "takes new rows only"):
             connection.execute(text("SET LOCAL session_replication_role = replica"))
             connection.execute(text("DELETE FROM audit_events"))
 
 
 class TestGrant:
-    def test_a_role_that_cannot_be_held_back(self, clean_database: Engine) -> None:
+    def test_missing_role_and_superuser_are_refused(self, clean_database: Engine) -> None:
         with pytest.raises(RoleUnfit, match="no role 'nobody-here'"):
-            grant(clean_database, role="nobody-here")
+            grant_privileges(clean_database, role="nobody-here")
         with pytest.raises(RoleUnfit, match="superuser"):
-            grant(clean_database, role="emender")
+            grant_privileges(clean_database, role="emender")
 
-    def test_as_a_command(self, clean_database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_command_quotes_the_role_name(
+        self, clean_database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("app.cli.main._database_url", lambda: database_url)
         done = CliRunner().invoke(cli.app, ["migrate", "--service-role", 'x"; DROP TABLE audit_events; --'])
         assert done.exit_code == 1

@@ -32,7 +32,7 @@ from tests.seeded import seed
 
 @pytest.fixture
 def empty(engine: Engine, database_url: str) -> Iterator[Engine]:
-    """A database with nothing in it."""
+    """An empty database."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("DROP DATABASE IF EXISTS emender_empty"))
         connection.execute(text("CREATE DATABASE emender_empty"))
@@ -43,13 +43,13 @@ def empty(engine: Engine, database_url: str) -> Iterator[Engine]:
         connection.execute(text("DROP DATABASE emender_empty"))
 
 
-def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
+def test_migrations_match_the_models(engine: Engine) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_many_at_once_migrate_once(empty: Engine) -> None:
+def test_concurrent_upgrades_migrate_once(empty: Engine) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: upgrade(empty), range(4)))
     assert {"jobs", "outbox", "audit_events"} <= set(inspect(empty).get_table_names())
@@ -64,7 +64,7 @@ def downgrade(engine: Engine, revision: str) -> None:
         connection.commit()
 
 
-def test_down_and_up_again(empty: Engine) -> None:
+def test_downgrade_and_upgrade_of_an_empty_database(empty: Engine) -> None:
     upgrade(empty)
     downgrade(empty, "base")
     assert set(inspect(empty).get_table_names()) <= {"alembic_version"}
@@ -72,8 +72,8 @@ def test_down_and_up_again(empty: Engine) -> None:
     assert "jobs" in inspect(empty).get_table_names()
 
 
-def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Settings, tmp_path: Path) -> None:
-    """What an older schema has a place for outlives it, the audit chain too; what it has none for is gone."""
+def test_downgrade_and_upgrade_keep_the_rows(empty: Engine, settings: Settings, tmp_path: Path) -> None:
+    """Rows survive if the older schema has their table, the audit chain too. Other rows are deleted."""
     upgrade(empty)
     url = SecretStr(empty.url.render_as_string(hide_password=False))
     given = settings.model_copy(update={"database_url": url, "webhook_secret_key": SecretStr("k" * 40)})
@@ -87,7 +87,7 @@ def test_down_and_up_again_with_one_of_everything(empty: Engine, settings: Setti
         workers.seen(session, name="worker")
         session.commit()
         before = rows(session)
-        assert all(before.values()), f"the seed is to have all tables: {before}"
+        assert all(before.values()), f"the seed must fill all tables: {before}"
         chain = verify(session)
         session.commit()  # or a downgrade would wait for its locks
         for revision in ("0006", "0005", "0004", "0003", "0002", "0001"):

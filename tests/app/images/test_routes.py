@@ -1,3 +1,5 @@
+"""Upload and read reference images."""
+
 import hashlib
 import io
 
@@ -27,14 +29,14 @@ def upload(client, keys):
 
 
 class TestAddImage:
-    def test_scopes(self, client, keys):
+    def test_upload_needs_the_scope_edit(self, client, keys):
         files = {"file": ("a.png", encoded(), "image/png")}
         assert client.post("/v1/images", files=files).status_code == 401
         assert client.post("/v1/images", headers=keys["read"], files=files).status_code == 403
 
     @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-    def test_forms(self, upload, client, keys, form):
-        # What the upload says of itself is not believed.
+    def test_each_format_is_stored_as_png(self, upload, client, keys, form):
+        # The file name and the media type of the upload are ignored.
         answer = upload(encoded(form), name="../../etc/passwd", kind="text/html")
         assert answer.status_code == 201
         image = answer.json()
@@ -48,14 +50,14 @@ class TestAddImage:
         with Image.open(io.BytesIO(content.content)) as kept:
             assert (kept.format, kept.size, kept.mode) == ("PNG", (30, 20), "RGB")
 
-    def test_same_image_same_id(self, upload, session):
+    def test_equal_images_have_the_same_id(self, upload, session):
         first, second = upload(encoded()), upload(encoded(compress_level=0))
         assert first.json() == second.json()
         assert len(session.scalars(select(AuditEvent).where(AuditEvent.action == "image.add")).all()) == 1
 
     def test_metadata_is_dropped_and_orientation_applied(self, upload, client, keys):
         exif = Image.Exif()
-        exif[0x0112] = 6  # turned by 90°
+        exif[0x0112] = 6  # rotated by 90°
         exif[0x010F] = "a camera that names its owner"
         answer = upload(encoded("JPEG", exif=exif))
         image = answer.json()
@@ -66,13 +68,13 @@ class TestAddImage:
             assert kept.info == {}
             assert dict(kept.getexif()) == {}
 
-    def test_colour_profile_is_dropped(self, upload, client, keys):
+    def test_color_profile_is_dropped(self, upload, client, keys):
         answer = upload(encoded(icc_profile=b"a profile that names its owner", dpi=(72, 72)))
         content = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
         with Image.open(io.BytesIO(content)) as kept:
             assert kept.info == {}
 
-    def test_zip_tail_is_dropped(self, upload, client, keys):
+    def test_trailing_zip_is_dropped(self, upload, client, keys):
         answer = upload(encoded() + b"PK\x03\x04 a zip archive")
         content = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
         assert b"PK\x03\x04" not in content
@@ -80,7 +82,7 @@ class TestAddImage:
             content == client.get(f"/v1/images/{upload(encoded()).json()['id']}/content", headers=keys["read"]).content
         )
 
-    def test_transparency_stays(self, upload, client, keys):
+    def test_transparency_is_kept(self, upload, client, keys):
         content = io.BytesIO()
         Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(content, format="PNG")
         answer = upload(content.getvalue())
@@ -99,15 +101,15 @@ class TestAddImage:
             encoded("TIFF"),
         ],
     )
-    def test_other_media(self, upload, content):
+    def test_other_formats_are_refused(self, upload, content):
         assert upload(content).status_code == 415
 
     @pytest.mark.parametrize("content", [encoded()[:60], encoded("JPEG")[:300], encoded("WEBP")[:40]])
-    def test_cut_file(self, upload, content):
+    def test_truncated_file_is_refused(self, upload, content):
         answer = upload(content)
         assert answer.status_code in (415, 422)
 
-    def test_animated(self, upload):
+    def test_animated_image_is_refused(self, upload):
         frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
         for form in ("PNG", "WEBP"):
             content = io.BytesIO()
@@ -116,7 +118,7 @@ class TestAddImage:
             assert answer.status_code == 422
             assert "animated" in answer.json()["detail"]
 
-    def test_too_many_pixels_are_not_decoded(self, upload, monkeypatch):
+    def test_image_with_too_many_pixels_is_not_decoded(self, upload, monkeypatch):
         bomb = io.BytesIO()
         Image.new("L", (12_000, 12_000)).save(bomb, format="PNG")
         monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
@@ -124,23 +126,23 @@ class TestAddImage:
         assert answer.status_code == 413
         assert "pixels" in answer.json()["detail"]
 
-    def test_too_many_bytes(self, upload, settings):
+    def test_file_with_too_many_bytes_is_refused(self, upload, settings):
         settings.max_image_bytes = 100
         answer = upload(encoded("PNG", size=(64, 64), compress_level=0))
         assert answer.status_code == 413
 
-    def test_no_file(self, client, keys):
+    def test_missing_file_is_refused(self, client, keys):
         answer = client.post("/v1/images", headers=keys["edit"], files={"other": b"x"})
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/file")
         assert client.post("/v1/images", headers=keys["edit"], json={}).status_code == 422
 
-    def test_too_many_parts(self, client, keys):
+    def test_too_many_parts_are_refused(self, client, keys):
         parts = [("file", (f"{number}.png", b"x", "image/png")) for number in range(2000)]
         answer = client.post("/v1/images", headers=keys["edit"], files=parts)
         assert answer.status_code == 400
         assert answer.headers["Content-Type"] == "application/problem+json"
 
-    def test_idempotency_key(self, upload):
+    def test_idempotency_key_replays_the_upload(self, upload):
         key = {"Idempotency-Key": "one"}
         first, again = upload(encoded(), **key), upload(encoded(), **key)  # each with a boundary of its own
         assert first.json() == again.json()
@@ -149,12 +151,12 @@ class TestAddImage:
 
 
 class TestGetImage:
-    def test_unknown(self, client, keys):
+    def test_unknown_image_is_not_found(self, client, keys):
         for url in ("/v1/images/sha256:" + "0" * 64, "/v1/images/sha256:" + "0" * 64 + "/content"):
             assert client.get(url, headers=keys["read"]).status_code == 404
 
     @pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "sha256:..", "%00", "sha256:" + "A" * 64])
-    def test_other_names(self, client, keys, name):
+    def test_names_that_are_no_sha256_are_refused(self, client, keys, name):
         assert client.get(f"/v1/images/{name}/content", headers=keys["read"]).status_code in (404, 422)
 
     def test_damaged_blob_is_not_served(self, upload, client, keys, store):

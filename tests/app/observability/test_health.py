@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.api.middleware.rate_limit import RateLimits
-from app.db.migrate import _revisions
+from app.db.migrate import list_revisions
 from app.main import create_app
 from app.problems import MEDIA_TYPE
 from app.settings import Settings
@@ -58,7 +58,7 @@ def test_missing_redis_is_degraded(client: TestClient, application: FastAPI, set
 
 class TestSchema:
     def test_missing_migrations_are_named(self, client: TestClient, session: Session) -> None:
-        session.execute(text("UPDATE alembic_version SET version_num = :old"), {"old": _revisions()[1]})
+        session.execute(text("UPDATE alembic_version SET version_num = :old"), {"old": list_revisions()[1]})
         found = missing(client)
         assert set(found) == {"schema"} and "emender migrate" in found["schema"]
 
