@@ -27,6 +27,18 @@ def test_script_beside_a_clone_named_emender_imports_the_client(tmp_path: Path) 
     assert run(sys.executable, "script.py", cwd=tmp_path) == f"Client {ROOT}/client/src/emender/__init__.py"
 
 
+@pytest.mark.parametrize("name", ["app", "demo", "editing", "migrations"])
+def test_users_own_package_beside_a_script_does_not_break_the_client(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('imported by the client')\n")
+    modules = "[import_module(m.name) for m in pkgutil.walk_packages(emender.__path__, 'emender.')]"
+    script = (
+        f"import pkgutil, emender\nfrom importlib import import_module\n{modules}\nprint(emender.Client.__name__)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    assert run(sys.executable, "script.py", cwd=tmp_path) == "Client"
+
+
 @pytest.mark.parametrize("package", ["app", "client/src/emender", "demo", "editing"])
 def test_packages_are_typed(package: str) -> None:
     assert (ROOT / package / "__init__.py").is_file() and (ROOT / package / "py.typed").is_file()
