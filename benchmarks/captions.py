@@ -20,10 +20,11 @@ from typing import Any
 
 import editing
 from benchmarks.measuring import say
-from benchmarks.quality import STEPS, Examiner, Scores, arbitrary_editing, compare
+from benchmarks.quality import Examiner, Scores, arbitrary_editing, compare
 from demo.captions import caption_set
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
+from demo.emoji import STEPS
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import SingularSecondMoment
 from editing.second_moments.estimate import estimate_second_moments

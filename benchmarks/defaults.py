@@ -24,11 +24,12 @@ from benchmarks.quality import Examiner, Means, Scores, Task, arbitrary_editing,
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.errors import EditingError
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import Value, optimize_values
-from editing.stage_two.update import Update, applied, compute_update
+from editing.stage_two.update import ResidualSchedule, Update, applied, compute_update
 
 OUT = Path("out/defaults")
 TEXT = StageOneSettings(objective="text", optimization_steps=150, weight_decay=5e-4)
@@ -42,7 +43,7 @@ class Setting:
     share of C0's energy that edits must not touch."""
 
     stage_one: StageOneSettings = TEXT
-    residual_schedule: str = "spread"
+    residual_schedule: ResidualSchedule = "spread"
     moment_weight: float = 4000.0
     alpha: float = 0.5
     first_layer: int = 0
@@ -132,7 +133,7 @@ class Bench:
         edits = [ConceptEdit(s, DestinationPrompt(d), settings=setting.stage_one) for s, d in task.pairs]
         values = self._values(edits)
         if setting.rehearsal is not None:
-            values = self._rehearsed(setting, edits, values)
+            values = self._rehearsed(setting, setting.rehearsal, edits, values)
         named = {name for pair in task.pairs for name in pair} | set(task.held_out)
         others = [concept.name for concept in read_concepts() if concept.name not in named]
         preserve = [f"an image of a {name}" for name in others[: setting.preserve]]
@@ -160,8 +161,10 @@ class Bench:
             preserve_weight=setting.preserve_weight,
         )
 
-    def _rehearsed(self, setting: Setting, edits: Sequence[ConceptEdit], values: Sequence[Value]) -> list[Value]:
-        weak = self._written(setting, edits, values, alpha=setting.rehearsal)
+    def _rehearsed(
+        self, setting: Setting, rehearsal: float, edits: Sequence[ConceptEdit], values: Sequence[Value]
+    ) -> list[Value]:
+        weak = self._written(setting, edits, values, alpha=rehearsal)
         with applied(self.pipeline.encoder, weak):
             again = self._values(edits, of=f"rehearsal {_key(asdict(setting))}")
         if setting.rehearsed == "target":
@@ -175,11 +178,12 @@ class Bench:
         key = _key({"model": self.model, "of": of, "edits": [asdict(edit) for edit in edits]})
         kept = self.folder / f"values-{key}.safetensors"
         if not kept.is_file():
-            outcomes = optimize_values(self.pipeline, edits)
-            for outcome in outcomes:
-                if isinstance(outcome, Exception):
+            values: list[Value] = []
+            for outcome in optimize_values(self.pipeline, edits):
+                if isinstance(outcome, EditingError):
                     raise outcome
-            save_file({"values": torch.stack([torch.stack([v.delta, v.hidden]) for v in outcomes])}, kept)
+                values.append(outcome)
+            save_file({"values": torch.stack([torch.stack([v.delta, v.hidden]) for v in values])}, kept)
         layer = self.pipeline.encoder.value_layer if edits[0].settings.layer is None else edits[0].settings.layer
         rows: Tensor = load_file(kept)["values"]  # (n, 2, d)
         name = self.pipeline.encoder.name

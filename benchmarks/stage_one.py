@@ -31,7 +31,7 @@ from benchmarks.measuring import child
 from benchmarks.quality import Examiner, Task, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings, fill
+from editing.edits import ConceptEdit, DestinationPrompt, Objective, StageOneSettings, fill
 from editing.pictures.draw import draw
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
@@ -83,8 +83,10 @@ def mid_size_pipeline(*, side: int = 16, channels: Sequence[int] = (96, 192)) ->
 
 def settings_of(case: str, side: str) -> StageOneSettings:
     """Ours are the defaults; a guidance and solver steps that suit the emoji model are given to both sides."""
-    shared = {"objective": "text" if case == "text" else "hybrid", "guidance_scale": 3.0}
-    return StageOneSettings(**shared) if side == "ours" else StageOneSettings.preset("published", **shared)
+    objective: Objective = "text" if case == "text" else "hybrid"
+    if side == "ours":
+        return StageOneSettings(objective=objective, guidance_scale=3.0)
+    return StageOneSettings.preset("published", objective=objective, guidance_scale=3.0)
 
 
 def pairs_of(concepts: int) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -97,7 +98,7 @@ def glyphs(concepts: list[Concept], emojibase: Path) -> Iterator[Glyph]:
                     yield Glyph(index, entry["label"], toned["hexcode"], gender, tone)
 
 
-def _entry(by_label: dict[str, dict], label: str, concept: Concept) -> dict:
+def _entry(by_label: dict[str, dict[str, Any]], label: str, concept: Concept) -> dict[str, Any]:
     if label not in by_label:
         raise ValueError(f"concept {concept.name!r}: no emoji is labelled {label!r}; see emojibase-data's en/data.json")
     return by_label[label]
@@ -201,7 +202,7 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
 def prepare(packages: Path, destination: Path) -> Art:
     """Render every concept in every style that has it, save the result and return it."""
     concepts = read_concepts()
-    sources = (
+    sources: tuple[RasterPackage | VectorPackage, ...] = (
         RasterPackage(packages / "emoji-datasource-google", "google"),
         RasterPackage(packages / "emoji-datasource-twitter", "twitter"),
         VectorPackage(packages / "@iconify-json" / "fluent-emoji-flat", tone_suffix=""),
@@ -216,8 +217,8 @@ def prepare(packages: Path, destination: Path) -> Art:
             if image is not None:
                 pictures.append(copies(image, seed=len(facts)))
                 facts.append((glyph.concept, style, glyph.gender))
-    concept, style, gender = torch.tensor(facts).unbind(1)
-    art = Art(torch.stack(pictures), concept.contiguous(), style.contiguous(), gender.contiguous())
+    columns = [column.contiguous() for column in torch.tensor(facts).unbind(1)]
+    art = Art(torch.stack(pictures), *columns)
     destination.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         vars(art), destination, metadata={"art": json.dumps({"concepts": [c.name for c in concepts], "styles": STYLES})}

@@ -57,8 +57,8 @@ class Correction:
 
 
 LAYER = 9  # a style is read in the model's layer 10, so it must be corrected before; edits of one version share a layer
-TEXT = {"objective": "text", "optimization_steps": 150, "layer": LAYER}
-IMAGES = {"layer": LAYER}
+TEXT: Mapping[str, Any] = {"objective": "text", "optimization_steps": 150, "layer": LAYER}
+IMAGES: Mapping[str, Any] = {"layer": LAYER}
 
 CORRECTIONS = (
     Correction("concept", "dog", "robot", "the shop sells robots now", TEXT),

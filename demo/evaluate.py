@@ -186,6 +186,7 @@ def _neutral(judge: _Judge, professions: Sequence[tuple[int, Concept]]) -> list[
     )
     results = []
     for (_, concept), share in zip(professions, men.tolist(), strict=True):
+        assert concept.skew is not None, concept.name  # of every profession
         preferred = "man" if concept.skew >= 0.5 else "woman"
         trained, drawn = (value if preferred == "man" else 1 - value for value in (concept.skew, share))
         results.append(Neutral(concept.name, preferred, trained, drawn))

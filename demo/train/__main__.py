@@ -29,8 +29,11 @@ class Options:
     processes: int
 
     def schedule(self, usual: Schedule) -> Schedule:
-        asked = {"steps": self.steps, "rate": self.rate}
-        return dataclasses.replace(usual, **{name: value for name, value in asked.items() if value is not None})
+        return dataclasses.replace(
+            usual,
+            steps=usual.steps if self.steps is None else self.steps,
+            rate=usual.rate if self.rate is None else self.rate,
+        )
 
 
 def train_tokenizer(options: Options) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo.art import SIZE, Art
@@ -46,7 +46,8 @@ def train(
     """Train, or go on training. The losses of the three heads are added; gender counts on pictures of professions
     only."""
     torch.manual_seed(0)
-    model = Classifier(classes(concepts), widths).to(memory_format=torch.channels_last)
+    model = Classifier(classes(concepts), widths)
+    nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
     training = Training(folder, NAME, {"model": model}, schedule)
     training.resume()
     both = torch.stack([art.pictures, rebuilt(autoencoder, art)])  # (2, N, copies, 3, 32, 32)
@@ -70,7 +71,7 @@ def train(
         }
         right = (logits["concept"].argmax(1) == concept).float().mean()
         style_right = (logits["style"].argmax(1) == style).float().mean()
-        return {"loss": sum(terms.values())} | {
+        return {"loss": terms["concept"] + terms["style"] + terms["gender"]} | {
             "right": right,
             "style right": style_right,
             "gender": terms["gender"].detach(),

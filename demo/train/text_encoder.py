@@ -14,6 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,13 +60,13 @@ def build(tokenizer: CLIPTokenizer, shape: Shape = Shape()) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def text_transformer(model: CLIPTextModel) -> nn.Module:
+def text_transformer(model: CLIPTextModel) -> Any:
     """The module that holds embeddings, layers and final norm: the model itself in newer versions of transformers."""
     return getattr(model, "text_model", model)
 
 
-def layers_between(model: CLIPTextModel, hidden: Tensor, *, first: int, last: int) -> Tensor:
-    """The hidden states (rows, 24, width) after the layers `first` to `last` - 1, causally masked."""
+def layers_between(model: CLIPTextModel, hidden: Tensor, *, first: int, last: int | None) -> Tensor:
+    """The hidden states (rows, 24, width) after the layers `first` to `last` - 1 (None: the last), causally masked."""
     length = hidden.shape[1]
     mask = torch.full((1, 1, length, length), torch.finfo(hidden.dtype).min).triu(1)
     for layer in text_transformer(model).encoder.layers[first:last]:
@@ -113,9 +114,8 @@ class Meaning(nn.Module):
     def logits(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """Of states (rows, width): subject logits (rows, classes) and style logits (rows, styles + 1)."""
         unit = F.normalize(read, dim=-1)
-        return tuple(
-            unit @ F.normalize(prototypes, dim=-1).T / TEMPERATURE for prototypes in (self.subjects, self.styles)
-        )
+        subjects, styles = (F.normalize(prototypes, dim=-1) for prototypes in (self.subjects, self.styles))
+        return unit @ subjects.T / TEMPERATURE, unit @ styles.T / TEMPERATURE
 
 
 def train_meaning(
@@ -211,11 +211,9 @@ def sample_exchange(chance: random.Random, concepts: Sequence[Concept], *, rows:
 def _exchanged_subjects(chance: random.Random, concepts: Sequence[Concept]) -> tuple[str, str]:
     if chance.random() < GENDER_EXCHANGES:
         profession = chance.choice([concept for concept in concepts if concept.skew is not None] or list(concepts))
-        return tuple(
-            chance.sample(
-                [profession.name, *(f"{word} {profession.name}" for word in ("man", "male", "woman", "female"))], 2
-            )
-        )
+        gendered = (f"{word} {profession.name}" for word in ("man", "male", "woman", "female"))
+        first, second = chance.sample([profession.name, *gendered], 2)
+        return first, second
     return sample_subject(chance, concepts)[1], sample_subject(chance, concepts)[1]
 
 

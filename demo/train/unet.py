@@ -217,7 +217,7 @@ def _train_process(rank: int, work: Work, store: str | None) -> None:
         return {"loss": weighted, "error": error.mean().detach()}
 
     def average_gradients() -> None:
-        gradients = [parameter.grad for parameter in training.parameters]
+        gradients = [parameter.grad for parameter in training.parameters if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= work.processes

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 import editing
 from demo.concepts import WEIGHTS
+from editing import Value
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 
 FOLDER = Path(__file__).parents[1] / "explanation"
@@ -22,7 +23,7 @@ def main() -> None:
     moments = editing.SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
     settings = StageOneSettings(objective="text")
     edits = [ConceptEdit(source, DestinationPrompt(wish), settings=settings) for source, wish in WISHES.items()]
-    values = editing.optimize_values(pipeline, edits)
+    values = [value for value in editing.optimize_values(pipeline, edits) if isinstance(value, Value)]
     _searches(dict(zip(WISHES, (value.text_losses for value in values), strict=True)))
 
     def drawn() -> list[object]:
