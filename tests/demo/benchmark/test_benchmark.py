@@ -78,7 +78,7 @@ class Few:
 @pytest.mark.slow
 def test_two_edits_of_the_emoji_model() -> None:
     benchmark = replace(load(), suite=Few())
-    assert benchmark.steps == STEPS
+    assert benchmark.num_inference_steps == STEPS
     questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
     found = {  # the base last: the edits are to be taken away again
         method: Means.of(questions, measure(benchmark, Unit("arbitrary", 2, 0, method)).answers)
