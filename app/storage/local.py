@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from app.storage.store import (
@@ -24,7 +25,7 @@ from editing.files import hash_file
 
 TEMPORARY = "incoming-"
 RECENT_SECONDS = 600.0
-MAX_RECENT_CHECKS = 1024
+RECENT_CHECKS = 1024
 
 FileState = tuple[int, int, int, int]
 
@@ -34,8 +35,8 @@ class LocalStore(Store):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._checks: dict[str, tuple[FileState, float]] = {}  # state and monotonic time of the last check, by sha256
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the first two digits
+        self._verify_once = lru_cache(RECENT_CHECKS)(self._verify_state)
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the first digits
 
     def put(self, content: bytes) -> str:
         return self.write([content])
@@ -89,22 +90,17 @@ class LocalStore(Store):
         path = self.path(sha256)
         if recheck:
             self.verify(sha256)
-        elif not self._is_checked(sha256):
-            with self._locks[sha256[:2]]:  # concurrent requests wait for one check
-                if not self._is_checked(sha256):
-                    self.verify(sha256)
+        else:
+            with self._locks[sha256[:4]]:  # concurrent requests wait for one check
+                self._verify_once(sha256, _state(self._stat(sha256)), int(time.monotonic() / RECENT_SECONDS))
         return path
 
     def verify(self, sha256: str) -> None:
-        state = _state(self._stat(sha256))  # before reading: a write in the meantime shows as a change
         try:
             if hash_file(self.path(sha256)) != sha256:
                 raise BlobCorrupt(sha256)
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
-        if len(self._checks) >= MAX_RECENT_CHECKS:
-            self._checks.clear()
-        self._checks[sha256] = (state, time.monotonic())
 
     def list_blobs(self) -> Iterator[Blob]:
         for path in self.folder.glob("??/*"):
@@ -141,9 +137,9 @@ class LocalStore(Store):
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
 
-    def _is_checked(self, sha256: str) -> bool:
-        state, at = self._checks.get(sha256, (None, 0.0))
-        return state == _state(self._stat(sha256)) and time.monotonic() - at < RECENT_SECONDS
+    def _verify_state(self, sha256: str, state: FileState, period: int) -> None:  # noqa: ARG002
+        """Verify a blob; the cache around this method repeats it for another state of the file or another period."""
+        self.verify(sha256)
 
 
 def _describe(sha256: str, stat: os.stat_result) -> Blob:

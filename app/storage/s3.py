@@ -70,17 +70,15 @@ class S3Store(Store):
     def put(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
         with _translate_errors(sha256):
-            obstore.put(self._bucket, blob_key(sha256), content, use_multipart=len(content) > PART, chunk_size=PART)
+            obstore.put(self._bucket, blob_key(sha256), content, chunk_size=PART)
         return sha256
 
     def put_file(self, path: Path) -> str:
         sha256 = hash_file(path)
         with path.open("rb") as file, _translate_errors(sha256):
             chunks = _verify(read_chunks(file), sha256)
-            if path.stat().st_size <= PART:
-                obstore.put(self._bucket, blob_key(sha256), b"".join(chunks), use_multipart=False)
-            else:
-                obstore.put(self._bucket, blob_key(sha256), chunks, use_multipart=True, chunk_size=PART)
+            content = chunks if path.stat().st_size > PART else b"".join(chunks)
+            obstore.put(self._bucket, blob_key(sha256), content, chunk_size=PART)
         return sha256
 
     def stat(self, sha256: str) -> Blob:

@@ -51,7 +51,7 @@ class TestRecheck:
     """`recheck=False` accepts a recent check of a file that has not changed."""
 
     def test_unchanged_file_is_not_read_again(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        store.fetch(store.put(CONTENT))
+        store.fetch(store.put(CONTENT), recheck=False)
         monkeypatch.setattr(store, "verify", lambda sha256: pytest.fail("the blob was read again"))
         assert store.fetch(SHA256, recheck=False) == store.path(SHA256)
 
@@ -75,7 +75,7 @@ class TestRecheck:
 
     @pytest.mark.parametrize("times", ["new", "set back"])
     def test_write_to_the_file_is_noticed(self, store: LocalStore, times: str) -> None:
-        path = store.fetch(store.put(CONTENT))
+        path = store.fetch(store.put(CONTENT), recheck=False)
         found = path.stat()
         path.write_bytes(CONTENT[::-1])
         if times == "set back":
@@ -84,11 +84,11 @@ class TestRecheck:
             store.fetch(SHA256, recheck=False)
 
     def test_check_expires(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        store.fetch(store.put(CONTENT))
-        monkeypatch.setattr("app.storage.local.RECENT_SECONDS", 0.0)
-        path = store.path(SHA256)
         monkeypatch.setattr("app.storage.local._state", lambda found: (1, 1, 1, 1))  # the flipped bit changes no time
+        path = store.fetch(store.put(CONTENT), recheck=False)
         path.write_bytes(CONTENT[::-1])
+        assert store.fetch(SHA256, recheck=False) == path
+        monkeypatch.setattr("app.storage.local.RECENT_SECONDS", 1e-9)
         with pytest.raises(BlobCorrupt):
             store.fetch(SHA256, recheck=False)
 
