@@ -121,7 +121,7 @@ def _clock(session: Session) -> Finding:
 
 
 def _workers(session: Session) -> Iterator[Finding]:
-    alive = workers.alive(session)
+    alive = workers.count_alive(session)
     count = sum(alive.values())
     if not count:
         yield Finding("workers", "warning", "None is alive: jobs wait.", "Start one: `emender worker`.")

@@ -118,6 +118,8 @@ class Statistics(Identified, Base):
     problem: Mapped[JsonObject | None]
     created_by: Mapped[str]
 
+    model: Mapped[Model] = relationship()
+
 
 class Image(Base):
     """A reference image as we keep it: re-encoded, without metadata."""
@@ -297,22 +299,23 @@ class SigningKey(Base):
 
 
 class Job(Identified, Base):
-    """A piece of work. At most one attempt holds it, and only that attempt may write its result."""
+    """A piece of work. At most one attempt holds its lease, and only that attempt may write its result."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         one_of("kind", *KINDS),
         one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
         Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
-        Index("ix_jobs_queue", "turn", "id", postgresql_where="state = 'queued'"),
-        Index("ix_jobs_queue_of", "created_by", "turn", postgresql_where="state = 'queued'"),
+        Index("ix_jobs_queue", "fair_order", "id", postgresql_where="state = 'queued'"),
+        Index("ix_jobs_queue_of", "created_by", "fair_order", postgresql_where="state = 'queued'"),
     )
 
     kind: Mapped[str]
-    target_id: Mapped[UUID] = mapped_column(index=True)  # the model, statistics, edit, checkpoint or evaluation
+    target_id: Mapped[UUID] = mapped_column(index=True)  # the row of the kind's table
     state: Mapped[str] = mapped_column(default="queued")
     created_by: Mapped[str] = mapped_column(server_default="")
-    turn: Mapped[int] = mapped_column(BigInteger, server_default="0")  # jobs are claimed by it: app/jobs/enqueue.py
+    fair_order: Mapped[int] = mapped_column(BigInteger, server_default="0")  # jobs are claimed in this order
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())  # not claimed before
     attempt: Mapped[int] = mapped_column(default=0)  # counts the claims
     payload_version: Mapped[int] = mapped_column(default=1)
     worker: Mapped[str | None]
@@ -325,7 +328,7 @@ class Job(Identified, Base):
 
 
 class Worker(Base):
-    """A worker that was seen of late; one that ends by itself leaves no row."""
+    """A worker that was alive of late. One that ends by itself deletes its row."""
 
     __tablename__ = "workers"
 
@@ -333,16 +336,6 @@ class Worker(Base):
     version: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class Outbox(Base):
-    """A bell to be rung: written with the state change, delivered after its commit."""
-
-    __tablename__ = "outbox"
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class IdempotencyKey(Base):

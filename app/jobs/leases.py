@@ -1,7 +1,7 @@
-"""Who works on what: the one place with SKIP LOCKED, leases and fences.
+"""Claims, leases and fences: which worker runs which job. The only file with SKIP LOCKED.
 
-Leases use the database's clock only. A result is written through `finish`, which checks that the attempt still holds
-the job: a worker that was stopped past its lease cannot write over the one that took its place.
+Leases use the database's clock only. An attempt ends its job through `finish` or `requeue`, which check that it still
+holds the lease: a worker that was stopped past its lease cannot overwrite the result of its successor.
 """
 
 from collections.abc import Sequence
@@ -14,39 +14,39 @@ from sqlalchemy import CursorResult, Select, func, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db.models import Job, JsonObject
+from app.jobs.kinds import KINDS, JobKind
 from emender.schemas.common import Progress
 
 
 class LeaseLost(Exception):
-    """The attempt no longer holds its job: its lease ran out and the job was requeued, or it has ended."""
+    """The attempt no longer holds its job: its lease expired and the job was requeued, or the job has ended."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a worker holds: the job and the attempt that may write its result."""
+    """The right of one attempt to write the result of a job."""
 
     job_id: UUID
-    kind: str
+    kind: JobKind
     target_id: UUID
     attempt: int
-    payload_version: int
 
     @classmethod
     def of(cls, job: Job) -> "Lease":
         """The lease of the job's latest attempt."""
-        return cls(job.id, job.kind, job.target_id, job.attempt, job.payload_version)
+        return cls(job.id, KINDS[job.kind], job.target_id, job.attempt)
 
 
 def claim(
     session: Session, *, worker: str, lease_seconds: float, candidates: Select[UUID], limit: int = 1
 ) -> list[Lease]:
-    """Take up to `limit` queued jobs among `candidates` (a select of `Job.id`), by turn, skipping locked ones."""
-    # The index of the queue has the order. After a large batch, of which its statistics know nothing yet, Postgres
-    # would rather sort all that is queued, which it takes to be one row.
+    """Claim up to `limit` queued jobs that are due among `candidates` (a select of `Job.id`), in fair order."""
+    # The index of the queue has this order. Postgres's statistics know nothing of a batch that was just inserted,
+    # so it would take the queue for one row and sort it.
     session.execute(text("SET LOCAL enable_sort = off"))
     chosen = (
-        candidates.where(Job.state == "queued")
-        .order_by(Job.turn, Job.id)
+        candidates.where(Job.state == "queued", Job.due_at <= func.now())
+        .order_by(Job.fair_order, Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=Job)
     )
@@ -67,11 +67,11 @@ def claim(
         .returning(Job),
         execution_options={"populate_existing": True},
     ).all()
-    return [Lease.of(job) for job in sorted(claimed, key=lambda job: (job.turn, job.id))]
+    return [Lease.of(job) for job in sorted(claimed, key=lambda job: (job.fair_order, job.id))]
 
 
 def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) -> dict[UUID, bool]:
-    """Extend the leases that are still ours; the result maps their job ids to whether a cancel was asked for."""
+    """Extend the leases that are still held. Maps their job ids to whether a cancel was requested."""
     held = tuple_(Job.id, Job.attempt).in_([(lease.job_id, lease.attempt) for lease in leases])
     extended = (
         update(Job)
@@ -82,11 +82,10 @@ def renew(session: Session, *, leases: Sequence[Lease], lease_seconds: float) ->
     return {row.id: row.cancel_requested for row in session.execute(extended)}
 
 
-def hold(session: Session, *, lease: Lease) -> bool:
-    """Lock the job to the end of the transaction; returns whether a cancel was asked for.
+def lock(session: Session, *, lease: Lease) -> bool:
+    """Lock the job until the transaction ends. Returns whether a cancel was requested; none can come in afterwards.
 
-    Raises `LeaseLost` where the attempt no longer holds it. Between this and `finish` no cancel can come in, and the
-    job is locked before its domain row, as everyone does who takes both.
+    Raises `LeaseLost` if the attempt no longer holds the job. Jobs are locked before the rows that they work on.
     """
     cancel = session.scalar(
         select(Job.cancel_requested)
@@ -98,44 +97,44 @@ def hold(session: Session, *, lease: Lease) -> bool:
     return cancel
 
 
-def report(session: Session, *, lease: Lease, progress: Progress) -> None:
-    """Write progress; silent where the lease was lost, since the result will be refused anyway."""
-    session.execute(_held(lease).values(progress=progress.model_dump(exclude_none=True)))
+def write_progress(session: Session, *, lease: Lease, progress: Progress) -> None:
+    """Write the progress of the attempt, if it still holds the job."""
+    session.execute(_update(lease).values(progress=progress.model_dump(exclude_none=True)))
 
 
 def finish(session: Session, *, lease: Lease, state: str, problem: JsonObject | None = None) -> None:
-    """The fence: end the job as this attempt, in the transaction that writes its result, or raise `LeaseLost`."""
-    statement = _held(lease).values(state=state, problem=problem, finished_at=func.now(), lease_expires_at=None)
-    result = cast(CursorResult[Any], session.execute(statement))
-    if result.rowcount != 1:
-        raise LeaseLost(f"job {lease.job_id}, attempt {lease.attempt}")
+    """End the job in the transaction that writes its result. Raises `LeaseLost`."""
+    _fenced(session, lease, state=state, problem=problem, finished_at=func.now(), lease_expires_at=None)
 
 
-def release(session: Session, *, lease: Lease) -> None:
-    """Give a job back unfinished, as a worker does that is told to stop; it does not count as an attempt."""
-    session.execute(_held(lease).values(**_QUEUED, attempt=Job.attempt - 1))
+def requeue(session: Session, *, lease: Lease, delay: float = 0.0, counted: bool = True) -> None:
+    """Put the job back into the queue, due after `delay` seconds. Raises `LeaseLost`.
 
-
-def requeue(session: Session, *, lease: Lease) -> None:
-    """Give back a job whose worker is gone; the attempt counts."""
-    session.execute(_held(lease).values(**_QUEUED))
-
-
-def expired(session: Session, *, limit: int = 100) -> list[Job]:
-    """Running jobs whose lease ran out, locked for the caller, who requeues or fails them."""
-    return list(
-        session.scalars(
-            select(Job)
-            .where(Job.state == "running", Job.lease_expires_at < func.now())
-            .order_by(Job.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
+    `counted`: whether the attempt counts. It does not where the worker was told to stop.
+    """
+    _fenced(
+        session,
+        lease,
+        state="queued",
+        attempt=Job.attempt if counted else Job.attempt - 1,
+        due_at=func.now() + timedelta(seconds=delay),
+        worker=None,
+        lease_expires_at=None,
+        progress=None,
     )
 
 
-_QUEUED: dict[str, Any] = {"state": "queued", "worker": None, "lease_expires_at": None, "progress": None}
+def find_expired(session: Session, *, limit: int = 100) -> list[Job]:
+    """Return running jobs whose lease expired, locked until the transaction ends."""
+    expired = select(Job).where(Job.state == "running", Job.lease_expires_at < func.now(), Job.kind.in_(KINDS))
+    return list(session.scalars(expired.order_by(Job.id).limit(limit).with_for_update(skip_locked=True)))
 
 
-def _held(lease: Lease) -> Any:
+def _update(lease: Lease) -> Any:
     return update(Job).where(Job.id == lease.job_id, Job.attempt == lease.attempt, Job.state == "running")
+
+
+def _fenced(session: Session, lease: Lease, **values: object) -> None:
+    result = cast(CursorResult[Any], session.execute(_update(lease).values(**values)))
+    if result.rowcount != 1:
+        raise LeaseLost(f"job {lease.job_id}, attempt {lease.attempt}")

@@ -1,74 +1,68 @@
-"""Finds what fell by the wayside: jobs whose worker died, and rings that nobody heard. Any number may run at once."""
+"""Requeue jobs whose lease expired, and send lost notifications again. Any number of sweepers may run at once."""
 
 from datetime import timedelta
-from typing import Protocol
 
 import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.db.models import Job, JsonObject, Outbox
+from app.db.models import Job
 from app.jobs import leases, states
-from app.jobs.kinds import KINDS
 from app.jobs.leases import Lease
-from app.jobs.notifier import Bell
-from app.jobs.states import CANCELLED
+from app.jobs.notifier import JobNotifier
 from app.observability.metrics import LEASES_EXPIRED
 
 log = structlog.get_logger()
 
-UNHEARD_SECONDS = 5.0
-"""A job queued for longer is announced again."""
+STALE_SECONDS = 5.0
+"""A job that is due for longer is notified again."""
 
 
-class Fail(Protocol):
-    """Ends a job and its domain row as failed, or as cancelled where the problem is `CANCELLED`."""
+def requeue_expired_jobs(session: Session, *, max_attempts: int) -> int:
+    """Requeue jobs whose lease expired; returns how many.
 
-    def __call__(self, session: Session, *, lease: Lease, problem: JsonObject) -> None: ...
-
-
-def requeue_expired(session: Session, *, max_attempts: int, fail: Fail) -> int:
-    """Requeue the jobs whose lease ran out; returns how many.
-
-    One whose cancel was asked for ends as cancelled, one that had all its attempts as failed. The caller commits.
+    A job ends as cancelled if a cancel was requested, and as failed after its last attempt. The caller commits.
     """
-    jobs = leases.expired(session)
+    jobs = leases.find_expired(session)
     for job in jobs:
         lease = Lease.of(job)
-        log.warning("lease ran out", job=str(job.id), kind=job.kind, attempt=job.attempt, worker=job.worker)
+        log.warning("lease expired", job=str(job.id), kind=job.kind, attempt=job.attempt, worker=job.worker)
         outcome = "requeued"
         if job.cancel_requested:
             outcome = "cancelled"
-            fail(session, lease=lease, problem=CANCELLED)
+            states.cancel(session, lease=lease)
         elif job.attempt >= max_attempts:
             outcome = "failed"
-            fail(session, lease=lease, problem=lost(job.attempt))
+            states.fail(session, lease=lease, problem=_worker_lost(job.attempt))
         else:
             leases.requeue(session, lease=lease)
-            states.set_queued(session, kind=KINDS[job.kind], target_ids=[job.target_id])
+            states.set_queued(session, kind=lease.kind, target_ids=[job.target_id])
         LEASES_EXPIRED.labels(job.kind, outcome).inc()
     return len(jobs)
 
 
-def ring_again(session: Session, *, bell: Bell, limit: int = 1000) -> int:
-    """Announce what is queued though its bell was rung a while ago: Redis may have lost it. Returns how many."""
-    unheard = (
+def renotify_stale_jobs(session: Session, *, notifier: JobNotifier, limit: int = 1000) -> int:
+    """Notify workers again of jobs that are due and not claimed; returns how many.
+
+    Does nothing while other notifications are under way. Raises `NotifierUnavailable`.
+    """
+    if not notifier.needs_notification():
+        return 0
+    stale = (
         select(Job.id)
-        .where(Job.state == "queued", Job.created_at < func.now() - timedelta(seconds=UNHEARD_SECONDS))
-        .where(~select(Outbox.id).where(Outbox.job_id == Job.id).exists())
-        .order_by(Job.id)
+        .where(Job.state == "queued", Job.due_at < func.now() - timedelta(seconds=STALE_SECONDS))
+        .order_by(Job.fair_order, Job.id)
         .limit(limit)
     )
-    job_ids = session.scalars(unheard).all()
+    job_ids = session.scalars(stale).all()
     if job_ids:
-        bell.ring(job_ids)
+        notifier.notify(job_ids)
     return len(job_ids)
 
 
-def lost(attempts: int) -> JsonObject:
-    """The problem of a job whose workers died each time."""
+def _worker_lost(attempts: int) -> dict[str, object]:
     detail = (
-        f"The worker was lost in each of {attempts} attempts, so this is not tried again by itself. The worker's "
-        "machine may be short of memory; its log and the kernel's say more. Retry once that is mended."
+        f"The worker was lost in each of {attempts} attempts. The worker's machine may be short of memory: see the "
+        "worker's log and the kernel's. Retry once the cause is fixed."
     )
     return {"title": "Worker lost", "detail": detail, "errors": []}

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import editing
 from app.db.engine import Sessions
-from app.db.models import Job, Outbox, Webhook, WebhookDelivery
+from app.db.models import Job, Webhook, WebhookDelivery
 from app.jobs import workers
 from app.jobs.kinds import KINDS
 from app.observability.cached import CACHE_SECONDS, Cached
@@ -34,7 +34,6 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     "emender_oldest_queued_job_seconds": ("Age of the oldest queued job; 0 if there is none.", ["kind"]),
     "emender_jobs_ended_recently": (f"Jobs that ended {_RECENTLY}.", ["kind", "state"]),
     "emender_jobs_leases_lost": (f"Leases lost by jobs that are queued, running, or ended {_RECENTLY}.", ["kind"]),
-    "emender_jobs_unannounced": ("Jobs whose notification is not sent yet.", []),
     "emender_workers": (f"Workers alive {_ALIVE}, by version.", ["version"]),
     "emender_webhooks": ("Webhooks: `working`, `failing` since the last success, `disabled`.", ["state"]),
     "emender_webhook_deliveries_pending": ("Deliveries that are not sent yet, or are to be retried.", []),
@@ -110,11 +109,10 @@ def _read_jobs(session: Session, gauges: _Gauges) -> None:
             gauges.set("emender_jobs_ended_recently", states[state].jobs if state in states else 0, kind, state)
         gauges.set("emender_oldest_queued_job_seconds", states["queued"].age if "queued" in states else 0, kind)
         gauges.set("emender_jobs_leases_lost", sum(row.lost for row in states.values()), kind)
-    gauges.set("emender_jobs_unannounced", session.scalar(select(func.count()).select_from(Outbox)) or 0)
 
 
 def _read_workers(session: Session, gauges: _Gauges) -> None:
-    alive = workers.alive(session)
+    alive = workers.count_alive(session)
     for version in sorted(alive.keys() | {editing.__version__}):
         gauges.set("emender_workers", alive.get(version, 0), version)
 

@@ -83,6 +83,9 @@ LEASES_EXPIRED = Counter(
     ["kind", "outcome"],
     registry=WORKER,
 )
+NOTIFIER_ERRORS = Counter(
+    "emender_notifier_errors", "Rounds of maintenance in which Redis did not answer.", registry=WORKER
+)
 WEBHOOK_TRIES = Counter(
     "emender_webhook_tries", "Attempts to send a webhook, by outcome.", ["outcome"], registry=WORKER
 )

@@ -1,4 +1,4 @@
-"""Keeps a worker's leases alive while it computes, and brings back what the database has to say about them."""
+"""Renew a worker's leases while it computes, and read what the database says about them."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from app.db.engine import Sessions
-from app.jobs import leases as ledger
+from app.jobs import leases as job_leases
 from app.jobs.leases import Lease
 from app.observability.metrics import LEASES_LOST
 from emender.schemas.common import Progress
@@ -21,9 +21,8 @@ log = structlog.get_logger()
 class Heartbeat:
     """Renews the held leases every `interval` seconds, in a thread and in sessions of its own.
 
-    The same beat writes the latest progress of each job and reads its cancel flag, so that a step of the work costs no
-    query, however short it is. A database that does not answer is asked again at the next beat: the leases hold until
-    they run out.
+    Each beat also writes the latest progress of each job and reads its cancel flag, so that a step of the work costs
+    no query. While the database is away the leases last until they expire; each beat tries again.
     """
 
     def __init__(self, sessions: Sessions, *, lease_seconds: float, interval: float) -> None:
@@ -39,7 +38,7 @@ class Heartbeat:
 
     @contextmanager
     def holding(self, leases: Sequence[Lease]) -> Iterator[None]:
-        """Renew these leases until the block ends."""
+        """Renew these leases until the block ends. Leases of jobs that have not ended by then expire."""
         with self._lock:
             self._held = {lease.job_id: lease for lease in leases}
             self._progress, self._cancelled, self._lost = {}, set(), set()
@@ -53,48 +52,48 @@ class Heartbeat:
             ended.set()
             thread.join()
             with self._lock:
-                self._held = {}  # what is unfinished is nobody's now, and runs out
+                self._held = {}
 
     @property
     def seconds(self) -> float:
-        """Since the leases were taken that are held now, or were held last."""
+        """Seconds since the current leases, or else the last ones, were claimed."""
         return time.monotonic() - self._began
 
     def report(self, lease: Lease, progress: Progress) -> None:
-        """Remember the latest progress; the next beat writes it."""
+        """Keep the latest progress of the job; the next beat writes it."""
         with self._lock:
             self._progress[lease.job_id] = progress
 
     def forget(self, lease: Lease) -> None:
-        """The job has ended; there is nothing to renew."""
+        """Stop renewing the lease: its job is ending."""
         with self._lock:
             self._held.pop(lease.job_id, None)
 
-    def cancelled(self, lease: Lease) -> bool:
-        """A cancel was asked for, as of the last beat."""
+    def is_cancelled(self, lease: Lease) -> bool:
+        """Whether a cancel was requested, as of the last beat."""
         return lease.job_id in self._cancelled
 
-    def lost(self, lease: Lease) -> bool:
-        """Another attempt may hold the job by now, as of the last beat."""
+    def is_lost(self, lease: Lease) -> bool:
+        """Whether another attempt may hold the job, as of the last beat."""
         return lease.job_id in self._lost
 
     def beat(self) -> None:
-        """One round: renew, write progress, read the cancel flags."""
+        """Renew the leases, write progress and read the cancel flags."""
         with self._lock:
             held = list(self._held.values())
             progress, self._progress = self._progress, {}
         if not held:
             return
         with self.sessions() as session:
-            renewed = ledger.renew(session, leases=held, lease_seconds=self.lease_seconds)
+            renewed = job_leases.renew(session, leases=held, lease_seconds=self.lease_seconds)
             for lease in held:
                 if lease.job_id in renewed and lease.job_id in progress:
-                    ledger.report(session, lease=lease, progress=progress[lease.job_id])
+                    job_leases.write_progress(session, lease=lease, progress=progress[lease.job_id])
             session.commit()
         with self._lock:
             for lease in held:
                 if lease.job_id not in self._held:
-                    continue  # ended while we asked
+                    continue  # it ended during the beat
                 if lease.job_id not in renewed:
                     self._lost.add(lease.job_id)
                     LEASES_LOST.inc()

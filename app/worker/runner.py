@@ -1,4 +1,4 @@
-"""One piece of work from claim to fenced write, whatever its kind and whatever bell announced it."""
+"""Run jobs from the claim to the fenced write of their result."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,9 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions
 from app.db.models import Edit, Job, JsonObject
-from app.jobs import leases as ledger
-from app.jobs import states
-from app.jobs.kinds import KINDS
+from app.jobs import leases, states
+from app.jobs.kinds import KINDS, JobKind
 from app.jobs.leases import Lease, LeaseLost
-from app.jobs.states import CANCELLED
 from app.observability.metrics import JOB_SECONDS
 from app.settings import Settings
 from app.storage.store import Store
@@ -36,114 +34,144 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PAYLOAD_VERSION = 1
-"""Jobs of another version stay queued for the workers that know it."""
+"""Jobs of another version stay queued for workers that know it."""
 
 AWAY = (OperationalError, InterfaceError, InternalError)
-"""How a database says that it does not answer, or no more, or that it ended a transaction that stood still; a retry may
-find it again."""
+"""The errors of a database that does not answer, or that ended a transaction without statements."""
 
 
-class JobModule(Protocol):
-    """What a module of one kind of work offers. Importing it loads no torch: `editing.<name>` does on first use."""
+class Task(Protocol):
+    """The module of a job kind. Importing it loads no torch: `editing.<name>` does on first use."""
 
     def run(self, context: "JobContext", leases: Sequence[Lease]) -> None:
         """Do the work of these leases, all of one kind.
 
-        Each result is written in one transaction, `with context.result(lease) as session:`. A lease that is left
-        unfinished is settled by the runner: failed with the problem of the exception raised, cancelled where that was
-        asked for, given back where the worker is stopping.
-        """
-
-    def fail(self, session: Session, *, lease: Lease, problem: JsonObject) -> None:
-        """Put the domain row into its failed state, or its cancelled one where `problem` is `CANCELLED`; with audit.
-
-        Called in the transaction that ends the job, by the runner and by the sweeper.
+        Write each result in one transaction, `with context.result(lease) as session:`. The runner ends jobs that are
+        left unfinished: failed with the problem of the exception raised, cancelled if that was requested, or back to
+        the queue if the worker is stopping.
         """
 
 
-@dataclass(frozen=True)
+@dataclass
+class Ending:
+    """The transaction that ends an attempt."""
+
+    session: Session
+    cancel_requested: bool
+    outcome: str = "failed"
+    """For logs and metrics."""
+
+
 class JobContext:
-    """What the work of a job may use."""
+    """What the code of a job may use."""
 
-    settings: Settings
-    sessions: Sessions
-    store: Store
-    heartbeat: Heartbeat
-    stopping: threading.Event
-    pipelines: WarmPipeline
+    def __init__(
+        self, *, settings: Settings, sessions: Sessions, store: Store, heartbeat: Heartbeat, stopping: threading.Event
+    ) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        self.store = store
+        self.heartbeat = heartbeat
+        self.stopping = stopping
+        self.pipelines = WarmPipeline(
+            store,
+            folder=settings.data_dir,
+            model_roots=settings.model_roots,
+            device=settings.device,
+            threads=settings.torch_threads,
+        )
+        self.unfinished: dict[UUID, Lease] = {}
+        """Leases of the current run whose jobs have not ended."""
 
-    def report(self, lease: Lease, stage: str, done: int = 0, total: int = 1, **figures: float | None) -> None:
-        """Report the progress of the job. Call it at any rate: each heartbeat writes the latest."""
-        self.heartbeat.report(lease, Progress(stage=stage, done=done, total=total, **figures))
+    def report(self, lease: Lease, stage: str, done: int = 0, total: int = 1, **losses: float | None) -> None:
+        """Report the progress of the job, at any rate: each heartbeat writes the latest."""
+        self.heartbeat.report(lease, Progress(stage=stage, done=done, total=total, **losses))
 
-    def cancelled(self, lease: Lease) -> bool:
-        """Whether to stop this job's work now: a cancel was asked for, the lease was lost, or the worker is stopping.
+    def advance(self, lease: Lease, stage: str, done: int = 0, total: int = 1) -> None:
+        """Report the progress of the job. Raises `Cancelled` if its work must stop."""
+        self.report(lease, stage, done, total)
+        if self.should_stop(lease):
+            raise Cancelled(f"stopped at {stage} {done} of {total}")
 
-        Ask at each step, costs nothing. Then return, or raise `editing.errors.Cancelled`; the runner finds out which
-        of the three it was.
+    def should_stop(self, lease: Lease) -> bool:
+        """Whether to stop this job's work: a cancel was requested, the lease was lost, or the worker is stopping.
+
+        It costs nothing: call it at each step, then return or raise `Cancelled`. The runner finds out the reason.
         """
-        return self.stopping.is_set() or self.heartbeat.cancelled(lease) or self.heartbeat.lost(lease)
+        return self.stopping.is_set() or self.heartbeat.is_cancelled(lease) or self.heartbeat.is_lost(lease)
+
+    @contextmanager
+    def ending(self, lease: Lease) -> Iterator[Ending]:
+        """Open the transaction that ends this attempt, and commit it after the block.
+
+        While the database is away it waits, so that an outage at the end of a long job costs no second attempt.
+        Raises `LeaseLost` if another attempt may write the result.
+        """
+        with self.sessions() as session:
+            ending = Ending(session, self._lock(session, lease))
+            self.heartbeat.forget(lease)
+            yield ending
+            session.commit()
+        del self.unfinished[lease.job_id]
+        seconds = self.heartbeat.seconds
+        JOB_SECONDS.labels(lease.kind.name, ending.outcome).observe(seconds)
+        names = {"job": str(lease.job_id), "target": str(lease.target_id), "kind": lease.kind.name}
+        log.info("job ended", **names, outcome=ending.outcome, seconds=round(seconds, 3))
 
     @contextmanager
     def result(self, lease: Lease) -> Iterator[Session]:
-        """The transaction that writes the job's result and ends it as succeeded.
+        """Open the transaction that writes the job's result; it then ends the job as succeeded.
 
-        Raises `LeaseLost` where another attempt may write it, and `Cancelled` where a cancel came in before; once
-        inside, none can.
+        Raises `LeaseLost` if another attempt may write the result, and `Cancelled` if a cancel was requested. Within
+        the block no cancel can come in.
         """
-        with self.sessions() as session:
-            if ledger.hold(session, lease=lease):
-                raise Cancelled("a cancel came in before the result was written")
-            self.heartbeat.forget(lease)  # from here on the row is locked, and then ended
-            yield session
-            ledger.finish(session, lease=lease, state="succeeded")
-            session.commit()
-        self.ended(lease, "succeeded")
+        with self.ending(lease) as ending:
+            if ending.cancel_requested:
+                raise Cancelled("a cancel was requested before the result was written")
+            yield ending.session
+            leases.finish(ending.session, lease=lease, state="succeeded")
+            ending.outcome = "succeeded"
 
     def fail(self, lease: Lease, problem: JsonObject) -> None:
-        """End one of several jobs as failed, and go on with the others. Raises `LeaseLost`, and `Cancelled`."""
-        with self.sessions() as session:
-            if ledger.hold(session, lease=lease):
-                raise Cancelled("a cancel came in before the failure was written")
-            self.heartbeat.forget(lease)
-            fail(session, lease=lease, problem=problem)
-            session.commit()
-        self.ended(lease, "failed")
-
-    def ended(self, lease: Lease, outcome: str) -> None:
-        """Count and log the end of a job, as this worker brought it about."""
-        seconds = self.heartbeat.seconds
-        JOB_SECONDS.labels(lease.kind, outcome).observe(seconds)
-        names = {"job": str(lease.job_id), "target": str(lease.target_id), "kind": lease.kind}
-        log.info("job ended", **names, outcome=outcome, seconds=round(seconds, 3))
+        """End one of several jobs as failed. Raises `LeaseLost`, and `Cancelled`."""
+        with self.ending(lease) as ending:
+            if ending.cancel_requested:
+                raise Cancelled("a cancel was requested before the failure was written")
+            states.fail(ending.session, lease=lease, problem=problem)
 
     def pipeline(self, model_id: UUID) -> "EditablePipeline":
-        """The model's pipeline, kept warm until another model is asked for. Leave its weights as they are."""
+        """The model's pipeline, kept in memory until another model's is needed. Do not change its weights."""
         with self.sessions() as session:
             return self.pipelines.get(session, model_id=model_id)
 
     def classifier(self, model_id: UUID) -> "Classifier | None":
-        """What judges the model's pictures; None where nothing does. Raises `ClassifierUnusable`."""
+        """The classifier of the model's pictures, if it has one. Raises `ClassifierUnusable`."""
         with self.sessions() as session:
             return self.pipelines.classifier(session, model_id=model_id)
 
+    def _lock(self, session: Session, lease: Lease) -> bool:
+        away = False
+        while True:
+            try:
+                return leases.lock(session, lease=lease)
+            except AWAY as error:
+                if not away:
+                    log.warning("result waits: the database does not answer", error=type(error).__name__)
+                away = True
+                session.rollback()
+                if self.stopping.wait(self.settings.poll_interval_seconds):
+                    raise
 
-def job_module(kind: str) -> JobModule:
-    """The module that does the work of this kind."""
-    return cast(JobModule, import_module(KINDS[kind].task))
 
-
-def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
-    """End a job and its domain row as failed, or as cancelled where `problem` is `CANCELLED`."""
-    state = "cancelled" if problem == CANCELLED else "failed"
-    ledger.finish(session, lease=lease, state=state, problem=problem)
-    job_module(lease.kind).fail(session, lease=lease, problem=problem)
+def task_of(kind: JobKind) -> Task:
+    """Import the module of a job kind."""
+    return cast(Task, import_module(kind.task))
 
 
 class Runner:
-    """Claims work and sees it through: results, failures, cancels and stops all pass the fence.
+    """Claims jobs and runs them.
 
-    `stopping` asks the work under way to end at its next step; what is unfinished goes back to the queue.
+    Once `stopping` is set, the current work ends at its next step and unfinished jobs go back to the queue.
     """
 
     def __init__(
@@ -155,66 +183,61 @@ class Runner:
         self.heartbeat = Heartbeat(
             sessions, lease_seconds=settings.lease_seconds, interval=settings.poll_interval_seconds
         )
-        pipelines = WarmPipeline(
-            store,
-            folder=settings.data_dir,
-            model_roots=settings.model_roots,
-            device=settings.device,
-            threads=settings.torch_threads,
+        self.context = JobContext(
+            settings=settings, sessions=sessions, store=store, heartbeat=self.heartbeat, stopping=stopping
         )
-        self.context = JobContext(settings, sessions, store, self.heartbeat, stopping, pipelines)
 
     def work(self) -> bool:
-        """Claim the job whose turn it is with its brothers, and do it. False where there was none to claim."""
+        """Claim the next job, with others for its batch, and run them. Returns False if there was none to claim."""
         try:
-            leases = self._claim()
+            claimed = self._claim()
         except DBAPIError as error:
             log.warning("nothing claimed: the database does not answer", error=type(error).__name__)
             return False
-        if not leases:
+        if not claimed:
             return False
-        jobs, targets = [str(lease.job_id) for lease in leases], [str(lease.target_id) for lease in leases]
+        jobs, targets = [str(lease.job_id) for lease in claimed], [str(lease.target_id) for lease in claimed]
         with structlog.contextvars.bound_contextvars(jobs=jobs, targets=targets):
-            log.info("claimed", kind=leases[0].kind)
-            self._do(leases)
+            log.info("claimed", kind=claimed[0].kind.name)
+            self._run(claimed)
         return True
 
-    def _do(self, leases: Sequence[Lease]) -> None:
+    def _run(self, claimed: Sequence[Lease]) -> None:
         problem = INTERNAL
-        with self.heartbeat.holding(leases):
+        self.context.unfinished = {lease.job_id: lease for lease in claimed}
+        with self.heartbeat.holding(claimed):
             try:
-                job_module(leases[0].kind).run(self.context, leases)
+                task_of(claimed[0].kind).run(self.context, claimed)
             except (Cancelled, LeaseLost) as reason:
                 log.info("work interrupted", reason=str(reason))
             except AWAY as error:
-                # The result could not be written. The lease runs out, and another attempt is made.
-                log.warning("result not written: the database does not answer", error=type(error).__name__)
+                # The leases expire, and another attempt is made.
+                log.warning("work interrupted: the database does not answer", error=type(error).__name__)
                 return
             except Exception as error:
                 problem = problem_of(error)
                 if not isinstance(error, EditingError):
-                    log.exception("work failed", kind=leases[0].kind)
-            for lease in leases:
-                self._settle(lease, problem)
+                    log.exception("work failed", kind=claimed[0].kind.name)
+            for lease in list(self.context.unfinished.values()):
+                self._end_unfinished(lease, problem)
 
     def _claim(self) -> list[Lease]:
         known = Job.kind.in_(KINDS), Job.payload_version == PAYLOAD_VERSION
-        candidates = select(Job.id).where(*known)
         with self.sessions() as session:
-            leases = self._take(session, candidates, limit=1)
-            if leases and KINDS[leases[0].kind].batches and self.settings.edit_batch_size > 1:
-                model = select(Edit.model_id).where(Edit.id == leases[0].target_id).scalar_subquery()
-                batch_candidates = select(Job.id).join(Edit, Edit.id == Job.target_id)
-                batch_candidates = batch_candidates.where(*known, Job.kind == leases[0].kind, Edit.model_id == model)
-                leases += self._take(session, batch_candidates, limit=self.settings.edit_batch_size - 1)
-            if leases:
-                target_ids = [lease.target_id for lease in leases]
-                states.set_running(session, kind=KINDS[leases[0].kind], target_ids=target_ids)
+            claimed = self._take(session, select(Job.id).where(*known), limit=1)
+            if claimed:
+                first = claimed[0]
+                if first.kind.batches and self.settings.edit_batch_size > 1:
+                    model = select(Edit.model_id).where(Edit.id == first.target_id).scalar_subquery()
+                    batch_candidates = select(Job.id).join(Edit, Edit.id == Job.target_id).where(*known)
+                    batch_candidates = batch_candidates.where(Job.kind == first.kind.name, Edit.model_id == model)
+                    claimed += self._take(session, batch_candidates, limit=self.settings.edit_batch_size - 1)
+                states.set_running(session, kind=first.kind, target_ids=[lease.target_id for lease in claimed])
             session.commit()
-        return leases
+        return claimed
 
     def _take(self, session: Session, candidates: Select[UUID], *, limit: int) -> list[Lease]:
-        return ledger.claim(
+        return leases.claim(
             session,
             worker=self.worker,
             lease_seconds=self.settings.lease_seconds,
@@ -222,23 +245,20 @@ class Runner:
             limit=limit,
         )
 
-    def _settle(self, lease: Lease, problem: JsonObject) -> None:
-        """End what the work left unfinished; does nothing for a job that has ended or that is no longer ours."""
+    def _end_unfinished(self, lease: Lease, problem: JsonObject) -> None:
+        """End a job that the work left unfinished, unless the lease was lost."""
         try:
-            with self.sessions() as session:
-                outcome = "failed"
-                if ledger.hold(session, lease=lease):
-                    outcome = "cancelled"
-                    fail(session, lease=lease, problem=CANCELLED)
+            with self.context.ending(lease) as ending:
+                if ending.cancel_requested:
+                    ending.outcome = "cancelled"
+                    states.cancel(ending.session, lease=lease)
                 elif self.context.stopping.is_set() and problem == INTERNAL:
-                    outcome = "released"
-                    ledger.release(session, lease=lease)
-                    states.set_queued(session, kind=KINDS[lease.kind], target_ids=[lease.target_id])
+                    ending.outcome = "released"
+                    leases.requeue(ending.session, lease=lease, counted=False)
+                    states.set_queued(ending.session, kind=lease.kind, target_ids=[lease.target_id])
                 else:
-                    log.warning("job failed", job=str(lease.job_id), kind=lease.kind, problem=problem["detail"])
-                    fail(session, lease=lease, problem=problem)
-                session.commit()
-            self.context.ended(lease, outcome)
+                    log.warning("job failed", job=str(lease.job_id), kind=lease.kind.name, problem=problem["detail"])
+                    states.fail(ending.session, lease=lease, problem=problem)
         except LeaseLost:
             pass
         except AWAY as error:

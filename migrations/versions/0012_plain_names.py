@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
@@ -35,9 +36,11 @@ def upgrade() -> None:
     rename_keys("checkpoints", "options", (), UPDATE)
     rename_keys("checkpoints", "options", ("cross_attention",), CROSS_ATTENTION)
     rename_method("memory", "text_encoder")
+    replace_outbox()
 
 
 def downgrade() -> None:
+    restore_outbox()
     rename_method("text_encoder", "memory")
     rename_keys("checkpoints", "options", ("cross_attention",), reverse(CROSS_ATTENTION))
     rename_keys("checkpoints", "options", (), reverse(UPDATE))
@@ -84,3 +87,22 @@ def rename_method(old: str, new: str) -> None:
     op.execute(f"UPDATE checkpoint_edits SET method = '{new}' WHERE method = '{old}'")
     op.alter_column("checkpoint_edits", "method", server_default=new)
     op.create_check_constraint("method", "checkpoint_edits", f"method IN ('{new}', 'cross_attention')")
+
+
+def replace_outbox() -> None:
+    """Notifications are sent after the commit, and again by the sweeper: no table holds them."""
+    op.drop_table("outbox")
+    op.alter_column("jobs", "turn", new_column_name="fair_order")
+    op.add_column("jobs", sa.Column("due_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False))
+    op.execute("UPDATE jobs SET due_at = created_at, progress = NULL")
+
+
+def restore_outbox() -> None:
+    op.drop_column("jobs", "due_at")
+    op.alter_column("jobs", "fair_order", new_column_name="turn")
+    op.create_table(
+        "outbox",
+        sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
+        sa.Column("job_id", sa.Uuid(), sa.ForeignKey("jobs.id", name="fk_outbox_job_id"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+    )

@@ -138,7 +138,7 @@ class Ledger:
     def alive(self) -> int:
         """How many workers say that they are."""
         with self.factory() as session:
-            return sum(workers.alive(session).values())
+            return sum(workers.count_alive(session).values())
 
     def _ask(self, target: Edit | Statistics, *, kind: str) -> UUID:
         with self.factory() as session:

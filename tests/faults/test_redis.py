@@ -1,8 +1,5 @@
 """Redis flushed, killed, away: nothing is lost, and the workers come back by themselves."""
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from uuid import UUID
@@ -10,9 +7,8 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from app.jobs.dispatcher import dispatch
-from app.jobs.redis_notifier import RedisBell
-from tests.faults.conftest import QUICK, SLOW, Ledger, Site, WorkerProcess, until, wait
+from app.jobs.redis_notifier import RedisNotifier
+from tests.faults.conftest import QUICK, SLOW, Ledger, Site, WorkerProcess, until
 from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,9 +33,7 @@ def test_flushed_between_the_post_and_the_work(
 ) -> None:
     worker.stop()
     job_id = ledger.add_edit(QUICK)
-    with ledger.factory() as session:
-        dispatch(session, bell=RedisBell(redis_server.url, poll_seconds=1))
-        session.commit()
+    RedisNotifier(redis_server.url, poll_seconds=1).notify([job_id])
     with redis_server.client() as client:
         assert client.lrange("rq:queue:emender", 0, -1) == [str(job_id).encode()]
         client.flushall()
@@ -47,39 +41,6 @@ def test_flushed_between_the_post_and_the_work(
     ledger.await_state(job_id, "succeeded")
     assert ledger.job(job_id).attempt == 1 and len(ledger.edit(job_id).values) == 1
     outcome(5, "Redis FLUSHALL with a job announced", **ledger.tally([ledger.edit(job_id).id]))
-
-
-def test_a_dispatcher_killed_between_the_commit_and_the_ring(
-    worker: WorkerProcess,
-    database_url: str,
-    ledger: Ledger,
-    redis_server: RedisServer,
-    outcome: Callable[..., None],
-) -> None:
-    """It holds the outbox's row when it dies; the worker rings."""
-    worker.send(signal.SIGSTOP)  # only to have nobody else dispatch meanwhile
-    program = (
-        "import sys, time\n"
-        "from app.db.engine import connect, sessions\n"
-        "from app.jobs.dispatcher import dispatch\n"
-        "class Hanging:\n"
-        "    def ring(self, job_ids): sys.stdout.write('ringing\\n'); sys.stdout.flush(); time.sleep(60)\n"
-        "dispatch(sessions(connect(sys.argv[1]))(), bell=Hanging())"
-    )
-    job_id = ledger.add_edit(QUICK)
-    with subprocess.Popen([sys.executable, "-c", program, database_url], stdout=subprocess.PIPE) as dispatcher:
-        assert dispatcher.stdout is not None and dispatcher.stdout.readline() == b"ringing\n"
-        dispatcher.kill()
-    with redis_server.client() as client:
-        assert client.lrange("rq:queue:emender", 0, -1) == []
-    killed = time.monotonic()
-    worker.send(signal.SIGCONT)
-    wait(lambda: ledger.job(job_id), lambda job: job.attempt == 1, timeout=30)
-    recovery = time.monotonic() - killed
-    ledger.await_state(job_id, "succeeded")
-    assert ledger.job(job_id).attempt == 1
-    tally = ledger.tally([ledger.edit(job_id).id])
-    outcome(4, "`kill -9` of a dispatcher between commit and ring", recovery=recovery, **tally)
 
 
 def test_killed_and_back(worker: WorkerProcess, ledger: Ledger, redis_server: RedisServer) -> None:

@@ -53,7 +53,7 @@ def balance(
             seed=settings.seed, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
         ),
         progress=progress,
-        cancelled=lambda: context.cancelled(lease),
+        cancelled=lambda: context.should_stop(lease),
     )
     return found.value, {
         "factors": dict(found.factors),

@@ -5,6 +5,7 @@ import importlib.metadata
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -25,11 +26,10 @@ from app.signing.service import note_key
 from app.storage.references import pin_blobs
 from app.storage.store import Store
 from app.worker.edits import concept_edit
-from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from deploy.pull import MANIFEST, SIGNATURE
 from editing.edits import ConceptEdit
-from editing.errors import Cancelled, EditingError
+from editing.errors import EditingError
 from editing.stage_two.conflicts import Conflict
 
 if TYPE_CHECKING:
@@ -44,28 +44,14 @@ LORA = "adapters/lora.safetensors"
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
     """Build and publish the checkpoint of each lease."""
     for lease in leases:
-        if context.cancelled(lease):
-            raise Cancelled("stopped before the checkpoint was begun")
         _build(context, lease)
-
-
-def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
-    """The version stays on record as failed, with the reason; its number is not used again."""
-    checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
-    if checkpoint.state != "building":
-        return
-    checkpoint.state = "failed"
-    checkpoint.problem = problem
-    details = {"title": problem["title"], "detail": problem["detail"]}
-    target = f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}"
-    record_state(session, noun="checkpoint", target=target, was="building", state=checkpoint.state, details=details)
 
 
 def _build(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
     signer = key_of(context.settings.signing_key_file or UNSIGNED)  # a worker that runs has one of the two
-    context.report(lease, "loading")
+    context.advance(lease, "loading")
     with STAGE_SECONDS.labels("loading").time():
         pipeline = context.pipeline(work.model_id)
     updates = updates_of(context, lease, work, pipeline) if work.edits else []
@@ -116,9 +102,7 @@ def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "Edita
 
     def progress(done: int, _: int) -> None:
         done += sum(len(update.layers) for update in updates)
-        context.report(lease, "solving", done, total)
-        if context.cancelled(lease):
-            raise Cancelled(f"stopped after {done} of {total} layers")
+        context.advance(lease, "solving", done, total)
 
     assert work.inputs.alpha is not None and work.inputs.statistics is not None
     for encoder in pipeline.encoders:
@@ -145,14 +129,12 @@ def _cross_attention_update(
 ) -> "CrossAttentionUpdate":
     """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
 
-    def progress(done: int, total: int) -> None:
-        context.report(lease, "reading", done, total)
-        if context.cancelled(lease):
-            raise Cancelled(f"stopped after {done} of {total} edits")
-
     with STAGE_SECONDS.labels("cross_attention").time(), editing.all_applied(pipeline.encoders, updates):
         return editing.compute_cross_attention_update(
-            pipeline, work.crossed, progress=progress, **work.inputs.options["cross_attention"]
+            pipeline,
+            work.crossed,
+            progress=partial(context.advance, lease, "reading"),
+            **work.inputs.options["cross_attention"],
         )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,15 +17,14 @@ from app.checkpoints.publish import EDITABLE, StoredFile, own_files, store_conte
 from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import as_markdown
 from app.jobs.leases import Lease
-from app.jobs.states import CANCELLED
+from app.jobs.states import end_resource
 from app.storage.references import pin_blobs
 from app.storage.store import Store
 from app.worker.edits import concept_edit
-from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from app.worker.tasks import build_checkpoint
 from editing.edits import ConceptEdit, DestinationPrompt, fill
-from editing.errors import Cancelled, ClassifierUnusable
+from editing.errors import ClassifierUnusable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,26 +52,10 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         with context.result(lease) as session:
             pin_blobs(session, context.store, [file.sha256 for file in files])
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
-            was = evaluation.state
-            evaluation.state, evaluation.problem, evaluation.report = "ready", None, report
+            evaluation.report = report
             evaluation.files = [{"name": file.path, "sha256": file.sha256, "size": file.size} for file in files]
-            details = {"evaluation": str(evaluation.id), "files": {file.path: file.sha256 for file in files}}
-            _record(session, evaluation, was=was, details=details)
-
-
-def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
-    """The evaluation is `failed`, or `cancelled` where that was asked for."""
-    evaluation = session.get_one(Evaluation, lease.target_id)
-    was = evaluation.state
-    evaluation.state = "cancelled" if problem == CANCELLED else "failed"
-    evaluation.problem = problem
-    details = {"evaluation": str(evaluation.id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, evaluation, was=was, details=details)
-
-
-def _record(session: Session, evaluation: Evaluation, *, was: str, details: JsonObject) -> None:
-    target = _target(evaluation)
-    record_state(session, noun="evaluation", target=target, was=was, state=evaluation.state, details=details)
+            details = {"files": {file.path: file.sha256 for file in files}}
+            end_resource(session, lease=lease, state=lease.kind.done, details=details)
 
 
 @dataclass(frozen=True)
@@ -147,7 +131,7 @@ def _grid(
     seeds: Sequence[int],
 ) -> StoredFile:
     drawn = (*prompts, *controls)
-    report = _progress(context, lease, "drawing")
+    report = partial(context.advance, lease, "drawing")
     total = 2 * len(drawn) * len(seeds)
     steps, guidance_scale = work.request["num_inference_steps"], work.request["guidance_scale"]
 
@@ -209,7 +193,7 @@ def _evaluation(
         num_inference_steps=request["num_inference_steps"],
         guidance_scale=request["guidance_scale"],
         scales={count: _alone(context, lease, work, pipeline, replaced[:count]) for count in counts},
-        progress=_progress(context, lease, "judging"),
+        progress=partial(context.advance, lease, "judging"),
     )
     report: JsonObject = {
         **judgement.as_json(),
@@ -308,15 +292,6 @@ def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
     }
 
 
-def _progress(context: JobContext, lease: Lease, stage: str) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        context.report(lease, stage, done, total)
-        if context.cancelled(lease):
-            raise Cancelled(f"stopped after {done} of {total} pictures")
-
-    return report
-
-
 @contextmanager
 def _published(store: Store, files: Sequence[StoredFile], pipeline: "EditablePipeline") -> Iterator[None]:
     """The pipeline with the version's own weights, each file checked against its sha256."""
@@ -328,8 +303,3 @@ def _published(store: Store, files: Sequence[StoredFile], pipeline: "EditablePip
                 module = modules.get(component) or getattr(pipeline, component)
                 stack.enter_context(editing.holding(module, store.fetch(file.sha256)))
         yield
-
-
-def _target(evaluation: Evaluation) -> str:
-    checkpoint = evaluation.checkpoint
-    return f"checkpoint:{checkpoint.model.name}/v{checkpoint.number}"

@@ -12,11 +12,10 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.models import Edit, EditValue, JsonObject
 from app.jobs.leases import Lease, LeaseLost
-from app.jobs.states import CANCELLED
+from app.jobs.states import end_resource
 from app.observability.metrics import FINAL_LOSS, STAGE_SECONDS
 from app.storage.store import BlobCorrupt, BlobMissing
 from app.worker.edits import concept_edit
-from app.worker.outcome import record_state
 from app.worker.problems import problem_of
 from app.worker.runner import JobContext
 from app.worker.tasks.balance import balance
@@ -30,7 +29,7 @@ log = structlog.get_logger()
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
-    """Optimise the values of these edits, all of one model; each succeeds or fails by itself."""
+    """Optimize the values of these edits, all of one model. Each succeeds or fails by itself."""
     with context.sessions() as session:
         query = select(Edit).where(Edit.id.in_([lease.target_id for lease in leases]))
         rows = {edit.id: edit for edit in session.scalars(query)}
@@ -52,25 +51,10 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         _conclude(context, lease, outcome, balance=found)
 
 
-def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
-    """The edit is `failed`, or `cancelled` where that was asked for."""
-    edit = session.get_one(Edit, lease.target_id)
-    was = edit.state
-    edit.state = "cancelled" if problem == CANCELLED else "failed"
-    edit.problem = problem
-    details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, edit, was=was, details=details)
-
-
-def _record(session: Session, edit: Edit, *, was: str, details: JsonObject) -> None:
-    target = f"edit:{edit.id}"
-    record_state(session, noun="edit", target=target, was=was, state=edit.state, details=details)
-
-
 def _optimize(
     context: JobContext, pipeline: "EditablePipeline", leases: Sequence[Lease], edits: Sequence[editing.ConceptEdit]
 ) -> Sequence["Value | Exception"]:
-    """An outcome for each edit. A batch that breaks, for lack of memory perhaps, is tried again edit by edit."""
+    """Return an outcome for each edit. A batch that fails, perhaps for lack of memory, is retried edit by edit."""
 
     def progress(now: "StageOneProgress") -> None:
         losses = {"text_loss": now.text_loss, "noise_loss": now.noise_loss}
@@ -79,10 +63,10 @@ def _optimize(
     try:
         with STAGE_SECONDS.labels("stage_one").time():
             return editing.optimize_values(
-                pipeline, edits, progress=progress, cancelled=lambda index: context.cancelled(leases[index])
+                pipeline, edits, progress=progress, cancelled=lambda index: context.should_stop(leases[index])
             )
     except Exception as error:
-        log.exception("optimisation failed unexpectedly", edits=len(edits))
+        log.exception("optimization failed unexpectedly", edits=len(edits))
         if len(edits) == 1:
             return [error]
     pairs = zip(leases, edits, strict=True)
@@ -92,7 +76,7 @@ def _optimize(
 def _balance(
     context: JobContext, lease: Lease, edit: editing.ConceptEdit, value: "Value", *, model_id: UUID
 ) -> tuple["Value | Exception", JsonObject | None]:
-    """The outcome of mixing its values. One that fails disturbs no other edit."""
+    """Mix the values of a balance. A failure does not affect other edits."""
     try:
         with STAGE_SECONDS.labels("balance").time():
             return balance(context, lease, edit, value, model_id=model_id)
@@ -106,7 +90,7 @@ def _balance(
 def _conclude(
     context: JobContext, lease: Lease, outcome: "Value | Exception", *, balance: JsonObject | None = None
 ) -> None:
-    """Write one edit's outcome; a cancelled one is left to the runner, a lost one to the attempt that took over."""
+    """Write one edit's outcome. The runner ends a cancelled one; another attempt ends one whose lease was lost."""
     try:
         if isinstance(outcome, Cancelled):
             return
@@ -128,13 +112,10 @@ def _conclude(
 def _write(session: Session, lease: Lease, value: "Value", balance: JsonObject | None) -> None:
     rows = [_row(lease, part, balance) for part in value.parts]
     session.add_all(rows)
-    edit = session.get_one(Edit, lease.target_id)
-    was = edit.state
-    edit.state, edit.problem = "ready", None
-    details = {"job": str(lease.job_id), "attempt": lease.attempt, "value": rows[0].sha256}
+    details: JsonObject = {"value": rows[0].sha256}
     if len(rows) > 1:
         details["values"] = {row.encoder: row.sha256 for row in rows}
-    _record(session, edit, was=was, details=details)
+    end_resource(session, lease=lease, state=lease.kind.done, details=details)
 
 
 def _row(lease: Lease, value: "Value", balance: JsonObject | None) -> EditValue:

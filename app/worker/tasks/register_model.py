@@ -1,19 +1,18 @@
-"""Take a pipeline into the store: every file by its sha256, checked to be safe and of a family that can be edited."""
+"""Register a model: store its pipeline's files by sha256, checked to be safe and of a family that can be edited."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import Session
-
 import editing
-from app.db.models import JsonObject, Model, ModelFile, Statistics
+from app.db.models import Model, ModelFile, Statistics
 from app.jobs.leases import Lease
+from app.jobs.states import end_resource
 from app.storage.references import pin_blobs
-from app.worker.outcome import record_state
 from app.worker.runner import JobContext
 from app.worker.sources import obtain, open_classifier
-from editing.errors import Cancelled, EditingError, InvalidEdit
+from editing.errors import EditingError, InvalidEdit
 
 if TYPE_CHECKING:
     from editing.families.layout import PipelineDescription
@@ -23,40 +22,20 @@ SHIPPED = "second_moments.safetensors"
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
-    """Register one model; the second moments that lie beside its `model_index.json` become its statistics."""
+    """Register the model. Second moments beside its `model_index.json` become its statistics."""
     for lease in leases:
         _register(context, lease)
-
-
-def fail(session: Session, *, lease: Lease, problem: JsonObject) -> None:
-    """The model is `failed`."""
-    model = session.get_one(Model, lease.target_id)
-    model.state, model.problem = "failed", problem
-    details = {"job": str(lease.job_id), "attempt": lease.attempt, "problem": problem["title"]}
-    _record(session, model, was="registering", details=details)
-
-
-def _record(session: Session, model: Model, *, was: str, details: JsonObject) -> None:
-    target = f"model:{model.name}"
-    record_state(session, noun="model", target=target, was=was, state=model.state, details=details)
 
 
 def _register(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
         model = session.get_one(Model, lease.target_id)
 
-    def progress(stage: str, done: int, of: int) -> None:
-        if context.cancelled(lease):
-            raise Cancelled("the registration was interrupted")
-        context.report(lease, stage, done, of)
-
-    def downloaded(done: int, of: int) -> None:
-        progress("downloading", done, of)
-
-    with obtain(model.source, revision=model.revision, settings=context.settings, progress=downloaded) as source:
+    progress = partial(context.advance, lease, "downloading")
+    with obtain(model.source, revision=model.revision, settings=context.settings, progress=progress) as source:
         description = editing.describe_pipeline(source.folder)
         for done, file in enumerate(description.files):
-            progress("storing", done, len(description.files))
+            context.advance(lease, "storing", done, len(description.files))
             if context.store.put_file(source.folder / file.path) != file.sha256:
                 raise EditingError(
                     f"{file.path} changed while it was read; register the model again", pointer="/source"
@@ -70,7 +49,6 @@ def _register(context: JobContext, lease: Lease) -> None:
     with context.result(lease) as session:
         pin_blobs(session, context.store, [file.sha256 for file in description.files] + ([digest] if digest else []))
         model = session.get_one(Model, lease.target_id)
-        model.state, model.problem = "ready", None
         model.family, model.digest = description.family, description.digest
         if model.license is None and source.license is not None:
             model.license = source.license.model_dump(exclude_none=True)
@@ -94,12 +72,12 @@ def _register(context: JobContext, lease: Lease) -> None:
                     created_by=model.created_by,
                 )
             )
-        details = {"job": str(lease.job_id), "digest": model.digest, "commit": source.commit, "statistics": digest}
-        _record(session, model, was="registering", details=details)
+        details = {"digest": model.digest, "commit": source.commit, "statistics": digest}
+        end_resource(session, lease=lease, state=lease.kind.done, details=details)
 
 
 def _shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":
-    """The second moments in the pipeline's folder, if any; they must be of its own text encoders."""
+    """The second moments in the pipeline's folder, if any. They must be of its own text encoders."""
     if not (folder / SHIPPED).is_file():
         return None
     moments = editing.SecondMoments.load(folder / SHIPPED)

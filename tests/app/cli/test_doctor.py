@@ -46,7 +46,7 @@ def test_all_well(found: Found, tmp_path: Path, clean_database: Engine) -> None:
     key = tmp_path / "key.pem"
     create_key(key)
     with Session(clean_database) as session:
-        workers.seen(session, name="w")
+        workers.sign_on(session, name="w")
         session.commit()
     findings = found(signing_key_file=key, model_roots=(tmp_path,))
     states = {check: finding.state for check, finding in findings.items()}

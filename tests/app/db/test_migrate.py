@@ -52,7 +52,7 @@ def test_migrations_match_the_models(engine: Engine) -> None:
 def test_concurrent_upgrades_migrate_once(empty: Engine) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: upgrade(empty), range(4)))
-    assert {"jobs", "outbox", "audit_events"} <= set(inspect(empty).get_table_names())
+    assert {"jobs", "audit_events"} <= set(inspect(empty).get_table_names())
 
 
 def downgrade(engine: Engine, revision: str) -> None:
@@ -84,7 +84,7 @@ def test_downgrade_and_upgrade_keep_the_rows(empty: Engine, settings: Settings, 
         soon = datetime.now(UTC) + timedelta(days=1)
         _, expiring = create_key(session, name="expiring", scopes=["read"], actor="test", expires_at=soon)
         note_key(session, key=create_signing_key(tmp_path / "key.pem"), actor="test")
-        workers.seen(session, name="worker")
+        workers.sign_on(session, name="worker")
         session.commit()
         before = rows(session)
         assert all(before.values()), f"the seed must fill all tables: {before}"
@@ -98,7 +98,7 @@ def test_downgrade_and_upgrade_keep_the_rows(empty: Engine, settings: Settings, 
         added_since = {"evaluations", "signing_keys", "webhooks", "webhook_deliveries", "browser_sessions", "workers"}
         assert {name: count for name, count in after.items() if count} == {
             # The jobs of evaluations went with them.
-            name: count - (name in ("jobs", "outbox"))
+            name: count - (name == "jobs")
             for name, count in before.items()
             if name not in added_since
         }

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from app.audit.service import verify
-from app.db.models import AuditEvent, Edit, Job, Model, Outbox
+from app.db.models import AuditEvent, Edit, Job, Model
 from app.edits import arrivals
 from tests.app.conftest import Headers
 
@@ -23,7 +23,7 @@ def counts(engine: Engine) -> set[int | None]:
         asked = select(func.count()).select_from(AuditEvent).where(AuditEvent.action == "edit.create")
         return {
             session.scalar(asked),
-            *(session.scalar(select(func.count()).select_from(t)) for t in (Edit, Job, Outbox)),
+            *(session.scalar(select(func.count()).select_from(t)) for t in (Edit, Job)),
         }
 
 

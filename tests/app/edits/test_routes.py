@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 from sqlalchemy import func, select, update
 
-from app.db.models import AuditEvent, Edit, Job, Outbox
+from app.db.models import AuditEvent, Edit, Job
 from editing.edits import StageOneSettings
 
 EDIT = {
@@ -67,7 +67,6 @@ class TestCreateEdit:
 
         job = session.scalars(select(Job)).one()
         assert (str(job.target_id), job.kind, job.state) == (edit["id"], "optimize_edit", "queued")
-        assert session.scalars(select(Outbox.job_id)).one() == job.id
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "edit.create")).one()
         assert event.target == f"edit:{edit['id']}"
         assert event.details["reason"] == EDIT["reason"]
@@ -268,7 +267,6 @@ class TestRetryEdit:
         assert answer.status_code == 202
         assert (answer.json()["state"], answer.json()["problem"], answer.json()["attempt"]) == ("queued", None, 0)
         assert session.scalars(select(Job.state).order_by(Job.id)).all() == ["failed", "queued"]
-        assert session.scalar(select(func.count()).select_from(Outbox)) == 2
 
     def test_cancelled_is_queued_again(self, client, keys, create):
         edit = create()

@@ -5,29 +5,35 @@ from uuid import UUID
 
 import pytest
 
-from app.jobs.notifier import BellBroken, Work
+from app.jobs.notifier import NotifierUnavailable, Work
 from tests.servers import RedisServer, require_redis
 
 
-class RecordingBell:
-    """Writes down what it was rung for; `broken`, it refuses as a bell without its Redis does."""
+class RecordingNotifier:
+    """Records the jobs it was called for. `unavailable`: refuses as a notifier without its Redis does."""
 
     def __init__(self) -> None:
-        self.rung: list[UUID] = []
-        self.broken = False
+        self.notified: list[UUID] = []
+        self.called = threading.Event()
+        self.unavailable = False
+        self.pending = False
 
-    def ring(self, job_ids: Sequence[UUID]) -> None:
-        if self.broken:
-            raise BellBroken("broken for the test")
-        self.rung += job_ids
+    def notify(self, job_ids: Sequence[UUID]) -> None:
+        if self.unavailable:
+            raise NotifierUnavailable("unavailable for the test")
+        self.notified += job_ids
+        self.called.set()
+
+    def needs_notification(self) -> bool:
+        return not self.pending
 
     def listen(self, work: Work, *, stopping: threading.Event) -> None:
         raise NotImplementedError
 
 
 @pytest.fixture
-def bell() -> RecordingBell:
-    return RecordingBell()
+def notifier() -> RecordingNotifier:
+    return RecordingNotifier()
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def listening() -> Iterator[Callable[..., threading.Event]]:
-    """Let a bell listen in a thread; ends it after the test."""
+    """Run a notifier's `listen` in a thread, which ends after the test."""
     started: list[tuple[threading.Thread, threading.Event]] = []
 
     def listen(listen_to: Callable[..., None], work: Work) -> threading.Event:

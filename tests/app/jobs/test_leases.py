@@ -37,23 +37,23 @@ def let_expire(session: Session, lease: Lease) -> None:
 
 
 class TestClaim:
-    def test_takes_the_oldest_and_counts_the_attempt(self, session: Session) -> None:
+    def test_claims_the_oldest_and_counts_the_attempt(self, session: Session) -> None:
         first, second, _ = add_jobs(session, 3)
         claimed = claim(session, limit=2)
         assert [(lease.job_id, lease.attempt) for lease in claimed] == [(first, 1), (second, 1)]
         job = session.get_one(Job, first)
         assert job.state == "running" and job.worker == "w" and job.lease_expires_at is not None
 
-    def test_only_among_the_candidates(self, session: Session) -> None:
+    def test_claims_candidates_only(self, session: Session) -> None:
         add_jobs(session)
         assert leases.claim(session, worker="w", lease_seconds=1, candidates=select(Job.id).where(False)) == []
 
-    def test_what_runs_is_not_claimed_again(self, session: Session) -> None:
+    def test_a_running_job_is_not_claimed_again(self, session: Session) -> None:
         add_jobs(session)
         assert len(claim(session)) == 1
         assert claim(session) == []
 
-    def test_a_batch_that_was_never_analyzed_is_not_sorted(self, session: Session) -> None:
+    def test_the_queue_is_read_by_its_index_before_it_is_analyzed(self, session: Session) -> None:
         add_jobs(session, 500)
         statements: list[tuple[str, object]] = []
 
@@ -77,15 +77,15 @@ class TestClaim:
             assert len(ours) == 3 and len(theirs) == 1
             assert {lease.job_id for lease in ours}.isdisjoint(lease.job_id for lease in theirs)
 
-    def test_by_turn_before_age(self, session: Session) -> None:
+    def test_claims_in_fair_order_before_age(self, session: Session) -> None:
         first, second, third = add_jobs(session, 3)
-        session.execute(update(Job).where(Job.id == first).values(turn=1))
+        session.execute(update(Job).where(Job.id == first).values(fair_order=1))
         claimed = [lease.job_id for _ in range(3) for lease in claim(session)]
         assert claimed == [second, third, first]
 
 
 class TestFence:
-    def test_the_attempt_that_holds_the_job_ends_it(self, session: Session) -> None:
+    def test_the_attempt_that_holds_the_lease_ends_the_job(self, session: Session) -> None:
         add_jobs(session)
         (lease,) = claim(session)
         leases.finish(session, lease=lease, state="succeeded")
@@ -101,7 +101,7 @@ class TestFence:
         with pytest.raises(LeaseLost, match="attempt 1"):
             leases.finish(session, lease=stale, state="succeeded")
         with pytest.raises(LeaseLost):
-            leases.hold(session, lease=stale)
+            leases.lock(session, lease=stale)
         assert leases.renew(session, leases=[stale], lease_seconds=30) == {}
         leases.finish(session, lease=current, state="succeeded")
 
@@ -116,21 +116,21 @@ class TestFence:
         add_jobs(session)
         (stale,) = claim(session)
         leases.requeue(session, lease=stale)
-        leases.report(session, lease=stale, progress=Progress(stage="optimizing", done=1, total=2))
+        leases.write_progress(session, lease=stale, progress=Progress(stage="optimizing", done=1, total=2))
         assert session.get_one(Job, stale.job_id, populate_existing=True).progress is None
 
-    def test_holding_keeps_a_cancel_out(self, clean_database: Engine, other: Session) -> None:
+    def test_a_locked_job_takes_no_cancel(self, clean_database: Engine, other: Session) -> None:
         with Session(clean_database) as session:
             add_jobs(session)
             (lease,) = claim(session)
             session.commit()
-            assert leases.hold(session, lease=lease) is False
+            assert leases.lock(session, lease=lease) is False
             locked = select(Job.id).where(Job.id == lease.job_id).with_for_update(skip_locked=True)
             assert other.scalars(locked).all() == []
 
 
 class TestRenew:
-    def test_extends_and_brings_back_the_cancel_flag(self, session: Session) -> None:
+    def test_extends_the_lease_and_returns_the_cancel_flag(self, session: Session) -> None:
         add_jobs(session, 2)
         first, second = claim(session, limit=2, seconds=1)
         session.execute(update(Job).where(Job.id == second.job_id).values(cancel_requested=True))
@@ -141,17 +141,34 @@ class TestRenew:
         assert before is not None and after is not None and after - before > timedelta(seconds=50)
 
 
-class TestGiveBack:
-    def test_release_does_not_count_the_attempt(self, session: Session) -> None:
+class TestRequeue:
+    def test_an_attempt_that_is_not_counted(self, session: Session) -> None:
         add_jobs(session)
         (lease,) = claim(session)
-        leases.release(session, lease=lease)
+        leases.requeue(session, lease=lease, counted=False)
         (again,) = claim(session)
         assert again.attempt == 1
 
-    def test_expired_finds_only_leases_that_ran_out(self, session: Session) -> None:
+    def test_a_delayed_job_is_not_claimed_before_it_is_due(self, session: Session) -> None:
+        add_jobs(session)
+        (lease,) = claim(session)
+        leases.requeue(session, lease=lease, delay=60)
+        assert claim(session) == []
+        session.execute(update(Job).values(due_at=func.now()))
+        (again,) = claim(session)
+        assert again.attempt == 2
+
+    def test_a_stale_attempt_cannot_requeue(self, session: Session) -> None:
+        add_jobs(session)
+        (stale,) = claim(session)
+        leases.requeue(session, lease=stale)
+        claim(session)
+        with pytest.raises(LeaseLost):
+            leases.requeue(session, lease=stale)
+
+    def test_finds_expired_leases_only(self, session: Session) -> None:
         add_jobs(session, 2)
         gone, alive = claim(session, limit=2)
         let_expire(session, gone)
-        assert [job.id for job in leases.expired(session)] == [gone.job_id]
+        assert [job.id for job in leases.find_expired(session)] == [gone.job_id]
         assert alive.job_id != gone.job_id

@@ -1,37 +1,20 @@
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.db.models import Edit, Job, JsonObject, Model
+from app.db.models import AuditEvent, Edit, Job, Model
 from app.jobs import leases
-from app.jobs.dispatcher import dispatch
 from app.jobs.enqueue import enqueue
-from app.jobs.kinds import OPTIMIZE_EDIT
-from app.jobs.leases import Lease
+from app.jobs.kinds import KINDS, OPTIMIZE_EDIT
 from app.jobs.states import CANCELLED, set_running
-from app.jobs.sweeper import UNHEARD_SECONDS, requeue_expired, ring_again
-from tests.app.jobs.conftest import RecordingBell
-
-
-class Failures:
-    """Ends jobs as `app.worker.runner.fail` does, and writes down which, and why."""
-
-    def __init__(self) -> None:
-        self.problems: dict[UUID, JsonObject] = {}
-
-    def __call__(self, session: Session, *, lease: Lease, problem: JsonObject) -> None:
-        leases.finish(session, lease=lease, state="failed", problem=problem)
-        self.problems[lease.job_id] = problem
-
-
-@pytest.fixture
-def failures() -> Failures:
-    return Failures()
+from app.jobs.sweeper import STALE_SECONDS, renotify_stale_jobs, requeue_expired_jobs
+from tests.app.jobs.conftest import RecordingNotifier
 
 
 @pytest.fixture
@@ -58,46 +41,58 @@ def read(session: Session, job_id: UUID) -> Job:
     return session.get_one(Job, job_id, populate_existing=True)
 
 
-class TestRequeueExpired:
-    def test_puts_job_and_edit_back(self, session: Session, edit: Edit, failures: Failures) -> None:
+class TestRequeueExpiredJobs:
+    def test_requeues_the_job_and_its_edit(self, session: Session, edit: Edit) -> None:
         job_id = expire(session, edit)
         session.refresh(edit)
         assert edit.state == "optimizing"
-        assert requeue_expired(session, max_attempts=5, fail=failures) == 1
+        assert requeue_expired_jobs(session, max_attempts=5) == 1
         session.refresh(edit)
         job = read(session, job_id)
         assert (job.state, job.attempt, job.worker, job.lease_expires_at) == ("queued", 1, None, None)
-        assert edit.state == "queued" and failures.problems == {}
+        assert (edit.state, edit.problem) == ("queued", None)
 
-    def test_leaves_a_lease_that_holds(self, session: Session, edit: Edit, failures: Failures) -> None:
+    def test_leaves_a_lease_that_is_held(self, session: Session, edit: Edit) -> None:
         enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
         leases.claim(session, worker="alive", lease_seconds=30, candidates=select(Job.id))
-        assert requeue_expired(session, max_attempts=5, fail=failures) == 0
+        assert requeue_expired_jobs(session, max_attempts=5) == 0
 
-    def test_fails_what_had_all_its_attempts(self, session: Session, edit: Edit, failures: Failures) -> None:
+    def test_fails_a_job_after_its_last_attempt(self, session: Session, edit: Edit) -> None:
         job_id = expire(session, edit, attempt=5)
-        requeue_expired(session, max_attempts=5, fail=failures)
-        assert failures.problems[job_id]["title"] == "Worker lost"
-        assert "5 attempts" in failures.problems[job_id]["detail"]
-        assert read(session, job_id).state == "failed"
+        requeue_expired_jobs(session, max_attempts=5)
+        job = read(session, job_id)
+        assert job.state == edit.state == "failed" and job.problem == edit.problem is not None
+        assert job.problem["title"] == "Worker lost" and "5 attempts" in job.problem["detail"]
+        event = session.scalars(select(AuditEvent)).one()
+        assert (event.action, event.target, event.before) == ("edit.failed", f"edit:{edit.id}", {"state": "optimizing"})
 
-    def test_cancels_what_was_to_be_cancelled(self, session: Session, edit: Edit, failures: Failures) -> None:
+    def test_cancels_a_job_whose_cancel_was_requested(self, session: Session, edit: Edit) -> None:
         job_id = expire(session, edit, cancel_requested=True)
-        requeue_expired(session, max_attempts=5, fail=failures)
-        assert failures.problems == {job_id: CANCELLED}
+        requeue_expired_jobs(session, max_attempts=5)
+        assert (read(session, job_id).state, edit.state, edit.problem) == ("cancelled", "cancelled", CANCELLED)
+
+    def test_leaves_jobs_of_a_kind_that_only_newer_workers_know(self, session: Session, edit: Edit) -> None:
+        job_id = expire(session, edit)
+        with patch.dict("app.jobs.kinds.KINDS"):
+            del KINDS["optimize_edit"]
+            assert requeue_expired_jobs(session, max_attempts=5) == 0
+        assert read(session, job_id).state == "running"
 
 
-class TestRingAgain:
-    def test_rings_for_what_nobody_heard(self, session: Session, edit: Edit, bell: RecordingBell) -> None:
+class TestRenotifyStaleJobs:
+    def test_notifies_of_jobs_that_are_due_for_seconds(
+        self, session: Session, edit: Edit, notifier: RecordingNotifier
+    ) -> None:
         job_id = enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
-        dispatch(session, bell=RecordingBell())  # heard by nobody
-        assert ring_again(session, bell=bell) == 0
-        long_ago = func.now() - timedelta(seconds=UNHEARD_SECONDS + 1)
-        session.execute(update(Job).values(created_at=long_ago))
-        assert ring_again(session, bell=bell) == 1
-        assert bell.rung == [job_id]
+        assert renotify_stale_jobs(session, notifier=notifier) == 0
+        session.execute(update(Job).values(due_at=func.now() - timedelta(seconds=STALE_SECONDS + 1)))
+        assert renotify_stale_jobs(session, notifier=notifier) == 1
+        assert notifier.notified == [job_id]
 
-    def test_leaves_what_the_dispatcher_is_to_ring_for(self, session: Session, edit: Edit, bell: RecordingBell) -> None:
+    def test_waits_while_notifications_are_under_way(
+        self, session: Session, edit: Edit, notifier: RecordingNotifier
+    ) -> None:
         enqueue(session, kind=OPTIMIZE_EDIT, target_id=edit.id, actor="test")
-        session.execute(update(Job).values(created_at=func.now() - timedelta(seconds=UNHEARD_SECONDS + 1)))
-        assert ring_again(session, bell=bell) == 0
+        session.execute(update(Job).values(due_at=func.now() - timedelta(seconds=STALE_SECONDS + 1)))
+        notifier.pending = True
+        assert renotify_stale_jobs(session, notifier=notifier) == 0

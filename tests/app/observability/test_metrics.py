@@ -67,7 +67,6 @@ def test_an_edit_is_counted_from_request_to_pull(service: Service) -> None:
     queued = scrape(service.client)
     assert value(queued, "emender_jobs", kind="optimize_edit", state="queued") == 1
     assert 0 <= value(queued, "emender_oldest_queued_job_seconds", kind="optimize_edit") < 600
-    assert value(queued, "emender_jobs_unannounced") == 1
     made = service.apply(edits=[str(service.edit("fox"))])
     pulled = service.client.get(
         f"/emender/{service.model.name}/resolve/{made['version']}/README.md", headers=service.keys["read"]
@@ -130,7 +129,7 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
         for name, ago in {"here": 0, "gone": 60, "long gone": 2 * 24 * 3600}.items():
             at = session.scalar(select(func.now() - timedelta(seconds=ago)))
             session.add(Worker(name=name, version="0.0.1", seen_at=at))
-        workers.seen(session, name="new")
+        workers.sign_on(session, name="new")
         hook = Webhook(url="https://secret.example/", events=[], key_id="k", salt=b"", created_by="test")
         hook.failing_since = session.scalar(select(func.now()))
         off = Webhook(url="https://off.example/", events=[], key_id="k", salt=b"", created_by="test", enabled=False)

@@ -47,7 +47,7 @@ def soon(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_renews_while_the_block_runs_and_no_longer(
+def test_renews_leases_until_the_block_ends(
     heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]
 ) -> None:
     def remaining() -> timedelta:
@@ -59,12 +59,12 @@ def test_renews_while_the_block_runs_and_no_longer(
     with heartbeat.holding(held):
         assert soon(lambda: remaining() > timedelta(seconds=50))
     after = job(held[0].job_id).lease_expires_at
-    heartbeat.beat()  # as housekeeping does
+    heartbeat.beat()  # as maintenance does
     time.sleep(0.3)
     assert job(held[0].job_id).lease_expires_at == after
 
 
-def test_beats_thrice_a_lease_at_least(factory: Sessions) -> None:
+def test_beats_at_least_three_times_a_lease(factory: Sessions) -> None:
     assert Heartbeat(factory, lease_seconds=3, interval=60).interval == 1
 
 
@@ -76,33 +76,33 @@ def test_writes_the_latest_progress(heartbeat: Heartbeat, held: list[Lease], job
     assert job(held[0].job_id).progress is None
 
 
-def test_brings_back_a_cancel(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+def test_reads_a_requested_cancel(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
     with heartbeat.holding(held):
         change(factory, held[1], cancel_requested=True)
-        assert soon(lambda: heartbeat.cancelled(held[1]))
-        assert not heartbeat.cancelled(held[0]) and not heartbeat.lost(held[1])
+        assert soon(lambda: heartbeat.is_cancelled(held[1]))
+        assert not heartbeat.is_cancelled(held[0]) and not heartbeat.is_lost(held[1])
 
 
 def test_notices_a_lost_lease(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
     with heartbeat.holding(held):
         change(factory, held[0], attempt=2)
-        assert soon(lambda: heartbeat.lost(held[0]))
-        assert not heartbeat.lost(held[1])
+        assert soon(lambda: heartbeat.is_lost(held[0]))
+        assert not heartbeat.is_lost(held[1])
 
 
-def test_what_has_ended_is_not_lost(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+def test_an_ended_job_is_not_lost(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
     with heartbeat.holding(held):
         change(factory, held[0], state="succeeded")
         heartbeat.forget(held[0])
         heartbeat.beat()
-        assert not heartbeat.lost(held[0])
+        assert not heartbeat.is_lost(held[0])
 
 
-def test_goes_on_when_the_database_does_not_answer(settings: Settings, held: list[Lease]) -> None:
+def test_continues_while_the_database_does_not_answer(settings: Settings, held: list[Lease]) -> None:
     assert settings.database_url is not None
     away = connect(SecretStr("postgresql://nobody@127.0.0.1:1/none").get_secret_value())
     heartbeat = Heartbeat(sessions(away), lease_seconds=60, interval=0.05)
     with heartbeat.holding(held):
         time.sleep(0.3)
-        assert not heartbeat.lost(held[0])
+        assert not heartbeat.is_lost(held[0])
     away.dispose()

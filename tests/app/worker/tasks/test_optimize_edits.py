@@ -179,7 +179,12 @@ def test_the_audit_log_names_the_value(
     with factory() as session:
         event = session.get_one(AuditEvent, 2)
     assert (event.actor, event.action, event.target) == ("worker", "edit.ready", f"edit:{edit(job_id).id}")
-    assert event.details == {"job": str(job_id), "attempt": 1, "value": edit(job_id).values[0].sha256}
+    assert event.details == {
+        "edit": str(edit(job_id).id),
+        "job": str(job_id),
+        "attempt": 1,
+        "value": edit(job_id).values[0].sha256,
+    }
 
 
 def test_the_pipeline_stays_warm(runner: Runner, registered: Model) -> None:
