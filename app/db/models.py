@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {
         datetime: DateTime(timezone=True),
-        JsonObject: JSONB,
+        JsonObject: JSONB(none_as_null=True),
         list[JsonObject]: JSONB,
         list[int]: ARRAY(BigInteger),
         list[str]: ARRAY(String),
@@ -405,8 +405,8 @@ class AuditEvent(Base):
     action: Mapped[str] = mapped_column(index=True)
     target: Mapped[str] = mapped_column(index=True)
     details: Mapped[JsonObject]
-    before: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))  # what of the target changed, as it was
-    after: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))  # and as it is
+    before: Mapped[JsonObject | None]  # what of the target changed, as it was
+    after: Mapped[JsonObject | None]  # and as it is
     reason: Mapped[str | None]
     request_id: Mapped[str | None] = mapped_column(index=True)  # none: it was no request that did it
     address: Mapped[str | None]  # that the request came from

@@ -98,7 +98,7 @@ def test_cancels_what_is_drawn(version: Service, monkeypatch: pytest.MonkeyPatch
     def cancel_first(*arguments: Any, **options: Any) -> Any:
         assert version.get(location)["state"] == "running"
         version.client.post(f"{location}/cancel", headers=version.keys["apply"])
-        monkeypatch.setattr(version.runner.heartbeat, "cancelled", lambda lease: True)
+        monkeypatch.setattr(version.runner.heartbeat, "is_cancelled", lambda lease: True)
         return draw(*arguments, **options)
 
     monkeypatch.setattr(editing, "draw", cancel_first)

@@ -23,7 +23,7 @@ from app.db.models import Edit, Job, Webhook, WebhookDelivery, Worker
 from app.jobs import leases, workers
 from app.jobs.enqueue import enqueue_many
 from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
-from app.jobs.sweeper import requeue_expired
+from app.jobs.sweeper import requeue_expired_jobs
 from app.main import create_app
 from app.observability.database_metrics import DatabaseMetrics
 from app.observability.metrics import WORKER
@@ -260,7 +260,7 @@ def test_expired_leases_are_counted(clean_database: Engine) -> None:
         enqueue_many(session, kind=REGISTER_MODEL, targets=[(uuid7(), "test")])
         leases.claim(session, worker="w", lease_seconds=-1, candidates=select(Job.id))
         session.commit()
-        assert requeue_expired(session, max_attempts=5, fail=None) == 1  # type: ignore[arg-type]
+        assert requeue_expired_jobs(session, max_attempts=5) == 1
         session.commit()
     labels = {"kind": "register_model", "outcome": "requeued"}
     name = "emender_leases_expired_total"
