@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
+from app.jobs.notifier import notify_after_commit
 from app.jobs.redis_notifier import RedisNotifier
 from tests.faults.conftest import QUICK, SLOW, Ledger, Site, WorkerProcess, until
 from tests.servers import RedisServer
@@ -18,10 +19,18 @@ StartWorker = Callable[..., WorkerProcess]
 
 @pytest.fixture
 def worker(start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer) -> WorkerProcess:
-    """A worker on Redis that has registered the model."""
+    """A worker on Redis that has registered the model. The ledger notifies it of jobs."""
+    notify_after_commit(ledger.factory, RedisNotifier(redis_server.url, poll_seconds=1))
     worker = start_worker(EMENDER_REDIS_URL=redis_server.url)
     ledger.await_state(ledger.register(), "succeeded")
     return worker
+
+
+def test_a_notified_worker_claims_a_job_within_a_second(worker: WorkerProcess, ledger: Ledger) -> None:
+    """The sweeper notifies after five seconds, so only the notification after the commit is this fast."""
+    job = ledger.await_state(ledger.add_edit(QUICK), "succeeded")
+    assert job.started_at is not None
+    assert (job.started_at - job.created_at).total_seconds() < 1
 
 
 def test_flushed_between_the_post_and_the_work(
@@ -33,9 +42,8 @@ def test_flushed_between_the_post_and_the_work(
 ) -> None:
     worker.stop()
     job_id = ledger.add_edit(QUICK)
-    RedisNotifier(redis_server.url, poll_seconds=1).notify([job_id])
     with redis_server.client() as client:
-        assert client.lrange("rq:queue:emender", 0, -1) == [str(job_id).encode()]
+        until(lambda: client.lrange("rq:queue:emender", 0, -1) == [str(job_id).encode()], timeout=10)
         client.flushall()
     start_worker(EMENDER_REDIS_URL=redis_server.url)
     ledger.await_state(job_id, "succeeded")
@@ -47,7 +55,7 @@ def test_killed_and_back(worker: WorkerProcess, ledger: Ledger, redis_server: Re
     redis_server.kill()
     without = ledger.add_edit(QUICK, source="without")
     ledger.await_state(without, "succeeded")
-    assert worker.says("Redis does not answer; polling meanwhile")
+    assert worker.says("Redis does not answer; polling until it is back")
     redis_server.start()
     deadline = time.monotonic() + 20
     while not worker.says("Redis is back"):
