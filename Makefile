@@ -16,7 +16,7 @@ else
 WANTED := $(or $(call identify,$(PYTHON)),unknown)
 endif
 
-.PHONY: demo test test-all browser docs reference clients faults soak security properties serve check lock install train help clean
+.PHONY: demo test test-all browser docs reference clients faults soak security properties serve check lock sync-client install train help clean
 
 demo: install  ## edit concepts over HTTP, pull the checkpoint, draw before and after into out/demo
 	$(BIN)/python -m demo --out out/demo
@@ -74,6 +74,9 @@ lock: install  ## write uv.lock from pyproject.toml, and constraints.txt from it
 	$(BIN)/uv lock $(UV_LOCK)
 	echo '# Written by `make lock`: every version that make installs. A range for torch would fetch another build.' > constraints.txt
 	$(BIN)/uv export -q --all-extras --all-groups --no-emit-local --no-emit-project --no-hashes --no-annotate --no-header >> constraints.txt
+
+sync-client: install  ## write the sync client from the async client
+	$(BIN)/python client/generate_sync.py
 
 install: $(INSTALLED)  ## make .venv, or bring it up to date
 

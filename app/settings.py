@@ -85,10 +85,6 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, description="Port that the API listens on.")
     api_processes: int = Field(1, ge=1, description="Number of API processes that `emender serve` starts.")
-    url: str | None = Field(None, description="URL of the service for the commands. Unset: host and port.")
-    api_key: SecretStr | None = Field(
-        None, description="API key of the commands. Unset: the key in <data_dir>/admin-key."
-    )
     namespace: Name = Field("emender", description="Hub namespace of models that are registered without one.")
     model_roots: Roots = Field(
         (), description="Directories, separated by ':', whose direct subdirectories can be registered as models."

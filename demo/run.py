@@ -1,7 +1,7 @@
 """The whole way of a correction: `make demo`.
 
 Starts the embedded service in a folder of its own, registers the emoji model, posts every correction over HTTP, applies
-them, pulls the version with huggingface_hub, and draws the same prompts with the same seeds by the base model and by
+them, pulls the version, and draws the same prompts with the same seeds by the base model and by
 what was pulled. Leaves `before-after.png` and `report.json`.
 """
 
@@ -21,12 +21,12 @@ from typing import Any
 
 import diffusers
 import httpx2
-import huggingface_hub
 import transformers
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+import emender
 from app.local.child_process import die_with_parent
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
@@ -105,14 +105,13 @@ def _quiet() -> None:
     """No bars of the libraries between ours."""
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.disable_progress_bars()
 
 
 def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stages) -> Json:
     base = load_pipeline(weights / SOURCE)
     with _running(service, weights=weights, stages=stages) as client:
-        checkpoint = _correct(client, base, service=service, stages=stages)
-        with stages("pull", f"Pulling {checkpoint.version} with huggingface_hub"):
+        checkpoint = _correct(client, base, stages=stages)
+        with stages("pull", f"Pulling {checkpoint.version}"):
             client.checkpoints.pull(MODEL, ALIAS, out / "pulled")
         with stages("check", "Waiting for the service's own check of it"):
             check = _check(client, checkpoint.version)
@@ -130,24 +129,23 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
         **report_of(CORRECTIONS, before=before, after=after),
         "check": check,
         "checkpoint": {"version": checkpoint.version, "sha256": published},
-        "pulled": {"sha256": pulled, "with": f"huggingface_hub {huggingface_hub.__version__}"},
+        "pulled": {"sha256": pulled, "with": f"emender-client {emender.__version__}"},
     }
 
 
-def _correct(client: Client, base: StableDiffusionPipeline, *, service: Path, stages: Stages) -> CheckpointOut:
+def _correct(client: Client, base: StableDiffusionPipeline, *, stages: Stages) -> CheckpointOut:
     """From registration to the published checkpoint, all of it over HTTP."""
     with stages("register", "Registering the emoji model"):
-        client.models.register({"name": MODEL, "source": SOURCE, "classifier": CLASSIFIER})
+        client.models.register(MODEL, source=SOURCE, classifier=CLASSIFIER)
         model = client.models.wait(MODEL, timeout=PATIENCE)
         if model.statistics is None:
-            asked = client.statistics.create(MODEL, {"captions": "captions"})
+            asked = client.statistics.create(MODEL, captions="captions")
             client.statistics.wait(MODEL, asked.id, timeout=PATIENCE)
     with stages("edit", "Posting corrections, optimising their values", total=len(CORRECTIONS)) as advance:
-        for correction in CORRECTIONS:
-            client.edits.create(MODEL, _request(client, base, correction, folder=service))
+        client.edits.create_batch(MODEL, [_request(client, base, correction) for correction in CORRECTIONS])
         _wait_for_edits(client, advance)
     with stages("apply", "Writing them into the text encoder"):
-        made = client.checkpoints.apply(MODEL, {"edits": "ready", "alias": ALIAS, "notes": "make demo"})
+        made = client.checkpoints.apply(MODEL, edits="ready", alias=ALIAS, notes="make demo")
         return client.checkpoints.wait(MODEL, made.version, timeout=PATIENCE)
 
 
@@ -184,16 +182,13 @@ def _share_done(edit: EditOut) -> float:
     return edit.progress.done / edit.progress.total if edit.progress else 0.0
 
 
-def _request(client: Client, base: StableDiffusionPipeline, correction: Correction, *, folder: Path) -> dict[str, Any]:
+def _request(client: Client, base: StableDiffusionPipeline, correction: Correction) -> dict[str, Any]:
     """The correction as it is posted; its reference pictures, drawn by the base model, are uploaded first."""
     if correction.kind != "images":
         return correction.request()
     prompts = [REFERENCE_PROMPT.format(correction.destination)] * len(REFERENCE_SEEDS)
     pictures = as_images(draw(base, prompts, REFERENCE_SEEDS))
-    paths = [folder / f"{correction.destination}-{seed}.png" for seed in REFERENCE_SEEDS]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-    return correction.request(images=[client.images.upload(path).id for path in paths])
+    return correction.request(images=[client.images.upload(picture).id for picture in pictures])
 
 
 def _judge(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stages: Stages) -> Judgement:

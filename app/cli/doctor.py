@@ -150,7 +150,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Finding:
     where = str(settings.store or settings.store_dir)
-    step = f"Let this user write to {where} and read there; `emender store scrub` reads all that it holds."
+    step = f"Let this user write to {where} and read there; `emender storage scrub` reads all that it holds."
     try:
         open_store(settings).probe()
     except OSError as error:
@@ -164,7 +164,7 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB are free at {folder}."
     if free < FREE:
-        return Finding("disk", "warning", detail, "Run `emender store collect`, or make the disk larger.")
+        return Finding("disk", "warning", detail, "Run `emender storage collect`, or make the disk larger.")
     return Finding("disk", "ok", detail)
 
 

@@ -1,6 +1,5 @@
-"""`emender store …`: run by hand or from cron, where the service's database and store can be reached."""
+"""`emender storage`: checks and cleans the store, with access to the database and the store."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,98 +7,102 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
-from app.cli.console import AsJson, progress_bar
-from app.cli.database import opened_database
-from app.cli.errors import CommandError, ExitCode
-from app.settings import get_settings
+from app.cli.environment import open_database, read_settings
+from emender.cli.console import AsJson, print_result
+from emender.cli.errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
     from app.db.engine import Sessions
     from app.storage.scrub import Finding
     from app.storage.store import Store
 
-store = typer.Typer(help="The store of blobs: check it, and make room in it.", no_args_is_help=True)
+storage = typer.Typer(help="Store of blobs.", no_args_is_help=True)
 
 
-@store.command("scrub")
+@storage.command("scrub")
 def scrub_store(
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Move what is damaged aside, so that it can be stored again.")
+        bool, typer.Option("--quarantine", help="Move damaged blobs aside, so that they can be stored again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every blob again and compare it with its sha256. The exit code is 1 where something is wrong."""
+    """Read every blob and verify its sha256. Exits with 1 if a blob is damaged or missing."""
     from app.storage.scrub import scrub
 
-    with _opened() as (sessions, blobs), progress_bar() as bar:
-        task = bar.add_task("checking", total=None)
-        found = scrub(
+    with _open() as (sessions, store), _create_bar() as bar:
+        task = bar.add_task("verifying", total=None)
+        result = scrub(
             sessions,
-            blobs,
+            store,
             quarantine=quarantine,
             actor="cli",
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1))
-    else:
-        _show("damaged, moved aside" if found.quarantined else "damaged", found.damaged)
-        _show("missing", found.missing)
+
+    def print_text() -> None:
+        _print_findings("damaged, moved aside" if result.quarantined else "damaged", result.damaged)
+        _print_findings("missing", result.missing)
         typer.echo(
-            f"{found.blobs} blobs, {found.bytes} bytes: {len(found.damaged)} damaged, {len(found.missing)} missing."
+            f"{result.blobs} blobs, {result.bytes} bytes: {len(result.damaged)} damaged, {len(result.missing)} missing."
         )
-        if not found.is_clean:
+        if not result.is_clean:
             typer.echo(
                 "Restore them from a backup, or store them again: apply the same edits, upload the same image, "
                 "register the same model under another name.",
                 err=True,
             )
-    if not found.is_clean:
-        raise typer.Exit(1)
+
+    print_result(asdict(result), as_json=as_json, as_text=print_text)
+    if not result.is_clean:
+        raise typer.Exit(ExitCode.FAILED)
 
 
-@store.command("collect")
+@storage.command("collect")
 def collect_store(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted.")] = False,
-    grace: Annotated[float, typer.Option(min=1, help="Hours that a blob is kept without any reference.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted.")] = False,
+    grace: Annotated[float, typer.Option(min=1, help="Hours to keep a blob without references.")] = 24.0,
     retracted: Annotated[
-        bool, typer.Option("--retracted", help="Also the files of retracted versions, whose record stays.")
+        bool, typer.Option("--retracted", help="Also delete the files of retracted checkpoints.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete the blobs that nothing refers to."""
+    """Delete blobs without references."""
     from app.storage.collect import collect_garbage
 
-    with _opened() as (sessions, blobs):
-        done = collect_garbage(
-            sessions, blobs, grace=timedelta(hours=grace), retracted=retracted, dry_run=dry_run, actor="cli"
+    with _open() as (sessions, store):
+        result = collect_garbage(
+            sessions, store, grace=timedelta(hours=grace), retracted=retracted, dry_run=dry_run, actor="cli"
         )
-    if as_json:
-        typer.echo(json.dumps({**asdict(done), "dry_run": dry_run}))
-        return
-    typer.echo(
-        f"{'Would delete' if dry_run else 'Deleted'} {done.blobs} blobs of {done.bytes} bytes"
-        + ("." if dry_run else f", and {done.temporary_files} unfinished files.")
-    )
+    line = f"{'Would delete' if dry_run else 'Deleted'} {result.blobs} blobs of {result.bytes} bytes"
+    line += "." if dry_run else f", and {result.temporary_files} unfinished files."
+    print_result(asdict(result) | {"dry_run": dry_run}, as_json=as_json, as_text=lambda: typer.echo(line))
 
 
-def _show(what: str, findings: "Sequence[Finding]") -> None:
+def _print_findings(state: str, findings: "Sequence[Finding]") -> None:
     for finding in findings:
-        typer.echo(f"{what}: {finding.sha256}")
-        for place in finding.references:
-            typer.echo(f"  {place}")
+        typer.echo(f"{state}: {finding.sha256}")
+        for reference in finding.references:
+            typer.echo(f"  {reference}")
+
+
+def _create_bar() -> Progress:
+    """Create a progress bar on standard error. Without a terminal it shows nothing."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal)
 
 
 @contextmanager
-def _opened() -> "Iterator[tuple[Sessions, Store]]":
-    """The database and the store of the settings."""
+def _open() -> "Iterator[tuple[Sessions, Store]]":
+    """Open the database and the store of the settings."""
     from app.storage import open_store
     from app.storage.store import StoreUnavailable
 
-    settings = get_settings()
+    settings = read_settings()
     try:
-        with opened_database(settings) as sessions:
+        with open_database(settings) as sessions:
             yield sessions, open_store(settings)
     except StoreUnavailable as error:
         raise CommandError(f"{settings.store}: {error.strerror}", ExitCode.UNREACHABLE) from error

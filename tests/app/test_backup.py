@@ -79,7 +79,7 @@ def test_what_is_restored_serves_the_same_bytes(
     backup, folder = tmp_path / "backup", tmp_path / "restored"
     sh(BACK_UP, url=database_url, folder=service.settings.data_dir, backup=backup)
     said = sh(RESTORE, url=empty, folder=folder, backup=backup)
-    assert "events, whole" in said and "0 damaged, 0 missing" in said
+    assert "events verified" in said and "0 damaged, 0 missing" in said
 
     settings = service.settings.model_copy(update={"database_url": SecretStr(empty), "data_dir": folder})
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:

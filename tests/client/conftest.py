@@ -1,8 +1,12 @@
-"""The application of tests/app, one of everything in its database, and a client of it by the scope of its key."""
+"""Sync and async clients of the application in tests/app, with one of every resource in its database."""
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -12,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.storage.local import LocalStore
-from emender import Client
+from emender import AsyncClient, Client
 from tests.app.conftest import Headers, application, built, client, keys, plain_logs, store
 from tests.seeded import Seeded, seed
 
@@ -33,8 +37,8 @@ def seeded(
     return seed(session, client, keys, store=store, folder=tmp_path / "tokenizer")
 
 
-class Wire(httpx2.BaseTransport):
-    """Hands requests on, and notes them; of those whose answers are to be dropped, the answer is dropped once."""
+class Wire(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
+    """A transport that records requests. With `drop` set, it drops the response of the next one."""
 
     def __init__(self, upstream: httpx2.BaseTransport) -> None:
         self.upstream = upstream
@@ -43,11 +47,75 @@ class Wire(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self.sent.append(request)
-        answer = self.upstream.handle_request(request)
+        response = self.upstream.handle_request(request)
         if self.drop:
             self.drop = False
-            raise httpx2.ReadError("the connection broke before the answer", request=request)
-        return answer
+            raise httpx2.ReadError("the connection broke before the response", request=request)
+        return response
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        await request.aread()
+        response = self.handle_request(request)
+        content = b"".join(cast(httpx2.SyncByteStream, response.stream))
+        return httpx2.Response(response.status_code, headers=response.headers, stream=httpx2.ByteStream(content))
+
+
+class Blocking:
+    """An async client, called like the sync one, so that both pass the same tests."""
+
+    def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._target, self._loop = target, loop
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._target, name)
+        if not callable(attribute):
+            return Blocking(attribute, self._loop) if type(attribute).__module__.startswith("emender.") else attribute
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = attribute(*arguments, **options)
+            if inspect.isasyncgen(result):
+                return self._iterate(result)
+            return self._loop.run_until_complete(result)
+
+        return call
+
+    def _iterate(self, items: AsyncIterator[Any]) -> Iterator[Any]:
+        async def read_next() -> Any:
+            return await anext(items, self)
+
+        while (item := self._loop.run_until_complete(read_next())) is not self:
+            yield item
+
+
+@pytest.fixture(params=["sync", "async"])
+def create_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
+    """Create a client that takes the arguments of `Client`: the sync one, or the async one called like it."""
+    with ExitStack() as stack:
+        if request.param == "sync":
+            yield lambda *arguments, **options: stack.enter_context(Client(*arguments, **options))
+            return
+        loop = asyncio.new_event_loop()
+        stack.callback(loop.close)
+
+        def create(*arguments: Any, **options: Any) -> Client:
+            created = AsyncClient(*arguments, **options)
+            stack.callback(lambda: loop.run_until_complete(created.close()))
+            return cast(Client, Blocking(created, loop))
+
+        yield create
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a client would have slept."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("emender._sync.connection.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("emender._async.connection.asyncio", SimpleNamespace(sleep=sleep))
+    return slept
 
 
 @pytest.fixture
@@ -57,14 +125,12 @@ def wire(client: TestClient) -> Wire:
 
 @pytest.fixture
 def emender(
-    wire: Wire, keys: Mapping[str, Headers], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Client]]:
-    """A client with the key of a scope; it does not pause."""
-    monkeypatch.setattr("emender.connection.time.sleep", lambda _: None)
-    with ExitStack() as stack:
+    create_client: Callable[..., Client], wire: Wire, keys: Mapping[str, Headers], delays: list[float]
+) -> Callable[..., Client]:
+    """Create a client whose key has a scope. It does not sleep between attempts."""
 
-        def make(scope: str = "admin") -> Client:
-            token = keys[scope]["Authorization"].removeprefix("Bearer ")
-            return stack.enter_context(Client("http://testserver", api_key=token, transport=wire))
+    def create(scope: str = "admin") -> Client:
+        token = keys[scope]["Authorization"].removeprefix("Bearer ")
+        return create_client("http://testserver", api_key=token, transport=wire)
 
-        yield make
+    return create

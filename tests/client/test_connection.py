@@ -1,13 +1,24 @@
-"""What the client does when the service refuses, is away, is slow, or breaks off in the middle."""
+"""The clients with a service that returns errors, is down, is slow, or breaks the connection."""
 
 import json
 import time
+from functools import partial
 
 import httpx2
 import pytest
 
-from emender import Client, Refused, Unreachable, WaitedInVain, WorkFailed
-from emender.connection import LONGEST_PAUSE
+from emender import (
+    ApiError,
+    Conflict,
+    ConnectionFailed,
+    EmenderError,
+    NotFound,
+    RateLimited,
+    ValidationFailed,
+    WaitTimeout,
+    WorkFailed,
+)
+from emender.requests import MAX_DELAY_SECONDS
 from emender.schemas.common import Progress
 
 MODEL = {
@@ -21,8 +32,8 @@ def status(state, **more):
     return {"id": MODEL["id"], "state": state, "attempt": 1, "progress": None, "problem": None} | more
 
 
-class Stream(httpx2.SyncByteStream):
-    """Events, and then what befalls the connection."""
+class Stream(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """Events, and then an error of the connection."""
 
     def __init__(self, *events, then=None):
         self.events, self.then = events, then
@@ -34,6 +45,10 @@ class Stream(httpx2.SyncByteStream):
         if self.then is not None:
             raise self.then
 
+    async def __aiter__(self):
+        for chunk in self:
+            yield chunk
+
 
 def stream(*events, then=None):
     headers = {"Content-Type": "text/event-stream"}
@@ -41,15 +56,8 @@ def stream(*events, then=None):
 
 
 @pytest.fixture
-def pauses(monkeypatch):
-    slept = []
-    monkeypatch.setattr("emender.connection.time.sleep", slept.append)
-    return slept
-
-
-@pytest.fixture
-def answered(pauses):
-    """A client that gets these answers in turn, and the requests that it sends."""
+def answered(create_client, delays):
+    """A client that gets these responses in turn, and the requests that it sends."""
 
     def make(*answers, **options):
         sent, left = [], list(answers)
@@ -61,55 +69,56 @@ def answered(pauses):
                 raise given
             return given
 
-        return Client("http://service/", api_key="em_a_b", transport=httpx2.MockTransport(answer), **options), sent
+        transport = httpx2.MockTransport(answer)
+        return create_client("http://service/", api_key="em_a_b", transport=transport, **options), sent
 
     return make
 
 
-class TestTries:
-    def test_post_is_sent_again_under_the_same_key(self, answered, pauses):
+class TestRetries:
+    def test_post_is_sent_again_under_the_same_key(self, answered, delays):
         busy = httpx2.Response(409, headers={"Retry-After": "3"})
         answers = [httpx2.ConnectError("gone"), httpx2.Response(503), busy, httpx2.Response(202, json=MODEL)]
         client, sent = answered(*answers)
-        assert client.models.register({"name": "emoji", "source": "pipeline"}).name == "emoji"
+        assert client.models.register("emoji", source="pipeline").name == "emoji"
         assert len({request.headers["Idempotency-Key"] for request in sent}) == 1
         assert {request.content for request in sent} == {b'{"name": "emoji", "source": "pipeline"}'}
         assert sent[0].headers["Authorization"] == "Bearer em_a_b"
-        assert pauses[0] < pauses[1] and pauses[2] == 3
+        assert delays[0] < delays[1] and delays[2] == 3
 
     def test_each_call_has_a_key_of_its_own(self, answered):
         client, sent = answered(*[httpx2.Response(202, json=MODEL) for _ in "ab"])
         for _ in "ab":
-            client.models.register({"name": "emoji", "source": "pipeline"})
+            client.models.register("emoji", source="pipeline")
         assert len({request.headers["Idempotency-Key"] for request in sent}) == 2
 
-    def test_retry_after_is_obeyed(self, answered, pauses):
+    def test_retry_after_is_obeyed(self, answered, delays):
         client, _ = answered(httpx2.Response(429, headers={"Retry-After": "7"}), httpx2.Response(200, json=MODEL))
         client.models.get("emoji")
-        assert pauses == [7]
+        assert delays == [7]
 
-    def test_too_long_a_wait_is_left_to_the_caller(self, answered, pauses):
-        later = {"Retry-After": str(int(LONGEST_PAUSE) + 1)}
+    def test_too_long_a_wait_is_left_to_the_caller(self, answered, delays):
+        later = {"Retry-After": str(int(MAX_DELAY_SECONDS) + 1)}
         client, sent = answered(httpx2.Response(429, headers=later))
-        with pytest.raises(Refused, match="EMENDER_RATE_LIMIT"):
+        with pytest.raises(RateLimited, match="EMENDER_RATE_LIMIT"):
             client.models.get("emoji")
-        assert (len(sent), pauses) == (1, [])
+        assert (len(sent), delays) == (1, [])
 
-    def test_nobody_answers(self, answered):
+    def test_connection_that_fails_at_every_attempt(self, answered):
         client, sent = answered(*[httpx2.ConnectError("refused")] * 3, retries=2)
-        with pytest.raises(Unreachable, match="No Emender answers at http://service .refused.") as error:
+        with pytest.raises(ConnectionFailed, match="No response from http://service .refused.") as error:
             client.models.get("emoji")
         assert "emender serve" in error.value.next_step
         assert len(sent) == 3
 
-    def test_what_was_refused_is_not_sent_again(self, answered):
+    def test_conflict_is_not_retried(self, answered):
         client, sent = answered(httpx2.Response(409), httpx2.Response(200, json=MODEL))
-        with pytest.raises(Refused):
+        with pytest.raises(Conflict):
             client.models.get("emoji")
         assert len(sent) == 1
 
 
-class TestRefusals:
+class TestErrors:
     def test_problem_names_its_fields(self, answered):
         document = {
             "type": "https://emender.dev/problems/invalid-request",
@@ -123,43 +132,46 @@ class TestRefusals:
             ],
         }
         client, _ = answered(httpx2.Response(422, json=document, headers={"X-Request-ID": "r-1"}))
-        with pytest.raises(Refused) as refused:
-            client.checkpoints.apply("emoji", {})
-        assert str(refused.value).splitlines() == [
+        with pytest.raises(ValidationFailed) as error:
+            client.checkpoints.apply("emoji")
+        assert str(error.value).splitlines() == [
             "Invalid request (422): 2 fields are wrong.",
             "  /alpha: must be below 1",
             "  /layers/0: no such layer",
         ]
-        found = refused.value
+        found = error.value
         assert (found.type, found.request_id, found.errors[1].pointer) == (document["type"], "r-1", "/layers/0")
 
-    def test_answer_that_is_no_problem_document(self, answered):
+    def test_error_that_is_no_problem_document(self, answered):
         client, _ = answered(httpx2.Response(404, text="<html>nginx</html>"))
-        with pytest.raises(Refused, match="Not Found .404.: <html>nginx"):
+        with pytest.raises(NotFound, match="Not Found .404.: <html>nginx"):
             client.models.get("emoji")
 
-    def test_answer_that_is_not_ours(self, answered):
+    def test_success_that_is_not_from_emender(self, answered):
         client, _ = answered(httpx2.Response(200, text="<html>hello</html>"))
-        with pytest.raises(Exception, match="Is it Emender"):
+        with pytest.raises(EmenderError, match="Check that EMENDER_URL"):
             client.models.get("emoji")
 
-    def test_key_goes_to_no_other_host(self, answered):
+    def test_api_key_is_sent_to_no_other_host(self, answered):
         client, sent = answered(httpx2.Response(307, headers={"Location": "https://elsewhere.example/v1/models"}))
-        with pytest.raises(Refused, match="set EMENDER_URL to what answers there"):
+        with pytest.raises(ApiError, match="If you trust it, set EMENDER_URL to it"):
             client.models.get("emoji")
         assert [request.url.host for request in sent] == ["service"]
 
-    def test_download_from_a_bucket_is_asked_without_the_key(self, answered, monkeypatch, tmp_path):
-        asked = []
+    def test_download_from_a_bucket_sends_no_api_key(self, answered, monkeypatch, tmp_path):
+        sent_elsewhere = []
 
-        def elsewhere(method, url, **options):
-            transport = httpx2.MockTransport(lambda request: asked.append(request) or httpx2.Response(200, text="x"))
-            return httpx2.Client(transport=transport).stream(method, url)
+        def respond(request):
+            sent_elsewhere.append(request)
+            return httpx2.Response(200, text="x")
 
-        monkeypatch.setattr("emender.connection.httpx2.stream", elsewhere)
         client, _ = answered(httpx2.Response(302, headers={"Location": "https://bucket.example/x?signature=1"}))
+        for name in ("Client", "AsyncClient"):
+            create = partial(getattr(httpx2, name), transport=httpx2.MockTransport(respond))
+            monkeypatch.setattr(httpx2, name, create)
         assert client.checkpoints.download("emoji", "v1", "a/b", tmp_path / "b").read_text() == "x"
-        assert asked[0].url.host == "bucket.example" and "Authorization" not in asked[0].headers
+        assert sent_elsewhere[0].url.host == "bucket.example"
+        assert "Authorization" not in sent_elsewhere[0].headers
 
     def test_damaged_download_leaves_no_file(self, answered, tmp_path):
         client, _ = answered(httpx2.Response(200, text="x", headers={"ETag": f'"{"0" * 64}"'}))
@@ -169,55 +181,55 @@ class TestRefusals:
 
 
 class TestWait:
-    def test_ends_with_the_work(self, answered):
+    def test_wait_returns_at_the_end_of_the_work(self, answered):
         progress = {"stage": "storing", "done": 1, "total": 2}
         events = [("1", status("registering")), ("2", status("registering", progress=progress))]
         client, sent = answered(stream(*events, ("3", status("ready"))), httpx2.Response(200, json=MODEL))
         seen = []
-        assert client.models.wait("emoji", seen=lambda found: seen.append(found.progress or found.state)).id
+        assert client.models.wait("emoji", on_status=lambda found: seen.append(found.progress or found.state)).id
         assert seen == ["registering", Progress(stage="storing", done=1, total=2), "ready"]
         assert [request.url.path for request in sent] == ["/v1/models/emoji/events", "/v1/models/emoji"]
 
-    def test_goes_on_where_the_stream_broke(self, answered):
+    def test_broken_stream_is_resumed(self, answered):
         first = stream(("1", status("registering")), then=httpx2.ReadError("cut"))
         away = [httpx2.ConnectError("restarting"), httpx2.Response(503, headers={"Retry-After": "2"})]
         client, sent = answered(first, *away, stream(("2", status("ready"))))
         assert [found.state for found in client.models.events("emoji")] == ["registering", "ready"]
         assert [request.headers.get("Last-Event-ID") for request in sent] == [None, "1", "1", "1"]
 
-    def test_a_stream_that_ends_early_is_no_end(self, answered):
+    def test_stream_that_ends_early_is_resumed(self, answered):
         client, _ = answered(stream(("1", status("registering"))), stream(("2", status("ready"))))
         assert [found.state for found in client.models.events("emoji")] == ["registering", "ready"]
 
-    def test_gives_up_where_nobody_answers_any_more(self, answered):
+    def test_wait_fails_if_the_connection_fails(self, answered):
         client, _ = answered(stream(), *[httpx2.ConnectError("gone")] * 2, retries=2)
-        with pytest.raises(Unreachable):
+        with pytest.raises(ConnectionFailed):
             client.models.wait("emoji")
 
-    def test_work_that_failed(self, answered):
+    def test_failed_work_is_an_error(self, answered):
         problem = {"title": "No weights", "detail": "the folder holds no safetensors", "errors": []}
         failed = MODEL | {"state": "failed", "problem": problem}
         client, _ = answered(stream(("1", status("failed", problem=problem))), httpx2.Response(200, json=failed))
-        with pytest.raises(WorkFailed, match="emoji is failed: the folder holds no safetensors") as error:
+        with pytest.raises(WorkFailed, match="emoji failed: the folder holds no safetensors") as error:
             client.models.wait("emoji")
         assert error.value.resource.state == "failed"
 
-    def test_work_that_takes_too_long(self, answered):
+    def test_wait_ends_after_the_timeout(self, answered):
         client, _ = answered(stream(("1", status("registering"))))
-        with pytest.raises(WaitedInVain, match="/v1/models/emoji is still under way"):
+        with pytest.raises(WaitTimeout, match="/v1/models/emoji is still in progress"):
             client.models.wait("emoji", timeout=-1)
 
-    def test_silence_until_the_deadline(self, answered):
+    def test_silent_stream_ends_at_the_deadline(self, answered):
         client, _ = answered(stream(("1", status("registering")), then=httpx2.ReadTimeout("silence")))
         events = client._connection.events("/v1/models/emoji", deadline=time.monotonic() + 0.2)
         assert next(events).state == "registering"
         until = time.monotonic() + 0.3
         while time.monotonic() < until:
             pass
-        with pytest.raises(WaitedInVain):
+        with pytest.raises(WaitTimeout):
             next(events)
 
-    def test_long_poll(self, answered):
+    def test_get_with_wait_is_a_long_poll(self, answered):
         client, sent = answered(httpx2.Response(200, json=MODEL))
         client.models.get("emoji", wait=30)
         assert sent[0].headers["Prefer"] == "wait=30"

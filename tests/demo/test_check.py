@@ -29,7 +29,7 @@ KEPT: dict[str, Any] = {
     ],
     "holdout": {"before": 0.97, "after": 0.95},
     "checkpoint": {"version": "v1", "sha256": "ab"},
-    "pulled": {"sha256": "ab", "with": "huggingface_hub"},
+    "pulled": {"sha256": "ab", "with": "emender-client"},
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.main import app
+from app.cli.main import build_command
 from app.signing.keys import SigningKey, create_key
 from deploy import pull
 from deploy.pull import FORMAT, VerificationFailed, check, read_keys, read_manifest
@@ -159,7 +159,7 @@ def test_manifest_of_another_format(folder: Path, key: SigningKey, problems: Cal
 
 class TestCommand:
     def test_verified(self, folder: Path, tmp_path: Path, key: SigningKey) -> None:
-        done = CliRunner().invoke(app, ["verify", str(folder), "--key", str(tmp_path / "public.pem")])
+        done = CliRunner().invoke(build_command(), ["verify", str(folder), "--key", str(tmp_path / "public.pem")])
         assert (done.exit_code, done.stdout) == (0, f"3 files as they were published, signed by {key.id}\n")
 
     @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ class TestCommand:
     ) -> None:
         (folder / path).write_bytes((folder / path).read_bytes() + b" " if content is None else content)
         command = ["verify", str(folder), "--key", str(tmp_path / "public.pem")]
-        done = CliRunner().invoke(app, command)
+        done = CliRunner().invoke(build_command(), command)
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr.startswith(said.replace("KEY", key.id))
-        done = CliRunner().invoke(app, [*command, "--json"])
+        done = CliRunner().invoke(build_command(), [*command, "--json"])
         assert done.exit_code == 1
         found = json.loads(done.stdout)
         assert found["verified"] is False and list(found["problems"]) == [said.partition(":")[0]]
@@ -187,13 +187,13 @@ class TestCommand:
     def test_no_key(self, folder: Path, tmp_path: Path, name: str) -> None:
         """A private key is no public one either, and is not printed."""
         options = ["--key", str(tmp_path / name)] if name else []
-        done = CliRunner().invoke(app, ["verify", str(folder), *options])
+        done = CliRunner().invoke(build_command(), ["verify", str(folder), *options])
         assert (done.exit_code, done.stdout) == (2, "")
         assert "public key" in done.stderr
         assert "PRIVATE" not in done.stderr
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        assert CliRunner().invoke(app, ["verify", str(tmp_path / "nothing")]).exit_code == 2
+        assert CliRunner().invoke(build_command(), ["verify", str(tmp_path / "nothing")]).exit_code == 2
 
 
 def test_by_the_standard_library_alone() -> None:

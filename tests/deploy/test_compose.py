@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from app.cli.main import app
+from app.cli.main import build_command
 from app.settings import Settings
 
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"
@@ -35,7 +35,9 @@ def test_the_four_services_the_tools_and_what_watches(services: dict[str, dict[s
 def test_commands_exist(services: dict[str, dict[str, Any]], name: str) -> None:
     program, *words = services[name]["command"]
     assert program == "emender"
-    shown = CliRunner().invoke(app, [*words, "--help"])  # --help wins over the command, after its options were parsed
+    shown = CliRunner().invoke(
+        build_command(), [*words, "--help"]
+    )  # --help wins over the command, after its options were parsed
     assert shown.exit_code == 0, shown.output
 
 

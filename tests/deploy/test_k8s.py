@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
-from app.cli.main import app
+from app.cli.main import build_command
 from app.main import create_app
 from app.settings import Settings
 
@@ -129,7 +129,7 @@ def test_pods_may_do_little(pod: Manifest) -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     program, *words = container["command"]
     assert program == "emender"
-    assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
+    assert CliRunner().invoke(build_command(), [*words, "--help"]).exit_code == 0
 
 
 def test_settings_exist() -> None:

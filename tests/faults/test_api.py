@@ -70,8 +70,7 @@ def test_killed_under_posts(site: Site, outcome: Callable[..., None]) -> None:
     ):
 
         def post(number: int) -> str:
-            edit = {"source": f"cat {number}", "destination": {"prompt": "dog"}, "templates": ["a {}"]}
-            return str(client.edits.create("tiny", edit).id)
+            return str(client.edits.create("tiny", source=f"cat {number}", destination="dog", templates=["a {}"]).id)
 
         posts = [pool.submit(post, number) for number in range(60)]
         recovery = 0.0

@@ -73,13 +73,13 @@ def publish_first(site: Site) -> str:
 
 
 def collect(site: Site) -> dict[str, int]:
-    """`emender store collect`, with everything in the store put a day ago."""
+    """`emender storage collect`, with everything in the store put a day ago."""
     past = (datetime.now(UTC) - timedelta(days=1)).timestamp()
     for path in site.store.folder.rglob("*"):
         if path.is_file():
             os.utime(path, (past, past))
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli.main", "store", "collect", "--grace", "1", "--json"],
+        [sys.executable, "-m", "app.cli.main", "storage", "collect", "--grace", "1", "--json"],
         env=environment(site.settings),
         capture_output=True,
         text=True,

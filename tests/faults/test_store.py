@@ -73,7 +73,7 @@ def test_damaged_on_the_disk(
                 assert damaged[path] in answer.json()["detail"]
     assert site.ask("GET", f"{RESOLVE}/production/README.md").status_code == 200
 
-    command = [sys.executable, "-m", "app.cli.main", "store", "scrub", "--json"]
+    command = [sys.executable, "-m", "app.cli.main", "storage", "scrub", "--json"]
     scrubbed = subprocess.run(command, env=environment(site.settings), capture_output=True, text=True)
     found = json.loads(scrubbed.stdout)
     assert (scrubbed.returncode, found["missing"]) == (1, [])

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the service. Each error is readable as it stands, and says what to do."""
+"""Errors of the client. Each message says what is wrong and what to do."""
 
 from http import HTTPStatus
 from typing import Any
@@ -9,47 +9,50 @@ from pydantic import ValidationError
 from emender.schemas.common import FieldError, ProblemDocument
 
 NEXT_STEPS = {
-    401: "Set EMENDER_API_KEY to a key that is valid. An admin makes one: `emender keys create NAME --scope read`.",
-    403: "Use a key with that scope. An admin makes one: `emender keys create NAME --scope SCOPE`.",
-    412: "Read it again and decide anew: somebody else moved it.",
-    428: "Read it first, and say what you expect it to be.",
-    429: "Ask less often, or let an operator raise EMENDER_RATE_LIMIT.",
-    500: "The service's log tells more, under the request's id.",
-    502: "Try again. If it stays so, look at the proxy before the service.",
-    503: "Try again in a moment. If it stays so, look at the service's log.",
-    507: "Make room: `emender store collect` deletes what nothing refers to.",
+    401: "Set EMENDER_API_KEY to a valid key. An admin creates one: `emender keys create NAME --scope read`.",
+    403: "Use a key with that scope. An admin creates one: `emender keys create NAME --scope SCOPE`.",
+    412: "Someone else changed it. Read it again, then decide.",
+    428: "Read it first, and pass what you read as `expected`.",
+    429: "Send fewer requests, or ask an operator to raise EMENDER_RATE_LIMIT.",
+    500: "The service's log has more, under the request id.",
+    502: "Try again. If it persists, check the proxy before the service.",
+    503: "Try again in a moment. If it persists, read the service's log.",
+    507: "Free disk space: `emender storage collect` deletes unused blobs.",
 }
 
 
 class EmenderError(Exception):
-    """What went wrong, and in `next_step` what to do."""
+    """Base of all errors of the client. `next_step` says what to do."""
 
-    def __init__(self, what: str, *, next_step: str | None = None) -> None:
-        super().__init__("\n".join(filter(None, (what, next_step))))
+    def __init__(self, detail: str, *, next_step: str | None = None) -> None:
+        super().__init__("\n".join(filter(None, (detail, next_step))))
         self.next_step = next_step
 
 
-class Unreachable(EmenderError):
-    """Nobody answered, or the connection broke at every try."""
+class ConnectionFailed(EmenderError):
+    """The service did not respond, or the connection broke at every attempt."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        next_step = "Start the service with `emender serve --embedded`, or set EMENDER_URL."
+        super().__init__(f"No response from {url} ({error}).", next_step=next_step)
 
 
-class WaitedInVain(EmenderError):
-    """The work went on for longer than the caller wished to wait. It still goes on."""
+class WaitTimeout(EmenderError):
+    """The work took longer than `timeout`. It continues."""
 
 
 class WorkFailed(EmenderError):
-    """Work that was accepted has failed, or was cancelled; `resource` is what it was for."""
+    """Accepted work failed or was cancelled. `resource` is the edit, checkpoint, … in its final state."""
 
     def __init__(self, resource: Any) -> None:
         self.resource = resource
         names = (getattr(resource, field, None) for field in ("version", "name", "source", "captions_name", "id"))
         problem = resource.model_dump()["problem"] or {}
-        name = next(filter(None, names))
-        super().__init__(f"{name} is {resource.state}: {problem.get('detail', 'no reason was given')}")
+        super().__init__(f"{next(filter(None, names))} {resource.state}: {problem.get('detail', 'no reason given')}")
 
 
-class Refused(EmenderError):
-    """The service answered with a problem (RFC 9457)."""
+class ApiError(EmenderError):
+    """The service returned an error (RFC 9457 problem document). Subclasses name the common ones."""
 
     status: int
     type: str
@@ -58,17 +61,17 @@ class Refused(EmenderError):
     instance: str
     """The path of the request."""
     errors: list[FieldError]
-    """What is wrong with the body, each with a JSON pointer into it."""
+    """The rejected fields of the body, each with a JSON pointer."""
     request_id: str | None
-    """By which the service's log and audit log name the request."""
+    """The id of the request in the service's log and audit log."""
     attempts: int
-    """How often it was sent, the last time included."""
+    """How many times the request was sent."""
 
-    def __init__(self, answer: httpx2.Response, *, attempts: int = 1) -> None:
-        self.status = answer.status_code
-        self.request_id = answer.headers.get("X-Request-ID")
+    def __init__(self, response: httpx2.Response, *, attempts: int = 1) -> None:
+        self.status = response.status_code
+        self.request_id = response.headers.get("X-Request-ID")
         self.attempts = attempts
-        problem = _problem_of(answer)
+        problem = _parse_problem(response)
         self.type, self.title, self.detail = problem.type, problem.title, problem.detail
         self.instance, self.errors = problem.instance, problem.errors
         lines = [f"{self.title} ({self.status}): {self.detail}"]
@@ -77,25 +80,68 @@ class Refused(EmenderError):
                 lines.append(f"  {error.pointer or 'body'}: {error.detail}")
         if self.status >= 500 and self.request_id:
             lines.append(f"  request {self.request_id}")
-        super().__init__("\n".join(lines), next_step=_next_step(answer))
+        super().__init__("\n".join(lines), next_step=_find_next_step(response))
 
 
-def _problem_of(answer: httpx2.Response) -> ProblemDocument:
-    """The body, or the like of what is no problem document: the answer of a proxy."""
+class Unauthorized(ApiError):
+    """401: the API key is missing, unknown, expired or revoked."""
+
+
+class Forbidden(ApiError):
+    """403: the API key lacks a scope."""
+
+
+class NotFound(ApiError):
+    """404 or 410: the resource does not exist, or was retracted."""
+
+
+class Conflict(ApiError):
+    """409, 412 or 428: the resource is in another state than the request requires."""
+
+
+class ValidationFailed(ApiError):
+    """400 or 422: the request is malformed, or fields of its body are invalid. See `errors`."""
+
+
+class RateLimited(ApiError):
+    """429: too many requests."""
+
+
+ERRORS: dict[int, type[ApiError]] = {
+    400: ValidationFailed,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: NotFound,
+    412: Conflict,
+    422: ValidationFailed,
+    428: Conflict,
+    429: RateLimited,
+}
+
+
+def build_error(response: httpx2.Response, *, attempts: int = 1) -> ApiError:
+    """Build the error of a response whose body was read."""
+    return ERRORS.get(response.status_code, ApiError)(response, attempts=attempts)
+
+
+def _parse_problem(response: httpx2.Response) -> ProblemDocument:
+    """Parse the body. A proxy's body is no problem document: use its status and its first characters."""
     try:
-        return ProblemDocument.model_validate_json(answer.content)
+        return ProblemDocument.model_validate_json(response.content)
     except ValidationError:
-        known = {status.value: status.phrase for status in HTTPStatus}
+        phrases = {status.value: status.phrase for status in HTTPStatus}
         return ProblemDocument(
             type="about:blank",
-            title=known.get(answer.status_code, "Unknown answer"),
-            status=answer.status_code,
-            detail=answer.text[:200],
-            instance=answer.request.url.path,
+            title=phrases.get(response.status_code, "Unknown status"),
+            status=response.status_code,
+            detail=response.text[:200],
+            instance=response.request.url.path,
         )
 
 
-def _next_step(answer: httpx2.Response) -> str | None:
-    if answer.has_redirect_location:
-        return f"It sends to {answer.headers['Location']}: set EMENDER_URL to what answers there, if it is yours."
-    return NEXT_STEPS.get(answer.status_code)
+def _find_next_step(response: httpx2.Response) -> str | None:
+    if response.has_redirect_location:
+        return f"The service redirects to {response.headers['Location']}. If you trust it, set EMENDER_URL to it."
+    return NEXT_STEPS.get(response.status_code)

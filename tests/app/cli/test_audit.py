@@ -8,7 +8,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from app.audit.service import record
-from app.cli import main as cli
+from app.cli.main import build_command
 from app.db.engine import sessions
 from app.db.models import AuditEvent
 from tests.conftest import rewritable_history
@@ -18,7 +18,7 @@ from tests.conftest import rewritable_history
 def log(clean_database, settings, database_url, monkeypatch):
     """Three events, committed."""
     mine = settings.model_copy(update={"database_url": SecretStr(database_url)})
-    monkeypatch.setattr("app.cli.audit.get_settings", lambda: mine)
+    monkeypatch.setattr("app.cli.audit.read_settings", lambda: mine)
     with sessions(clean_database)() as session:
         for number in (1, 2, 3):
             record(session, actor="key:a", action="edit.create", target=f"edit:{number}", reason="=1+1")
@@ -27,7 +27,7 @@ def log(clean_database, settings, database_url, monkeypatch):
 
 
 def emender(*arguments):
-    return CliRunner().invoke(cli.app, ["audit", *arguments])
+    return CliRunner().invoke(build_command(), ["audit", *arguments])
 
 
 class TestVerify:
@@ -35,7 +35,7 @@ class TestVerify:
         done = emender("verify")
         assert done.exit_code == 0
         head = done.stdout.split()[-1]
-        assert done.stdout == f"3 events, whole. Head: {head}\n"
+        assert done.stdout == f"3 events verified. Head: {head}\n"
         assert emender("verify", "--head", head).exit_code == 0
         cut = emender("verify", "--head", "0" * 64)
         assert cut.exit_code == 1

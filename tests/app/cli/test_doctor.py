@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from app.cli import doctor
-from app.cli import main as cli
 from app.cli.doctor import Finding, examine
+from app.cli.main import build_command
 from app.db.grants import grant_privileges
 from app.db.migrate import list_revisions
 from app.db.models import Worker
@@ -167,12 +167,12 @@ def test_a_device_that_is_not_there(found: Found) -> None:
 
 
 def test_as_a_command(settings: Settings, clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "get_settings", lambda: settings)
-    done = CliRunner().invoke(cli.app, ["doctor"])
+    monkeypatch.setattr("app.cli.main.read_settings", lambda: settings)
+    done = CliRunner().invoke(build_command(), ["doctor"])
     assert done.exit_code == 0, done.output
     assert "ok       database: Postgres" in done.output and "→ Start one: `emender worker`." in done.output
-    monkeypatch.setattr(cli, "get_settings", lambda: settings.model_copy(update={"device": "cuda:7"}))
-    failed = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    monkeypatch.setattr("app.cli.main.read_settings", lambda: settings.model_copy(update={"device": "cuda:7"}))
+    failed = CliRunner().invoke(build_command(), ["doctor", "--json"])
     assert failed.exit_code == 1
     (torch,) = [finding for finding in json.loads(failed.output) if finding["check"] == "torch"]
     assert torch["state"] == "failure" and torch["next_step"]

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select
 from typer.testing import CliRunner, Result
 
-from app.cli import main as cli
+from app.cli.main import build_command
 from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Image
 from app.local.supervisor import to_environment
@@ -28,15 +28,15 @@ Command = Callable[..., Result]
 
 def emender(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
-    command = [sys.executable, "-m", "app.cli.main", "store", *arguments]
+    command = [sys.executable, "-m", "app.cli.main", "storage", *arguments]
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
 def command(store_settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
     settings = store_settings.model_copy(update={"database_url": SecretStr(database_url)})
-    monkeypatch.setattr("app.cli.storage.get_settings", lambda: settings)
-    return lambda *arguments: CliRunner().invoke(cli.app, ["store", *arguments])
+    monkeypatch.setattr("app.cli.storage.read_settings", lambda: settings)
+    return lambda *arguments: CliRunner().invoke(build_command(), ["storage", *arguments])
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -
     ("given", "code", "said"),
     [
         ({}, 3, "EMENDER_DATABASE_URL is not set"),
-        ({"EMENDER_DATABASE_URL": "postgresql://emender@127.0.0.1:9/emender"}, 3, "The database does not answer"),
+        ({"EMENDER_DATABASE_URL": "postgresql://emender@127.0.0.1:9/emender"}, 3, "The database is down"),
         ({"EMENDER_STORE": "gs://bucket"}, 2, "EMENDER_STORE: Value error, Give a folder, or a bucket"),
         ({"EMENDER_STORE": "s3://UPPER/../x"}, 2, "Give a folder, or a bucket as s3://bucket/prefix."),
     ],

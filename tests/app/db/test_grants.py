@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from app.audit.service import record
 from app.auth.service import create_key
-from app.cli import main as cli
+from app.cli.main import build_command
 from app.db.engine import connect, sessions
 from app.db.grants import APPEND_ONLY, RoleUnfit, grant_privileges
 from app.db.migrate import upgrade
@@ -126,7 +126,7 @@ class TestGrant:
     def test_command_quotes_the_role_name(
         self, clean_database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.cli.main._database_url", lambda: database_url)
-        done = CliRunner().invoke(cli.app, ["migrate", "--service-role", 'x"; DROP TABLE audit_events; --'])
+        monkeypatch.setattr("app.cli.main.require_database_url", lambda _: database_url)
+        done = CliRunner().invoke(build_command(), ["migrate", "--service-role", 'x"; DROP TABLE audit_events; --'])
         assert done.exit_code == 1
         assert "There is no role" in str(done.exception)
