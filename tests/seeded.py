@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.auth import browser_sessions
-from app.checkpoints.publish import publish, store_content
+from app.checkpoints.files import store_content
+from app.checkpoints.publish import publish
 from app.db.models import ApiKey, Checkpoint, Edit, Job, Model, Statistics
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import OPTIMIZE_EDIT

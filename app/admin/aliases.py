@@ -11,10 +11,10 @@ from app.admin.forms import Filled, FormDep, Reading, asked, attempt, document, 
 from app.admin.rendering import page, see
 from app.api.dependencies import NumberedPageDep, PageDep, SessionDep
 from app.checkpoints import aliases
-from app.checkpoints.aliases import Expectation
+from app.checkpoints.aliases import Precondition
 from app.checkpoints.errors import AliasNotFound
 from app.checkpoints.routes import ModelName, Revision
-from app.checkpoints.service import find_model, list_checkpoints
+from app.checkpoints.service import list_checkpoints
 from app.problems import Problem
 from emender.schemas.checkpoints import AliasName, AliasPut
 from emender.schemas.text import Text
@@ -32,8 +32,7 @@ class Named(BaseModel):
 def show_alias(
     request: Request, session: SessionDep, _: Reader, model: ModelName, alias: Revision, listed: NumberedPageDep
 ) -> Response:
-    found = find_model(session, name=model)
-    periods = aliases.read_history(session, model=found, name=alias, at=None, page=listed)
+    periods = aliases.read_history(session, model_name=model, name=alias, at=None, page=listed)
     return page(request, "alias.html", model=model, alias=alias, periods=periods)
 
 
@@ -66,10 +65,10 @@ def move_alias(
         seen = form.value("seen")
         aliases.move_alias(
             session,
-            model=find_model(session, name=model),
+            model_name=model,
             name=alias,
             version=move.version,
-            expected=Expectation(if_match=seen) if seen else Expectation(if_none_match="*"),
+            precondition=Precondition(if_match=seen) if seen else Precondition(if_none_match="*"),
             actor=principal.actor,
             reason=move.reason,
         )
@@ -89,9 +88,8 @@ def _checked(form: Filled) -> tuple[str, AliasPut]:
 def _move_page(
     request: Request, session: SessionDep, model: str, listed: PageDep, form: Filled, *, asked_for: bool
 ) -> Response:
-    found = find_model(session, name=model)
     try:
-        now, seen = aliases.read_alias(session, model=found, name=form.value("/alias").strip())
+        now, seen = aliases.read_alias(session, model_name=model, name=form.value("/alias").strip())
     except AliasNotFound:
         now, seen = None, ""
     return page(
@@ -100,7 +98,7 @@ def _move_page(
         form=form,
         model=model,
         versions=list_checkpoints(session, model_name=model, page=listed).items,
-        names=[alias.name for alias in aliases.list_aliases(session, model=found)],
+        names=[alias.name for alias in aliases.list_aliases(session, model_name=model)],
         now=now,
         seen=seen,
         asked_for=asked_for,

@@ -134,17 +134,16 @@ def _plan(session: SessionDep, form: Filled, where: Where) -> tuple[ApplyPlan, S
 
 
 def _shown(session: SessionDep, model: str, wanted: ApplyCreate, what: ApplyPlan | CheckpointOut) -> Shown:
-    found = checkpoints.find_model(session, name=model)
-    names = {alias.name: alias.version for alias in aliases.list_aliases(session, model=found)}
-    start = checkpoints.find_checkpoint(session, model=found, revision=wanted.base) if wanted.base else None
+    names = {alias.name: alias.version for alias in aliases.list_aliases(session, model_name=model)}
+    start = checkpoints.read_checkpoint(session, model_name=model, revision=wanted.base) if wanted.base else None
     parts = what.model_dump(mode="json", include={"alpha", "layers", "statistics", "cross_attention"})
     parts["edits"] = [(str(edit.id), edit.method) for edit in what.edits]
     parts["alias"] = (wanted.alias, names.get(wanted.alias or ""))
-    parts["start"] = start.number if start else None
+    parts["start"] = start.version if start else None
     return Shown(
         alias=wanted.alias,
         alias_at=names.get(wanted.alias or ""),
-        start_at=f"v{start.number}" if start else None,
+        start_at=start.version if start else None,
         fingerprint=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
     )
 
@@ -162,7 +161,6 @@ def _body(form: Filled) -> dict[str, Any]:
 
 def _choose(request: Request, session: SessionDep, model: str, listed: PageDep, form: Filled) -> Response:
     """The form, with the edits that its filter shows. Those that are checked and not shown stay in it."""
-    found = checkpoints.find_model(session, name=model)
     start, text = form.value("start"), form.value("text").strip()
     within: list[EditInCheckpoint] = []
     if start not in ("", READY):
@@ -182,5 +180,5 @@ def _choose(request: Request, session: SessionDep, model: str, listed: PageDep, 
         more=ready.next is not None,
         within=[edit for edit in within if text.casefold() in edit.source.casefold()][:SHOWN],
         versions=checkpoints.list_checkpoints(session, model_name=model, page=replace(listed, after=None)).items,
-        aliases=aliases.list_aliases(session, model=found),
+        aliases=aliases.list_aliases(session, model_name=model),
     )

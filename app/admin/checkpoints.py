@@ -11,9 +11,8 @@ from app.admin.access import Admin, Applier, PageRoute, Reader
 from app.admin.forms import Filled, FormDep, Reading, asked, attempt, document, items, lines, word
 from app.admin.rendering import NOTHING, page, see
 from app.api.dependencies import PageDep, SessionDep, StoreDep
-from app.checkpoints import aliases, service
-from app.checkpoints.delivery import deliver
-from app.checkpoints.difference import difference
+from app.api.file_response import send_file
+from app.checkpoints import aliases, difference, service
 from app.checkpoints.routes import ModelName, Revision, Version
 from app.evaluations import service as evaluations
 from app.evaluations.report import SCORES
@@ -49,7 +48,7 @@ EVALUATION: dict[str, Reading] = {
 @router.get(VERSIONS)
 def list_checkpoints(request: Request, session: SessionDep, _: Reader, model: ModelName, listed: PageDep) -> Response:
     found = service.list_checkpoints(session, model_name=model, page=listed)
-    pointing = aliases.list_aliases(session, model=service.find_model(session, name=model))
+    pointing = aliases.list_aliases(session, model_name=model)
     return page(request, "checkpoints.html", model=model, checkpoints=found, aliases=pointing)
 
 
@@ -59,7 +58,7 @@ def show_checkpoint(
 ) -> Response:
     found = service.read_checkpoint(session, model_name=model, revision=revision)
     newest = replace(listed, limit=PICTURED)
-    drawn = evaluations.list_evaluations(session, model_name=model, version=found.version, kind=None, page=newest)
+    drawn = evaluations.list_evaluations(session, model_name=model, revision=found.version, kind=None, page=newest)
     return page(
         request,
         "checkpoint.html",
@@ -80,7 +79,7 @@ def show_difference(
     revision: Revision,
     against: Annotated[str, Query(pattern=REVISION)] = "base",
 ) -> Response:
-    found = difference(session, store=store, model_name=model, revision=revision, against=against)
+    found = difference.compare(session, store=store, model_name=model, revision=revision, against=against)
     return page(request, "difference.html", model=model, difference=found)
 
 
@@ -125,7 +124,7 @@ def ask_for_evaluation(
     form: FormDep,
     kind: Kind = "preview",
 ) -> Response:
-    where = {"model_name": model, "version": version, "actor": principal.actor}
+    where = {"model_name": model, "revision": version, "actor": principal.actor}
     if kind == "preview":
         created = attempt(
             session,
@@ -172,7 +171,7 @@ def cancel_evaluation(
     done = attempt(
         session,
         lambda: evaluations.cancel_evaluation(
-            session, model_name=model, version=revision, evaluation_id=evaluation_id, actor=principal.actor
+            session, model_name=model, revision=revision, evaluation_id=evaluation_id, actor=principal.actor
         ),
     )
     if isinstance(done, Problem):
@@ -183,7 +182,7 @@ def cancel_evaluation(
 def _evaluation_page(
     request: Request, session: SessionDep, model: str, revision: str, evaluation_id: UUID, *, form: Filled = NOTHING
 ) -> Response:
-    found = evaluations.read_evaluation(session, model_name=model, version=revision, evaluation_id=evaluation_id)
+    found = evaluations.read_evaluation(session, model_name=model, revision=revision, evaluation_id=evaluation_id)
     under_way = found.state not in ENDED
     return page(
         request,
@@ -209,6 +208,6 @@ def read_file(
     name: str,
 ) -> Response:
     """A picture, or a report to be kept. Never a bucket's: the pages' policy lets no other host in."""
-    file = evaluations.find_file(session, model_name=model, version=revision, evaluation_id=evaluation_id, name=name)
+    file = evaluations.find_file(session, model_name=model, revision=revision, evaluation_id=evaluation_id, name=name)
     headers = {} if name.endswith(".png") else {"Content-Disposition": f'attachment; filename="{file.path}"'}
-    return deliver(request, file, store=store, headers=headers, redirect=False)
+    return send_file(request, file, store=store, headers=headers, redirect=False)

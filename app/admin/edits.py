@@ -19,11 +19,11 @@ from app.audit import service as audit
 from app.audit.service import AuditFilter
 from app.auth.dependencies import Principal
 from app.checkpoints.routes import ModelName
-from app.checkpoints.service import find_model
 from app.edits import service
 from app.images import service as images
 from app.images.reencode import reencode_upload
 from app.images.routes import ImageId
+from app.models.queries import get_model
 from app.problems import Problem, Unprocessable
 from editing.edits import DEFAULT_TEMPLATES
 from emender.schemas.common import ENDED
@@ -66,14 +66,14 @@ def list_edits(
     state: EditState | None = None,
     text: Annotated[Text | None, Query(max_length=500)] = None,
 ) -> Response:
-    find_model(session, name=model)
+    get_model(session, name=model)
     found = service.list_edits(session, page=listed, model=model, state=state, source_part=text)
     return page(request, "edits.html", model=model, edits=found, state=state, text=text)
 
 
 @router.get("/models/{model}/edits/new")
 def show_edit_form(request: Request, session: SessionDep, _: Editor, model: ModelName) -> Response:
-    find_model(session, name=model)
+    get_model(session, name=model)
     return _edit_form(request, model, NOTHING)
 
 

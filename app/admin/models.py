@@ -53,7 +53,7 @@ def estimate_statistics(
 def _model_page(
     request: Request, session: SessionDep, model: str, listed: PageDep, *, form: Filled = NOTHING
 ) -> Response:
-    found = service.get_model(session, name=model)
+    found = service.read_model(session, name=model)
     estimates = service.list_statistics(session, name=model, page=listed)
     under_way = not {found.state, *(one.state for one in estimates.items)} <= ENDED
     return page(

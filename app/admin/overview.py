@@ -25,7 +25,7 @@ def show_overview(request: Request, session: SessionDep, _: Reader, listed: Page
         "overview.html",
         live=True,
         queue=queue,
-        built=checkpoints.versions_by_id(session, ids=building),
+        built=checkpoints.checkpoints_by_id(session, ids=building),
         models=models.list_models(session, page=listed),
-        versions=checkpoints.newest_versions(session),
+        versions=checkpoints.newest_checkpoints(session),
     )

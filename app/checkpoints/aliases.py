@@ -1,66 +1,59 @@
-"""Names that are moved from version to version by compare-and-swap; a rollback is one such move.
+"""Names that compare-and-swap moves from checkpoint to checkpoint. A rollback is such a move.
 
-An alias's ETag counts its moves, also across a deletion, so that no two states of it ever share one.
+The ETag of an alias counts its moves, deletions included, so no two states of it share an ETag.
 """
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.checkpoints import queries
-from app.checkpoints.errors import (
-    AliasMoved,
-    AliasNotFound,
-    CheckpointNotPublished,
-    CheckpointRetracted,
-    PreconditionRequired,
-)
+from app.checkpoints.errors import AliasMoved, AliasNotFound, PreconditionRequired
 from app.db.models import Alias, AliasMove, Checkpoint, Model
 from app.db.pagination import PageCursor
+from app.models.queries import get_model
 from app.problems import Unprocessable
 from emender.schemas.checkpoints import AliasOut, AliasPeriod
 from emender.schemas.common import Page
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What the caller knows of the alias: `If-Match` and `If-None-Match` as they were sent (RFC 9110, section 13.1)."""
+class Precondition:
+    """The `If-Match` and `If-None-Match` headers of the request (RFC 9110, section 13.1)."""
 
     if_match: str | None = None
     if_none_match: str | None = None
 
 
-def etag(moves: int) -> str:
-    return f'"{moves}"'
+def read_alias(session: Session, *, model_name: str, name: str) -> tuple[AliasOut, str]:
+    """Return the alias and its ETag."""
+    row = _get_alias(session, model=get_model(session, name=model_name), name=name)
+    return _alias_out(row), _etag(row)
 
 
-def read_alias(session: Session, *, model: Model, name: str) -> tuple[AliasOut, str]:
-    """The alias and its ETag."""
-    row = queries.alias(session, model_id=model.id, name=name)
-    if row is None:
-        raise AliasNotFound(model.name, name)
-    return alias_out(row), etag(row.moves)
-
-
-def list_aliases(session: Session, *, model: Model) -> list[AliasOut]:
-    return [alias_out(row) for row in queries.aliases_of(session, model_id=model.id)]
+def list_aliases(session: Session, *, model_name: str) -> list[AliasOut]:
+    model = get_model(session, name=model_name)
+    return [_alias_out(row) for row in queries.list_aliases(session, model_id=model.id)]
 
 
 def read_history(
-    session: Session, *, model: Model, name: str, at: date | datetime | None, page: PageCursor[int]
+    session: Session, *, model_name: str, name: str, at: date | datetime | None, page: PageCursor[int]
 ) -> Page[AliasPeriod]:
-    """Where the alias pointed and for how long, newest first.
+    """Return where the alias pointed and for how long, newest first.
 
-    `at` leaves the one period that holds at a moment, or those that touch a day in UTC.
+    With `at`, only the period that includes this time, or the periods that touch this day in UTC.
     """
-    start, end = _span(at)
-    query = queries.alias_periods(model_id=model.id, name=name, start=start, end=end)
+    model = get_model(session, name=model_name)
+    if at is None or isinstance(at, datetime):
+        start = end = at
+    else:
+        start, end = datetime.combine(at, time.min, UTC), datetime.combine(at, time.max, UTC)
+    query = queries.select_alias_periods(model_id=model.id, name=name, start=start, end=end)
     rows = session.execute(page.select(query, AliasMove.id)).all()
-    if not rows and queries.alias_moves(session, model_id=model.id, name=name) == 0:
-        raise AliasNotFound(model.name, name)
+    if not rows and queries.count_alias_moves(session, model_id=model.id, name=name) == 0:
+        raise _alias_not_found(model, name)
     rows, next_cursor = page.split(rows, keys=[move.id for move, _ in rows])
     ids = {move.to_checkpoint_id for move, _ in rows if move.to_checkpoint_id}
     checkpoints = queries.checkpoints_by_id(session, ids=ids)
@@ -69,7 +62,7 @@ def read_history(
         checkpoint = checkpoints[move.to_checkpoint_id] if move.to_checkpoint_id else None
         periods.append(
             AliasPeriod(
-                version=f"v{checkpoint.number}" if checkpoint else None,
+                version=checkpoint.version if checkpoint else None,
                 commit=checkpoint.commit if checkpoint else None,
                 since=move.moved_at,
                 until=until,
@@ -82,136 +75,148 @@ def read_history(
 def move_alias(
     session: Session,
     *,
-    model: Model,
+    model_name: str,
     name: str,
     version: str,
-    expected: Expectation,
+    precondition: Precondition,
     actor: str,
     reason: str | None = None,
 ) -> tuple[AliasOut, str, bool]:
-    """Point the alias at a published version; also says whether it was created.
+    """Point the alias at a published checkpoint. Returns it, its ETag, and whether it was created.
 
-    Creating one needs no precondition; moving one needs `If-Match`. Raises `AliasMoved` (412) where the alias is not
-    as expected, `PreconditionRequired` (428), and what is wrong with the version.
+    Moving an existing alias needs `If-Match`. Raises `AliasMoved`, `PreconditionRequired`, or the problem of the
+    checkpoint.
     """
-    queries.model_by_name(session, name=model.name, lock=True)  # two who create the same alias take turns
-    row = queries.alias(session, model_id=model.id, name=name, lock=True)
-    _check(row, name=name, expected=expected)
-    checkpoint = queries.checkpoint_by_number(session, model_id=model.id, number=int(version[1:]))
+    model = get_model(session, name=model_name, lock=True)  # serializes requests that create the same alias
+    row = queries.find_alias(session, model_id=model.id, name=name, lock=True)
+    _check_precondition(row, name=name, precondition=precondition)
+    checkpoint = queries.find_checkpoint(session, model=model, revision=version)
     if checkpoint is None:
         raise Unprocessable.at("/version", f"The model {model.name!r} has no version {version}.")
-    if checkpoint.state == "retracted":
-        raise CheckpointRetracted(checkpoint)
-    if checkpoint.state != "published":
-        raise CheckpointNotPublished(checkpoint)
-    moved = _point(session, model=model, name=name, row=row, checkpoint=checkpoint, actor=actor, reason=reason)
-    return alias_out(moved), etag(moved.moves), row is None
+    queries.require_published(checkpoint)
+    moved = _point(session, name=name, row=row, checkpoint=checkpoint, actor=actor, reason=reason)
+    return _alias_out(moved), _etag(moved), row is None
 
 
-def delete_alias(session: Session, *, model: Model, name: str, expected: Expectation, actor: str) -> None:
-    """Remove the alias; the same preconditions as for moving it."""
-    row = queries.alias(session, model_id=model.id, name=name, lock=True)
-    if row is None and expected.if_match is None:
-        raise AliasNotFound(model.name, name)
-    _check(row, name=name, expected=expected)
+def delete_alias(session: Session, *, model_name: str, name: str, precondition: Precondition, actor: str) -> None:
+    """Remove the alias, under the same preconditions as a move."""
+    model = get_model(session, name=model_name)
+    row = queries.find_alias(session, model_id=model.id, name=name, lock=True)
+    if row is None and precondition.if_match is None:
+        raise _alias_not_found(model, name)
+    _check_precondition(row, name=name, precondition=precondition)
     assert row is not None
-    session.add(_move(model.id, name, from_id=row.checkpoint_id, to_id=None, actor=actor))
+    _record_move(session, name=name, before=row.checkpoint, after=None, actor=actor)
     session.delete(row)
-    details = {"alias": name, "from": f"v{row.checkpoint.number}", "to": None}
-    record(
-        session,
-        actor=actor,
-        action="alias.delete",
-        target=f"alias:{model.name}/{name}",
-        details=details,
-        before={"version": details["from"]},
-    )
 
 
-def move_if_unmoved(session: Session, *, model: Model, checkpoint: Checkpoint, actor: str) -> str | None:
-    """At publication: move the alias that apply named, unless it moved since. None on success, else the reason."""
-    name = checkpoint.alias
+def move_requested_alias(session: Session, *, checkpoint: Checkpoint) -> str | None:
+    """Move the alias that apply named to its published checkpoint, unless it was moved since.
+
+    Returns why it was not moved, or None.
+    """
+    name, actor = checkpoint.alias, checkpoint.created_by
     assert name is not None
-    queries.model_by_name(session, name=model.name, lock=True)
-    row = queries.alias(session, model_id=model.id, name=name, lock=True)
-    moves = row.moves if row else queries.alias_moves(session, model_id=model.id, name=name)
+    model = get_model(session, name=checkpoint.model.name, lock=True)
+    row = queries.find_alias(session, model_id=model.id, name=name, lock=True)
+    moves = row.moves if row else queries.count_alias_moves(session, model_id=model.id, name=name)
     if moves != checkpoint.alias_moves:
-        where = f"points at v{row.checkpoint.number}" if row else "was deleted"
-        return f"The alias was moved while v{checkpoint.number} was being built: it {where}."
-    _point(session, model=model, name=name, row=row, checkpoint=checkpoint, actor=actor, reason=checkpoint.notes)
+        where = f"points at {row.checkpoint.version}" if row else "was deleted"
+        return f"The alias was moved while {checkpoint.version} was being built: it {where}."
+    _point(session, name=name, row=row, checkpoint=checkpoint, actor=actor, reason=checkpoint.notes)
     return None
 
 
-def alias_out(row: Alias) -> AliasOut:
-    checkpoint = row.checkpoint
-    return AliasOut(name=row.name, version=f"v{checkpoint.number}", commit=checkpoint.commit, updated_at=row.updated_at)
+def _get_alias(session: Session, *, model: Model, name: str) -> Alias:
+    row = queries.find_alias(session, model_id=model.id, name=name)
+    if row is None:
+        raise _alias_not_found(model, name)
+    return row
+
+
+def _alias_not_found(model: Model, name: str) -> AliasNotFound:
+    return AliasNotFound(
+        f"The model {model.name!r} has no alias {name!r}; GET /v1/models/{model.name}/aliases lists them."
+    )
+
+
+def _alias_out(row: Alias) -> AliasOut:
+    version, commit = row.checkpoint.version, row.checkpoint.commit
+    return AliasOut(name=row.name, version=version, commit=commit, updated_at=row.updated_at)
+
+
+def _etag(row: Alias) -> str:
+    return f'"{row.moves}"'
 
 
 def _point(
-    session: Session,
-    *,
-    model: Model,
-    name: str,
-    row: Alias | None,
-    checkpoint: Checkpoint,
-    actor: str,
-    reason: str | None,
+    session: Session, *, name: str, row: Alias | None, checkpoint: Checkpoint, actor: str, reason: str | None
 ) -> Alias:
     before = row.checkpoint if row else None
     if row is None:
-        moves = queries.alias_moves(session, model_id=model.id, name=name) + 1
-        row = Alias(model_id=model.id, name=name, checkpoint_id=checkpoint.id, moves=moves)
+        moves = queries.count_alias_moves(session, model_id=checkpoint.model_id, name=name)
+        row = Alias(model_id=checkpoint.model_id, name=name, moves=moves)
         session.add(row)
-    else:
-        row.checkpoint_id = checkpoint.id
-        row.moves += 1
-    session.add(_move(model.id, name, from_id=before.id if before else None, to_id=checkpoint.id, actor=actor))
-    details = {"alias": name, "from": f"v{before.number}" if before else None, "to": f"v{checkpoint.number}"}
-    record(
-        session,
-        actor=actor,
-        action="alias.move",
-        target=f"alias:{model.name}/{name}",
-        details=details,
-        before={"version": details["from"]} if before else None,
-        after={"version": details["to"]},
-        reason=reason,
-    )
+    row.checkpoint_id = checkpoint.id
+    row.moves += 1
+    _record_move(session, name=name, before=before, after=checkpoint, actor=actor, reason=reason)
     session.refresh(row)
     return row
 
 
-def _move(model_id: UUID, name: str, *, from_id: UUID | None, to_id: UUID | None, actor: str) -> AliasMove:
-    return AliasMove(model_id=model_id, name=name, from_checkpoint_id=from_id, to_checkpoint_id=to_id, moved_by=actor)
+def _record_move(
+    session: Session,
+    *,
+    name: str,
+    before: Checkpoint | None,
+    after: Checkpoint | None,
+    actor: str,
+    reason: str | None = None,
+) -> None:
+    """Add a move, or the deletion of an alias, to its history and to the audit log."""
+    checkpoint = after or before
+    assert checkpoint is not None
+    model = checkpoint.model
+    session.add(
+        AliasMove(
+            model_id=model.id,
+            name=name,
+            from_checkpoint_id=before.id if before else None,
+            to_checkpoint_id=after.id if after else None,
+            moved_by=actor,
+        )
+    )
+    old, new = (checkpoint.version if checkpoint else None for checkpoint in (before, after))
+    record(
+        session,
+        actor=actor,
+        action="alias.move" if after else "alias.delete",
+        target=f"alias:{model.name}/{name}",
+        details={"alias": name, "from": old, "to": new},
+        before={"version": old} if old else None,
+        after={"version": new} if new else None,
+        reason=reason,
+    )
 
 
-def _span(at: date | datetime | None) -> tuple[datetime | None, datetime | None]:
-    """A moment as a span without length, a day as all of it; None as all time."""
-    if at is None or isinstance(at, datetime):
-        return at, at
-    return datetime.combine(at, time.min, UTC), datetime.combine(at, time.max, UTC)
+def _check_precondition(row: Alias | None, *, name: str, precondition: Precondition) -> None:
+    if row is None:
+        if precondition.if_match is not None:
+            raise AliasMoved(f"The alias {name!r} does not exist; it may have been deleted.")
+        return
+    etag = _etag(row)
+    now, headers = f"It points at {row.checkpoint.version}; its ETag is {etag}.", {"ETag": etag}
+    if _matches(precondition.if_none_match, etag):
+        raise AliasMoved(f"The alias {name!r} exists. {now}", headers=headers)
+    if precondition.if_match is None:
+        raise PreconditionRequired(
+            f"The alias {name!r} exists. Send its ETag in If-Match, so that no other move is overwritten. {now}",
+            headers=headers,
+        )
+    if not _matches(precondition.if_match, etag):
+        raise AliasMoved(f"The alias {name!r} was moved. {now}", headers=headers)
 
 
-def _check(row: Alias | None, *, name: str, expected: Expectation) -> None:
-    if expected.if_none_match is not None and row is not None and _matches(expected.if_none_match, row):
-        raise AliasMoved(f"The alias {name!r} exists; it is {_where(row)}.", headers={"ETag": etag(row.moves)})
-    if expected.if_match is None:
-        if row is not None:
-            raise PreconditionRequired(
-                f"The alias {name!r} exists; send its ETag in If-Match, so that no move of others is lost. "
-                f"It is {_where(row)}.",
-                headers={"ETag": etag(row.moves)},
-            )
-    elif row is None:
-        raise AliasMoved(f"The alias {name!r} does not exist (any more).")
-    elif not _matches(expected.if_match, row):
-        raise AliasMoved(f"The alias {name!r} was moved: it is {_where(row)}.", headers={"ETag": etag(row.moves)})
-
-
-def _matches(header: str, row: Alias) -> bool:
-    tags = [tag.strip() for tag in header.split(",")]
-    return "*" in tags or etag(row.moves) in tags
-
-
-def _where(row: Alias) -> str:
-    return f"at v{row.checkpoint.number}, ETag {etag(row.moves)}"
+def _matches(header: str | None, etag: str) -> bool:
+    tags = [tag.strip() for tag in (header or "").split(",")]
+    return "*" in tags or etag in tags

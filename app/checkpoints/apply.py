@@ -1,20 +1,20 @@
-"""Choose edits, number a version, hand its building to a worker; or say what would be done."""
+"""Apply edits: number a new checkpoint and enqueue its build, or plan it in a dry run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.checkpoints import queries
-from app.checkpoints.errors import CheckpointNotFound, StatisticsMissing
-from app.checkpoints.selection import Selection, conflicts, select_edits
-from app.checkpoints.service import checkpoint_out, cross_attention_out, edit_in, find_checkpoint, find_model
+from app.checkpoints.errors import StatisticsMissing
+from app.checkpoints.selection import Selection, declared_edit_conflicts, select_edits
+from app.checkpoints.service import checkpoint_out, edit_out
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import BUILD_CHECKPOINT
-from app.models.errors import ModelNotFound, ModelNotReady
+from app.models.queries import get_ready_model, newest_statistics
 from app.models.tokenizers import tokenizers_of
 from app.problems import Unprocessable
 from app.storage.store import Store
@@ -22,51 +22,49 @@ from editing.errors import EditingError
 from editing.families.layout import default_layers
 from editing.prompts import PromptTokenizer
 from emender.schemas.checkpoints import MAX_EDITS_IN_CONTEXTS, METHOD_SETTINGS, ApplyCreate, ApplyPlan, CheckpointOut
-from emender.schemas.common import FieldError
 
 
 def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path) -> ApplyPlan:
-    """What `apply` would do, with the same checks; creates nothing. `folder` is where tokenizers are laid out."""
-    model = find_model(session, name=model_name)
-    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
-    selection = prepared.selection
+    """Make the same checks as `apply` and return what it would do. `folder` is `settings.data_dir`."""
+    model = get_ready_model(session, name=model_name)
+    inputs = _prepare(session, model=model, request=request, store=store, folder=folder)
+    selection = inputs.selection
     return ApplyPlan(
         model=model.name,
-        edits=[edit_in(edit, method=selection.method_of(edit)) for edit in selection.edits],
+        edits=[edit_out(edit, method=selection.methods[edit.id]) for edit in selection.edits],
         superseded=list(selection.superseded),
-        conflicts=conflicts(selection.edits),
-        alpha=prepared.alpha,
-        layers=prepared.layers,
-        cross_attention=cross_attention_out(prepared.options),
-        statistics=(prepared.statistics.digest or "") if prepared.statistics else None,
+        conflicts=declared_edit_conflicts(selection.edits),
+        alpha=inputs.alpha,
+        layers=inputs.layers,
+        cross_attention=inputs.options.get("cross_attention"),
+        statistics=(inputs.statistics.digest or "") if inputs.statistics else None,
     )
 
 
 def apply(
     session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path, actor: str
 ) -> CheckpointOut:
-    """Number a new version and enqueue its building. Raises what is wrong with the request, field by field."""
-    model = queries.model_by_name(session, name=model_name, lock=True)  # versions are numbered one after the other
-    if model is None:
-        raise ModelNotFound(model_name)
-    prepared = _prepare(session, model=model, request=request, store=store, folder=folder)
+    """Number a new checkpoint and enqueue its build. Raises `Unprocessable` with a pointer to each wrong field."""
+    model = get_ready_model(session, name=model_name, lock=True)  # versions are numbered one after the other
+    inputs = _prepare(session, model=model, request=request, store=store, folder=folder)
+    selection = inputs.selection
     checkpoint = Checkpoint(
         model_id=model.id,
         number=queries.last_number(session, model_id=model.id) + 1,
-        statistics_id=prepared.statistics.id if prepared.statistics else None,
-        parent_id=prepared.start.id if prepared.start else None,
-        alpha=prepared.alpha,
-        layers=prepared.layers,
-        options=prepared.options,
+        statistics_id=inputs.statistics.id if inputs.statistics else None,
+        parent_id=inputs.start.id if inputs.start else None,
+        alpha=inputs.alpha,
+        layers=inputs.layers,
+        options=inputs.options,
         notes=request.notes,
+        alias=request.alias,
         created_by=actor,
     )
     if request.alias is not None:
-        checkpoint.alias = request.alias
-        checkpoint.alias_moves = queries.alias_moves(session, model_id=model.id, name=request.alias)
+        checkpoint.alias_moves = queries.count_alias_moves(session, model_id=model.id, name=request.alias)
     checkpoint.edits = [
-        CheckpointEdit(position=position, edit_id=edit.id, method=prepared.selection.method_of(edit))
-        for position, edit in enumerate(prepared.selection.edits)
+        CheckpointEdit(position=position, edit_id=edit.id, method=selection.methods[edit.id])
+        for position, edit in enumerate(selection.edits)
     ]
     session.add(checkpoint)
     session.flush()
@@ -75,12 +73,12 @@ def apply(
         session,
         actor=actor,
         action="checkpoint.apply",
-        target=f"checkpoint:{model.name}/v{checkpoint.number}",
+        target=checkpoint.audit_target,
         details={
-            "edits": [str(edit.id) for edit in prepared.selection.edits],
+            "edits": [str(edit.id) for edit in selection.edits],
             "method": request.method,
-            "alpha": prepared.alpha,
-            "layers": prepared.options.get("layers", checkpoint.layers),
+            "alpha": inputs.alpha,
+            "layers": inputs.options.get("layers", inputs.layers),
             "alias": request.alias,
         },
         after={"state": checkpoint.state},
@@ -90,107 +88,97 @@ def apply(
     return checkpoint_out(session, checkpoint=checkpoint)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What goes into the checkpoint's row. Of the method that has no edits there are no settings either."""
+@dataclass
+class _Inputs:
+    """What the checkpoint's row is made of. A method without edits has no settings."""
 
     selection: Selection
-    alpha: float | None
-    layers: list[int]
-    """Of the first text encoder; `options` has those of several."""
-    options: JsonObject
-    statistics: Statistics | None
     start: Checkpoint | None
+    statistics: Statistics | None = None
+    alpha: float | None = None
+    layers: list[int] = field(default_factory=list)
+    """Of the first text encoder; `options` has those of several."""
+    options: JsonObject = field(default_factory=dict)
 
 
-def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Store, folder: Path) -> _Prepared:
-    """Everything that can be said against the request before any work is done."""
-    if model.state != "ready":
-        raise ModelNotReady(model.name, model.state)
-    _check_choice(request)
-    start = None
-    if request.base is not None:
-        try:
-            start = find_checkpoint(session, model=model, revision=request.base)
-        except CheckpointNotFound as error:
-            raise Unprocessable.at("/from", error.detail) from None
+def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Store, folder: Path) -> _Inputs:
+    """Check the request against the database, and collect the settings of both methods."""
+    _check_settings(request)
+    start = _find_start(session, model=model, request=request)
     selection = select_edits(session, model=model, request=request, start=start)
     if request.preserve:
         _check_prompts(request.preserve, tokenizers_of(session, model_id=model.id, store=store, folder=folder))
-    prepared = _Prepared(selection, alpha=None, layers=[], options={}, statistics=None, start=start)
-    if selection.layers:
-        prepared = _with_memory(session, prepared, model=model, request=request)
-    if selection.in_cross_attention:
-        prepared = _with_cross_attention(prepared, request=request)
-    return prepared
+    inputs = _Inputs(selection, start)
+    if selection.layers and request.method == "text_encoder":
+        _set_text_encoder(session, inputs, model=model, request=request)
+    elif selection.layers:  # the edits of `start`, written as they were there
+        assert start is not None
+        inputs.statistics = session.get(Statistics, start.statistics_id)
+        inputs.alpha, inputs.layers = start.alpha, start.layers
+        inputs.options = {name: value for name, value in start.options.items() if name != "cross_attention"}
+    if selection.written_by("cross_attention"):
+        if request.method == "cross_attention":
+            settings = {name: getattr(request, name) for name in (*METHOD_SETTINGS["cross_attention"], "preserve")}
+        else:
+            assert start is not None
+            settings = start.options["cross_attention"]
+        inputs.options = inputs.options | {"cross_attention": settings}
+    return inputs
 
 
-def _with_memory(session: Session, prepared: _Prepared, *, model: Model, request: ApplyCreate) -> _Prepared:
-    """The settings of the edits in the memory: the request's; those of the start where it adds to cross-attention."""
-    start = prepared.start
-    if request.method != "text_encoder":
-        assert start is not None and start.statistics_id is not None
-        statistics = session.get_one(Statistics, start.statistics_id)
-        kept = {name: setting for name, setting in start.options.items() if name != "cross_attention"}
-        return replace(prepared, alpha=start.alpha, layers=start.layers, options=kept, statistics=statistics)
-    in_text_encoder = len(prepared.selection.edits) - len(prepared.selection.in_cross_attention)
-    if request.contexts == "many" and in_text_encoder > MAX_EDITS_IN_CONTEXTS:
+def _set_text_encoder(session: Session, inputs: _Inputs, *, model: Model, request: ApplyCreate) -> None:
+    count = len(inputs.selection.written_by("text_encoder"))
+    if request.contexts == "many" and count > MAX_EDITS_IN_CONTEXTS:
         raise Unprocessable.at(
             "/contexts",
-            f"{in_text_encoder} edits are too many for `many` contexts; the maximum is {MAX_EDITS_IN_CONTEXTS}. "
-            "Set `contexts` to `own`, or apply fewer edits.",
+            f"`many` takes at most {MAX_EDITS_IN_CONTEXTS} edits, and there are {count}. Apply fewer edits, or write "
+            "them with `own`.",
         )
-    layers = _layers(model, request.layers, lasts=prepared.selection.layers)
-    newest = queries.newest_statistics(session, model_id=model.id)
-    if newest is None:
-        latest = queries.newest_statistics(session, model_id=model.id, state=None)
-        raise StatisticsMissing(model.name, under_way=latest is not None and latest.state != "failed")
+    layers = _choose_layers(model, request.layers, last_layers=inputs.selection.layers)
+    inputs.statistics = newest_statistics(session, model_id=model.id)
+    if inputs.statistics is None:
+        estimating = newest_statistics(session, model_id=model.id, states=("queued", "estimating")) is not None
+        hint = (
+            f"They are being estimated: retry when GET /v1/models/{model.name} shows them"
+            if estimating
+            else f'Make them with POST /v1/models/{model.name}/statistics {{"captions": "…"}}'
+        )
+        raise StatisticsMissing(f"The model {model.name!r} has no second moments. {hint}.")
+    inputs.alpha, inputs.layers = request.alpha, list(next(iter(layers.values())))
     names = ("residual_schedule", "moment_weight", "contexts", "preserve")
-    options: JsonObject = {name: getattr(request, name) for name in names}
+    inputs.options = {name: getattr(request, name) for name in names}
     if len(layers) > 1:
-        options["layers"] = {encoder: list(own) for encoder, own in layers.items()}
-    return replace(
-        prepared, alpha=request.alpha, layers=list(next(iter(layers.values()))), options=options, statistics=newest
-    )
+        inputs.options["layers"] = {encoder: list(own) for encoder, own in layers.items()}
 
 
-def _with_cross_attention(prepared: _Prepared, *, request: ApplyCreate) -> _Prepared:
-    """The settings of the edits in cross-attention: the request's; those of the start where it adds to the memory."""
-    if request.method == "cross_attention":
-        names = (*METHOD_SETTINGS["cross_attention"], "preserve")
-        settings = {name: getattr(request, name) for name in names}
-    else:
-        assert prepared.start is not None
-        settings = prepared.start.options["cross_attention"]
-    return replace(prepared, options=prepared.options | {"cross_attention": settings})
-
-
-def _check_choice(request: ApplyCreate) -> None:
-    _check_settings(request)
+def _find_start(session: Session, *, model: Model, request: ApplyCreate) -> Checkpoint | None:
+    """Return the checkpoint that `from` names, if the request has it."""
     if (request.edits is None) == (request.base is None):
         raise Unprocessable.at("/edits", "Give exactly one of `edits` and `from`.")
     if request.base is None:
-        for field in ("add", "remove"):
-            if getattr(request, field):
-                raise Unprocessable.at(f"/{field}", f"`{field}` goes with `from`.")
+        Unprocessable.raise_for(
+            [(f"/{name}", f"`{name}` needs `from`.") for name in ("add", "remove") if getattr(request, name)]
+        )
+        return None
+    start = queries.find_checkpoint(session, model=model, revision=request.base)
+    if start is None:
+        raise Unprocessable.at("/from", f"The model {model.name!r} has no version or alias {request.base!r}.")
+    return start
 
 
 def _check_settings(request: ApplyCreate) -> None:
-    """Refuse settings that the method would leave unread."""
+    """Refuse settings that only the other method reads."""
     other = next(method for method in METHOD_SETTINGS if method != request.method)
     foreign = [name for name in METHOD_SETTINGS[other] if name in request.model_fields_set]
     if request.preset is not None and "preset" in foreign:
-        foreign = ["preset"]  # it has filled in the others
-    if foreign:
-        own = ", ".join(f"`{name}`" for name in (*METHOD_SETTINGS[request.method], "preserve"))
-        errors = [
-            FieldError(
-                pointer=f"/{name}",
-                detail=f"`{name}` is a setting of the method {other!r}; {request.method!r} takes {own}.",
-            )
+        foreign = ["preset"]  # it has set the others
+    own = ", ".join(f"`{name}`" for name in (*METHOD_SETTINGS[request.method], "preserve"))
+    Unprocessable.raise_for(
+        [
+            (f"/{name}", f"`{name}` is a setting of the method {other!r}; {request.method!r} takes {own}.")
             for name in foreign
         ]
-        raise Unprocessable(errors[0].detail, errors=errors)
+    )
 
 
 def _check_prompts(preserve: Sequence[str], tokenizers: Sequence[PromptTokenizer]) -> None:
@@ -200,33 +188,34 @@ def _check_prompts(preserve: Sequence[str], tokenizers: Sequence[PromptTokenizer
             for tokenizer in tokenizers:
                 tokenizer.locate("{}", prompt)
         except EditingError as error:
-            errors.append(FieldError(pointer=f"/preserve/{index}", detail=error.detail))
-    if errors:
-        raise Unprocessable(errors[0].detail, errors=errors[:100])
+            errors.append((f"/preserve/{index}", error.detail))
+    Unprocessable.raise_for(errors)
 
 
-def _layers(model: Model, asked: Sequence[int] | None, *, lasts: Mapping[str, int]) -> Mapping[str, tuple[int, ...]]:
-    """The layers to edit by text encoder, ascending: those asked for, else the default ones up to `lasts`, where the
-    values were optimised."""
-    if asked is None:
-        return {name: default_layers(model.family or "", name, last=last) for name, last in lasts.items()}
-    if len(lasts) > 1:
-        detail = "The model has several text encoders, which one list cannot fit: leave `layers` out."
+def _choose_layers(
+    model: Model, requested: Sequence[int] | None, *, last_layers: Mapping[str, int]
+) -> Mapping[str, tuple[int, ...]]:
+    """Return the layers to edit by text encoder, ascending.
+
+    By default these are the usual layers up to the last, which the values were optimized for.
+    """
+    if requested is None:
+        return {name: default_layers(model.family or "", name, last=last) for name, last in last_layers.items()}
+    if len(last_layers) > 1:
+        detail = "The model has several text encoders, which one list of layers cannot fit: leave `layers` out."
         raise Unprocessable.at("/layers", detail)
-    ((name, last),) = lasts.items()
+    ((name, last),) = last_layers.items()
     depth = min(encoder["layers"] for encoder in model.encoders)
     errors = []
-    for index, layer in enumerate(asked):
+    for index, layer in enumerate(requested):
         if not 0 <= layer < depth:
-            detail = f"There is no layer {layer}: the text encoder has 0 … {depth - 1}."
-            errors.append(FieldError(pointer=f"/layers/{index}", detail=detail))
-        elif layer in asked[:index]:
-            errors.append(FieldError(pointer=f"/layers/{index}", detail=f"The layer {layer} is named twice."))
-    if errors:
-        raise Unprocessable(errors[0].detail, errors=errors)
-    if max(asked) != last:
+            errors.append((f"/layers/{index}", f"There is no layer {layer}: the text encoder has 0 to {depth - 1}."))
+        elif layer in requested[:index]:
+            errors.append((f"/layers/{index}", f"The layer {layer} is named twice."))
+    Unprocessable.raise_for(errors)
+    if max(requested) != last:
         raise Unprocessable.at(
             "/layers",
-            f"The edits' values were optimised for layer {last}, so that one must be the last, not {max(asked)}.",
+            f"The values of the edits were optimized for layer {last}, so it must be the last, not {max(requested)}.",
         )
-    return {name: tuple(sorted(asked))}
+    return {name: tuple(sorted(requested))}

@@ -1,4 +1,4 @@
-"""What lies between two versions: edits, files, and how far each tensor of the text encoders and the U-Net moved."""
+"""Compare two checkpoints: their edits, their files, and how far each tensor of their weights moved."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,49 +8,47 @@ import numpy as np
 from safetensors import safe_open
 from sqlalchemy.orm import Session
 
-from app.checkpoints import queries
-from app.checkpoints.errors import FileUnreadable
-from app.checkpoints.publish import EDITABLE
-from app.checkpoints.service import edits_out, find_checkpoint, find_model, require_served
-from app.db.models import Checkpoint, Model
+from app.checkpoints.files import EDITABLE, base_files, list_served_files, own_files
+from app.checkpoints.queries import get_published_checkpoint
+from app.checkpoints.service import edits_out
+from app.models.queries import get_model
+from app.problems import FileUnreadable
 from app.storage.store import BlobCorrupt, BlobMissing, Store
-from emender.schemas.checkpoints import DifferenceOut, EditInCheckpoint, FileDifference, LayerDifference
+from editing.files import File
+from emender.schemas.checkpoints import DifferenceOut, FileDifference, LayerDifference
 
 BASE = "base"
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def difference(session: Session, *, store: Store, model_name: str, revision: str, against: str) -> DifferenceOut:
-    """`revision` as seen from `against`, a version, an alias or "base". Both must be served."""
-    model = find_model(session, name=model_name)
-    checkpoint = find_checkpoint(session, model=model, revision=revision)
-    require_served(checkpoint)
-    other = None
-    if against != BASE:
-        other = find_checkpoint(session, model=model, revision=against)
-        require_served(other)
-    base = _base_files(session, model=model)
-    files, other_files = _own_files(checkpoint), _own_files(other) if other else {}
-    here, there = base | files, base | other_files
-    edits, other_edits = _edits(session, checkpoint), _edits(session, other) if other else {}
+def compare(session: Session, *, store: Store, model_name: str, revision: str, against: str) -> DifferenceOut:
+    """Compare a published checkpoint with another one, or with the base model if `against` is "base"."""
+    model = get_model(session, name=model_name)
+    checkpoint = get_published_checkpoint(session, model=model, revision=revision)
+    other = get_published_checkpoint(session, model=model, revision=against) if against != BASE else None
+    files = list_served_files(checkpoint)
+    other_files = list_served_files(other) if other else {file.path: file for file in base_files(model)}
+    edited = {file.path for side in (checkpoint, other) if side for file in own_files(side)}
+    edits = {edit.id: edit for edit in edits_out(session, checkpoint=checkpoint)}
+    other_edits = {edit.id: edit for edit in edits_out(session, checkpoint=other)} if other else {}
     return DifferenceOut(
-        version=f"v{checkpoint.number}",
-        against=f"v{other.number}" if other else BASE,
+        version=checkpoint.version,
+        against=other.version if other else BASE,
         added=[edit for edit_id, edit in edits.items() if edit_id not in other_edits],
         removed=[edit for edit_id, edit in other_edits.items() if edit_id not in edits],
-        layers=_layers(store, edited=files.keys() | other_files.keys(), here=here, there=there),
-        files=_files(here, there),
+        layers=_compare_weights(store, edited, files, other_files),
+        files=_compare_files(files, other_files),
     )
 
 
 def tensor_changes(path: Path, against: Path) -> Iterable[tuple[str, float]]:
-    """Each tensor that differs between two weight files and ‖W - W_against‖ / ‖W_against‖, pair after pair.
+    """Yield each tensor that differs between two weight files, with ‖W - W_against‖ / ‖W_against‖.
 
     Keys are compared without the prefix `text_model.`, which some base files lack.
     """
     with safe_open(path, framework="np") as one, safe_open(against, framework="np") as two:
         names = {key.removeprefix("text_model."): key for key in two.keys()}
-        for key in sorted(one.keys(), key=_natural):
+        for key in sorted(one.keys(), key=_natural_order):
             other = names.get(key.removeprefix("text_model."))
             if other is None:
                 continue
@@ -61,50 +59,40 @@ def tensor_changes(path: Path, against: Path) -> Iterable[tuple[str, float]]:
             yield key, float(np.linalg.norm(w - v) / max(float(np.linalg.norm(v)), 1e-300))
 
 
-def _layers(
-    store: Store, *, edited: Iterable[str], here: Mapping[str, str], there: Mapping[str, str]
+def _compare_weights(
+    store: Store, edited: Iterable[str], files: Mapping[str, File], other_files: Mapping[str, File]
 ) -> list[LayerDifference]:
-    changed = []
+    changes = []
     for path in sorted(edited):
-        now, against = here.get(path), there.get(path)
-        weights = path.startswith(EDITABLE) and path.endswith(".safetensors")
-        if not weights or now is None or against is None or now == against:
+        file, other = files.get(path), other_files.get(path)
+        is_weights = path.startswith(EDITABLE) and path.endswith(".safetensors")
+        if not is_weights or file is None or other is None or file == other:
             continue
-        for key, norm in tensor_changes(_verified(store, path, now), _verified(store, path, against)):
-            layer = LAYER.search(key)
+        for tensor, norm in tensor_changes(_fetch(store, file), _fetch(store, other)):
+            layer = LAYER.search(tensor)
             number = int(layer[1]) if layer else None
-            changed.append(LayerDifference(path=path, tensor=key, layer=number, relative_norm=norm))
-    return changed
+            changes.append(LayerDifference(path=path, tensor=tensor, layer=number, relative_norm=norm))
+    return changes
 
 
-def _files(here: Mapping[str, str], there: Mapping[str, str]) -> list[FileDifference]:
-    found = []
-    for path in sorted(here.keys() | there.keys()):
-        now, before = here.get(path), there.get(path)
-        if now != before:
-            change = "added" if before is None else "removed" if now is None else "changed"
-            found.append(FileDifference(path=path, change=change, sha256=now, against_sha256=before))
-    return found
+def _compare_files(files: Mapping[str, File], other_files: Mapping[str, File]) -> list[FileDifference]:
+    changes = []
+    for path in sorted(files.keys() | other_files.keys()):
+        sha256, other = (side[path].sha256 if path in side else None for side in (files, other_files))
+        if sha256 != other:
+            change = "added" if other is None else "removed" if sha256 is None else "changed"
+            changes.append(FileDifference(path=path, change=change, sha256=sha256, against_sha256=other))
+    return changes
 
 
-def _verified(store: Store, path: str, sha256: str) -> Path:
+def _fetch(store: Store, file: File) -> Path:
     try:
-        return store.fetch(sha256)
+        return store.fetch(file.sha256)
     except (BlobMissing, BlobCorrupt):
-        raise FileUnreadable(f"{path} is damaged or missing in the store: restore the blob {sha256}.") from None
+        raise FileUnreadable(
+            f"{file.path} is damaged or missing in the store. Restore the blob {file.sha256}."
+        ) from None
 
 
-def _base_files(session: Session, *, model: Model) -> dict[str, str]:
-    return {file.path: file.sha256 for file in queries.model_files(session, model_id=model.id)}
-
-
-def _own_files(checkpoint: Checkpoint) -> dict[str, str]:
-    return {file.path: file.sha256 for file in checkpoint.files}
-
-
-def _edits(session: Session, checkpoint: Checkpoint) -> dict[object, EditInCheckpoint]:
-    return {edit.id: edit for edit in edits_out(session, checkpoint=checkpoint)}
-
-
-def _natural(key: str) -> list[int | str]:
+def _natural_order(key: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]

@@ -1,4 +1,4 @@
-"""What the checkpoint calls read from the database."""
+"""Find checkpoints, aliases and edits."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -9,6 +9,7 @@ from sqlalchemy import Select, func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, selectinload
 
+from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted
 from app.db.models import (
     Alias,
     AliasMove,
@@ -21,71 +22,79 @@ from app.db.models import (
     JsonObject,
     Model,
     ModelFile,
-    Statistics,
 )
 
-
-def model_by_name(session: Session, *, name: str, lock: bool = False) -> Model | None:
-    """The model of that name; with `lock`, nobody else numbers a checkpoint of it until the transaction ends."""
-    query = select(Model).where(Model.name == name)
-    if lock:
-        query = query.with_for_update(key_share=True)
-    return session.scalars(query).one_or_none()
-
-
 MAIN = "main"
+"""The revision that Hub clients ask for by default."""
 PRODUCTION = "production"
 VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def checkpoint_at(session: Session, *, model_id: UUID, revision: str) -> Checkpoint | None:
-    """By version, commit or alias. `main`, which the Hub's clients ask for by default, is what the alias `production`
-    points at; without such an alias, the newest published version."""
+def find_checkpoint(session: Session, *, model: Model, revision: str) -> Checkpoint | None:
+    """Return the checkpoint that a version, a commit or an alias names.
+
+    `main` is the alias `production`. Without that alias it is the newest published checkpoint. Equal inputs give equal
+    commits; of several checkpoints with one commit, the newest that is served is returned.
+    """
+    query = select(Checkpoint).where(Checkpoint.model_id == model.id)
     if VERSION.fullmatch(revision):
-        return checkpoint_by_number(session, model_id=model_id, number=int(revision[1:]))
-    if COMMIT.fullmatch(revision):
-        return checkpoint_by_commit(session, model_id=model_id, commit=revision)
-    found = alias(session, model_id=model_id, name=PRODUCTION if revision == MAIN else revision)
+        query = query.where(Checkpoint.number == int(revision[1:]))
+    elif COMMIT.fullmatch(revision):  # "published" sorts before "retracted"
+        query = query.where(Checkpoint.commit == revision).order_by(Checkpoint.state, Checkpoint.number.desc())
+    else:
+        alias = PRODUCTION if revision == MAIN else revision
+        query = query.join(Alias, Alias.checkpoint_id == Checkpoint.id)
+        query = query.where(Alias.model_id == model.id, Alias.name == alias)
+    found = session.scalars(query.limit(1)).one_or_none()
     if found is None and revision == MAIN:
-        return newest_published(session, model_id=model_id)
-    return found.checkpoint if found else None
+        newest = select(Checkpoint).where(Checkpoint.model_id == model.id, Checkpoint.state == "published")
+        return session.scalars(newest.order_by(Checkpoint.number.desc()).limit(1)).one_or_none()
+    return found
 
 
-def checkpoint_by_number(session: Session, *, model_id: UUID, number: int) -> Checkpoint | None:
-    return session.scalars(
-        select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number)
-    ).one_or_none()
+def get_checkpoint(session: Session, *, model: Model, revision: str) -> Checkpoint:
+    """Return the checkpoint that a revision names. Raises `CheckpointNotFound`."""
+    checkpoint = find_checkpoint(session, model=model, revision=revision)
+    if checkpoint is None:
+        raise CheckpointNotFound(
+            f"The model {model.name!r} has no version, alias or commit {revision[:200]!r}; "
+            f"GET /v1/models/{model.name}/checkpoints lists its checkpoints."
+        )
+    return checkpoint
 
 
-def checkpoint_by_commit(session: Session, *, model_id: UUID, commit: str) -> Checkpoint | None:
-    """Equal inputs give equal commits: of several, one that is served, the newest."""
-    return session.scalars(
-        select(Checkpoint)
-        .where(Checkpoint.model_id == model_id, Checkpoint.commit == commit)
-        .order_by(Checkpoint.state, Checkpoint.number.desc())  # "published" sorts before "retracted"
-        .limit(1)
-    ).one_or_none()
+def get_published_checkpoint(session: Session, *, model: Model, revision: str) -> Checkpoint:
+    """Return a checkpoint that is served. Also raises `CheckpointRetracted` or `CheckpointNotPublished`."""
+    checkpoint = get_checkpoint(session, model=model, revision=revision)
+    require_published(checkpoint)
+    return checkpoint
 
 
-def newest_published(session: Session, *, model_id: UUID) -> Checkpoint | None:
-    return session.scalars(
-        select(Checkpoint)
-        .where(Checkpoint.model_id == model_id, Checkpoint.state == "published")
-        .order_by(Checkpoint.number.desc())
-        .limit(1)
-    ).one_or_none()
+def require_published(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointRetracted` or `CheckpointNotPublished` if the checkpoint is not served."""
+    if checkpoint.state == "retracted":
+        reason = (checkpoint.problem or {}).get("detail", "")
+        raise CheckpointRetracted(f"{checkpoint.version} was retracted and is no longer served. {reason}".strip())
+    if checkpoint.state != "published":
+        raise CheckpointNotPublished(
+            f"{checkpoint.version} is {checkpoint.state}; only a published checkpoint is served."
+        )
 
 
 def newest_of_each_model(session: Session) -> Sequence[Checkpoint]:
-    """The newest published version of each model that has one."""
+    """Return the newest published checkpoint of each model that has one."""
     query = select(Checkpoint).where(Checkpoint.state == "published")
     query = query.order_by(Checkpoint.model_id, Checkpoint.number.desc()).ext(distinct_on(Checkpoint.model_id))
     return session.scalars(query.options(selectinload(Checkpoint.model))).all()
 
 
-def checkpoints_of(model_id: UUID) -> Select[Checkpoint]:
+def select_checkpoints(model_id: UUID) -> Select[Checkpoint]:
     return select(Checkpoint).where(Checkpoint.model_id == model_id)
+
+
+def checkpoints_by_id(session: Session, *, ids: Collection[UUID]) -> dict[UUID, Checkpoint]:
+    return {row.id: row for row in session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids)))}
 
 
 def last_number(session: Session, *, model_id: UUID) -> int:
@@ -97,23 +106,30 @@ def numbers(session: Session, *, ids: Collection[UUID]) -> dict[UUID, int]:
     return dict(session.execute(query).all())
 
 
-def alias(session: Session, *, model_id: UUID, name: str, lock: bool = False) -> Alias | None:
+def find_alias(session: Session, *, model_id: UUID, name: str, lock: bool = False) -> Alias | None:
     return session.get(Alias, (model_id, name), with_for_update=lock, populate_existing=lock)
 
 
-def alias_moves(session: Session, *, model_id: UUID, name: str) -> int:
-    """How often the alias was ever moved, its deletions counted."""
+def list_aliases(session: Session, *, model_id: UUID) -> Sequence[Alias]:
+    query = select(Alias).where(Alias.model_id == model_id).options(selectinload(Alias.checkpoint)).order_by(Alias.name)
+    return session.scalars(query).all()
+
+
+def count_alias_moves(session: Session, *, model_id: UUID, name: str) -> int:
+    """Return how often the alias was moved since it first existed, deletions included."""
     query = select(func.count()).where(AliasMove.model_id == model_id, AliasMove.name == name)
     return session.scalar(query) or 0
 
 
-def alias_periods(
+def select_alias_periods(
     *, model_id: UUID, name: str, start: datetime | None, end: datetime | None
 ) -> Select[AliasMove, datetime | None]:
-    """The alias's moves, each with the moment of the next; of those the ones that held at any time between `start` and
-    `end`, where these are given."""
-    following = func.lead(AliasMove.moved_at).over(order_by=AliasMove.id).label("until")
-    moves = select(AliasMove.id, following).where(AliasMove.model_id == model_id, AliasMove.name == name).subquery()
+    """Select the moves of an alias, each with the time of the next move.
+
+    With `start` and `end`, only the moves that were in effect at some time between them.
+    """
+    next_move = func.lead(AliasMove.moved_at).over(order_by=AliasMove.id).label("until")
+    moves = select(AliasMove.id, next_move).where(AliasMove.model_id == model_id, AliasMove.name == name).subquery()
     query = select(AliasMove, moves.c.until).join(moves, moves.c.id == AliasMove.id)
     if start is not None:
         query = query.where(or_(moves.c.until.is_(None), moves.c.until > start))
@@ -122,16 +138,8 @@ def alias_periods(
     return query
 
 
-def checkpoints_by_id(session: Session, *, ids: Collection[UUID]) -> dict[UUID, Checkpoint]:
-    return {row.id: row for row in session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids)))}
-
-
-def aliases_of(session: Session, *, model_id: UUID) -> Sequence[Alias]:
-    query = select(Alias).where(Alias.model_id == model_id).options(selectinload(Alias.checkpoint)).order_by(Alias.name)
-    return session.scalars(query).all()
-
-
 def alias_names(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[UUID, list[str]]:
+    """Return the names of the aliases that point at each checkpoint."""
     names: dict[UUID, list[str]] = {checkpoint_id: [] for checkpoint_id in checkpoint_ids}
     query = select(Alias.checkpoint_id, Alias.name).where(Alias.checkpoint_id.in_(checkpoint_ids)).order_by(Alias.name)
     for checkpoint_id, name in session.execute(query):
@@ -140,45 +148,19 @@ def alias_names(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[U
 
 
 def edit_counts(session: Session, *, checkpoint_ids: Collection[UUID]) -> dict[UUID, int]:
-    query = (
-        select(CheckpointEdit.checkpoint_id, func.count())
-        .where(CheckpointEdit.checkpoint_id.in_(checkpoint_ids))
-        .group_by(CheckpointEdit.checkpoint_id)
-    )
-    return dict(session.execute(query).all())
+    query = select(CheckpointEdit.checkpoint_id, func.count()).group_by(CheckpointEdit.checkpoint_id)
+    return dict(session.execute(query.where(CheckpointEdit.checkpoint_id.in_(checkpoint_ids))).all())
 
 
-def edits_in(session: Session, *, checkpoint_id: UUID, with_values: bool = False) -> Sequence[Edit]:
-    """The edits of a checkpoint, in their order; their values, 6 KB each, only when asked for."""
-    query = (
-        select(Edit)
-        .join(CheckpointEdit, CheckpointEdit.edit_id == Edit.id)
-        .where(CheckpointEdit.checkpoint_id == checkpoint_id)
-        .order_by(CheckpointEdit.position)
-    )
-    if with_values:
-        query = query.options(selectinload(Edit.values))
-    return session.scalars(query).all()
+def list_edits(session: Session, *, checkpoint_id: UUID, with_values: bool = False) -> Sequence[Edit]:
+    """Return the edits of a checkpoint in their order; their values, 6 KB each, only if asked for."""
+    query = select(Edit).join(CheckpointEdit, CheckpointEdit.edit_id == Edit.id)
+    query = query.where(CheckpointEdit.checkpoint_id == checkpoint_id).order_by(CheckpointEdit.position)
+    return session.scalars(query.options(selectinload(Edit.values)) if with_values else query).all()
 
 
-def latest_judgement(session: Session, *, checkpoint_id: UUID) -> JsonObject | None:
-    """The newest report of a classifier on the checkpoint."""
-    query = select(Evaluation.report).where(
-        Evaluation.checkpoint_id == checkpoint_id,
-        Evaluation.kind.in_(("check", "evaluation")),
-        Evaluation.state == "ready",
-    )
-    return session.scalars(query.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
-
-
-def evaluations_of(checkpoint_id: UUID, *, kind: str | None = None) -> Select[Evaluation]:
-    """What was drawn or measured of a checkpoint."""
-    query = select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id)
-    return query.where(Evaluation.kind == kind) if kind else query
-
-
-def methods_in(session: Session, *, checkpoint_id: UUID) -> dict[UUID, str]:
-    """Where each edit of a checkpoint is written."""
+def edit_methods(session: Session, *, checkpoint_id: UUID) -> dict[UUID, str]:
+    """Return the method that writes each edit of a checkpoint."""
     query = select(CheckpointEdit.edit_id, CheckpointEdit.method).where(CheckpointEdit.checkpoint_id == checkpoint_id)
     return dict(session.execute(query).all())
 
@@ -187,8 +169,14 @@ def edits_by_id(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, Edit]:
     return {edit.id: edit for edit in session.scalars(select(Edit).where(Edit.id.in_(set(ids))))}
 
 
+def ready_edits(session: Session, *, model_id: UUID) -> Sequence[Edit]:
+    """Return the ready edits of a model, oldest first."""
+    query = select(Edit).where(Edit.model_id == model_id, Edit.state == "ready").order_by(Edit.id)
+    return session.scalars(query).all()
+
+
 def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, dict[str, int]]:
-    """The layer that each edit's value was optimised for, by text encoder."""
+    """Return the layer that each edit's value was optimized for, by text encoder."""
     query = select(EditValue.edit_id, EditValue.encoder, EditValue.layer).where(EditValue.edit_id.in_(set(ids)))
     layers: dict[UUID, dict[str, int]] = {}
     for edit_id, encoder, layer in session.execute(query.order_by(EditValue.edit_id, EditValue.encoder)):
@@ -196,41 +184,31 @@ def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, dict[st
     return layers
 
 
-def ready_edits(session: Session, *, model_id: UUID) -> Sequence[Edit]:
-    """Oldest first."""
-    query = select(Edit).where(Edit.model_id == model_id, Edit.state == "ready").order_by(Edit.id)
-    return session.scalars(query).all()
+def select_evaluations(checkpoint_id: UUID, *, kind: str | None = None) -> Select[Evaluation]:
+    query = select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id)
+    return query.where(Evaluation.kind == kind) if kind else query
 
 
-def newest_statistics(session: Session, *, model_id: UUID, state: str | None = "ready") -> Statistics | None:
-    query = select(Statistics).where(Statistics.model_id == model_id)
-    if state is not None:
-        query = query.where(Statistics.state == state)
-    return session.scalars(query.order_by(Statistics.id.desc()).limit(1)).one_or_none()
-
-
-def model_files(session: Session, *, model_id: UUID) -> Sequence[ModelFile]:
-    return session.scalars(select(ModelFile).where(ModelFile.model_id == model_id).order_by(ModelFile.path)).all()
-
-
-def checkpoint_files_like(session: Session, *, sha256: str, limit: int) -> Sequence[tuple[Checkpoint, CheckpointFile]]:
-    """The checkpoint files with these bytes, of the newest checkpoint first."""
-    query = (
-        select(Checkpoint, CheckpointFile)
-        .join(CheckpointFile, CheckpointFile.checkpoint_id == Checkpoint.id)
-        .where(CheckpointFile.sha256 == sha256)
-        .order_by(Checkpoint.id.desc(), CheckpointFile.path)
-        .limit(limit)
-        .options(selectinload(Checkpoint.model))
+def latest_classifier_report(session: Session, *, checkpoint_id: UUID) -> JsonObject | None:
+    """Return the newest report of a check or an evaluation of the checkpoint."""
+    query = select(Evaluation.report).where(
+        Evaluation.checkpoint_id == checkpoint_id,
+        Evaluation.kind.in_(("check", "evaluation")),
+        Evaluation.state == "ready",
     )
-    return [(checkpoint, file) for checkpoint, file in session.execute(query)]
+    return session.scalars(query.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
 
 
-def model_files_like(session: Session, *, sha256: str) -> Sequence[tuple[Model, ModelFile]]:
-    query = (
-        select(Model, ModelFile)
-        .join(ModelFile, ModelFile.model_id == Model.id)
-        .where(ModelFile.sha256 == sha256)
-        .order_by(Model.id, ModelFile.path)
-    )
+def checkpoint_files_with(session: Session, *, sha256: str, limit: int) -> Sequence[tuple[Checkpoint, CheckpointFile]]:
+    """Return the checkpoint files with these bytes, those of the newest checkpoint first."""
+    query = select(Checkpoint, CheckpointFile).join(CheckpointFile, CheckpointFile.checkpoint_id == Checkpoint.id)
+    query = query.where(CheckpointFile.sha256 == sha256).order_by(Checkpoint.id.desc(), CheckpointFile.path)
+    rows = session.execute(query.limit(limit).options(selectinload(Checkpoint.model)))
+    return [(checkpoint, file) for checkpoint, file in rows]
+
+
+def model_files_with(session: Session, *, sha256: str) -> Sequence[tuple[Model, ModelFile]]:
+    """Return the files of base models with these bytes."""
+    query = select(Model, ModelFile).join(ModelFile, ModelFile.model_id == Model.id)
+    query = query.where(ModelFile.sha256 == sha256).order_by(Model.id, ModelFile.path)
     return [(model, file) for model, file in session.execute(query)]

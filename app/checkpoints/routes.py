@@ -1,4 +1,4 @@
-"""Apply edits, list and read checkpoints, move aliases, trace files."""
+"""Apply edits, read checkpoints and their files, move aliases, trace files."""
 
 from functools import partial
 from typing import Annotated
@@ -7,14 +7,13 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
+from app.api.file_response import file_route, send_file
 from app.api.routing import Route
 from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
-from app.checkpoints import aliases, service
-from app.checkpoints import apply as applying
-from app.checkpoints.aliases import Expectation
-from app.checkpoints.delivery import deliver
-from app.checkpoints.difference import difference
+from app.checkpoints import aliases, difference, service
+from app.checkpoints import apply as apply_service
+from app.checkpoints.aliases import Precondition
 from app.checkpoints.errors import (
     AliasMoved,
     AliasNotFound,
@@ -22,13 +21,11 @@ from app.checkpoints.errors import (
     CheckpointNotPublished,
     CheckpointRetracted,
     FileNotFound,
-    FileUnreadable,
     PreconditionRequired,
-    RangeNotSatisfiable,
     StatisticsMissing,
 )
 from app.models.errors import ModelNotFound, ModelNotReady
-from app.problems import documented
+from app.problems import FileUnreadable, documented
 from emender.schemas.checkpoints import (
     REVISION,
     VERSION,
@@ -56,10 +53,10 @@ Revision = Annotated[
     str, Path(pattern=REVISION, description="a version, an alias, a commit, or `main`", examples=["v3", "production"])
 ]
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
-IfMatch = Annotated[str | None, Header(description="the alias's ETag; needed to move or delete one that exists")]
-IfNoneMatch = Annotated[str | None, Header(description="`*`: only if there is no such alias yet")]
+IfMatch = Annotated[str | None, Header(description="the alias's ETag; required to move or delete an existing alias")]
+IfNoneMatch = Annotated[str | None, Header(description="`*`: only if the alias does not exist")]
 
-UNSERVED = (CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
+NOT_SERVED = (ModelNotFound, CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
 
 
 @router.post(
@@ -80,16 +77,16 @@ def apply(
     request: ApplyCreate,
     response: Response,
 ) -> CheckpointOut | ApplyPlan:
-    """Write a set of edits into the base model and publish it as the next version: into its text encoder or, by the
-    method `cross_attention`, into its U-Net.
+    """Write a set of edits into the base model and publish the result as a new checkpoint.
 
-    The set is named whole (`edits`), as "ready" (of each source the newest edit that is ready), or as a version `from`
-    which some are removed and to which others are added. Equal sets with equal settings give equal files.
+    Edits are written into the text encoder or, with the method `cross_attention`, into the U-Net. The set is a list of
+    ids (`edits`), "ready" (the newest ready edit of each source), or the edits of another checkpoint (`from`) without
+    some (`remove`) and with others (`add`). Equal sets with equal settings give equal files.
     """
     if request.dry_run:
         response.status_code = 200
-        return applying.plan(session, model_name=model, request=request, store=store, folder=settings.data_dir)
-    checkpoint = applying.apply(
+        return apply_service.plan(session, model_name=model, request=request, store=store, folder=settings.data_dir)
+    checkpoint = apply_service.apply(
         session, model_name=model, request=request, store=store, folder=settings.data_dir, actor=principal.actor
     )
     response.headers["Location"] = f"/v1/models/{model}/checkpoints/{checkpoint.version}"
@@ -100,7 +97,7 @@ def apply(
 def list_checkpoints(
     session: SessionDep, _: ReadPrincipal, model: ModelName, page: PageDep, link_next: NextPageLinkDep
 ) -> Page[CheckpointSummary]:
-    """List a model's versions, newest first."""
+    """List a model's checkpoints, newest first."""
     return link_next(service.list_checkpoints(session, model_name=model, page=page))
 
 
@@ -108,7 +105,7 @@ def list_checkpoints(
 async def read_checkpoint(
     watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, wait: WaitDep
 ) -> CheckpointOut:
-    """Read a version: its state, edits with the residual that each has left, files, aliases."""
+    """Read a checkpoint: its state, files, aliases, and edits with the residual of each."""
     status = partial(service.checkpoint_status, model_name=model, revision=revision)
     read = partial(service.read_checkpoint, model_name=model, revision=revision)
     return await watch.settled(status, read, seconds=wait)
@@ -122,26 +119,12 @@ async def read_checkpoint(
 async def follow_checkpoint(
     watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, last_event_id: LastEventId = None
 ) -> Response:
-    """Follow how a version is built. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    """Follow the build of a checkpoint. Each event has the whole state and progress; `Last-Event-ID` resumes."""
     status = partial(service.checkpoint_status, model_name=model, revision=revision)
     return await watch.events(status, known=last_event_id)
 
 
-FILE = "/models/{model}/checkpoints/{revision}/files/{path:path}"
-
-
-@router.head(FILE, include_in_schema=False)
-@router.get(
-    FILE,
-    response_class=Response,
-    responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"},
-        206: {"description": "The range that was asked for"},
-        302: {"description": "At the Location, a signed URL of the bucket that has the file"},
-        304: {"description": "The file has the ETag in If-None-Match"},
-        **documented(ModelNotFound, *UNSERVED, FileNotFound, RangeNotSatisfiable, FileUnreadable),
-    },
-)
+@file_route(router, "/models/{model}/checkpoints/{revision}/files/{path:path}", *NOT_SERVED, FileNotFound)
 def read_file(
     session: SessionDep,
     store: StoreDep,
@@ -151,14 +134,12 @@ def read_file(
     revision: Revision,
     path: str,
 ) -> Response:
-    """Download a file of a published version, whole or one range of it, checked against its sha256 first."""
-    file = service.find_file(session, model_name=model, revision=revision, path=path)
-    return deliver(request, file, store=store, headers={"X-Repo-Commit": file.commit})
+    """Download a file of a published checkpoint, or one range of it. The file is verified before it is sent."""
+    file, commit = service.find_file(session, model_name=model, revision=revision, path=path)
+    return send_file(request, file, store=store, headers={"X-Repo-Commit": commit})
 
 
-@router.get(
-    "/models/{model}/checkpoints/{revision}/difference", responses=documented(ModelNotFound, *UNSERVED, FileUnreadable)
-)
+@router.get("/models/{model}/checkpoints/{revision}/difference", responses=documented(*NOT_SERVED, FileUnreadable))
 def read_difference(
     session: SessionDep,
     store: StoreDep,
@@ -167,34 +148,30 @@ def read_difference(
     revision: Revision,
     against: Annotated[str, Query(pattern=REVISION, description="a version, an alias, or `base`")] = "base",
 ) -> DifferenceOut:
-    """Compare two versions: edits added and removed, every tensor that differs and by how much, files changed."""
-    return difference(session, store=store, model_name=model, revision=revision, against=against)
+    """Compare two checkpoints: edits added and removed, tensors that differ and by how much, files changed."""
+    return difference.compare(session, store=store, model_name=model, revision=revision, against=against)
 
 
-@router.post(
-    "/models/{model}/checkpoints/{version}/retract", status_code=200, responses=documented(ModelNotFound, *UNSERVED)
-)
+@router.post("/models/{model}/checkpoints/{version}/retract", status_code=200, responses=documented(*NOT_SERVED))
 def retract(
     session: SessionDep, principal: AdminPrincipal, model: ModelName, version: Version, retraction: Retraction
 ) -> CheckpointOut:
-    """Stop serving a version: its files answer 410, also through an alias that points at it. The record stays."""
+    """Stop serving a checkpoint: its files answer 410, also through an alias that points at it. Its record stays."""
     return service.retract(session, model_name=model, version=version, reason=retraction.reason, actor=principal.actor)
 
 
 @router.get("/models/{model}/aliases", tags=["aliases"], responses=documented(ModelNotFound))
 def list_aliases(session: SessionDep, _: ReadPrincipal, model: ModelName) -> list[AliasOut]:
     """List a model's aliases by name."""
-    return aliases.list_aliases(session, model=service.find_model(session, name=model))
+    return aliases.list_aliases(session, model_name=model)
 
 
 @router.get("/models/{model}/aliases/{alias}", tags=["aliases"], responses=documented(ModelNotFound, AliasNotFound))
 def read_alias(
     session: SessionDep, _: ReadPrincipal, model: ModelName, alias: Revision, response: Response
 ) -> AliasOut:
-    """Read where an alias points; its ETag is what a move needs."""
-    found, response.headers["ETag"] = aliases.read_alias(
-        session, model=service.find_model(session, name=model), name=alias
-    )
+    """Read where an alias points. A move needs its ETag."""
+    found, response.headers["ETag"] = aliases.read_alias(session, model_name=model, name=alias)
     return found
 
 
@@ -210,12 +187,11 @@ def read_history(
     link_next: NextPageLinkDep,
     at: Annotated[
         DateOrDateTime | None,
-        Query(description="where it pointed then: a moment with its offset, or a day in UTC", examples=["2026-11-24"]),
+        Query(description="only this time (with its offset) or this day (in UTC)", examples=["2026-11-24"]),
     ] = None,
 ) -> Page[AliasPeriod]:
-    """Read where an alias pointed, since when and until when, newest first; also of one that was deleted."""
-    found = service.find_model(session, name=model)
-    return link_next(aliases.read_history(session, model=found, name=alias, at=at, page=page))
+    """Read where an alias pointed, since when and until when, newest first. Works for deleted aliases."""
+    return link_next(aliases.read_history(session, model_name=model, name=alias, at=at, page=page))
 
 
 @router.put(
@@ -236,13 +212,13 @@ def move_alias(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> AliasOut:
-    """Point an alias at a version by compare-and-swap; a rollback is this call with an older version."""
+    """Point an alias at a checkpoint by compare-and-swap. A rollback is this call with an older version."""
     moved, response.headers["ETag"], created = aliases.move_alias(
         session,
-        model=service.find_model(session, name=model),
+        model_name=model,
         name=alias,
         version=move.version,
-        expected=Expectation(if_match, if_none_match),
+        precondition=Precondition(if_match, if_none_match),
         actor=principal.actor,
         reason=move.reason,
     )
@@ -259,17 +235,12 @@ def move_alias(
 def delete_alias(
     session: SessionDep, principal: ApplyPrincipal, model: ModelName, alias: Revision, if_match: IfMatch = None
 ) -> None:
-    """Delete an alias; the versions stay."""
-    aliases.delete_alias(
-        session,
-        model=service.find_model(session, name=model),
-        name=alias,
-        expected=Expectation(if_match),
-        actor=principal.actor,
-    )
+    """Delete an alias. Checkpoints stay."""
+    precondition = Precondition(if_match)
+    aliases.delete_alias(session, model_name=model, name=alias, precondition=precondition, actor=principal.actor)
 
 
 @router.get("/files/{sha256}", responses=documented(FileNotFound))
 def trace_file(session: SessionDep, _: ReadPrincipal, sha256: Sha256) -> FileProvenance:
-    """Find which checkpoints, and so which edits, a file in the wild came from."""
+    """Find the checkpoints, and so the edits, that a file came from."""
     return service.trace_file(session, sha256=sha256)

@@ -1,11 +1,11 @@
-"""Which edits a checkpoint is made of: what was asked for, checked, in the one order that there is.
+"""Select and check the edits of a checkpoint.
 
-The order is that of the edits' creation (their ids), whatever the order asked for, so that equal sets are equal
-checkpoints. Sources count as the same when they differ in case and spaces only, as they do for the tokenizer.
+They are ordered by creation, that is by id, so equal sets give equal checkpoints. Sources that differ only in case and
+spaces are the same source, as they are for the tokenizer.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -15,88 +15,84 @@ from app.db.models import Checkpoint, Edit, Model
 from app.problems import Unprocessable
 from editing.stage_two.conflicts import declared_conflicts, sameness
 from emender.schemas.checkpoints import ApplyCreate, ConflictOut
-from emender.schemas.common import FieldError
 
 
 @dataclass(frozen=True)
 class Selection:
     edits: tuple[Edit, ...]
+    methods: Mapping[UUID, str]
+    """The method that writes each edit."""
     superseded: tuple[UUID, ...]
-    """Left out because another one has the same source: an older ready one, or one that `add` replaces."""
-    in_cross_attention: frozenset[UUID]
-    """Those that are written there; the others go into the memory."""
+    """Edits left out because another one has the same source: older ready ones, or ones that `add` replaces."""
     layers: Mapping[str, int]
-    """The layer that all values for the memory were optimised for, by text encoder; empty where there are none."""
+    """The layer that all values were optimized for, by text encoder. Empty if no edit is written into one."""
 
-    def method_of(self, edit: Edit) -> str:
-        return "cross_attention" if edit.id in self.in_cross_attention else "text_encoder"
+    def written_by(self, method: str) -> list[Edit]:
+        return [edit for edit in self.edits if self.methods[edit.id] == method]
 
 
 def select_edits(session: Session, *, model: Model, request: ApplyCreate, start: Checkpoint | None) -> Selection:
-    """The edits that the request names; `start` is the checkpoint that `from` names.
+    """Return the edits that the request names. `start` is the checkpoint that its `from` names.
 
-    Raises `Unprocessable` with a pointer to each id that is unknown, of another model, not ready, given twice, to be
-    removed from where it is not, or that the method cannot write.
+    Raises `Unprocessable` with a pointer to each id that is unknown, of another model, not ready, repeated, not in
+    `start` though it is to be removed, or that the method cannot write.
     """
-    stayed: Mapping[UUID, str] = {}
+    kept_methods: Mapping[UUID, str] = {}
     superseded: list[Edit] = []
     pointers: dict[UUID, str] = {}
     if request.edits == "ready":
         ready = queries.ready_edits(session, model_id=model.id)
-        newest = {sameness(edit.source): edit for edit in ready}  # oldest first, so that the newest stays
+        newest = {sameness(edit.source): edit for edit in ready}  # the last one of each source, that is the newest
         chosen = {edit.id: edit for edit in newest.values()}
         superseded = [edit for edit in ready if edit.id not in chosen]
         if not chosen:
-            raise Unprocessable.at("/edits", f"The model {model.name!r} has no edit that is ready.")
+            raise Unprocessable.at("/edits", f"The model {model.name!r} has no ready edit.")
     elif start is None:
-        chosen, pointers = _named(session, model=model, ids=request.edits, field="edits")
+        chosen, pointers = _find_named(session, model=model, ids=request.edits, field="edits")
     else:
-        chosen = {edit.id: edit for edit in queries.edits_in(session, checkpoint_id=start.id)}
-        stayed = queries.methods_in(session, checkpoint_id=start.id)
-        removed = _removed(request.remove, chosen, start)
-        added, pointers = _named(session, model=model, ids=request.add, field="add")
+        kept = {edit.id: edit for edit in queries.list_edits(session, checkpoint_id=start.id)}
+        kept_methods = queries.edit_methods(session, checkpoint_id=start.id)
+        for edit_id in _check_removed(request.remove, kept, start):
+            del kept[edit_id]
+        added, pointers = _find_named(session, model=model, ids=request.add, field="add")
         sources = {sameness(edit.source) for edit in added.values()}
-        chosen = {edit_id: edit for edit_id, edit in chosen.items() if edit_id not in removed}
-        superseded = [e for e in chosen.values() if sameness(e.source) in sources and e.id not in added]
+        superseded = [e for e in kept.values() if sameness(e.source) in sources and e.id not in added]
         for edit in superseded:
-            del chosen[edit.id]
-        chosen |= added
-        stayed = {edit_id: method for edit_id, method in stayed.items() if edit_id not in added}
+            del kept[edit.id]
+        chosen = kept | added
+        kept_methods = {edit_id: method for edit_id, method in kept_methods.items() if edit_id not in added}
         if not chosen:
-            raise Unprocessable.at("/remove", "No edit would be left; a version needs at least one.")
-    edits = tuple(chosen[edit_id] for edit_id in sorted(chosen))
-    methods = {edit.id: stayed.get(edit.id, request.method) for edit in edits}
-    in_cross_attention = frozenset(edit_id for edit_id, method in methods.items() if method == "cross_attention")
-    _check_words([edit for edit in edits if edit.id in in_cross_attention], pointers)
-    in_text_encoder = [edit for edit in edits if edit.id not in in_cross_attention]
-    layers = _common_layers(session, in_text_encoder, pointers) if in_text_encoder else {}
-    return Selection(
-        edits=edits,
+            raise Unprocessable.at("/remove", "This would remove every edit; a checkpoint needs at least one.")
+    selection = Selection(
+        edits=tuple(chosen[edit_id] for edit_id in sorted(chosen)),
+        methods={edit_id: kept_methods.get(edit_id, request.method) for edit_id in chosen},
         superseded=tuple(edit.id for edit in superseded),
-        in_cross_attention=in_cross_attention,
-        layers=layers,
+        layers={},
     )
+    _check_destinations(selection.written_by("cross_attention"), pointers)
+    return replace(selection, layers=_common_layers(session, selection.written_by("text_encoder"), pointers))
 
 
-def conflicts(edits: Sequence[Edit]) -> list[ConflictOut]:
-    """What the words alone show: two edits of one source, and a source that is another edit's destination."""
-    sources = [edit.source for edit in edits]
-    found = declared_conflicts(sources, [_destination_names(edit.destination) for edit in edits])
-    return [ConflictOut(kind=conflict.kind, edits=tuple(edits[i].id for i in conflict.edits)) for conflict in found]
+def declared_edit_conflicts(edits: Sequence[Edit]) -> list[ConflictOut]:
+    """Return the conflicts that the prompts alone show: equal sources, and sources that are another's destination."""
+    conflicts = declared_conflicts(
+        [edit.source for edit in edits], [_destination_prompts(edit.destination) for edit in edits]
+    )
+    return [ConflictOut(kind=found.kind, edits=tuple(edits[i].id for i in found.edits)) for found in conflicts]
 
 
-def _destination_names(destination: Mapping[str, object]) -> list[str]:
-    names = [destination[key] for key in ("prompt", "neutral") if destination.get(key)]
+def _destination_prompts(destination: Mapping[str, object]) -> list[str]:
     balance = destination.get("balance")
-    return [str(name) for name in (*names, *(balance if isinstance(balance, Mapping) else ()))]
+    prompts = [destination.get("prompt"), destination.get("neutral"), *(balance if isinstance(balance, dict) else ())]
+    return [str(prompt) for prompt in prompts if prompt]
 
 
-def _named(
+def _find_named(
     session: Session, *, model: Model, ids: Sequence[str], field: str
 ) -> tuple[dict[UUID, Edit], dict[UUID, str]]:
-    """The edits of these ids, and where each was named."""
-    parsed = [_uuid(text) for text in ids]
-    found = queries.edits_by_id(session, ids=[edit_id for edit_id in parsed if edit_id])
+    """Return the edits of these ids, and the pointer at which the request names each."""
+    parsed = [_parse_id(text) for text in ids]
+    found = queries.edits_by_id(session, ids=filter(None, parsed))
     chosen: dict[UUID, Edit] = {}
     pointers: dict[UUID, str] = {}
     errors = []
@@ -104,47 +100,45 @@ def _named(
         pointer = f"/{field}/{index}"
         edit = found.get(edit_id) if edit_id else None
         if edit is None:
-            errors.append(FieldError(pointer=pointer, detail=f"There is no edit {text[:64]!r}."))
+            errors.append((pointer, f"There is no edit {text[:64]!r}."))
         elif edit.id in chosen:
-            errors.append(
-                FieldError(pointer=pointer, detail=f"The edit {text} is named twice; see {pointers[edit.id]}.")
-            )
+            errors.append((pointer, f"The edit {text} is named twice; see {pointers[edit.id]}."))
         elif edit.model_id != model.id:
-            errors.append(FieldError(pointer=pointer, detail=f"The edit {text} belongs to another model."))
+            errors.append((pointer, f"The edit {text} belongs to another model."))
         elif edit.state != "ready":
             hint = "wait until it is ready" if edit.state in ("queued", "optimizing") else "retry it, or leave it out"
-            errors.append(FieldError(pointer=pointer, detail=f"The edit {text} is {edit.state}, not ready: {hint}."))
+            errors.append((pointer, f"The edit {text} is {edit.state}, not ready: {hint}."))
         else:
             chosen[edit.id] = edit
             pointers[edit.id] = pointer
-    _raise(errors)
+    Unprocessable.raise_for(errors)
     return chosen, pointers
 
 
-def _removed(ids: Sequence[str], chosen: Mapping[UUID, Edit], start: Checkpoint) -> set[UUID]:
+def _check_removed(ids: Sequence[str], kept: Mapping[UUID, Edit], start: Checkpoint) -> set[UUID]:
+    """Return the edits to remove. Raises `Unprocessable` for those that `start` does not have, or has once only."""
     removed: set[UUID] = set()
     errors = []
     for index, text in enumerate(ids):
-        edit_id = _uuid(text)
-        if edit_id is None or edit_id not in chosen:
-            detail = f"The edit {text[:64]!r} is not in v{start.number}."
-            errors.append(FieldError(pointer=f"/remove/{index}", detail=detail))
+        edit_id = _parse_id(text)
+        if edit_id not in kept:
+            errors.append((f"/remove/{index}", f"The edit {text[:64]!r} is not in {start.version}."))
         elif edit_id in removed:
-            errors.append(FieldError(pointer=f"/remove/{index}", detail=f"The edit {text} is named twice."))
-        else:
+            errors.append((f"/remove/{index}", f"The edit {text} is named twice."))
+        elif edit_id is not None:
             removed.add(edit_id)
-    _raise(errors)
+    Unprocessable.raise_for(errors)
     return removed
 
 
-def _check_words(edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> None:
-    """Cross-attention is edited by what destinations say: pictures say nothing."""
-    _raise(
+def _check_destinations(edits: Iterable[Edit], pointers: Mapping[UUID, str]) -> None:
+    """Refuse reference images for cross-attention, which is edited by the text of destinations."""
+    Unprocessable.raise_for(
         [
-            FieldError(
-                pointer=pointers.get(edit.id, "/edits"),
-                detail=f"The edit {edit.id} has reference images, which have no words for cross-attention to read: "
-                'leave it out, or apply it with the method "text_encoder".',
+            (
+                pointers.get(edit.id, "/edits"),
+                f"The edit {edit.id} has reference images, which cross-attention cannot use. Leave it out, or apply it "
+                'with the method "text_encoder".',
             )
             for edit in edits
             if "images" in edit.destination
@@ -153,16 +147,17 @@ def _check_words(edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> None:
 
 
 def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> dict[str, int]:
-    """A closed form over several layers ends at one of them: the values must have been made for the same."""
+    """Return the layers that the values were optimized for. One update of several layers ends at one of them."""
     layers = queries.value_layers(session, ids=[edit.id for edit in edits])
+    if not edits:
+        return {}
     first = layers[edits[0].id]
-    _raise(
+    Unprocessable.raise_for(
         [
-            FieldError(
-                pointer=pointers.get(edit.id, "/edits"),
-                detail=f"The edit {edit.id} was optimised for layer {_said(layers[edit.id])}, "
-                f"others for layer {_said(first)}: "
-                "apply them separately, or optimise it again with the same settings.layer.",
+            (
+                pointers.get(edit.id, "/edits"),
+                f"The edit {edit.id} was optimized for layer {_join(layers[edit.id])}, others for {_join(first)}: "
+                "apply them separately, or optimize it again with the same settings.layer.",
             )
             for edit in edits
             if layers[edit.id] != first
@@ -171,18 +166,12 @@ def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UU
     return first
 
 
-def _said(layers: Mapping[str, int]) -> str:
+def _join(layers: Mapping[str, int]) -> str:
     return " and ".join(map(str, layers.values()))
 
 
-def _uuid(text: str) -> UUID | None:
+def _parse_id(text: str) -> UUID | None:
     try:
         return UUID(text)
     except ValueError:
         return None
-
-
-def _raise(errors: Sequence[FieldError]) -> None:
-    if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise Unprocessable(errors[0].detail + more, errors=errors[:100])

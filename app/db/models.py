@@ -216,6 +216,14 @@ class Checkpoint(Identified, Base):
     edits: Mapped[list["CheckpointEdit"]] = relationship(order_by="CheckpointEdit.position")
     files: Mapped[list["CheckpointFile"]] = relationship(order_by="CheckpointFile.path")
 
+    @property
+    def version(self) -> str:
+        return f"v{self.number}"
+
+    @property
+    def audit_target(self) -> str:
+        return f"checkpoint:{self.model.name}/{self.version}"
+
 
 class CheckpointEdit(Base):
     __tablename__ = "checkpoint_edits"

@@ -29,3 +29,8 @@ def _statement(table: str, columns: tuple[str, ...], returning: str | None) -> T
 def _to_postgres(value: object) -> str:
     """Write what JSON has no form for as Postgres reads it: bytes, UUIDs, times."""
     return "\\x" + value.hex() if isinstance(value, bytes) else str(value)
+
+
+def column_values(row: Base) -> dict[str, Any]:
+    """Return the values of a row by column name, as input for a schema that has some of them."""
+    return {column.key: getattr(row, column.key) for column in row.__table__.columns}

@@ -26,8 +26,7 @@ from app.jobs.enqueue import enqueue, enqueue_many
 from app.jobs.kinds import OPTIMIZE_EDIT
 from app.jobs.queries import cancel, latest_job, work_status
 from app.jobs.states import CANCELLED
-from app.models.errors import ModelNotFound, ModelNotReady
-from app.models.queries import find_model
+from app.models.queries import find_model, get_ready_model
 from app.models.tokenizers import tokenizers_of
 from app.problems import Problem
 from app.storage.store import BlobCorrupt, BlobMissing, Store
@@ -232,11 +231,7 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
 
 
 def _editable(session: Session, name: str, *, store: Store, folder: Path) -> tuple[Model, Sequence[PromptTokenizer]]:
-    model = find_model(session, name=name)
-    if model is None:
-        raise ModelNotFound(name)
-    if model.state != "ready":
-        raise ModelNotReady(name, model.state)
+    model = get_ready_model(session, name=name)
     return model, tokenizers_of(session, model_id=model.id, store=store, folder=folder)
 
 

@@ -1,36 +1,19 @@
-"""Why an evaluation, or a file of one, cannot be had."""
-
-from uuid import UUID
+"""Problems of evaluations and their files."""
 
 from app.problems import Conflict, NotFound
 
 
 class EvaluationNotFound(NotFound):
-    title = "Evaluation not found"
-
-    def __init__(self, version: str, evaluation_id: UUID) -> None:
-        super().__init__(f"{version} has no evaluation {evaluation_id}; GET …/{version}/evaluations lists them.")
-
-
-class ClassifierMissing(Conflict):
-    title = "Classifier missing"
-
-    def __init__(self, model: str) -> None:
-        super().__init__(
-            f"Nothing judges the pictures of {model!r}: register it with a `classifier`, or ask for previews, which "
-            "people judge."
-        )
+    """The checkpoint has no evaluation of the id."""
 
 
 class EvaluationFileNotFound(NotFound):
-    title = "Evaluation file not found"
-
-    def __init__(self, name: str, known: str) -> None:
-        super().__init__(f"The evaluation has no file {name!r}; it has {known or 'none yet'}.")
+    """The evaluation has no file of the name."""
 
 
-class EvaluationHasEnded(Conflict):
-    title = "Evaluation has ended"
+class EvaluationAlreadyFinished(Conflict):
+    """The evaluation is ready or failed, so it cannot be cancelled."""
 
-    def __init__(self, evaluation_id: UUID, state: str) -> None:
-        super().__init__(f"The evaluation {evaluation_id} is {state}; only one that is queued or running is cancelled.")
+
+class ClassifierMissing(Conflict):
+    """The model was registered without a classifier, which evaluations need."""

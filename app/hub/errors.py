@@ -1,17 +1,19 @@
-"""Errors as the Hub's clients read them: by the headers `X-Error-Code` and `X-Error-Message`."""
+"""Problems that Hub clients read from the headers `X-Error-Code` and `X-Error-Message`."""
 
+import re
 from http import HTTPStatus
 
 from app.problems import Problem
 
 
 class HubProblem(Problem):
-    """`code` is what a client turns into an exception of its own: RepositoryNotFoundError, RevisionNotFoundError, …"""
+    """`code` selects the exception that clients raise: RepositoryNotFoundError, RevisionNotFoundError and so on."""
 
+    title = Problem.title
     code: str | None = None
 
     def __init__(self, detail: str, *, commit: str | None = None, challenge: bool = False) -> None:
-        headers = {"X-Error-Message": detail.encode("ascii", "replace").decode().replace("\n", " ")}
+        headers = {"X-Error-Message": re.sub(r"[^ -~]", "?", detail)}  # printable ASCII only
         if self.code:
             headers["X-Error-Code"] = self.code
         if commit:
@@ -22,33 +24,43 @@ class HubProblem(Problem):
 
 
 class RepoNotFound(HubProblem):
+    """No model has this namespace and name."""
+
     status, title, code = HTTPStatus.NOT_FOUND, "Repository not found", "RepoNotFound"
 
 
 class RevisionNotFound(HubProblem):
-    status, title, code = HTTPStatus.NOT_FOUND, "Revision not found", "RevisionNotFound"
+    """The model has no published checkpoint of this name."""
+
+    status, code = HTTPStatus.NOT_FOUND, "RevisionNotFound"
 
 
 class RevisionRetracted(HubProblem):
-    status, title, code = HTTPStatus.GONE, "Revision retracted", "RevisionNotFound"
+    """The checkpoint was retracted."""
+
+    status, code = HTTPStatus.GONE, "RevisionNotFound"
 
 
 class EntryNotFound(HubProblem):
-    status, title, code = HTTPStatus.NOT_FOUND, "Entry not found", "EntryNotFound"
+    """The revision has no such file or folder."""
+
+    status, code = HTTPStatus.NOT_FOUND, "EntryNotFound"
 
 
 class TokenMissing(HubProblem):
-    """A repository that an anonymous client may not see does not exist for it."""
+    """The request has no key. The Hub answers as if the repository did not exist."""
 
     status, title, code = HTTPStatus.UNAUTHORIZED, "Unauthorized", "RepoNotFound"
 
 
 class TokenInvalid(HubProblem):
-    """With no code, clients tell a bad token from a missing repository by this very message."""
+    """The key is wrong. There is no code: clients recognize this message."""
 
     status, title = HTTPStatus.UNAUTHORIZED, "Unauthorized"
     MESSAGE = "Invalid credentials in Authorization header"
 
 
 class ScopeMissing(HubProblem):
+    """The key lacks the scope `read`."""
+
     status, title, code = HTTPStatus.FORBIDDEN, "Forbidden", "GatedRepo"

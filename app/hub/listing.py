@@ -1,22 +1,23 @@
-"""Revisions and their files in the JSON that the Hub's clients parse."""
+"""Write revisions and their files in the JSON that Hub clients parse."""
 
+from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
-from app.checkpoints.publish import StoredFile
-from app.hub.queries import Reference, Revision
+from app.checkpoints.files import Revision
+from editing.files import File
 
-POINTER_SIZE = 134  # bytes of the git-lfs pointer that the Hub would keep in its place
+POINTER_SIZE = 134  # bytes of the git-lfs pointer that the Hub stores in place of a large file
 Entry = dict[str, Any]
 
 
-def info(revision: Revision, *, blobs: bool) -> Entry:
-    """A model at a revision; with `blobs`, also the size and digest of each file."""
+def describe_model(repo: str, revision: Revision, *, blobs: bool) -> Entry:
+    """Describe a model at a revision; with `blobs`, also the size and digest of each file."""
     tags = ["diffusers", "safetensors", "text-to-image", f"version:{revision.version}"]
     return {
-        "id": revision.repo,
-        "modelId": revision.repo,
-        "author": revision.repo.partition("/")[0],
+        "id": repo,
+        "modelId": repo,
+        "author": repo.partition("/")[0],
         "sha": revision.commit,
         "lastModified": _published(revision),
         "createdAt": _published(revision),
@@ -32,9 +33,11 @@ def info(revision: Revision, *, blobs: bool) -> Entry:
     }
 
 
-def tree(revision: Revision, *, folder: str = "", recursive: bool, expand: bool = False) -> list[Entry]:
-    """Entries below `folder`, by path; without `recursive` its direct ones. With `expand` each names its last commit:
-    that of the revision, since a revision is whole."""
+def list_tree(revision: Revision, *, folder: str = "", recursive: bool, expand: bool = False) -> list[Entry]:
+    """List the entries below `folder` by path; without `recursive` only its direct ones.
+
+    With `expand` each entry names its last commit, which is that of the revision.
+    """
     below = folder.strip("/") + "/" if folder.strip("/") else ""
     entries: dict[str, Entry] = {}
     for file in revision.files.values():
@@ -55,18 +58,19 @@ def tree(revision: Revision, *, folder: str = "", recursive: bool, expand: bool 
     return [entries[path] for path in sorted(entries)]
 
 
-def page(entries: list[Entry], *, limit: int, cursor: str | None) -> tuple[list[Entry], str | None]:
+def paginate(entries: list[Entry], *, limit: int, cursor: str | None) -> tuple[list[Entry], str | None]:
     """Return `limit` entries after the path `cursor`, and the cursor of the next page, if there is one."""
     if cursor is not None:
         entries = [entry for entry in entries if entry["path"] > cursor]
     return entries[:limit], entries[limit - 1]["path"] if len(entries) > limit else None
 
 
-def ref(reference: Reference, *, kind: str) -> dict[str, str]:
-    return {"name": reference.name, "ref": f"refs/{kind}/{reference.name}", "targetCommit": reference.commit}
+def list_refs(kind: str, commits: Mapping[str, str]) -> list[dict[str, str]]:
+    """List references of a kind, `heads` or `tags`, from their commits by name."""
+    return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit} for name, commit in commits.items()]
 
 
-def _sibling(file: StoredFile, *, blobs: bool) -> Entry:
+def _sibling(file: File, *, blobs: bool) -> Entry:
     sibling: Entry = {"rfilename": file.path}
     if blobs:
         sibling |= {"size": file.size, "blobId": file.sha256[:40]}
@@ -79,6 +83,6 @@ def _published(revision: Revision) -> str:
     return revision.published_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def _is_large(file: StoredFile) -> bool:
-    """Whether the Hub would keep it in git-lfs."""
+def _is_large(file: File) -> bool:
+    """Return whether the Hub would store it in git-lfs."""
     return file.path.endswith(".safetensors")

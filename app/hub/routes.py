@@ -1,7 +1,7 @@
-"""The read half of the Hugging Face Hub's protocol, for `from_pretrained`, `snapshot_download` and `hf download`.
+"""The read protocol of the Hugging Face Hub, for `from_pretrained`, `snapshot_download` and `hf download`.
 
-With `HF_ENDPOINT` at this service, revisions are versions (`v3`), aliases (`production`), commits, or `main`: what the
-alias `production` points at, else the newest published version. A revision serves the whole pipeline.
+Set `HF_ENDPOINT` to this service. Revisions are versions (`v3`), aliases (`production`), commits, or `main`, which is
+the alias `production` or, without it, the newest published checkpoint. A revision serves the whole pipeline.
 """
 
 from typing import Annotated, Any
@@ -10,15 +10,15 @@ from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response, Se
 from sqlalchemy.orm import Session
 
 from app.api.dependencies import NextPageLinkDep, SessionDep, StoreDep
+from app.api.file_response import file_route, send_file
 from app.api.middleware.rate_limit import TooManyRequests
 from app.api.routing import TransactionRoute
 from app.auth.dependencies import Documented, Principal, authenticate, bearer
-from app.checkpoints.delivery import deliver
-from app.checkpoints.errors import FileUnreadable, RangeNotSatisfiable
-from app.checkpoints.queries import MAIN, checkpoint_at
-from app.checkpoints.service import ServedFile
+from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted
+from app.checkpoints.files import Revision, list_revisions, read_revision
+from app.checkpoints.queries import MAIN
 from app.db.models import Model
-from app.hub import listing, queries
+from app.hub import listing
 from app.hub.errors import (
     EntryNotFound,
     RepoNotFound,
@@ -28,15 +28,15 @@ from app.hub.errors import (
     TokenInvalid,
     TokenMissing,
 )
-from app.hub.queries import Revision
+from app.models.queries import find_model
 from app.problems import Forbidden, Unauthorized, documented
 from emender.schemas.text import Text
 
-MAX_PAGE = 1000  # entries of a tree
+MAX_PAGE = 1000  # entries of a tree per response
 
 
 async def check_key(request: Request, _: Documented = None) -> Principal:
-    """A key, sent as a Hub token; what is wrong with it is said in the Hub's words."""
+    """Authenticate by an API key that was sent as a Hub token. Raises the Hub's problems."""
     try:
         return await authenticate(request)
     except Unauthorized:
@@ -47,7 +47,7 @@ async def check_key(request: Request, _: Documented = None) -> Principal:
 
 
 async def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
-    """A key with the scope `read`."""
+    """Require the scope `read`."""
     try:
         principal.require("read")
     except Forbidden as error:
@@ -55,76 +55,68 @@ async def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> N
 
 
 EVERYWHERE = documented(RepoNotFound, TokenMissing, ScopeMissing, TooManyRequests)
+NO_REVISION = documented(RevisionNotFound, RevisionRetracted)
 router = APIRouter(tags=["hub"], responses=EVERYWHERE, route_class=TransactionRoute)
-reading = APIRouter(dependencies=[Security(check_reader, scopes=["read"])], route_class=TransactionRoute)
+read_router = APIRouter(dependencies=[Security(check_reader, scopes=["read"])], route_class=TransactionRoute)
 
 Part = Annotated[Text, Path(max_length=96)]
 Rev = Annotated[Text, Path(max_length=96, examples=["production", "v3"])]
 AnyRev = Annotated[Text, Path(max_length=200, examples=["production", "refs/heads/production"])]
-Recursive = Annotated[bool, Query(description="also what lies in folders")]
+Recursive = Annotated[bool, Query(description="include the content of folders")]
 Expand = Annotated[bool, Query(description="name the last commit of each entry")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
-Cursor = Annotated[str | None, Query(max_length=1000, description="of the next page, from the header Link")]
-
-RESOLVE = "/{namespace}/{repo}/resolve/{revision}/{path:path}"
+Cursor = Annotated[str | None, Query(max_length=1000, description="from the Link header of the previous page")]
 
 
-@reading.head(RESOLVE, include_in_schema=False)
-@reading.get(
-    RESOLVE,
-    response_class=Response,
-    responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"},
-        206: {"description": "The range that was asked for"},
-        302: {"description": "At the Location, a signed URL of the bucket that has the file"},
-        304: {"description": "The file has the ETag in If-None-Match"},
-        **documented(RevisionNotFound, EntryNotFound, RevisionRetracted, RangeNotSatisfiable, FileUnreadable),
-    },
+@file_route(
+    read_router,
+    "/{namespace}/{repo}/resolve/{revision}/{path:path}",
+    RevisionNotFound,
+    EntryNotFound,
+    RevisionRetracted,
 )
 def resolve(
     session: SessionDep, store: StoreDep, request: Request, namespace: Part, repo: Part, revision: Rev, path: str
 ) -> Response:
     """Download a file of a revision."""
-    revision, path = _split(f"{revision}/{path}")
-    found = _revision(session, namespace=namespace, repo=repo, revision=revision)
+    name, path = _split(f"{revision}/{path}")
+    found = _read_revision(session, namespace, repo, name)
     file = found.files.get(path)
     if file is None:
-        raise EntryNotFound(f"There is no {path[:200]!r} in {found.repo} at {revision}.", commit=found.commit)
-    served = ServedFile(file.path, file.sha256, file.size, commit=found.commit)
-    return deliver(request, served, store=store, headers={"X-Repo-Commit": found.commit})
+        raise EntryNotFound(f"There is no {path[:200]!r} in {namespace}/{repo} at {name}.", commit=found.commit)
+    return send_file(request, file, store=store, headers={"X-Repo-Commit": found.commit})
 
 
-@reading.get("/api/models/{namespace}/{repo}", responses=documented(RevisionNotFound, RevisionRetracted))
+@read_router.get("/api/models/{namespace}/{repo}", responses=NO_REVISION)
 def model_info(session: SessionDep, namespace: Part, repo: Part, blobs: bool = False) -> dict[str, Any]:
     """Describe the revision `main` and list its files."""
-    return listing.info(_revision(session, namespace=namespace, repo=repo, revision=MAIN), blobs=blobs)
+    found = _read_revision(session, namespace, repo, MAIN)
+    return listing.describe_model(f"{namespace}/{repo}", found, blobs=blobs)
 
 
-@reading.get("/api/models/{namespace}/{repo}/auth-check", status_code=204)
+@read_router.get("/api/models/{namespace}/{repo}/auth-check", status_code=204)
 def auth_check(session: SessionDep, namespace: Part, repo: Part) -> None:
-    """Whether the model is there and the key may read it."""
-    _model(session, namespace=namespace, repo=repo)
+    """Answer 204 if the model exists and the key may read it."""
+    _get_repo(session, namespace, repo)
 
 
-@reading.get(
+@read_router.get(
     "/api/models/{namespace}/{repo}/revision/{revision:path}",
-    responses=documented(RevisionNotFound, RevisionRetracted),
+    responses=NO_REVISION,
 )
 def revision_info(
     session: SessionDep, namespace: Part, repo: Part, revision: AnyRev, blobs: bool = False
 ) -> dict[str, Any]:
     """Describe a revision and list its files."""
-    name, rest = _split(revision)
-    if rest:
-        raise _no_revision(namespace, repo, revision)
-    return listing.info(_revision(session, namespace=namespace, repo=repo, revision=name), blobs=blobs)
+    found = _read_whole_revision(session, namespace, repo, revision)
+    return listing.describe_model(f"{namespace}/{repo}", found, blobs=blobs)
 
 
 TREE = "/api/models/{namespace}/{repo}/tree/{revision}"
 
 
-@reading.get(TREE, responses=documented(RevisionNotFound, RevisionRetracted))
-@reading.get(TREE + "/{folder:path}", responses=documented(RevisionNotFound, RevisionRetracted, EntryNotFound))
+@read_router.get(TREE, responses=NO_REVISION)
+@read_router.get(TREE + "/{folder:path}", responses=NO_REVISION | documented(RevisionNotFound, EntryNotFound))
 def tree(
     session: SessionDep,
     link_next: NextPageLinkDep,
@@ -137,20 +129,20 @@ def tree(
     limit: Limit = MAX_PAGE,
     cursor: Cursor = None,
 ) -> list[dict[str, Any]]:
-    """List the files and folders of a revision, or of a folder of it. The header `Link` leads to the next page."""
-    revision, folder = _split(f"{revision}/{folder}")
-    found = _revision(session, namespace=namespace, repo=repo, revision=revision)
-    entries = listing.tree(found, folder=folder, recursive=recursive, expand=expand)
+    """List the files and folders of a revision, or of one of its folders. The header `Link` has the next page."""
+    name, folder = _split(f"{revision}/{folder}")
+    found = _read_revision(session, namespace, repo, name)
+    entries = listing.list_tree(found, folder=folder, recursive=recursive, expand=expand)
     if not entries:
-        raise EntryNotFound(f"There is no folder {folder[:200]!r} in {found.repo}.", commit=found.commit)
-    entries, following = listing.page(entries, limit=limit, cursor=cursor)
-    link_next.set(following)
+        raise EntryNotFound(f"There is no folder {folder[:200]!r} in {namespace}/{repo}.", commit=found.commit)
+    entries, next_cursor = listing.paginate(entries, limit=limit, cursor=cursor)
+    link_next.set(next_cursor)
     return entries
 
 
-@reading.post(
+@read_router.post(
     "/api/models/{namespace}/{repo}/paths-info/{revision:path}",
-    responses=documented(RevisionNotFound, RevisionRetracted),
+    responses=NO_REVISION,
 )
 def paths_info(
     session: SessionDep,
@@ -160,22 +152,19 @@ def paths_info(
     paths: Annotated[list[str], Form(max_length=MAX_PAGE)],
     expand: Annotated[bool, Form()] = False,
 ) -> list[dict[str, Any]]:
-    """Describe those of the given files and folders that a revision has."""
-    name, rest = _split(revision)
-    if rest:
-        raise _no_revision(namespace, repo, revision)
-    found = _revision(session, namespace=namespace, repo=repo, revision=name)
-    wanted = {path.strip("/") for path in paths}
-    return [entry for entry in listing.tree(found, recursive=True, expand=expand) if entry["path"] in wanted]
+    """Describe the requested files and folders that a revision has."""
+    found = _read_whole_revision(session, namespace, repo, revision)
+    requested = {path.strip("/") for path in paths}
+    return [entry for entry in listing.list_tree(found, recursive=True, expand=expand) if entry["path"] in requested]
 
 
-@reading.get("/api/models/{namespace}/{repo}/refs")
+@read_router.get("/api/models/{namespace}/{repo}/refs")
 def refs(session: SessionDep, namespace: Part, repo: Part) -> dict[str, list[dict[str, str]]]:
     """List the revisions: aliases as branches, versions as tags."""
-    model = _model(session, namespace=namespace, repo=repo)
+    aliases, versions = list_revisions(session, model=_get_repo(session, namespace, repo))
     return {
-        "branches": [listing.ref(reference, kind="heads") for reference in queries.branches(session, model=model)],
-        "tags": [listing.ref(reference, kind="tags") for reference in queries.tags(session, model=model)],
+        "branches": listing.list_refs("heads", aliases),
+        "tags": listing.list_refs("tags", versions),
         "converts": [],
     }
 
@@ -193,12 +182,14 @@ def whoami(principal: Annotated[Principal, Depends(check_key)]) -> dict[str, Any
     }
 
 
-router.include_router(reading)
+router.include_router(read_router)
 
 
 def _split(path: str) -> tuple[str, str]:
-    """What follows `resolve/`, `tree/` or `revision/`, as revision and rest: `refs/heads/x` and `refs/tags/v1`, as
-    /refs lists them, are `x` and `v1`."""
+    """Split what follows `resolve/`, `tree/` or `revision/` into the revision and the rest.
+
+    `refs/heads/x` and `refs/tags/v1`, as /refs lists them, are the revisions `x` and `v1`.
+    """
     parts = path.split("/", 3)
     if parts[0] == "refs" and len(parts) > 2 and parts[1] in ("heads", "tags"):
         return parts[2], "".join(parts[3:])
@@ -206,24 +197,27 @@ def _split(path: str) -> tuple[str, str]:
     return revision, rest
 
 
-def _no_revision(namespace: str, repo: str, revision: str) -> RevisionNotFound:
-    return RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {revision[:200]!r}.")
-
-
-def _model(session: Session, *, namespace: str, repo: str) -> Model:
-    model = queries.find_model(session, namespace=namespace, repo=repo)
-    if model is None:
+def _get_repo(session: Session, namespace: str, repo: str) -> Model:
+    model = find_model(session, name=repo)
+    if model is None or model.namespace != namespace:
         raise RepoNotFound(f"There is no model {namespace}/{repo}; GET /v1/models lists them.")
     return model
 
 
-def _revision(session: Session, *, namespace: str, repo: str, revision: str) -> Revision:
-    model = _model(session, namespace=namespace, repo=repo)
-    checkpoint = checkpoint_at(session, model_id=model.id, revision=revision)
-    if checkpoint is None:
-        raise _no_revision(namespace, repo, revision)
-    if checkpoint.state == "retracted":
-        raise RevisionRetracted(f"{namespace}/{repo} at {revision} is v{checkpoint.number}, which was retracted.")
-    if checkpoint.state != "published":
-        raise RevisionNotFound(f"{namespace}/{repo} at {revision} is {checkpoint.state}, not published.")
-    return queries.read_revision(session, model=model, checkpoint=checkpoint)
+def _read_revision(session: Session, namespace: str, repo: str, revision: str) -> Revision:
+    """Return what a revision serves, or raise its problem as the Hub's."""
+    model = _get_repo(session, namespace, repo)
+    try:
+        return read_revision(session, model=model, revision=revision)
+    except CheckpointRetracted as problem:
+        raise RevisionRetracted(problem.detail) from None
+    except (CheckpointNotFound, CheckpointNotPublished) as problem:
+        raise RevisionNotFound(problem.detail) from None
+
+
+def _read_whole_revision(session: Session, namespace: str, repo: str, path: str) -> Revision:
+    """Do the same for a path that is a revision without a rest."""
+    revision, rest = _split(path)
+    if rest:
+        raise RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {path[:200]!r}.")
+    return _read_revision(session, namespace, repo, revision)

@@ -30,8 +30,8 @@ def latest_jobs(session: Session, target_ids: Sequence[UUID]) -> Mapping[UUID, J
 def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping[UUID, Progress]:
     """Return the progress of the targets whose job is running and has reported some."""
     query = select(Job.target_id, Job.progress).where(Job.target_id.in_(target_ids), Job.state == "running")
-    found = session.execute(query.where(Job.progress.is_not(None)))
-    return {target_id: Progress.model_validate(progress) for target_id, progress in found}
+    found = session.execute(query).all()  # a claim writes the JSON null
+    return {target_id: Progress.model_validate(progress) for target_id, progress in found if progress is not None}
 
 
 def work_status(session: Session, row: Model | Statistics | Edit | Checkpoint | Evaluation) -> WorkStatus:

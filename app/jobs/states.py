@@ -68,7 +68,7 @@ def _audit_target(row: object) -> str:
         case Statistics():
             return f"model:{row.model.name}"
         case Checkpoint():
-            return f"checkpoint:{row.model.name}/v{row.number}"
+            return row.audit_target
         case Evaluation():
             return _audit_target(row.checkpoint)
     raise TypeError(f"no audit target is known for {row!r}")

@@ -1,12 +1,12 @@
-"""Caption lists as the store keeps them: a text of one caption a line."""
+"""The stored form of caption lists: text with one caption per line."""
 
 from collections.abc import Iterable
 
 
-def pack(captions: Iterable[str], *, samples: int) -> tuple[bytes, int]:
-    """The first `samples` captions that are not blank, and how many they are.
+def pack_captions(captions: Iterable[str], *, samples: int) -> tuple[bytes, int]:
+    """Return the first `samples` captions that are not blank as UTF-8 text, and their number.
 
-    Each is one line of UTF-8 with single spaces, so that `content.decode().splitlines()` gives them back.
+    Each caption is one line with single spaces, so `content.decode().splitlines()` returns them.
     """
     lines: list[str] = []
     for caption in captions:

@@ -1,22 +1,24 @@
-"""What lies directly in EMENDER_MODEL_ROOTS. Names are compared with a listing; no path is built from a client's, and
-no link leads out of the roots."""
+"""Find folders and caption lists directly below EMENDER_MODEL_ROOTS.
+
+Names are compared with a listing: no path is built from a client's string, and no link outside the roots is followed.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
 def find_folder(roots: Sequence[Path], name: str) -> Path | None:
-    """The folder `name` directly in one of the roots."""
+    """Return the folder `name` directly below one of the roots."""
     return next((entry for entry in _entries(roots) if entry.name == name and entry.is_dir()), None)
 
 
 def find_captions(roots: Sequence[Path], name: str) -> Path | None:
-    """The file `<name>.txt` directly in one of the roots."""
+    """Return the file `<name>.txt` directly below one of the roots."""
     return next((entry for entry in _entries(roots) if entry.name == f"{name}.txt" and entry.is_file()), None)
 
 
-def leads_out(roots: Sequence[Path], folder: Path) -> Path | None:
-    """The first link in or below the folder that leads out of all roots."""
+def find_outside_link(roots: Sequence[Path], folder: Path) -> Path | None:
+    """Return the first symbolic link in the folder whose target is outside all roots."""
     links = (path for path in sorted(folder.rglob("*")) if path.is_symlink())
     return next((link for link in links if not _inside(roots, link)), None)
 

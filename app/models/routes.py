@@ -11,7 +11,7 @@ from app.api.routing import Route
 from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
 from app.models import service
-from app.models.errors import ModelExists, ModelNotFound, ModelNotReady, StatisticsNotFound, StatisticsUnderWay
+from app.models.errors import ModelAlreadyExists, ModelNotFound, ModelNotReady, StatisticsInProgress, StatisticsNotFound
 from app.problems import InsufficientStorage, documented
 from emender.schemas.common import Page
 from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
@@ -19,11 +19,11 @@ from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, Stat
 router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
 
 
-@router.post("", status_code=202, responses=documented(ModelExists))
+@router.post("", status_code=202, responses=documented(ModelAlreadyExists))
 def register_model(
     session: SessionDep, settings: SettingsDep, principal: AdminPrincipal, model: ModelCreate, response: Response
 ) -> ModelOut:
-    """Register a base model: a worker fetches it, checks that its weights are safetensors, and digests it."""
+    """Register a base model. A worker fetches it, checks that its weights are safetensors, and computes its digest."""
     registered = service.register_model(
         session,
         model=model,
@@ -43,21 +43,21 @@ def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep, link_next:
 
 @router.get("/{model}", responses=documented(ModelNotFound))
 async def get_model(watch: WatchDep, _: ReadPrincipal, model: str, wait: WaitDep) -> ModelOut:
-    """A base model: family, encoders, digest, state and statistics."""
-    status, read = partial(service.model_status, name=model), partial(service.get_model, name=model)
+    """Read a base model: its family, encoders, digest, state and statistics."""
+    status, read = partial(service.model_status, name=model), partial(service.read_model, name=model)
     return await watch.settled(status, read, seconds=wait)
 
 
 @router.get("/{model}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(ModelNotFound)})
 async def follow_model(watch: WatchDep, _: ReadPrincipal, model: str, last_event_id: LastEventId = None) -> Response:
-    """Follow a registration. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    """Follow a registration. Each event has the whole state and progress; `Last-Event-ID` resumes."""
     return await watch.events(partial(service.model_status, name=model), known=last_event_id)
 
 
 @router.post(
     "/{model}/statistics",
     status_code=202,
-    responses=documented(ModelNotFound, ModelNotReady, StatisticsUnderWay, InsufficientStorage),
+    responses=documented(ModelNotFound, ModelNotReady, StatisticsInProgress, InsufficientStorage),
 )
 def create_statistics(
     session: SessionDep,
@@ -68,7 +68,7 @@ def create_statistics(
     statistics: StatisticsCreate,
     response: Response,
 ) -> StatisticsOut:
-    """Estimate the second moments C0 of the model's keys over captions; apply needs them once a model."""
+    """Estimate the second moments C0 of the model's keys over captions. Apply needs them once per model."""
     created = service.create_statistics(
         session,
         name=model,
@@ -93,9 +93,9 @@ def list_statistics(
 async def get_statistics(
     watch: WatchDep, _: ReadPrincipal, model: str, statistics_id: UUID, wait: WaitDep
 ) -> StatisticsOut:
-    """One estimate: its state, progress and digest."""
+    """Read an estimate: its state, progress and digest."""
     status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
-    read = partial(service.get_statistics, name=model, statistics_id=statistics_id)
+    read = partial(service.read_statistics, name=model, statistics_id=statistics_id)
     return await watch.settled(status, read, seconds=wait)
 
 
@@ -107,6 +107,6 @@ async def get_statistics(
 async def follow_statistics(
     watch: WatchDep, _: ReadPrincipal, model: str, statistics_id: UUID, last_event_id: LastEventId = None
 ) -> Response:
-    """Follow an estimate. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
+    """Follow an estimate. Each event has the whole state and progress; `Last-Event-ID` resumes."""
     status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
     return await watch.events(status, known=last_event_id)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -21,10 +22,17 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """An error with a status and a name. Subclasses name themselves; `detail` says what happened and what to do."""
+    """An error with a status and a title. `detail` says what is wrong, where, and what to do.
+
+    The title of a subclass is its name in words, unless it sets one: `ModelNotFound` is "Model not found".
+    """
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     title: str = "Internal error"
+
+    def __init_subclass__(cls) -> None:
+        if "title" not in cls.__dict__:
+            cls.title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).capitalize()
 
     def __init__(
         self, detail: str, *, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
@@ -48,22 +56,18 @@ class Problem(Exception):
 
 class NotFound(Problem):
     status = HTTPStatus.NOT_FOUND
-    title = "Not found"
 
 
 class Conflict(Problem):
     status = HTTPStatus.CONFLICT
-    title = "Conflict"
 
 
 class Gone(Problem):
     status = HTTPStatus.GONE
-    title = "Gone"
 
 
 class MalformedBody(Problem):
     status = HTTPStatus.BAD_REQUEST
-    title = "Malformed body"
 
 
 class Unprocessable(Problem):
@@ -76,20 +80,25 @@ class Unprocessable(Problem):
     def at(cls, pointer: str, detail: str) -> "Unprocessable":
         return cls(detail, errors=[FieldError(pointer=pointer, detail=detail)])
 
+    @classmethod
+    def raise_for(cls, errors: Sequence[tuple[str, str]]) -> None:
+        """Raise a problem with at most 100 of the errors, each a pointer and a detail. Does nothing without errors."""
+        if errors:
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            found = [FieldError(pointer=pointer, detail=detail) for pointer, detail in errors[:100]]
+            raise cls(errors[0][1] + more, errors=found)
+
 
 class PreconditionFailed(Problem):
     status = HTTPStatus.PRECONDITION_FAILED
-    title = "Precondition failed"
 
 
 class ContentTooLarge(Problem):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    title = "Content too large"
 
 
 class RequestTimeout(Problem):
     status = HTTPStatus.REQUEST_TIMEOUT
-    title = "Request timeout"
 
 
 class UnsupportedMedia(Problem):
@@ -99,12 +108,10 @@ class UnsupportedMedia(Problem):
 
 class Unauthorized(Problem):
     status = HTTPStatus.UNAUTHORIZED
-    title = "Unauthorized"
 
 
 class Forbidden(Problem):
     status = HTTPStatus.FORBIDDEN
-    title = "Forbidden"
 
 
 class Unavailable(Problem):
@@ -114,7 +121,10 @@ class Unavailable(Problem):
 
 class InsufficientStorage(Problem):
     status = HTTPStatus.INSUFFICIENT_STORAGE
-    title = "Insufficient storage"
+
+
+class FileUnreadable(Problem):
+    """A file is missing in the store, or its bytes do not have its sha256. It is never sent."""
 
 
 def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:

@@ -93,7 +93,7 @@ def _select_references(*, retracted: bool) -> Select[Any, Any]:
         _select(Image.sha256, literal("image:sha256:") + Image.sha256),
         _select(
             files.c.value["sha256"].astext,
-            literal("evaluation:") + cast(Evaluation.id, Text) + "/" + files.c.value["name"].astext,
+            literal("evaluation:") + cast(Evaluation.id, Text) + "/" + files.c.value["path"].astext,
         )
         .select_from(Evaluation)
         .join(files, true()),

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from app.models.roots import find_folder, leads_out
+from app.models.roots import find_folder, find_outside_link
 from app.settings import Settings
 from editing.errors import ClassifierUnusable, EditingError, UnsafePipeline
 from emender.schemas.models import License
@@ -59,7 +59,7 @@ def obtain(
                 f"no folder {source!r} directly in one of the model roots; EMENDER_MODEL_ROOTS lists them",
                 pointer="/source",
             )
-        if (link := leads_out(settings.model_roots, folder)) is not None:
+        if (link := find_outside_link(settings.model_roots, folder)) is not None:
             raise SourceUnavailable(
                 f"{link.relative_to(folder)} in the folder {source!r} is a link out of the model roots; put the file "
                 "there, or add where it leads to EMENDER_MODEL_ROOTS",
@@ -102,7 +102,7 @@ def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Clas
             "name; EMENDER_MODEL_ROOTS lists them",
             pointer="/classifier",
         )
-    if (link := leads_out(roots, folder)) is not None:
+    if (link := find_outside_link(roots, folder)) is not None:
         raise ClassifierUnusable(
             f"{link.relative_to(folder)} in the folder {source!r} is a link out of the model roots",
             pointer="/classifier",

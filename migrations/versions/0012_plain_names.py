@@ -20,6 +20,7 @@ SETTINGS = {
 }
 SAMPLING = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 UPDATE = {"residual": "residual_schedule", "mass": "moment_weight"}
+FILE = {"name": "path"}
 CROSS_ATTENTION = {"lamb": "regularization_weight"}
 REPORT = {"unjudged": "not_evaluated"}
 CONFIDENCES = {"oracle": "destination"}
@@ -33,6 +34,7 @@ def upgrade() -> None:
     rename_keys("evaluations", "report", (), REPORT)
     rename_keys("evaluations", "report", ("confidences",), CONFIDENCES)
     rename_keys_in_list("evaluations", "report", "edits", REPORTED_EDIT)
+    rename_keys_in_list("evaluations", "files", None, FILE)
     rename_keys("checkpoints", "options", (), UPDATE)
     rename_keys("checkpoints", "options", ("cross_attention",), CROSS_ATTENTION)
     rename_method("memory", "text_encoder")
@@ -44,6 +46,7 @@ def downgrade() -> None:
     rename_method("text_encoder", "memory")
     rename_keys("checkpoints", "options", ("cross_attention",), reverse(CROSS_ATTENTION))
     rename_keys("checkpoints", "options", (), reverse(UPDATE))
+    rename_keys_in_list("evaluations", "files", None, reverse(FILE))
     rename_keys_in_list("evaluations", "report", "edits", reverse(REPORTED_EDIT))
     rename_keys("evaluations", "report", ("confidences",), reverse(CONFIDENCES))
     rename_keys("evaluations", "report", (), reverse(REPORT))
@@ -66,14 +69,13 @@ def rename_keys(table: str, column: str, path: tuple[str, ...], names: Mapping[s
     op.execute(f"UPDATE {table} SET {column} = {renamed} WHERE {value} ?| ARRAY[{old_keys}]")
 
 
-def rename_keys_in_list(table: str, column: str, key: str, names: Mapping[str, str]) -> None:
-    """Rename the keys of each JSON object in the list at `key`, in each row that has such a list."""
-    value = f"{column} -> '{key}'"
+def rename_keys_in_list(table: str, column: str, key: str | None, names: Mapping[str, str]) -> None:
+    """Rename the keys of each JSON object in a list: that at `key`, or the column itself."""
+    value = f"{column} -> '{key}'" if key else column
     renamed = f"(SELECT jsonb_agg({renamed_object('item', names)}) FROM jsonb_array_elements({value}) AS item)"
-    op.execute(
-        f"UPDATE {table} SET {column} = jsonb_set({column}, '{{{key}}}', {renamed}) "
-        f"WHERE jsonb_typeof({value}) = 'array' AND {value} <> '[]'"
-    )
+    if key:
+        renamed = f"jsonb_set({column}, '{{{key}}}', {renamed})"
+    op.execute(f"UPDATE {table} SET {column} = {renamed} WHERE jsonb_typeof({value}) = 'array' AND {value} <> '[]'")
 
 
 def renamed_object(value: str, names: Mapping[str, str]) -> str:

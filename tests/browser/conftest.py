@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from app.checkpoints.publish import store_content
+from app.checkpoints.files import store_content
 from app.db.models import EditValue, Evaluation, Job
 from app.local.supervisor import Stack
 from app.main import create_app
@@ -64,7 +64,7 @@ def site(
             seeded = seed(session, client, keys, store=store, folder=folder / "tokenizer")
             Image.linear_gradient("L").save(folder / "grid.png")
             file = store_content(store, "before-after.png", (folder / "grid.png").read_bytes())
-            files = [{"name": file.path, "sha256": file.sha256, "size": file.size}]
+            files = [asdict(file)]
             session.execute(update(Evaluation).values(state="ready", files=files, report={"prompts": [HOSTILE]}))
             losses = {"text": [1.5, 0.2, 0.0007], "noise": [0.3, 0.2, 0.1], "delta_norm": 3.0, "hidden_norm": 27.0}
             session.execute(update(EditValue).values(losses=losses))

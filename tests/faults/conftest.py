@@ -24,7 +24,7 @@ from app.jobs.enqueue import enqueue
 from app.jobs.kinds import ESTIMATE_STATISTICS, OPTIMIZE_EDIT, REGISTER_MODEL
 from app.local.child_process import die_with_parent
 from app.local.embedded_postgres import EmbeddedPostgres
-from app.models.captions import pack
+from app.models.captions import pack_captions
 from app.settings import Settings
 from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore
@@ -130,7 +130,7 @@ class Ledger:
 
     def add_statistics(self, store: LocalStore, captions: Sequence[str]) -> UUID:
         """Ask for second moments over captions; returns the id of the job."""
-        content, count = pack(captions, samples=len(captions))
+        content, count = pack_captions(captions, samples=len(captions))
         statistics = Statistics(model_id=self.model_id, captions_name="test", captions_sha256=store.put(content))
         statistics.captions, statistics.created_by = count, "test"
         return self._ask(statistics, kind=ESTIMATE_STATISTICS)

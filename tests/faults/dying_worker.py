@@ -51,9 +51,9 @@ def arm(step: str) -> None:
         case "manifest":
             build_checkpoint._papers = die
         case "rows":
-            publish.move_if_unmoved = die
+            publish.move_requested_alias = die
         case "alias":
-            die_after(publish, "move_if_unmoved")
+            die_after(publish, "move_requested_alias")
         case "commit":
             build_checkpoint.request_check = die
         case "committed":

@@ -31,9 +31,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "post /v1/edits/{edit_id}/retry": {"edit": "failed"},
     "post /v1/models/{model}/apply": {"json": {"edits": "ready", "notes": "LEGAL-42"}},
     "post /v1/models/{model}/checkpoints/{version}/retract": {"json": {"reason": "the wrong flag"}},
-    "post /v1/models/{model}/checkpoints/{version}/previews": {"json": {"prompts": ["a fox"]}},
-    "post /v1/models/{model}/checkpoints/{version}/evaluations": {"json": {}},
-    "post /v1/models/{model}/checkpoints/{version}/evaluations/{evaluation_id}/cancel": {},
+    "post /v1/models/{model}/checkpoints/{revision}/previews": {"json": {"prompts": ["a fox"]}},
+    "post /v1/models/{model}/checkpoints/{revision}/evaluations": {"json": {}},
+    "post /v1/models/{model}/checkpoints/{revision}/evaluations/{evaluation_id}/cancel": {},
     "put /v1/models/{model}/aliases/{alias}": {
         "json": {"version": "v2", "reason": "better"},
         "headers": {"If-Match": "*"},

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from app.auth import service
-from app.checkpoints.publish import store_content
+from app.checkpoints.files import store_content
 from app.db.models import Model, Statistics
 from app.settings import Settings
 from app.storage.local import LocalStore

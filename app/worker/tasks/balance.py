@@ -4,9 +4,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from app.checkpoints.queries import newest_statistics
 from app.db.models import JsonObject
 from app.jobs.leases import Lease
+from app.models.queries import newest_statistics
 from app.worker.runner import JobContext
 from editing.edits import Balance, ConceptEdit
 

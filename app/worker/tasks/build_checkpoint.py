@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 import editing
 from app.checkpoints import queries
 from app.checkpoints.card import card
+from app.checkpoints.files import EDITABLE, base_files, merge_files, store_content, store_folder
 from app.checkpoints.manifest import LIBRARIES, Inputs, ManifestEdit, manifest
-from app.checkpoints.publish import EDITABLE, StoredFile, base_files, publish, served_files, store_content, store_folder
+from app.checkpoints.publish import publish
 from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
 from app.evaluations.service import request_check
 from app.jobs.leases import Lease
@@ -30,6 +31,7 @@ from app.worker.runner import JobContext
 from deploy.pull import MANIFEST, SIGNATURE
 from editing.edits import ConceptEdit
 from editing.errors import EditingError
+from editing.files import File
 from editing.stage_two.conflicts import Conflict
 
 if TYPE_CHECKING:
@@ -82,13 +84,11 @@ def _build(context: JobContext, lease: Lease) -> None:
         RESIDUAL.labels(edit.method).observe(report["residuals"][str(edit.id)])
 
 
-def _papers(
-    store: Store, work: "Work", weights: Sequence[StoredFile], *, signer: SigningKey | None
-) -> list[StoredFile]:
+def _papers(store: Store, work: "Work", weights: Sequence[File], *, signer: SigningKey | None) -> list[File]:
     """The card, the manifest of all that the revision will serve and, where there is a key, its signature."""
     edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
     readme = store_content(store, "README.md", card(work.inputs, edited=edited))
-    served = served_files(work.base, [*weights, readme])
+    served = merge_files(work.base, [*weights, readme])
     content = manifest(work.inputs, files={path: file.sha256 for path, file in served.items()})
     papers = [readme, store_content(store, MANIFEST, content)]
     return papers if signer is None else [*papers, store_content(store, SIGNATURE, signer.sign(content))]
@@ -150,7 +150,7 @@ class Work:
     """Of each edit of the memory, one for each text encoder."""
     crossed: tuple[ConceptEdit, ...]
     """Those of cross-attention."""
-    base: tuple[StoredFile, ...]
+    base: tuple[File, ...]
     """The base model's."""
 
 
@@ -159,14 +159,14 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
     statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
-    methods = queries.methods_in(session, checkpoint_id=checkpoint_id)
-    edits = queries.edits_in(session, checkpoint_id=checkpoint_id, with_values=True)
+    methods = queries.edit_methods(session, checkpoint_id=checkpoint_id)
+    edits = queries.list_edits(session, checkpoint_id=checkpoint_id, with_values=True)
     options = dict(checkpoint.options)
     layers = {model.encoders[0]["name"]: checkpoint.layers} if checkpoint.layers else {}
     layers = options.pop("layers", layers)  # kept apart where there are several
     in_text_encoder = [edit for edit in edits if methods[edit.id] == "text_encoder"]
     crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
-    base = base_files(session, checkpoint=checkpoint)
+    base = base_files(model)
     inputs = Inputs(
         model=model.name,
         model_source=model.source,

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 import editing
 from app.checkpoints import queries
-from app.checkpoints.publish import EDITABLE, StoredFile, own_files, store_content
+from app.checkpoints.files import EDITABLE, own_files, store_content
 from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import as_markdown
 from app.jobs.leases import Lease
@@ -25,6 +25,7 @@ from app.worker.runner import JobContext
 from app.worker.tasks import build_checkpoint
 from editing.edits import ConceptEdit, DestinationPrompt, fill
 from editing.errors import ClassifierUnusable
+from editing.files import File
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
             pin_blobs(session, context.store, [file.sha256 for file in files])
             evaluation = session.get_one(Evaluation, lease.target_id, with_for_update=True)
             evaluation.report = report
-            evaluation.files = [{"name": file.path, "sha256": file.sha256, "size": file.size} for file in files]
+            evaluation.files = [asdict(file) for file in files]
             details = {"files": {file.path: file.sha256 for file in files}}
             end_resource(session, lease=lease, state=lease.kind.done, details=details)
 
@@ -71,7 +72,7 @@ class _Work:
     """Of the edits."""
     residuals: Mapping[str, float]
     """What the update left of each edit, by its id."""
-    files: Sequence[StoredFile]
+    files: Sequence[File]
     facts: Mapping[str, Any]
     """Of the version, for the report."""
     built: build_checkpoint.Work | None
@@ -82,7 +83,7 @@ def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
     evaluation = session.get_one(Evaluation, evaluation_id)
     checkpoint = evaluation.checkpoint
     model = checkpoint.model
-    edits = queries.edits_in(session, checkpoint_id=checkpoint.id)
+    edits = queries.list_edits(session, checkpoint_id=checkpoint.id)
     return _Work(
         kind=evaluation.kind,
         model_id=model.id,
@@ -107,7 +108,7 @@ def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
 
 def _preview(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
-) -> tuple[JsonObject, list[StoredFile]]:
+) -> tuple[JsonObject, list[File]]:
     """Every prompt at every seed, before and after, as one picture."""
     request = work.request
     prompts = request["prompts"] or _first_prompts(work)
@@ -129,7 +130,7 @@ def _grid(
     prompts: Sequence[str],
     controls: Sequence[str],
     seeds: Sequence[int],
-) -> StoredFile:
+) -> File:
     drawn = (*prompts, *controls)
     report = partial(context.advance, lease, "drawing")
     total = 2 * len(drawn) * len(seeds)
@@ -163,7 +164,7 @@ def _grid(
 
 def _evaluation(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
-) -> tuple[JsonObject, list[StoredFile]]:
+) -> tuple[JsonObject, list[File]]:
     """Every edit that the classifier can judge, and held-out concepts; with pictures, unless it is a mere check."""
     from editing.evaluation import published
     from editing.evaluation.plot import plot_scales
@@ -293,7 +294,7 @@ def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
 
 
 @contextmanager
-def _published(store: Store, files: Sequence[StoredFile], pipeline: "EditablePipeline") -> Iterator[None]:
+def _published(store: Store, files: Sequence[File], pipeline: "EditablePipeline") -> Iterator[None]:
     """The pipeline with the version's own weights, each file checked against its sha256."""
     modules: dict[str, Any] = {encoder.name: encoder.model for encoder in pipeline.encoders}
     with ExitStack() as stack:

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from sqlalchemy import select, update
 
-from app.checkpoints.publish import StoredFile
 from app.db.models import Alias, Edit, EditValue, Evaluation, Job, Statistics
+from editing.files import File
 from tests.app.admin.conftest import Browser
 from tests.app.checkpoints.conftest import add_edit, add_version, statistics
 from tests.app.edits.test_routes import EDIT
@@ -142,7 +142,7 @@ class TestEdits:
 class TestEdit:
     def test_request(self, reader, create):
         page = loaded(reader, f"/admin/edits/{create(reason=HOSTILE, labels={'ticket': HOSTILE}, source=HOSTILE)}")
-        for said in ("an image of {}", "Joe Biden", "&#34;steps&#34;: 20", "queued"):
+        for said in ("an image of {}", "Joe Biden", "&#34;optimization_steps&#34;: 20", "queued"):
             assert said in page
         assert page.count("&lt;script&gt;") == 4  # title, heading, reason, label
 
@@ -181,7 +181,7 @@ class TestEdit:
 def version(client, keys, add_edit, model, statistics, session, store):
     """v1, published with a warning, a preview and an alias."""
     edit = add_edit(HOSTILE)
-    file = StoredFile("text_encoder/model.safetensors", store.put(b"weights"), 7)
+    file = File("text_encoder/model.safetensors", store.put(b"weights"), 7)
     made = add_version(session, model, statistics, 1, edits=[edit], files=[file])
     made.report = {
         "residuals": {str(edit.id): 0.75},
@@ -189,7 +189,7 @@ def version(client, keys, add_edit, model, statistics, session, store):
         "conflicts": [{"kind": "same key", "edits": [str(edit.id), str(edit.id)], "cosine": 0.91}],
     }
     picture = b"\x89PNG\r\n\x1a\n not really"
-    files = [{"name": name, "sha256": store.put(picture), "size": len(picture)} for name in ("grid.png", "report.json")]
+    files = [{"path": name, "sha256": store.put(picture), "size": len(picture)} for name in ("grid.png", "report.json")]
     session.add(
         Evaluation(
             checkpoint_id=made.id,
@@ -255,7 +255,7 @@ class TestCheckpoints:
         evaluation = session.scalars(select(Evaluation)).one()
         page = loaded(reader, f"{URL}/v1/evaluations/{evaluation.id}")
         assert "0.310" in page and "erased" in page
-        assert "is still seen, with confidence 0.10" in loaded(reader, f"{URL}/v1")  # the check's warning
+        assert "is still recognized, with confidence 0.10" in loaded(reader, f"{URL}/v1")  # the check's warning
 
     def test_difference(self, service, browser_of):
         browser = browser_of(service)

@@ -45,7 +45,7 @@ FOLLOWED = {
     "statistics": "/v1/models/{model}/statistics/{statistics_id}",
     "edit": "/v1/edits/{edit_id}",
     "checkpoint": "/v1/models/{model}/checkpoints/{revision}",
-    "evaluation": "/v1/models/{model}/checkpoints/{version}/evaluations/{evaluation_id}",
+    "evaluation": "/v1/models/{model}/checkpoints/{revision}/evaluations/{evaluation_id}",
 }
 
 

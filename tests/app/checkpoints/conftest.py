@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import editing
-from app.checkpoints.publish import StoredFile, publish
+from app.checkpoints.publish import publish
 from app.db.engine import Sessions, sessions
 from app.db.models import Checkpoint, CheckpointEdit, Edit, EditValue, Model, ModelFile, Statistics
 from app.main import create_app
@@ -25,6 +25,7 @@ from app.signing.keys import create_key
 from app.storage import open_store
 from app.storage.store import Store
 from app.worker.runner import Runner
+from editing.files import File
 from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import LAYERS, write_pipeline
 from tests.servers import S3Server
@@ -70,7 +71,7 @@ def add_version(
     *,
     edits: Sequence[Edit],
     state: str = "published",
-    files: Sequence[StoredFile] = (),
+    files: Sequence[File] = (),
 ) -> Checkpoint:
     """A version with these files of its own, published by the worker's own hand unless it is in another state."""
     checkpoint = Checkpoint(

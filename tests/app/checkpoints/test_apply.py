@@ -140,7 +140,7 @@ class TestApplied:
         assert made["alias"] == {
             "name": "staging",
             "moved": False,
-            "detail": "It is moved once the version is published.",
+            "detail": "It is moved when the checkpoint is published.",
         }
         checkpoint = session.scalars(select(Checkpoint)).one()
         assert session.scalars(select(Job).where(Job.target_id == checkpoint.id)).one().kind == "build_checkpoint"

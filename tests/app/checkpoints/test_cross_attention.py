@@ -8,10 +8,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load, load_file
 
-from app.checkpoints.publish import StoredFile, served_files
+from app.checkpoints.files import merge_files
 from app.db.models import Statistics
 from demo.classify import classify, load_classifier
 from demo.concepts import WEIGHTS
+from editing.files import File
 from editing.pictures.draw import draw
 from editing.pipelines import load_pipeline
 from tests.app.checkpoints.conftest import ready_edit, register_folder
@@ -203,8 +204,8 @@ class TestPublished:
 
 def test_no_unedited_variant_of_the_unet_is_served():
     paths = [UNET, "unet/diffusion_pytorch_model.fp16.safetensors", "unet/config.json", TEXT_ENCODER]
-    base = [StoredFile(path, "0" * 64, 1) for path in paths]
-    served = served_files(base, [StoredFile(UNET, "1" * 64, 1)])
+    base = [File(path, "0" * 64, 1) for path in paths]
+    served = merge_files(base, [File(UNET, "1" * 64, 1)])
     assert {path: file.sha256[0] for path, file in served.items()} == {
         UNET: "1",
         "unet/config.json": "0",
@@ -218,7 +219,7 @@ def test_warns_of_an_edit_that_was_hardly_made(service):
     made = service.apply(edits=[str(fox)], **CROSS, regularization_weight=1e6)
     (warning,) = made["warnings"]
     assert warning["edit"] == str(fox)
-    assert "lower `regularization_weight`, 100000 perhaps" in warning["detail"]
+    assert "lower `regularization_weight`, such as 100000" in warning["detail"]
 
 
 @pytest.mark.slow

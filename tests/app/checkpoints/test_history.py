@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import insert
 
-from app.checkpoints.publish import store_content
+from app.checkpoints.files import store_content
 from app.db.models import AliasMove
 from tests.app.checkpoints.conftest import add_version
 

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load
 from sqlalchemy import select
 
+from app.checkpoints.files import merge_files
 from app.checkpoints.manifest import commit_of
-from app.checkpoints.publish import StoredFile, served_files
 from app.db.models import AuditEvent, EditValue, Model
 from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore
 from deploy.pull import check_signature, read_manifest
+from editing.files import File
 from editing.weights import read_base
 
 WEIGHTS = "text_encoder/model.safetensors"
@@ -61,7 +62,7 @@ class TestPublished:
         resisting, taken = service.apply(edits=[fox], moment_weight=1e9), service.apply(edits=[fox], moment_weight=1)
         assert resisting["edits"][0]["relative_residual"] > 0.9
         assert [warning["edit"] for warning in resisting["warnings"]] == [fox]
-        assert "'fox' was hardly changed" in resisting["warnings"][0]["detail"]
+        assert "'fox' hardly changed" in resisting["warnings"][0]["detail"]
         assert "1e+08" in resisting["warnings"][0]["detail"]
         assert taken["edits"][0]["relative_residual"] < 0.1
         assert taken["warnings"] == []
@@ -281,8 +282,8 @@ class TestAliasAtPublication:
 
 class TestServedFiles:
     def test_edited_over_base_and_no_unedited_variant(self):
-        def stored(path: str, digit: str) -> StoredFile:
-            return StoredFile(path, digit * 64, 1)
+        def stored(path: str, digit: str) -> File:
+            return File(path, digit * 64, 1)
 
         base = [
             stored(path, "a")
@@ -295,7 +296,7 @@ class TestServedFiles:
                 "unet/diffusion_pytorch_model.fp16.safetensors",
             )
         ]
-        served = served_files(base, [stored(WEIGHTS, "b"), stored("README.md", "b")])
+        served = merge_files(base, [stored(WEIGHTS, "b"), stored("README.md", "b")])
         assert {path: file.sha256[0] for path, file in served.items()} == {
             "README.md": "b",
             "model_index.json": "a",

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.checkpoints.publish import store_content
+from app.checkpoints.files import store_content
 from tests.app.checkpoints.conftest import add_version
 
 URL = "/v1/models/emoji/checkpoints"

@@ -103,8 +103,8 @@ def test_every_apply_is_checked(emoji: Service) -> None:
     for warning in made["warnings"]:
         details[warning["edit"]].append(warning["detail"])
     assert details.keys() == {dog, pizza}
-    assert "hardly changed" in details[dog][0] and "show 'robot' with confidence 0.0" in details[dog][1]
-    assert "'pizza' is still seen" in details[pizza][1]
+    assert "hardly changed" in details[dog][0] and "recognized as 'robot' with confidence 0.0" in details[dog][1]
+    assert "'pizza' is still recognized" in details[pizza][1]
 
 
 def test_evaluation(emoji: Service) -> None:
@@ -129,7 +129,7 @@ def test_evaluation(emoji: Service) -> None:
         found.append(emoji.get(asked.headers["Location"]))
     first, again = found
     assert first["kind"] == "evaluation" and first["files"] == again["files"]
-    files = {file["name"]: emoji.store.read(file["sha256"]) for file in first["files"]}
+    files = {file["path"]: emoji.store.read(file["sha256"]) for file in first["files"]}
     assert sorted(files) == ["before-after.png", "report.json", "report.md", "scales.png"]
     assert Image.open(io.BytesIO(files["scales.png"])).size == (768, 480)
     (scale,) = first["report"]["scales"]

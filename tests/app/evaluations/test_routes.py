@@ -111,7 +111,7 @@ def test_cancels_what_is_drawn(version: Service, monkeypatch: pytest.MonkeyPatch
 def test_ready_is_not_cancelled(version: Service) -> None:
     found = drawn(version)
     answer = version.client.post(f"{EVALUATIONS}/{found['id']}/cancel", headers=version.keys["apply"])
-    assert (answer.status_code, answer.json()["title"]) == (409, "Evaluation has ended")
+    assert (answer.status_code, answer.json()["title"]) == (409, "Evaluation already finished")
 
 
 @pytest.mark.parametrize(

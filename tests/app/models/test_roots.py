@@ -1,6 +1,6 @@
 import pytest
 
-from app.models.roots import find_captions, find_folder, leads_out
+from app.models.roots import find_captions, find_folder, find_outside_link
 
 pytestmark = pytest.mark.security
 
@@ -35,7 +35,7 @@ def test_a_link_between_the_roots_is_followed(roots):
     (roots[0] / "alias").symlink_to(roots[1] / "other")
     (roots[0] / "model" / "shared.json").symlink_to(roots[1] / "other" / "config.json")
     assert find_folder(roots, "alias") == roots[0] / "alias"
-    assert leads_out(roots, roots[0] / "model") is None
+    assert find_outside_link(roots, roots[0] / "model") is None
 
 
 @pytest.mark.parametrize("target", ["outside/captions.txt", "outside/model"])
@@ -43,4 +43,4 @@ def test_links_within_a_model_stay_in_the_roots_too(roots, tmp_path, target):
     (roots[0] / "model" / "deep").mkdir()
     link = roots[0] / "model" / "deep" / "weights.safetensors"
     link.symlink_to(tmp_path / target)
-    assert leads_out(roots, roots[0] / "model") == link
+    assert find_outside_link(roots, roots[0] / "model") == link

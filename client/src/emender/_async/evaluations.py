@@ -101,9 +101,9 @@ class Evaluations:
         folder = _evaluation_path(model, version, evaluation_id, "files")
         pictures = []
         for file in evaluation.files:
-            if is_picture(file.name):
-                content = await self._connection.read_file(file_path(folder, file.name))
-                pictures.append(Picture(file.name, content))
+            if is_picture(file.path):
+                content = await self._connection.read_file(file_path(folder, file.path))
+                pictures.append(Picture(file.path, content))
         return Pictures(pictures)
 
     async def download(self, model: str, version: str, evaluation_id: Id, name: str, to: Path) -> Path:

@@ -116,7 +116,7 @@ def list_evaluations(
     with api_client() as client:
         found = list(client.evaluations.list(model, version, kind=kind))
     columns = ("evaluation", "kind", "state", "created", "files")
-    rows = ((e.id, e.kind, e.state, format_time(e.created_at), ", ".join(f.name for f in e.files)) for e in found)
+    rows = ((e.id, e.kind, e.state, format_time(e.created_at), ", ".join(f.path for f in e.files)) for e in found)
     print_result(found, as_json=as_json, as_text=lambda: print_table(columns, rows))
 
 
@@ -131,7 +131,7 @@ def show_evaluation(model: Model, version: Version, evaluation: EvaluationId, as
         for name, value in (found.report or {}).items():
             typer.echo(f"{name}: {value}")
         for file in found.files:
-            typer.echo(f"file {file.name}: {file.size} bytes")
+            typer.echo(f"file {file.path}: {file.size} bytes")
         if found.problem is not None:
             typer.echo(f"problem: {found.problem.get('detail')}")
 
@@ -190,7 +190,7 @@ def _wait_for_evaluation(
 def _download_files(client: Client, evaluation: EvaluationOut, folder: Path) -> list[Path]:
     return [
         client.evaluations.download(
-            evaluation.model, evaluation.version, evaluation.id, file.name, folder / Path(file.name).name
+            evaluation.model, evaluation.version, evaluation.id, file.path, folder / Path(file.path).name
         )
         for file in evaluation.files
     ]

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from emender.schemas.common import Progress
+from emender.schemas.common import FileOut, Progress
 from emender.schemas.presets import STAGE_TWO_PRESETS, Preset, apply_preset
 from emender.schemas.text import Text
 from emender.schemas.timestamps import BareDate, Rfc3339DateTime
@@ -156,12 +156,6 @@ class EditInCheckpoint(BaseModel):
         None, description="what the update left undone, ‖z - h‖ / ‖δ‖: 0 is an edit met exactly, 1 one not begun"
     )
     method: Method = Field("text_encoder", description="where the edit is written")
-
-
-class FileOut(BaseModel):
-    path: str
-    sha256: str
-    size: int
 
 
 class ConflictOut(BaseModel):

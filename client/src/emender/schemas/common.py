@@ -3,7 +3,7 @@
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item")
 
@@ -59,6 +59,16 @@ class WorkStatus(BaseModel):
     attempt: int = Field(description="how often a worker took it up since it was last asked for")
     progress: Progress | None = Field(description="while a worker runs the job")
     problem: ProblemNote | None
+
+
+class FileOut(BaseModel):
+    """A file of a checkpoint or of an evaluation."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    path: str
+    sha256: str
+    size: int = Field(description="bytes")
 
 
 class Page(BaseModel, Generic[Item]):

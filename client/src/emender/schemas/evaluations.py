@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from emender.schemas.common import Progress
+from emender.schemas.common import FileOut, Progress
 from emender.schemas.text import Text, check_template
 
 MAX_PICTURES = 400
@@ -90,12 +90,6 @@ class EvaluationCreate(Drawing):
     seed: Seed = Field(0, description="of the first picture of each concept; the others count up from it")
 
 
-class EvaluationFile(BaseModel):
-    name: str = Field(examples=["before-after.png"])
-    sha256: str
-    size: int
-
-
 class EvaluationOut(BaseModel):
     """Something that was drawn or measured of a published version."""
 
@@ -107,7 +101,7 @@ class EvaluationOut(BaseModel):
     request: dict[str, Any]
     progress: Progress | None
     report: dict[str, Any] | None = Field(description="what was found, once it is ready")
-    files: list[EvaluationFile] = Field(description="to be had below /files/{name}")
+    files: list[FileOut] = Field(description="to be had below /files/{path}")
     problem: dict[str, Any] | None
     created_by: str
     created_at: datetime
