@@ -31,7 +31,8 @@ _HOMES = {
     "editing.second_moments.moments": ("SecondMoments",),
     "editing.second_moments.estimate": ("estimate_second_moments",),
     "editing.stage_two.update": ("Update", "all_applied", "applied", "apply_update", "compute_update"),
-    "editing.stage_one.optimize": ("Value", "optimize_values"),
+    "editing.stage_one.optimize": ("optimize_values",),
+    "editing.values": ("EditValue",),
     "editing.weights": ("export_lora", "export_text_encoder", "export_unet", "holding"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from editing.second_moments.estimate import estimate_second_moments as estimate_second_moments
     from editing.second_moments.factors import FactoredMoments as FactoredMoments
     from editing.second_moments.moments import SecondMoments as SecondMoments
-    from editing.stage_one.optimize import Value as Value
     from editing.stage_one.optimize import optimize_values as optimize_values
     from editing.stage_two.update import Update as Update
     from editing.stage_two.update import all_applied as all_applied
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from editing.stage_two.update import compute_update as compute_update
     from editing.uce.cross_attention import CrossAttentionUpdate as CrossAttentionUpdate
     from editing.uce.cross_attention import compute_cross_attention_update as compute_cross_attention_update
+    from editing.values import EditValue as EditValue
     from editing.weights import export_lora as export_lora
     from editing.weights import export_text_encoder as export_text_encoder
     from editing.weights import export_unet as export_unet

@@ -160,21 +160,20 @@ class Edit(Identified, Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     model: Mapped[Model] = relationship()
-    values: Mapped[list["EditValue"]] = relationship(order_by="EditValue.encoder")
+    value: Mapped["EditValue | None"] = relationship()
 
 
 class EditValue(Base):
-    """Stage I's result for one encoder: float32 little endian vectors, and how they were found."""
+    """What stage I found for an edit, in every text encoder of its model."""
 
     __tablename__ = "edit_values"
 
     edit_id: Mapped[UUID] = mapped_column(ForeignKey("edits.id"), primary_key=True)
-    encoder: Mapped[str] = mapped_column(primary_key=True)
-    layer: Mapped[int]
-    delta: Mapped[bytes]
-    hidden: Mapped[bytes]
-    sha256: Mapped[str]  # of delta followed by hidden
-    losses: Mapped[JsonObject]
+    content: Mapped[bytes]  # safetensors, as `editing.EditValue` writes it
+    sha256: Mapped[str]  # of content
+    encoders: Mapped[list[JsonObject]]  # name, layer, delta_norm, hidden_norm; in the pipeline's order
+    losses: Mapped[JsonObject]  # text and noise, one number a step
+    balance: Mapped[JsonObject | None]  # how the shares of a balance were found
     attempt: Mapped[int]
     engine: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

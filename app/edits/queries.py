@@ -1,6 +1,5 @@
 """Reads of edits with what clients want to see beside them: the model's name, the job, the values without vectors."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -46,24 +45,17 @@ def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
     values = _values(session, ids)
     described = []
     for edit in edits:
-        described.append(_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), values=values[edit.id]))
+        described.append(_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), value=values.get(edit.id)))
     return described
-
-
-def losses(session: Session, *, edit_id: UUID) -> Sequence[tuple[str, list[float] | None, list[float] | None]]:
-    """(encoder, text losses, noise losses) of a value."""
-    query = select(EditValue.encoder, EditValue.losses["text"], EditValue.losses["noise"])
-    rows = session.execute(query.where(EditValue.edit_id == edit_id).order_by(EditValue.encoder))
-    return [(encoder, text, noise) for encoder, text, noise in rows]
 
 
 def queued(row: Mapping[str, Any], *, model: Model, at: datetime) -> EditOut:
     """An edit that was inserted and queued just now, of which there is nothing else to read."""
-    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "values": []}
+    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "value": None}
     return EditOut(**{**row, "model": model.name, **new, "created_at": at, "updated_at": at})
 
 
-def _out(edit: Edit, *, model: str, job: Job | None, values: list[ValueOut]) -> EditOut:
+def _out(edit: Edit, *, model: str, job: Job | None, value: ValueOut | None) -> EditOut:
     return EditOut(
         id=edit.id,
         model=model,
@@ -77,33 +69,26 @@ def _out(edit: Edit, *, model: str, job: Job | None, values: list[ValueOut]) -> 
         progress=job.progress if job and job.state == "running" else None,
         attempt=job.attempt if job else 0,
         problem=edit.problem,
-        values=values,
+        value=value,
         created_by=edit.created_by,
         created_at=edit.created_at,
         updated_at=edit.updated_at,
     )
 
 
-def _values(session: Session, ids: Sequence[UUID]) -> Mapping[UUID, list[ValueOut]]:
-    losses = EditValue.losses
-    query = (
-        select(
-            EditValue.edit_id,
-            EditValue.encoder,
-            EditValue.layer,
-            EditValue.sha256,
-            losses["text"][-1].as_float(),
-            losses["noise"][-1].as_float(),
-            losses["delta_norm"].as_float(),
-            losses["hidden_norm"].as_float(),
-            EditValue.attempt,
-            EditValue.engine,
-            losses["balance"],
-        )
-        .where(EditValue.edit_id.in_(ids))
-        .order_by(EditValue.encoder)
-    )
-    values: dict[UUID, list[ValueOut]] = defaultdict(list)
-    for edit_id, *columns in session.execute(query):
-        values[edit_id].append(ValueOut(**dict(zip(ValueOut.model_fields, columns, strict=True))))
-    return values
+def _values(session: Session, ids: Sequence[UUID]) -> dict[UUID, ValueOut]:
+    """The values by edit, without their vectors."""
+    query = select(
+        EditValue.edit_id,
+        EditValue.sha256,
+        EditValue.encoders,
+        EditValue.losses["text"][-1].as_float(),
+        EditValue.losses["noise"][-1].as_float(),
+        EditValue.attempt,
+        EditValue.engine,
+        EditValue.balance,
+    ).where(EditValue.edit_id.in_(ids))
+    return {
+        edit_id: ValueOut(**dict(zip(ValueOut.model_fields, columns, strict=True)))
+        for edit_id, *columns in session.execute(query)
+    }

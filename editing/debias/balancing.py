@@ -18,8 +18,8 @@ from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value, mix
 from editing.stage_two.update import ResidualSchedule, all_applied, compute_update
+from editing.values import EditValue, mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Round:
 class Debiased:
     """The mixture found for one edit."""
 
-    value: Value
+    value: EditValue
     """Of the chosen round; what stage II takes."""
     rounds: tuple[Round, ...]
     chosen: int
@@ -100,7 +100,7 @@ class DebiasProgress:
 def debias(
     pipeline: EditablePipeline,
     edits: Sequence[ConceptEdit],
-    values: Sequence[Value],
+    values: Sequence[EditValue],
     second_moments: Sequence[SecondMoments | FactoredMoments],
     classifier: AttributeClassifier,
     *,
@@ -127,7 +127,7 @@ def debias(
     ]
     factors = [dict.fromkeys(shares, 1 / len(shares)) for shares in wanted]
     history: list[list[Round]] = [[] for _ in edits]
-    mixtures: list[list[Value]] = []
+    mixtures: list[list[EditValue]] = []
     for number in range(settings.rounds if edits else 0):
         mixtures.append([mix(value.attributes, [*own.values()]) for value, own in zip(values, factors, strict=True)])
         updates = [
@@ -205,12 +205,12 @@ def _meets(found: Round, settings: DebiasSettings) -> bool:
     return found.difference <= settings.tolerance + 1e-9
 
 
-def _wanted(edit: ConceptEdit, value: Value, classifier: AttributeClassifier, index: int) -> dict[str, float]:
+def _wanted(edit: ConceptEdit, value: EditValue, classifier: AttributeClassifier, index: int) -> dict[str, float]:
     """R_des, by prompt."""
     if not isinstance(edit.destination, Balance):
         raise InvalidEdit("only a balance can be debiased", pointer=f"/edits/{index}/destination")
     shares = edit.destination.shares
-    if not isinstance(value, Value) or len(value.attributes) != len(shares):
+    if not isinstance(value, EditValue) or len(value.attributes) != len(shares):
         raise InvalidEdit("the value of each prompt is needed: optimise it anew", pointer=f"/edits/{index}")
     if not classifier.tells_apart(list(shares)):
         raise InvalidEdit(

@@ -12,114 +12,20 @@ A pipeline of several encoders has a δ in each, at a layer of its own, and one 
 Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d width of an encoder, D of all.
 """
 
-import dataclasses
-import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import mul
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from editing import ENGINE_VERSION
 from editing.edits import ConceptEdit
 from editing.errors import Cancelled, EditingError, OptimisationDiverged
 from editing.pipelines import Condition, EditablePipeline
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
 from editing.stage_one.search import PromptBatch, Search, searches_of
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """What stage I found for one edit: fc2's memories shall make the state after `layer` be `hidden + delta`.
-
-    The losses are the whole edit's, whichever encoder the vectors are of.
-    """
-
-    encoder: str
-    layer: int
-    delta: Tensor
-    """δ (d,) float32, on the CPU"""
-    hidden: Tensor
-    """h (d,) float32: the state before any edit, the mean over the templates"""
-    text_losses: tuple[float, ...] = ()
-    """Per step, before it; empty where the objective has none."""
-    noise_losses: tuple[float, ...] = ()
-    seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    engine_version: str = ENGINE_VERSION
-    others: tuple["Value", ...] = ()
-    """What was found together with this for the pipeline's other encoders."""
-    attributes: tuple["Value", ...] = ()
-    """Of a balance, the value of each of its prompts, in its order: `mix` weighs them anew. No file keeps them."""
-
-    @property
-    def parts(self) -> tuple["Value", ...]:
-        """One for each encoder of the pipeline, this one first."""
-        return self, *self.others
-
-    @property
-    def delta_norm(self) -> float:
-        return float(self.delta.norm())
-
-    @property
-    def hidden_norm(self) -> float:
-        return float(self.hidden.norm())
-
-    def to_bytes(self) -> bytes:
-        """δ, then h, as little-endian float32: 8·d bytes."""
-        return torch.cat([self.delta, self.hidden]).numpy().astype("<f4").tobytes()
-
-    @classmethod
-    def from_bytes(cls, content: bytes, *, encoder: str, layer: int, **rest: Any) -> Self:
-        """The reverse of `to_bytes`."""
-        if not content or len(content) % 8:
-            raise EditingError(f"{len(content)} bytes are no value: δ and h are float32 of one width")
-        both = torch.frombuffer(bytearray(content), dtype=torch.float32)
-        delta, hidden = both.chunk(2)
-        return cls(encoder=encoder, layer=layer, delta=delta.clone(), hidden=hidden.clone(), **rest)
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        return {"delta": self.delta, "hidden": self.hidden}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], *, encoder: str, layer: int, **rest: Any) -> Self:
-        return cls(encoder=encoder, layer=layer, delta=tensors["delta"], hidden=tensors["hidden"], **rest)
-
-    def to_safetensors(self) -> bytes:
-        """One file with both vectors and, as one JSON string, everything else; nothing of the other encoders,
-        nor of what was mixed."""
-        left_out = ("delta", "hidden", "others", "attributes")
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
-        return save(self.to_tensors(), metadata={"value": json.dumps(plain, sort_keys=True)})
-
-
-def mix(values: Sequence[Value], shares: Sequence[float]) -> Value:
-    """The weighted mean Σ F_a v_a of the values of one source towards several prompts; the shares F sum to one.
-
-    Its losses are weighted as they are. Raises `EditingError` where the values are of different sources or layers.
-    """
-    first = values[0]
-    for other in values:
-        if (other.encoder, other.layer) != (first.encoder, first.layer) or not other.hidden.equal(first.hidden):
-            raise EditingError("only values of one source at one layer can be mixed")
-    mixed = dataclasses.replace(
-        first,
-        delta=torch.stack([share * value.delta for value, share in zip(values, shares, strict=True)]).sum(0),
-        text_losses=_weighted([value.text_losses for value in values], shares),
-        noise_losses=_weighted([value.noise_losses for value in values], shares),
-        others=tuple(mix(parts, shares) for parts in zip(*(value.others for value in values), strict=True)),
-    )
-    return dataclasses.replace(mixed, attributes=tuple(values))
-
-
-def _weighted(losses: Iterable[Sequence[float]], shares: Sequence[float]) -> tuple[float, ...]:
-    """Per step, the weighted mean."""
-    return tuple(sum(map(mul, step, shares)) for step in zip(*losses, strict=True))
+from editing.values import EditValue, EncoderValue, mix, weigh_losses
 
 
 @dataclass(frozen=True)
@@ -140,7 +46,7 @@ def optimize_values(
     progress: Callable[[StageOneProgress], None] | None = None,
     cancelled: Callable[[int], bool] | None = None,
     max_batch: int = 32,
-) -> list[Value | EditingError]:
+) -> list[EditValue | EditingError]:
     """Optimise the value of every edit; one outcome per edit, in order.
 
     An edit that cannot be located, diverges or is cancelled has its error as its outcome and disturbs no other.
@@ -151,7 +57,7 @@ def optimize_values(
     Everything random comes from the edit's own seed, and its pictures and targets are made without the others; but
     the sums of a step run over the batch, so that with other edits beside it a value is the same within rounding.
     """
-    outcomes: list[Value | EditingError | None] = [None] * len(edits)
+    outcomes: list[EditValue | EditingError | None] = [None] * len(edits)
     groups: list[list[Search]] = []
     for index, edit in enumerate(edits):
         try:
@@ -388,7 +294,8 @@ def _stop(group: Iterable[Search], error: EditingError) -> None:
 def _progress(group: Sequence[Search]) -> StageOneProgress:
     shares = [search.share for search in group]
     text, noise = (
-        _weighted([getattr(search, name)[-1:] for search in group], shares) for name in ("text_losses", "noise_losses")
+        weigh_losses([getattr(search, name)[-1:] for search in group], shares)
+        for name in ("text_losses", "noise_losses")
     )
     return StageOneProgress(
         edit_index=group[0].index,
@@ -399,7 +306,7 @@ def _progress(group: Sequence[Search]) -> StageOneProgress:
     )
 
 
-def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> Value | EditingError:
+def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> EditValue | EditingError:
     if group[0].error:
         return group[0].error
     if not all(search.delta.isfinite().all() for search in group):
@@ -408,22 +315,16 @@ def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> Value | Edi
     return values[0] if len(values) == 1 else mix(values, [search.share for search in group])
 
 
-def _value(pipeline: EditablePipeline, search: Search) -> Value:
+def _value(pipeline: EditablePipeline, search: Search) -> EditValue:
     parts = zip(
         pipeline.encoders, search.layers, search.delta.split(search.widths), search.hidden.split(search.widths),
         strict=True,
     )  # fmt: skip
-    value, *others = [
-        Value(
-            encoder=encoder.name,
-            layer=layer,
-            delta=delta.cpu().clone(),
-            hidden=hidden.cpu().clone(),
-            text_losses=tuple(search.text_losses),
-            noise_losses=tuple(search.noise_losses),
-            seed=search.edit.settings.seed,
-            settings=dataclasses.asdict(search.edit.settings),
-        )
-        for encoder, layer, delta, hidden in parts
-    ]
-    return dataclasses.replace(value, others=tuple(others))
+    return EditValue(
+        {
+            encoder.name: EncoderValue(layer, delta.cpu().clone(), hidden.cpu().clone())
+            for encoder, layer, delta, hidden in parts
+        },
+        text_losses=tuple(search.text_losses),
+        noise_losses=tuple(search.noise_losses),
+    )

@@ -28,10 +28,10 @@ from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.families.layout import default_layers
 from editing.second_moments.factors import FactoredMoments, cholesky, condition_number
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value
 from editing.stage_two.conflicts import Conflict, declared_conflicts, destination_names
 from editing.stage_two.contexts import AT_SUBJECT, KEPT, WEIGHT, Contexts, around, surroundings
 from editing.stage_two.prefixes import PrefixTree, recall
+from editing.values import EditValue, EncoderValue
 
 ResidualSchedule = Literal["spread", "even", "published"]
 
@@ -79,7 +79,7 @@ class Update:
 def compute_update(
     encoder: EditableEncoder,
     edits: Sequence[ConceptEdit],
-    values: Sequence[Value | EditingError],
+    values: Sequence[EditValue | EditingError],
     second_moments: SecondMoments | FactoredMoments,
     *,
     alpha: float = 0.5,
@@ -337,17 +337,17 @@ def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:
         torch.minimum(rows, columns.T @ unit, out=rows)
 
 
-def _expect(outcome: Value | EditingError, encoder: EditableEncoder, index: int) -> Value:
+def _expect(outcome: EditValue | EditingError, encoder: EditableEncoder, index: int) -> EncoderValue:
     if isinstance(outcome, EditingError):
         raise outcome
-    for part in outcome.parts:
-        if part.encoder == encoder.name and part.delta.shape == (encoder.width,):
-            return part
-    raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
+    value = outcome.encoders.get(encoder.name)
+    if value is None or value.delta.shape != (encoder.width,):
+        raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
+    return value
 
 
-def _identity(edit: ConceptEdit, value: Value) -> tuple[str, tuple[str, ...], bytes]:
-    return edit.source, edit.templates, value.to_bytes()
+def _identity(edit: ConceptEdit, value: EncoderValue) -> tuple[str, tuple[str, ...], bytes]:
+    return edit.source, edit.templates, torch.cat([value.delta, value.hidden]).numpy().tobytes()
 
 
 def _ordered(first: int, second: int) -> tuple[int, int]:
@@ -357,7 +357,7 @@ def _ordered(first: int, second: int) -> tuple[int, int]:
 def _check_arguments(
     encoder: EditableEncoder,
     edits: Sequence[ConceptEdit],
-    values: Sequence[Value],
+    values: Sequence[EncoderValue],
     *,
     alpha: float,
     moment_weight: float,

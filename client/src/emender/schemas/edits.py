@@ -154,16 +154,22 @@ class BalanceOut(BaseModel):
     note: str | None = Field(description="why no picture was judged")
 
 
-class ValueOut(BaseModel):
-    """What stage I found for one text encoder; `GET /v1/edits/{id}/value` has the vectors."""
+class EncoderValueOut(BaseModel):
+    """The value in one text encoder."""
 
-    encoder: str = Field(examples=["text_encoder"])
-    layer: int
-    sha256: str = Field(description="of δ followed by h, float32 little endian")
+    name: str = Field(examples=["text_encoder"])
+    layer: int = Field(description="to whose output δ is added")
+    delta_norm: float | None = Field(description="‖δ‖")
+    hidden_norm: float | None = Field(description="‖h‖")
+
+
+class ValueOut(BaseModel):
+    """What stage I found. `GET /v1/edits/{id}/value` has the vectors."""
+
+    sha256: str = Field(description="of the file with the vectors")
+    encoders: list[EncoderValueOut]
     text_loss: float | None = Field(description="of the last step")
     noise_loss: float | None = Field(description="of the last step")
-    delta_norm: float | None
-    hidden_norm: float | None
     attempt: int
     engine: str
     balance: BalanceOut | None = Field(description="null for any other destination")
@@ -182,7 +188,7 @@ class EditOut(BaseModel):
     progress: Progress | None = Field(description="while a worker optimizes it")
     attempt: int = Field(description="how often a worker took it up since it was last asked for")
     problem: ProblemNote | None = Field(description="why it failed")
-    values: list[ValueOut] = Field(description="once ready, one a text encoder")
+    value: ValueOut | None = Field(description="once ready")
     created_by: str
     created_at: datetime
     updated_at: datetime
