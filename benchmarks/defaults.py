@@ -28,8 +28,9 @@ from editing.errors import EditingError
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import ResidualSchedule, Update, applied, compute_update
+from editing.values import EditValue, EncoderValue
 
 OUT = Path("out/defaults")
 TEXT = StageOneSettings(objective="text", optimization_steps=150, weight_decay=5e-4)
@@ -143,7 +144,7 @@ class Bench:
         self,
         setting: Setting,
         edits: Sequence[ConceptEdit],
-        values: Sequence[Value],
+        values: Sequence[EditValue],
         *,
         alpha: float,
         preserve: Sequence[str] = (),
@@ -155,39 +156,44 @@ class Bench:
             self._moments(setting.power, setting.null_space),
             alpha=alpha,
             moment_weight=setting.moment_weight,
-            layers=range(setting.first_layer, values[0].layer + 1),
+            layers=range(setting.first_layer, self._own(values[0]).layer + 1),
             residual_schedule=setting.residual_schedule,
             preserve=preserve,
             preserve_weight=setting.preserve_weight,
         )
 
     def _rehearsed(
-        self, setting: Setting, rehearsal: float, edits: Sequence[ConceptEdit], values: Sequence[Value]
-    ) -> list[Value]:
+        self, setting: Setting, rehearsal: float, edits: Sequence[ConceptEdit], values: Sequence[EditValue]
+    ) -> list[EditValue]:
         weak = self._written(setting, edits, values, alpha=rehearsal)
         with applied(self.pipeline.encoder, weak):
             again = self._values(edits, of=f"rehearsal {_key(asdict(setting))}")
-        if setting.rehearsed == "target":
-            return [
-                replace(b, delta=b.hidden + b.delta - a.hidden, hidden=a.hidden)
-                for a, b in zip(values, again, strict=True)
-            ]
-        return [replace(b, hidden=a.hidden) for a, b in zip(values, again, strict=True)]
+        rehearsed = []
+        for first, second in zip(map(self._own, values), map(self._own, again), strict=True):
+            own = replace(second, hidden=first.hidden)
+            if setting.rehearsed == "target":
+                own = replace(own, delta=second.hidden + second.delta - first.hidden)
+            rehearsed.append(EditValue({self.pipeline.encoder.name: own}))
+        return rehearsed
 
-    def _values(self, edits: Sequence[ConceptEdit], *, of: str = "base") -> list[Value]:
+    def _values(self, edits: Sequence[ConceptEdit], *, of: str = "base") -> list[EditValue]:
         key = _key({"model": self.model, "of": of, "edits": [asdict(edit) for edit in edits]})
         kept = self.folder / f"values-{key}.safetensors"
         if not kept.is_file():
-            values: list[Value] = []
+            found = []
             for outcome in optimize_values(self.pipeline, edits):
                 if isinstance(outcome, EditingError):
                     raise outcome
-                values.append(outcome)
-            save_file({"values": torch.stack([torch.stack([v.delta, v.hidden]) for v in values])}, kept)
+                found.append(self._own(outcome))
+            save_file({"values": torch.stack([torch.stack([own.delta, own.hidden]) for own in found])}, kept)
         layer = self.pipeline.encoder.value_layer if edits[0].settings.layer is None else edits[0].settings.layer
         rows: Tensor = load_file(kept)["values"]  # (n, 2, d)
         name = self.pipeline.encoder.name
-        return [Value(encoder=name, layer=layer, delta=delta, hidden=hidden) for delta, hidden in rows]
+        return [EditValue({name: EncoderValue(layer, delta, hidden)}) for delta, hidden in rows]
+
+    def _own(self, value: EditValue) -> EncoderValue:
+        """Return the value in the emoji model's one text encoder."""
+        return value.encoders[self.pipeline.encoder.name]
 
     def _moments(self, power: float, null_space: float | None) -> FactoredMoments:
         if (power, null_space) not in self._factored:

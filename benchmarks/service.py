@@ -74,9 +74,10 @@ SEED = """
         FROM seeded, base_models WHERE base_models.name = :model;
     INSERT INTO jobs (id, kind, target_id, state, attempt, payload_version, cancel_requested)
         SELECT id, 'optimize_edit', id, 'succeeded', 1, 1, false FROM seeded;
-    INSERT INTO edit_values (edit_id, encoder, layer, delta, hidden, sha256, losses, attempt, engine)
-        SELECT id, 'text_encoder', 10, '\\x00', '\\x00', md5(id::text), '{"text": [0.1], "noise": [],
-            "delta_norm": 1.0, "hidden_norm": 1.0, "balance": null}', 1, 'seed' FROM seeded;
+    INSERT INTO edit_values (edit_id, content, sha256, encoders, losses, attempt, engine)
+        SELECT id, '\\x00', md5(id::text),
+            '[{"name": "text_encoder", "layer": 10, "delta_norm": 1.0, "hidden_norm": 1.0}]',
+            '{"text": [0.1], "noise": []}', 1, 'seed' FROM seeded;
 """
 
 

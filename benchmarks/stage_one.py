@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.measuring import child
@@ -36,8 +35,9 @@ from editing.pictures.draw import draw
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.noise import add_noise, to_pixels
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import compute_update
+from editing.values import EditValue, EncoderValue
 
 MODULE = "benchmarks.stage_one"
 HELD_OUT = 30
@@ -106,7 +106,7 @@ def _names() -> list[str]:
     return [concept.name for concept in read_concepts() if concept.skew is None]
 
 
-def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor | None, steps: int) -> Value:
+def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor | None, steps: int) -> EditValue:
     """The published loop for one concept; `pixels` (p, 3, height, width) of the destination, for a hybrid edit."""
     assert isinstance(edit.destination, DestinationPrompt)
     settings, encoder, tokenizer = edit.settings, pipeline.encoder, pipeline.tokenizer
@@ -156,7 +156,7 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
             delta.mul_((settings.max_delta_norm * hidden.norm() / delta.norm().clamp_min(1e-12)).clamp(max=1))
         losses.append(float(text.detach()))
     assert hidden is not None
-    return Value(encoder.name, layer, delta.detach().clone(), hidden, tuple(losses))
+    return EditValue({encoder.name: EncoderValue(layer, delta.detach().clone(), hidden)}, tuple(losses))
 
 
 def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | None:
@@ -177,12 +177,12 @@ def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | No
 
 
 def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out: Path) -> Cost:
-    """Optimise in this process; the values go to a file."""
+    """Optimize in this process and write each value to a file in the folder `out`."""
     pipeline = mid_size_pipeline() if case == "mid-size" else emoji_pipeline()
     edits = edits_of(concepts, settings_of(case, side))
     start = time.process_time()
     if side == "ours":
-        values = [value for value in optimize_values(pipeline, edits) if isinstance(value, Value)]
+        values = [value for value in optimize_values(pipeline, edits) if isinstance(value, EditValue)]
         seconds = time.process_time() - start
     else:
         asked = edits[0].settings.optimization_steps
@@ -197,13 +197,15 @@ def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out
     if len(values) < len(edits):
         raise SystemExit("an edit has failed")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    save_file({f"{i}.{name}": t for i, value in enumerate(values) for name, t in value.to_tensors().items()}, out)
+    out.mkdir()
+    for number, value in enumerate(values):
+        (out / f"{number}.safetensors").write_bytes(value.to_safetensors())
     steps_taken = sum(len(value.text_losses) for value in values) / len(values)
     return Cost(len(values), seconds / len(values), peak, steps_taken)
 
 
-def judge(files: Sequence[Path], *, concepts: int) -> list[dict[str, float]]:
-    """S2D and HD of stage II on the values in each file."""
+def judge(folders: Sequence[Path], *, concepts: int) -> list[dict[str, float]]:
+    """S2D and HD of stage II on the values in each folder."""
     pipeline = emoji_pipeline()
     examiner = Examiner(pipeline, load_classifier())
     moments = SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
@@ -214,19 +216,14 @@ def judge(files: Sequence[Path], *, concepts: int) -> list[dict[str, float]]:
     task = Task(tuple(pairs), aliases=(), held_out=tuple(_names()[-HELD_OUT:]))
     before = examiner.means(task)
     results = []
-    for file in files:
-        tensors = load_file(file)
+    for folder in folders:
         values = [
-            Value.from_tensors(
-                {name: tensors[f"{i}.{name}"] for name in ("delta", "hidden")},
-                encoder=pipeline.encoder.name,
-                layer=pipeline.encoder.value_layer,
-            )
-            for i in range(len(edits))
+            EditValue.from_safetensors((folder / f"{number}.safetensors").read_bytes()) for number in range(len(edits))
         ]
         update = compute_update(pipeline.encoder, edits, values, moments)
         scores = compare(before, examiner.means(task, update))
-        lengths = [value.delta_norm / value.hidden_norm for value in values]
+        encoders = [value.encoders[pipeline.encoder.name] for value in values]
+        lengths = [own.delta_norm / own.hidden_norm for own in encoders]
         results.append({"s2d": scores.s2d_free, "hd": scores.hd, "length": sum(lengths) / len(lengths)})
     return results
 

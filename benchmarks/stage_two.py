@@ -41,8 +41,8 @@ from benchmarks.measuring import (
 from editing.edits import ConceptEdit, DestinationPrompt
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value
 from editing.stage_two.update import ResidualSchedule, compute_update
+from editing.values import EditValue, EncoderValue
 
 ALPHA, MOMENT_WEIGHT = 0.5, 4000.0
 TOLERANCE = 1e-4  # ‖ΔW - ΔW plain‖ / ‖ΔW plain‖ of any layer: the plain encoder computes in float32
@@ -59,7 +59,8 @@ class Workload:
         self.edits = [ConceptEdit(subject, DestinationPrompt("art")) for subject in subjects(edits)]
         random = torch.Generator().manual_seed(1)
         drawn = torch.randn(edits, 2, self.encoder.width, generator=random)
-        self.values = [Value(self.encoder.name, self.layers[-1], delta=delta, hidden=hidden) for delta, hidden in drawn]
+        own = [EncoderValue(self.layers[-1], delta, hidden) for delta, hidden in drawn]
+        self.values = [EditValue({self.encoder.name: value}) for value in own]
 
 
 def subjects(count: int) -> list[str]:
@@ -109,7 +110,8 @@ def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) 
     positions = [tokenizer.locate(template, edit.source) for edit in work.edits for template in edit.templates]
     ids = work.encoder.ids([position.ids for position in positions], full_length=padding == "full")
     last = torch.tensor([position.last_subject_index for position in positions])
-    z = torch.stack([value.delta + value.hidden for value in work.values], 1).double()  # (d, n)
+    own = [value.encoders[work.encoder.name] for value in work.values]
+    z = torch.stack([value.delta + value.hidden for value in own], 1).double()  # (d, n)
 
     def forward(module: torch.nn.Module, *, output: bool) -> Tensor:
         """What a module reads or gives at the last subject tokens, mean over the templates, (·, n)."""

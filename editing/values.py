@@ -59,7 +59,7 @@ class EditValue:
         The metadata is one JSON string with the layers and the engine version: safetensors writes several metadata
         keys in random order. Equal values give equal bytes.
         """
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, value in self.encoders.items():
             tensors |= {f"{name}.delta": value.delta, f"{name}.hidden": value.hidden}
         facts = {

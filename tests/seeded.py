@@ -97,7 +97,7 @@ def finish(session: Session, edit_id: UUID) -> None:
     edit = session.get_one(Edit, edit_id, populate_existing=True)
     end_job(session, edit_id)
     edit.state = "ready"
-    edit.values = [drawn_value(edit.source, width=64, layer=2)]
+    edit.value = drawn_value(edit.source, width=64, layer=2)
     record(session, actor="worker", action="edit.ready", target=f"edit:{edit_id}", after={"state": "ready"})
     session.commit()
 

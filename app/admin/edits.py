@@ -176,12 +176,8 @@ def _edit_page(
     form: Filled = NOTHING,
 ) -> Response:
     edit = service.get_edit(session, edit_id=edit_id)
-    curves = [
-        (encoder, drawn)
-        for encoder, losses in service.losses(session, edit_id=edit_id).items()
-        for drawn in (curve("Text loss", losses.text), curve("Noise loss", losses.noise))
-        if drawn is not None
-    ]
+    losses = service.losses(session, edit_id=edit_id)
+    curves = [drawn for drawn in (curve("Text loss", losses.text), curve("Noise loss", losses.noise)) if drawn]
     events = []
     if principal.may("admin"):
         events = audit.list_events(session, wanted=AuditFilter(edit=edit_id), page=listed).items

@@ -27,8 +27,8 @@ class ManifestEdit:
     templates: Sequence[str]
     settings: Mapping[str, Any]
     reason: str | None
-    values: Mapping[str, str]
-    """The sha256 of its value, per text encoder; empty where it is written into cross-attention, which needs none."""
+    value: str | None
+    """The sha256 of its value; None if it is written into cross-attention, which needs none."""
     method: str = "text_encoder"
 
 
@@ -96,7 +96,7 @@ def _edit(edit: ManifestEdit) -> dict[str, Any]:
         "settings": dict(edit.settings),
         "reason": edit.reason,
     }
-    return content | ({"values": dict(edit.values)} if edit.method == "text_encoder" else {"method": edit.method})
+    return content | ({"value": edit.value} if edit.method == "text_encoder" else {"method": edit.method})
 
 
 def commit_of(files: Iterable[tuple[str, str]]) -> str:

@@ -156,7 +156,7 @@ def list_edits(session: Session, *, checkpoint_id: UUID, with_values: bool = Fal
     """Return the edits of a checkpoint in their order; their values, 6 KB each, only if asked for."""
     query = select(Edit).join(CheckpointEdit, CheckpointEdit.edit_id == Edit.id)
     query = query.where(CheckpointEdit.checkpoint_id == checkpoint_id).order_by(CheckpointEdit.position)
-    return session.scalars(query.options(selectinload(Edit.values)) if with_values else query).all()
+    return session.scalars(query.options(selectinload(Edit.value)) if with_values else query).all()
 
 
 def edit_methods(session: Session, *, checkpoint_id: UUID) -> dict[UUID, str]:
@@ -177,11 +177,11 @@ def ready_edits(session: Session, *, model_id: UUID) -> Sequence[Edit]:
 
 def value_layers(session: Session, *, ids: Iterable[UUID]) -> dict[UUID, dict[str, int]]:
     """Return the layer that each edit's value was optimized for, by text encoder."""
-    query = select(EditValue.edit_id, EditValue.encoder, EditValue.layer).where(EditValue.edit_id.in_(set(ids)))
-    layers: dict[UUID, dict[str, int]] = {}
-    for edit_id, encoder, layer in session.execute(query.order_by(EditValue.edit_id, EditValue.encoder)):
-        layers.setdefault(edit_id, {})[encoder] = layer
-    return layers
+    query = select(EditValue.edit_id, EditValue.encoders).where(EditValue.edit_id.in_(set(ids)))
+    return {
+        edit_id: {encoder["name"]: encoder["layer"] for encoder in encoders}
+        for edit_id, encoders in session.execute(query)
+    }
 
 
 def select_evaluations(checkpoint_id: UUID, *, kind: str | None = None) -> Select[Evaluation]:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-import numpy
-from safetensors.numpy import save
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
@@ -158,32 +156,27 @@ def edit_status(session: Session, *, edit_id: UUID) -> WorkStatus:
     return work_status(session, edit)
 
 
-def losses(session: Session, *, edit_id: UUID) -> dict[str, Losses]:
-    """The losses of each step of stage I, by text encoder; empty until the edit is ready."""
-    return {
-        encoder: Losses(text=text or [], noise=noise or [])
-        for encoder, text, noise in queries.losses(session, edit_id=edit_id)
-    }
+def losses(session: Session, *, edit_id: UUID) -> Losses:
+    """Return the losses of each step of stage I. They are empty until the edit is ready."""
+    found = session.scalar(select(EditValue.losses).where(EditValue.edit_id == edit_id)) or {}
+    return Losses(text=found.get("text", []), noise=found.get("noise", []))
 
 
 def value_file(session: Session, *, edit_id: UUID) -> bytes:
-    """The value vectors as safetensors: `<encoder>.delta` and `<encoder>.hidden`, each float32 `(width,)`.
+    """Return the value as it is stored, a safetensors file: `<encoder>.delta` and `<encoder>.hidden`, float32 (width,).
 
-    δ is what the encoder's output at the value's layer needs added, h the output that it had. Raises `EditNotReady`,
-    and `BlobCorrupt` where the vectors do not have the sha256 under which they were written.
+    δ is what is added to the encoder's state after the value's layer, h that state before any edit. Raises
+    `EditNotReady`, and `BlobCorrupt` if the file does not have the sha256 that was stored with it.
     """
     edit = session.get(Edit, edit_id)
     if edit is None:
         raise EditNotFound(edit_id)
     if edit.state != "ready":
         raise EditNotReady(edit_id, edit.state)
-    tensors = {}
-    for value in session.scalars(select(EditValue).where(EditValue.edit_id == edit_id).order_by(EditValue.encoder)):
-        if hashlib.sha256(value.delta + value.hidden).hexdigest() != value.sha256:
-            raise BlobCorrupt(value.sha256)
-        tensors[f"{value.encoder}.delta"] = numpy.frombuffer(value.delta, dtype="<f4")
-        tensors[f"{value.encoder}.hidden"] = numpy.frombuffer(value.hidden, dtype="<f4")
-    return save(tensors, metadata={"edit": str(edit_id)})
+    value = session.get_one(EditValue, edit_id)
+    if hashlib.sha256(value.content).hexdigest() != value.sha256:
+        raise BlobCorrupt(value.sha256)
+    return value.content
 
 
 def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:

@@ -1,9 +1,15 @@
-"""Rename columns and JSON keys to the terms of the field."""
+"""Rename columns and JSON keys to the terms of the field, and store one value per edit."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy import Row
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0012"
 down_revision = "0011"
@@ -25,11 +31,12 @@ CROSS_ATTENTION = {"lamb": "regularization_weight"}
 REPORT = {"unjudged": "not_evaluated"}
 CONFIDENCES = {"oracle": "destination"}
 REPORTED_EDIT = {"took": "succeeded", "oracle": "destination_score"}
+BATCH = 500
 
 
 def upgrade() -> None:
     rename_keys("edits", "settings", (), SETTINGS)
-    rename_keys("edit_values", "losses", ("settings",), SETTINGS)
+    join_values()
     rename_keys("evaluations", "request", (), SAMPLING)
     rename_keys("evaluations", "report", (), REPORT)
     rename_keys("evaluations", "report", ("confidences",), CONFIDENCES)
@@ -51,8 +58,8 @@ def downgrade() -> None:
     rename_keys("evaluations", "report", ("confidences",), reverse(CONFIDENCES))
     rename_keys("evaluations", "report", (), reverse(REPORT))
     rename_keys("evaluations", "request", (), reverse(SAMPLING))
-    rename_keys("edit_values", "losses", ("settings",), reverse(SETTINGS))
     rename_keys("edits", "settings", (), reverse(SETTINGS))
+    split_values()
 
 
 def reverse(names: Mapping[str, str]) -> dict[str, str]:
@@ -108,3 +115,135 @@ def restore_outbox() -> None:
         sa.Column("job_id", sa.Uuid(), sa.ForeignKey("jobs.id", name="fk_outbox_job_id"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
     )
+
+
+def join_values() -> None:
+    """Store one safetensors file per edit instead of one row per text encoder."""
+    op.add_column("edit_values", sa.Column("content", sa.LargeBinary()))
+    op.add_column("edit_values", sa.Column("encoders", JSONB()))
+    op.add_column("edit_values", sa.Column("balance", JSONB()))
+    rows = "SELECT edit_id, encoder, layer, delta, hidden, losses, engine FROM edit_values ORDER BY edit_id, encoder"
+    update = """
+        UPDATE edit_values SET content = :content, sha256 = :sha256, encoders = CAST(:encoders AS jsonb),
+            balance = CAST(:balance AS jsonb), losses = losses - '{delta_norm,hidden_norm,settings,balance}'::text[]
+        WHERE edit_id = :edit_id AND encoder = :encoder"""
+    convert(update, (joined(list(parts)) for _, parts in groupby(read(rows), key=lambda row: row.edit_id)))
+    op.execute("DELETE FROM edit_values WHERE content IS NULL")
+    op.drop_constraint("pk_edit_values", "edit_values")
+    for column in ("encoder", "layer", "delta", "hidden"):
+        op.drop_column("edit_values", column)
+    op.create_primary_key("pk_edit_values", "edit_values", ["edit_id"])
+    for column in ("content", "encoders"):
+        op.alter_column("edit_values", column, nullable=False)
+
+
+def joined(parts: Sequence[Row[Any]]) -> dict[str, Any]:
+    """Return the parameters of the row that replaces the rows of one edit."""
+    first = parts[0]
+    content = to_safetensors(
+        {
+            f"{part.encoder}.{name}": vector
+            for part in parts
+            for name, vector in (("delta", part.delta), ("hidden", part.hidden))
+        },
+        facts={"engine_version": first.engine, "layers": {part.encoder: part.layer for part in parts}},
+    )
+    norms = ("delta_norm", "hidden_norm")
+    encoders = [
+        {"name": part.encoder, "layer": part.layer, **{norm: part.losses.get(norm) for norm in norms}} for part in parts
+    ]
+    balance = first.losses.get("balance")
+    return {
+        "edit_id": first.edit_id,
+        "encoder": first.encoder,
+        "content": content,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "encoders": json.dumps(encoders),
+        "balance": None if balance is None else json.dumps(balance),
+    }
+
+
+def split_values() -> None:
+    """Store one row per text encoder again."""
+    op.drop_constraint("pk_edit_values", "edit_values")
+    op.add_column("edit_values", sa.Column("encoder", sa.String()))
+    op.add_column("edit_values", sa.Column("layer", sa.Integer()))
+    op.add_column("edit_values", sa.Column("delta", sa.LargeBinary()))
+    op.add_column("edit_values", sa.Column("hidden", sa.LargeBinary()))
+    rows = """
+        SELECT edit_id, content, encoders, balance, losses, attempt, engine, settings, edit_values.created_at
+        FROM edit_values JOIN edits ON edits.id = edit_id"""
+    insert = """
+        INSERT INTO edit_values
+            (edit_id, encoder, layer, delta, hidden, sha256, content, encoders, losses, attempt, engine, created_at)
+        VALUES (:edit_id, :encoder, :layer, :delta, :hidden, :sha256, :content, '[]', CAST(:losses AS jsonb), :attempt,
+            :engine, :created_at)"""
+    convert(insert, (part for row in read(rows) for part in split(row)))
+    op.execute("DELETE FROM edit_values WHERE encoder IS NULL")
+    for column in ("content", "encoders", "balance"):
+        op.drop_column("edit_values", column)
+    for column in ("encoder", "layer", "delta", "hidden"):
+        op.alter_column("edit_values", column, nullable=False)
+    op.create_primary_key("pk_edit_values", "edit_values", ["edit_id", "encoder"])
+
+
+def split(row: Row[Any]) -> list[dict[str, Any]]:
+    """Return the parameters of the rows that replace the row of one edit."""
+    tensors = from_safetensors(row.content)
+    parts = []
+    for encoder in row.encoders:
+        delta, hidden = (tensors[f"{encoder['name']}.{name}"] for name in ("delta", "hidden"))
+        losses = {
+            **row.losses,
+            "delta_norm": encoder["delta_norm"],
+            "hidden_norm": encoder["hidden_norm"],
+            "settings": row.settings,
+            "balance": row.balance,
+        }
+        parts.append(
+            {
+                "edit_id": row.edit_id,
+                "encoder": encoder["name"],
+                "layer": encoder["layer"],
+                "delta": delta,
+                "hidden": hidden,
+                "sha256": hashlib.sha256(delta + hidden).hexdigest(),
+                "content": b"",
+                "losses": json.dumps(losses),
+                "attempt": row.attempt,
+                "engine": row.engine,
+                "created_at": row.created_at,
+            }
+        )
+    return parts
+
+
+def to_safetensors(vectors: Mapping[str, bytes], *, facts: Mapping[str, Any]) -> bytes:
+    """Write float32 vectors as `editing.EditValue` does, without torch."""
+    header: dict[str, Any] = {"__metadata__": {"edit_value": json.dumps(facts)}}
+    start = 0
+    for name, vector in sorted(vectors.items()):
+        header[name] = {"dtype": "F32", "shape": [len(vector) // 4], "data_offsets": [start, start + len(vector)]}
+        start += len(vector)
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded + b"".join(vector for _, vector in sorted(vectors.items()))
+
+
+def from_safetensors(content: bytes) -> dict[str, bytes]:
+    """Return the bytes of each tensor of a file."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    spans = {name: tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"}
+    return {name: content[start + first : start + last] for name, (first, last) in spans.items()}
+
+
+def read(query: str) -> Iterator[Row[Any]]:
+    """Read rows in batches, so that memory holds few vectors at a time."""
+    return iter(op.get_bind().execute(sa.text(query).execution_options(yield_per=BATCH)))
+
+
+def convert(statement: str, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Execute the statement once for each row."""
+    while batch := list(islice(rows, BATCH)):
+        op.get_bind().execute(sa.text(statement), batch)

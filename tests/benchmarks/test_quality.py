@@ -6,8 +6,9 @@ from demo.concepts import WEIGHTS, read_concepts
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import load_pipeline
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import compute_update
+from editing.values import EditValue
 
 
 def test_a_task_names_every_concept_once_and_is_the_seed_s() -> None:
@@ -53,7 +54,7 @@ def test_the_emoji_model_before_and_after_two_edits() -> None:
     settings = StageOneSettings(objective="text", optimization_steps=60)
     edits = [ConceptEdit(source, DestinationPrompt(name), settings=settings) for source, name in task.pairs]
     values = optimize_values(pipeline, edits)
-    assert all(isinstance(value, Value) for value in values)
+    assert all(isinstance(value, EditValue) for value in values)
     moments = SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
     scores = compare(before, examiner.means(task, compute_update(pipeline.encoder, edits, values, moments)))
     assert scores.s2d_free > 0.7 and scores.sf > 0.7

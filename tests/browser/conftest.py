@@ -66,7 +66,7 @@ def site(
             file = store_content(store, "before-after.png", (folder / "grid.png").read_bytes())
             files = [asdict(file)]
             session.execute(update(Evaluation).values(state="ready", files=files, report={"prompts": [HOSTILE]}))
-            losses = {"text": [1.5, 0.2, 0.0007], "noise": [0.3, 0.2, 0.1], "delta_norm": 3.0, "hidden_norm": 27.0}
+            losses = {"text": [1.5, 0.2, 0.0007], "noise": [0.3, 0.2, 0.1]}
             session.execute(update(EditValue).values(losses=losses))
             session.execute(update(Job).where(Job.state == "queued").values(state="succeeded"))  # not for the worker
             edit = seeded.edits["ready"]

@@ -13,8 +13,9 @@ from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
 from editing.second_moments.estimate import estimate_second_moments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import Update, compute_update
+from editing.values import EditValue
 from tests.pipelines import Family, make_old, write_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -94,15 +95,15 @@ def any_moments(any_pipeline: EditablePipeline) -> SecondMoments:
 
 
 @pytest.fixture(scope="session")
-def any_values(any_pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[Value]:
+def any_values(any_pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[EditValue]:
     values = optimize_values(any_pipeline, edits)
-    assert all(isinstance(value, Value) for value in values), values
-    return cast(list[Value], values)
+    assert all(isinstance(value, EditValue) for value in values), values
+    return cast(list[EditValue], values)
 
 
 @pytest.fixture(scope="session")
 def any_updates(
-    any_pipeline: EditablePipeline, edits: list[ConceptEdit], any_values: list[Value], any_moments: SecondMoments
+    any_pipeline: EditablePipeline, edits: list[ConceptEdit], any_values: list[EditValue], any_moments: SecondMoments
 ) -> list[Update]:
     """One for each encoder."""
     return [compute_update(encoder, edits, any_values, any_moments) for encoder in any_pipeline.encoders]
@@ -116,15 +117,15 @@ def edits() -> list[ConceptEdit]:
 
 
 @pytest.fixture(scope="session")
-def values(pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[Value]:
+def values(pipeline: EditablePipeline, edits: list[ConceptEdit]) -> list[EditValue]:
     values = optimize_values(pipeline, edits)
-    assert all(isinstance(value, Value) for value in values), values
-    return cast(list[Value], values)
+    assert all(isinstance(value, EditValue) for value in values), values
+    return cast(list[EditValue], values)
 
 
 @pytest.fixture(scope="session")
 def update(
-    pipeline: EditablePipeline, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+    pipeline: EditablePipeline, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
 ) -> Update:
     return compute_update(pipeline.encoder, edits, values, second_moments)
 

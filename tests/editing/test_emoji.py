@@ -13,8 +13,8 @@ from demo.concepts import read_concepts
 from demo.emoji import Emoji
 from editing.edits import ConceptEdit, DestinationPrompt, Erasure, ReferenceImages, StageOneSettings
 from editing.pipelines import load_pipeline
-from editing.stage_one.optimize import Value
 from editing.stage_two.update import Update, applied, compute_update
+from editing.values import EditValue
 from editing.weights import export_text_encoder
 
 pytestmark = pytest.mark.slow
@@ -58,12 +58,12 @@ def edits(emoji: Emoji) -> list[ConceptEdit]:
 
 
 @pytest.fixture(scope="module")
-def values(emoji: Emoji, edits: list[ConceptEdit]) -> list[Value]:
+def values(emoji: Emoji, edits: list[ConceptEdit]) -> list[EditValue]:
     return emoji.values(edits)
 
 
 @pytest.fixture(scope="module")
-def update(emoji: Emoji, edits: list[ConceptEdit], values: list[Value]) -> Update:
+def update(emoji: Emoji, edits: list[ConceptEdit], values: list[EditValue]) -> Update:
     return compute_update(emoji.pipeline.encoder, edits, values, emoji.moments)
 
 
@@ -93,7 +93,7 @@ def test_other_concepts_stay(emoji: Emoji, edits: list[ConceptEdit], update: Upd
         assert confidence(emoji, kept) > before - 0.05
 
 
-def test_losses_fall(edits: list[ConceptEdit], values: list[Value]) -> None:
+def test_losses_fall(edits: list[ConceptEdit], values: list[EditValue]) -> None:
     for edit, value in zip(edits, values, strict=True):
         if value.text_losses:
             assert value.text_losses[-1] < 0.2 * value.text_losses[0], edit

@@ -13,7 +13,9 @@ from torch import Generator, Tensor
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import UnsafePipeline, UnsupportedPipeline
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
+from editing.values import EditValue
+from tests.editing.values import first
 from tests.pipelines import LENGTH, PROJECTION, WIDTH, WIDTH_2
 
 PROMPTS = ["a cat", "The old tree, in the sea!", "", "word " * 30]
@@ -185,12 +187,12 @@ class TestPrecision:
         )
         edit = ConceptEdit("cat", DestinationPrompt("dog"), settings=settings)
         (ours,), (theirs,) = optimize_values(pipeline, [edit]), optimize_values(gpu, [edit])
-        assert isinstance(ours, Value) and isinstance(theirs, Value)
+        assert isinstance(ours, EditValue) and isinstance(theirs, EditValue)
         assert theirs.text_losses[0] == pytest.approx(ours.text_losses[0], rel=1e-3)
         assert theirs.noise_losses[0] == pytest.approx(ours.noise_losses[0], rel=0.1)
         again = optimize_values(gpu, [edit])[0]
-        assert isinstance(again, Value)
-        torch.testing.assert_close(again.delta, theirs.delta)
+        assert isinstance(again, EditValue)
+        torch.testing.assert_close(first(again).delta, first(theirs).delta)
 
 
 def latents(pipeline: EditablePipeline) -> tuple[Tensor, Tensor, Condition]:

@@ -12,12 +12,12 @@ from editing.edits import Balance, ConceptEdit
 
 if TYPE_CHECKING:
     from editing.debias.balancing import DebiasProgress
-    from editing.stage_one.optimize import Value
+    from editing.values import EditValue
 
 
 def balance(
-    context: JobContext, lease: Lease, edit: ConceptEdit, value: "Value", *, model_id: UUID
-) -> tuple["Value", JsonObject]:
+    context: JobContext, lease: Lease, edit: ConceptEdit, value: "EditValue", *, model_id: UUID
+) -> tuple["EditValue", JsonObject]:
     """The edit's value mixed by Algorithm 1, and how that was found, to be kept with it.
 
     Where no classifier tells the prompts apart, or the model has no statistics for stage II, the value stays mixed by

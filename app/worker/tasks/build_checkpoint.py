@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from app.checkpoints.card import card
 from app.checkpoints.files import EDITABLE, base_files, merge_files, store_content, store_folder
 from app.checkpoints.manifest import LIBRARIES, Inputs, ManifestEdit, manifest
 from app.checkpoints.publish import publish
-from app.db.models import Checkpoint, EditValue, JsonObject, Statistics
+from app.db.models import Checkpoint, Edit, JsonObject, Statistics
 from app.evaluations.service import request_check
 from app.jobs.leases import Lease
 from app.observability.metrics import RESIDUAL, STAGE_SECONDS
@@ -36,7 +36,6 @@ from editing.stage_two.conflicts import Conflict
 
 if TYPE_CHECKING:
     from editing.pipelines import EditablePipeline
-    from editing.stage_one.optimize import Value
     from editing.stage_two.update import Update
     from editing.uce.cross_attention import CrossAttentionUpdate
 
@@ -96,7 +95,7 @@ def _papers(store: Store, work: "Work", weights: Sequence[File], *, signer: Sign
 
 def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline") -> list["Update"]:
     """Stage II, for one text encoder after the other."""
-    values = [_value(rows) for rows in work.values]
+    values = [editing.EditValue.from_safetensors(content) for content in work.values]
     total = sum(map(len, work.inputs.layers.values()))
     updates: list[Update] = []
 
@@ -146,8 +145,8 @@ class Work:
     inputs: Inputs
     edits: tuple[ConceptEdit, ...]
     """Those of the memory."""
-    values: tuple[Sequence[EditValue], ...]
-    """Of each edit of the memory, one for each text encoder."""
+    values: tuple[bytes, ...]
+    """Of each of `edits`, as it is stored."""
     crossed: tuple[ConceptEdit, ...]
     """Those of cross-attention."""
     base: tuple[File, ...]
@@ -185,7 +184,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
                 templates=edit.templates,
                 settings=edit.settings,
                 reason=edit.reason,
-                values={value.encoder: value.sha256 for value in edit.values if methods[edit.id] == "text_encoder"},
+                value=edit.value.sha256 if edit.value and methods[edit.id] == "text_encoder" else None,
                 method=methods[edit.id],
             )
             for edit in edits
@@ -198,24 +197,18 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
         model_id=model.id,
         inputs=inputs,
         edits=tuple(concept_edit(edit, store=store) for edit in in_text_encoder),
-        values=tuple(edit.values for edit in in_text_encoder),
+        values=tuple(map(_stored_value, in_text_encoder)),
         crossed=tuple(concept_edit(edit, store=store) for edit in crossed),
         base=tuple(base),
     )
 
 
-def _value(rows: Sequence[EditValue]) -> "Value":
-    """The value of one edit, of all text encoders."""
-    first, *others = map(_part, rows)
-    return replace(first, others=tuple(others))
-
-
-def _part(row: EditValue) -> "Value":
-    """The value vectors, checked against the digest that was stored with them."""
-    content = row.delta + row.hidden
-    if hashlib.sha256(content).hexdigest() != row.sha256:
-        raise EditingError(f"the value of the edit {row.edit_id} is not what was stored: retry that edit")
-    return editing.Value.from_bytes(content, encoder=row.encoder, layer=row.layer)
+def _stored_value(edit: Edit) -> bytes:
+    """Return the value as it is stored, checked against its sha256."""
+    value = edit.value
+    if value is None or hashlib.sha256(value.content).hexdigest() != value.sha256:
+        raise EditingError(f"the value of {edit.source!r} (edit {edit.id}) is damaged: retry that edit")
+    return value.content
 
 
 def _report(work: Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:

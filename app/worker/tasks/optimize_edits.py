@@ -23,7 +23,7 @@ from editing.errors import Cancelled, EditingError
 
 if TYPE_CHECKING:
     from editing.pipelines import EditablePipeline
-    from editing.stage_one.optimize import StageOneProgress, Value
+    from editing.stage_one.optimize import StageOneProgress
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 
 def _optimize(
     context: JobContext, pipeline: "EditablePipeline", leases: Sequence[Lease], edits: Sequence[editing.ConceptEdit]
-) -> Sequence["Value | Exception"]:
+) -> Sequence["editing.EditValue | Exception"]:
     """Return an outcome for each edit. A batch that fails, perhaps for lack of memory, is retried edit by edit."""
 
     def progress(now: "StageOneProgress") -> None:
@@ -74,8 +74,8 @@ def _optimize(
 
 
 def _balance(
-    context: JobContext, lease: Lease, edit: editing.ConceptEdit, value: "Value", *, model_id: UUID
-) -> tuple["Value | Exception", JsonObject | None]:
+    context: JobContext, lease: Lease, edit: editing.ConceptEdit, value: "editing.EditValue", *, model_id: UUID
+) -> tuple["editing.EditValue | Exception", JsonObject | None]:
     """Mix the values of a balance. A failure does not affect other edits."""
     try:
         with STAGE_SECONDS.labels("balance").time():
@@ -88,7 +88,7 @@ def _balance(
 
 
 def _conclude(
-    context: JobContext, lease: Lease, outcome: "Value | Exception", *, balance: JsonObject | None = None
+    context: JobContext, lease: Lease, outcome: "editing.EditValue | Exception", *, balance: JsonObject | None = None
 ) -> None:
     """Write one edit's outcome. The runner ends a cancelled one; another attempt ends one whose lease was lost."""
     try:
@@ -99,43 +99,31 @@ def _conclude(
             return
         with context.result(lease) as session:
             _write(session, lease, outcome, balance)
-        for part in outcome.parts:
-            for loss, losses in (("text", part.text_losses), ("noise", part.noise_losses)):
-                if losses:
-                    FINAL_LOSS.labels(loss).observe(losses[-1])
+        for loss, losses in (("text", outcome.text_losses), ("noise", outcome.noise_losses)):
+            if losses:
+                FINAL_LOSS.labels(loss).observe(losses[-1])
     except Cancelled:
         return
     except LeaseLost as error:
         log.warning("result refused: the lease was lost", lease=str(error))
 
 
-def _write(session: Session, lease: Lease, value: "Value", balance: JsonObject | None) -> None:
-    rows = [_row(lease, part, balance) for part in value.parts]
-    session.add_all(rows)
-    details: JsonObject = {"value": rows[0].sha256}
-    if len(rows) > 1:
-        details["values"] = {row.encoder: row.sha256 for row in rows}
-    end_resource(session, lease=lease, state=lease.kind.done, details=details)
-
-
-def _row(lease: Lease, value: "Value", balance: JsonObject | None) -> EditValue:
-    content = value.to_bytes()  # δ, then h
-    half = len(content) // 2
-    return EditValue(
-        edit_id=lease.target_id,
-        encoder=value.encoder,
-        layer=value.layer,
-        delta=content[:half],
-        hidden=content[half:],
-        sha256=hashlib.sha256(content).hexdigest(),
-        losses={
-            "text": list(value.text_losses),
-            "noise": list(value.noise_losses),
-            "delta_norm": value.delta_norm,
-            "hidden_norm": value.hidden_norm,
-            "settings": dict(value.settings),
-            "balance": balance,
-        },
-        attempt=lease.attempt,
-        engine=value.engine_version,
+def _write(session: Session, lease: Lease, value: "editing.EditValue", balance: JsonObject | None) -> None:
+    content = value.to_safetensors()
+    sha256 = hashlib.sha256(content).hexdigest()
+    session.add(
+        EditValue(
+            edit_id=lease.target_id,
+            content=content,
+            sha256=sha256,
+            encoders=[
+                {"name": name, "layer": own.layer, "delta_norm": own.delta_norm, "hidden_norm": own.hidden_norm}
+                for name, own in value.encoders.items()
+            ],
+            losses={"text": list(value.text_losses), "noise": list(value.noise_losses)},
+            balance=balance,
+            attempt=lease.attempt,
+            engine=value.engine_version,
+        )
     )
+    end_resource(session, lease=lease, state=lease.kind.done, details={"value": sha256})

@@ -148,8 +148,10 @@ class TestEdit:
 
     def test_losses_are_drawn(self, reader, add_edit, session):
         edit = add_edit("cat")
-        losses = {"text": [8.0, 4.0, 2.0], "noise": [0.0, 0.0, 0.0], "delta_norm": 3.25, "hidden_norm": 27.5}
-        session.execute(update(EditValue).where(EditValue.edit_id == edit.id).values(losses=losses))
+        losses = {"text": [8.0, 4.0, 2.0], "noise": [0.0, 0.0, 0.0]}
+        encoders = [{"name": "text_encoder", "layer": 2, "delta_norm": 3.25, "hidden_norm": 27.5}]
+        values = update(EditValue).where(EditValue.edit_id == edit.id).values(losses=losses, encoders=encoders)
+        session.execute(values)
         session.commit()
         page = loaded(reader, f"/admin/edits/{edit.id}")
         points = re.findall(r'<polyline class="curve" points="([^"]+)"', page)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -26,6 +27,7 @@ from app.storage import open_store
 from app.storage.store import Store
 from app.worker.runner import Runner
 from editing.files import File
+from editing.values import EncoderValue
 from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import LAYERS, write_pipeline
 from tests.servers import S3Server
@@ -42,7 +44,7 @@ def ready_edit(
     given = {"destination": {"prompt": f"not {source}"}, "templates": ["a photo of {}", "{}"], "settings": {}}
     edit = Edit(model_id=model.id, source=source, state=state, created_by="test", **(given | columns))
     if state == "ready":
-        edit.values = [drawn_value(source, width=width, layer=layer)]
+        edit.value = drawn_value(source, width=width, layer=layer)
     session.add(edit)
     session.commit()
     return edit
@@ -50,13 +52,12 @@ def ready_edit(
 
 def drawn_value(source: str, *, width: int, layer: int) -> EditValue:
     seed = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "big")
-    delta, hidden = np.random.default_rng(seed).standard_normal((2, width)).astype("<f4")
+    delta, hidden = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, width)).astype("<f4"))
+    content = editing.EditValue({"text_encoder": EncoderValue(layer, delta, hidden)}).to_safetensors()
     return EditValue(
-        encoder="text_encoder",
-        layer=layer,
-        delta=delta.tobytes(),
-        hidden=hidden.tobytes(),
-        sha256=hashlib.sha256(delta.tobytes() + hidden.tobytes()).hexdigest(),
+        content=content,
+        sha256=hashlib.sha256(content).hexdigest(),
+        encoders=[{"name": "text_encoder", "layer": layer, "delta_norm": 1.0, "hidden_norm": 1.0}],
         losses={},
         attempt=1,
         engine=editing.ENGINE_VERSION,

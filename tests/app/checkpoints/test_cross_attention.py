@@ -155,7 +155,7 @@ class TestPublished:
             }
         }
         assert "statistics" not in manifest
-        assert manifest["edits"][0]["method"] == "cross_attention" and "values" not in manifest["edits"][0]
+        assert manifest["edits"][0]["method"] == "cross_attention" and "value" not in manifest["edits"][0]
         assert manifest["files"][UNET] == digests(made)[UNET]
         card = service.store.read(digests(made)["README.md"]).decode()
         assert "The U-Net of tiny was changed" in card and "Only the U-Net was changed." in card

@@ -83,7 +83,7 @@ class TestPublished:
             "preserve": ["a red fox"],
             "residual_schedule": "spread",
         }
-        assert [(e["source"], e["values"]) for e in manifest["edits"]] == [("fox", {"text_encoder": value.sha256})]
+        assert [(e["source"], e["value"]) for e in manifest["edits"]] == [("fox", value.sha256)]
         assert manifest["files"][WEIGHTS] == digests(made)[WEIGHTS]
 
     def test_many_contexts(self, service):

@@ -1,9 +1,12 @@
+import hashlib
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -15,17 +18,19 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+import editing
 from app.audit.service import verify
 from app.auth.service import create_key
 from app.db.engine import connect
 from app.db.migrate import ROOT, upgrade
-from app.db.models import Base
+from app.db.models import Base, EditValue
 from app.jobs import workers
 from app.main import create_app
 from app.settings import Settings
 from app.signing.keys import create_key as create_signing_key
 from app.signing.service import note_key
 from app.storage.local import LocalStore
+from editing.values import EncoderValue
 from tests.app.conftest import issue_keys
 from tests.seeded import seed
 
@@ -112,6 +117,47 @@ def test_downgrade_and_upgrade_keep_the_rows(empty: Engine, settings: Settings, 
     with empty.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_values_are_joined_and_split_by_encoder(empty: Engine) -> None:
+    """Migration 0012 makes one safetensors file of an edit's rows; its downgrade restores them."""
+    upgrade(empty)
+    downgrade(empty, "0011")
+    norms = {"delta_norm": 2.0, "hidden_norm": 8.0}
+    losses = {"text": [2.0, 1.0], "noise": [], **norms, "settings": {"seed": 3}, "balance": {"note": "n"}}
+    vectors = {"text_encoder": torch.arange(6.0), "text_encoder_2": torch.arange(10.0)}
+    with empty.begin() as connection:
+        insert = """
+            WITH model AS (
+                INSERT INTO base_models (id, namespace, name, source, encoders, state, created_by)
+                VALUES (gen_random_uuid(), 'n', 'm', 's', '[]', 'ready', 't') RETURNING id
+            ) INSERT INTO edits (id, model_id, source, destination, templates, settings, labels, state, created_by)
+            SELECT gen_random_uuid(), id, 'fox', '{"prompt": "owl"}', '{}', '{"seed": 3}', '{}', 'ready', 't'
+            FROM model"""
+        connection.execute(text(insert))
+        for encoder, both in vectors.items():
+            delta, hidden = (half.numpy().tobytes() for half in both.chunk(2))
+            insert = """
+                INSERT INTO edit_values (edit_id, encoder, layer, delta, hidden, sha256, losses, attempt, engine)
+                SELECT id, :encoder, :layer, :delta, :hidden, :sha256, CAST(:losses AS jsonb), 2, '3' FROM edits"""
+            row = {"encoder": encoder, "layer": len(both), "delta": delta, "hidden": hidden}
+            sha256 = hashlib.sha256(delta + hidden).hexdigest()
+            connection.execute(text(insert), row | {"sha256": sha256, "losses": json.dumps(losses)})
+        before = connection.execute(text("SELECT * FROM edit_values ORDER BY encoder")).mappings().all()
+    upgrade(empty)
+    with Session(empty) as session:
+        row = session.scalars(select(EditValue)).one()
+        value = editing.EditValue(
+            {name: EncoderValue(len(both), *both.chunk(2)) for name, both in vectors.items()}, engine_version="3"
+        )
+        assert row.content == value.to_safetensors()
+        assert row.sha256 == hashlib.sha256(row.content).hexdigest()
+        assert row.encoders == [{"name": name, "layer": len(both), **norms} for name, both in vectors.items()]
+        assert (row.losses, row.balance) == ({"text": [2.0, 1.0], "noise": []}, {"note": "n"})
+    downgrade(empty, "0011")
+    with empty.connect() as connection:
+        after = connection.execute(text("SELECT * FROM edit_values ORDER BY encoder")).mappings().all()
+    assert [dict(row) for row in after] == [dict(row) for row in before]
 
 
 def rows(session: Session) -> dict[str, int]:

@@ -27,7 +27,6 @@ from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
 from app.worker.runner import Runner
-from editing.stage_one.optimize import Value
 from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import LAYERS_1, LAYERS_2, MLP_WIDTH, WIDTH, WIDTH_2, write_pipeline
 
@@ -115,8 +114,8 @@ def test_edited_end_to_end(
     }
     edit = service.post("/v1/models/xl/edits", asked, status=202)
     service.work()
-    values = service.get(f"/v1/edits/{edit['id']}")["values"]
-    assert [(value["encoder"], value["layer"]) for value in values] == [("text_encoder", 3), ("text_encoder_2", 5)]
+    encoders = service.get(f"/v1/edits/{edit['id']}")["value"]["encoders"]
+    assert [(own["name"], own["layer"]) for own in encoders] == [("text_encoder", 3), ("text_encoder_2", 5)]
     file = service.client.get(f"/v1/edits/{edit['id']}/value", headers=service.keys["read"])
     assert {key: len(tensor) for key, tensor in load(file.content).items()} == {
         "text_encoder.delta": WIDTH,
@@ -164,7 +163,7 @@ def _by_the_library(
         row = session.get_one(Edit, edit_id)
         edit = concept_edit(row, store=store)
     (value,) = editing.optimize_values(pipeline, [edit])
-    assert isinstance(value, Value)
+    assert isinstance(value, editing.EditValue)
     with ExitStack() as stack:
         for encoder in pipeline.encoders:
             update = editing.compute_update(encoder, [edit], [value], moments, alpha=0.6)
@@ -172,16 +171,21 @@ def _by_the_library(
         return pipeline.encode([PROMPT]).tensors
 
 
-def test_each_encoder_has_a_row(service: Service, model: Model, add_edits: Any, edit: Any, factory: Sessions) -> None:
+def test_one_value_holds_both_encoders(
+    service: Service, model: Model, add_edits: Any, edit: Any, factory: Sessions
+) -> None:
     (job_id,) = add_edits(model, {})
     service.work()
-    rows: list[EditValue] = edit(job_id).values
-    assert [len(row.delta) for row in rows] == [4 * WIDTH, 4 * WIDTH_2]
-    assert rows[0].losses["text"] == rows[1].losses["text"]
+    row: EditValue = edit(job_id).value
+    value = editing.EditValue.from_safetensors(row.content)
+    assert {name: len(own.delta) for name, own in value.encoders.items()} == {
+        "text_encoder": WIDTH,
+        "text_encoder_2": WIDTH_2,
+    }
     with factory() as session:
         last = session.query(AuditEvent).order_by(AuditEvent.sequence.desc()).first()
         assert last is not None
-        assert last.details["values"] == {row.encoder: row.sha256 for row in rows}
+        assert last.details["value"] == row.sha256
 
 
 @pytest.mark.parametrize(

@@ -428,7 +428,7 @@ class TestReference:
 EDIT = {
     "id": "00000000-0000-7000-8000-000000000000", "model": "emoji", "source": "dog", "destination": {"prompt": "cat"},
     "templates": ["{}"], "settings": {}, "reason": None, "labels": {}, "state": "queued", "progress": None,
-    "attempt": 0, "problem": None, "values": [], "created_by": "test", "created_at": "2026-11-24T12:00:00Z",
+    "attempt": 0, "problem": None, "value": None, "created_by": "test", "created_at": "2026-11-24T12:00:00Z",
     "updated_at": "2026-11-24T12:00:00Z",
 }  # fmt: skip
 

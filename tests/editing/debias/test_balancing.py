@@ -15,8 +15,9 @@ from editing.pictures.draw import draw
 from editing.pipelines import EditablePipeline
 from editing.second_moments.estimate import estimate_second_moments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value, mix, optimize_values
+from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import applied, compute_update
+from editing.values import EditValue, mix
 from tests.editing.conftest import CAPTIONS
 
 TEXT = StageOneSettings(objective="text", optimization_steps=10)
@@ -45,12 +46,12 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def values(pipeline: EditablePipeline) -> list[Value]:
-    return cast(list[Value], optimize_values(pipeline, [CAT, BOAT]))
+def values(pipeline: EditablePipeline) -> list[EditValue]:
+    return cast(list[EditValue], optimize_values(pipeline, [CAT, BOAT]))
 
 
 @pytest.fixture
-def one(pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments) -> Callable:
+def one(pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments) -> Callable:
     """Debias the cat, or both."""
 
     def search(classifier: Told, *, both: bool = False, settings: DebiasSettings = QUICK, **rest: object) -> list:
@@ -86,7 +87,8 @@ def test_the_search_ends_where_the_shares_are_met(one: Callable) -> None:
 def test_the_best_round_counts_where_none_meets_the_shares(one: Callable) -> None:
     (found,) = one(Told(4, 1, 0))
     assert found.chosen == 1 and not found.converged
-    assert found.value.delta.equal(mix(found.value.attributes, [*found.rounds[1].factors.values()]).delta)
+    mixed = mix(found.value.attributes, [*found.rounds[1].factors.values()])
+    assert found.value.to_safetensors() == mixed.to_safetensors()
 
 
 def test_one_that_is_met_keeps_its_mixture_while_another_is_sought(one: Callable) -> None:
@@ -106,7 +108,7 @@ def test_a_round_in_which_all_are_met_comes_before_one_that_is_nearer_on_average
 
 
 def test_pictures_are_those_of_the_edited_model(
-    one: Callable, pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments
+    one: Callable, pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments
 ) -> None:
     """Of both edits at once, each mixed as the round says, at the seeds of the settings."""
     told = Told(4, 4, 4, 4)
@@ -125,7 +127,7 @@ def test_the_pipeline_is_left_as_it_was_and_the_search_can_be_repeated(
     one: Callable, pipeline: EditablePipeline
 ) -> None:
     before = {layer: pipeline.encoder.fc2(layer).weight.clone() for layer in range(3)}
-    first, again = (one(told := Told(4, 1, 0))[0].value.to_bytes() for _ in range(2))
+    first, again = (one(told := Told(4, 1, 0))[0].value.to_safetensors() for _ in range(2))
     assert all(pipeline.encoder.fc2(layer).weight.equal(weight) for layer, weight in before.items())
     assert first == again and told.counts == []
 
@@ -146,13 +148,13 @@ def test_progress_is_told_after_the_pictures_of_each_edit(one: Callable) -> None
 
 
 def test_both_encoders_of_sdxl_are_edited(sdxl: EditablePipeline) -> None:
-    (value,) = cast(list[Value], optimize_values(sdxl, [CAT]))
+    (value,) = cast(list[EditValue], optimize_values(sdxl, [CAT]))
     moments = [estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders]
     told = Told(2)
     (found,) = debias(
         sdxl, [CAT], [value], moments, told, settings=DebiasSettings(rounds=1, pictures=2, num_inference_steps=1)
     )
-    assert [part.encoder for part in found.value.parts] == [encoder.name for encoder in sdxl.encoders]
+    assert list(found.value.encoders) == [encoder.name for encoder in sdxl.encoders]
     first, second = (
         compute_update(encoder, [CAT], [found.value], own) for encoder, own in zip(sdxl.encoders, moments, strict=True)
     )
@@ -179,7 +181,7 @@ class TestRefusals:
         assert raised.value.pointer == pointer
 
     def test_a_destination_that_is_no_balance(
-        self, pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments
+        self, pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         edit = ConceptEdit("cat", DestinationPrompt("dog"), settings=TEXT)
         with pytest.raises(InvalidEdit) as raised:
@@ -187,9 +189,9 @@ class TestRefusals:
         assert raised.value.pointer == "/edits/1/destination"
 
     def test_a_value_that_keeps_no_attributes(
-        self, pipeline: EditablePipeline, values: list[Value], second_moments: SecondMoments
+        self, pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments
     ) -> None:
-        read = Value.from_bytes(values[0].to_bytes(), encoder=values[0].encoder, layer=values[0].layer)
+        read = EditValue.from_safetensors(values[0].to_safetensors())
         with pytest.raises(InvalidEdit, match="optimise it anew") as raised:
             debias(pipeline, [CAT], [read], [second_moments], Told())
         assert raised.value.pointer == "/edits/0"

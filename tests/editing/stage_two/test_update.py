@@ -21,11 +21,13 @@ from editing.prompts import PromptTokenizer
 from editing.second_moments.estimate import estimate_second_moments
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
 from editing.stage_two.conflicts import Conflict
 from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, KEPT, WEIGHT
 from editing.stage_two.update import ResidualSchedule, Update, all_applied, applied, apply_update, compute_update
+from editing.values import EditValue, EncoderValue
 from tests.editing.conftest import CAPTIONS
+from tests.editing.values import first, one_encoder
 
 WIDTH, MLP_WIDTH, LAST = 32, 64, 2
 MANY = [f"thing {letter}{other}" for letter in "abcdefghij" for other in "klmnopq"]  # more than MLP_WIDTH
@@ -64,7 +66,7 @@ class TestAgainstPublished:
         edits = [ConceptEdit(r["source"], DestinationPrompt(r["dest"]), tuple(r["prompts"])) for r in requests]
         with np.load(golden_folder / "values.npz") as file:
             z = torch.from_numpy(file["v_star"])
-        values = [Value("text_encoder", 10, delta=row, hidden=torch.zeros_like(row)) for row in z]
+        values = [one_encoder("text_encoder", 10, delta=row, hidden=torch.zeros_like(row)) for row in z]
         with np.load(golden_folder / "c0.npz") as file:
             moments = {layer: torch.from_numpy(file[f"layer_{layer}"]).double() for layer in range(12)}
         layers = list(range(first, 11))
@@ -94,7 +96,7 @@ class TestAgainstPublished:
 def written_out(
     encoder: EditableEncoder,
     edits: Sequence[ConceptEdit],
-    values: Sequence[Value],
+    values: Sequence[EditValue],
     moments: SecondMoments,
     *,
     alpha: float,
@@ -132,8 +134,8 @@ def written_out(
         return torch.stack([read(module, prompt, edit.source, output=output) for prompt in prompts]).mean(0)
 
     changes = {}
-    z = torch.stack([value.hidden.double() + value.delta.double() for value in values], 1)
-    delta = torch.stack([value.delta.double() for value in values], 1)
+    z = torch.stack([first(value).hidden.double() + first(value).delta.double() for value in values], 1)
+    delta = torch.stack([first(value).delta.double() for value in values], 1)
     for done, layer in enumerate(layers):
         fc2, left = blocks[layer].mlp.fc2, len(layers) - done
         k = torch.stack([column(fc2, edit, output=False) for edit in edits], 1)
@@ -160,7 +162,7 @@ class TestClosedForm:
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
         residual_schedule: ResidualSchedule,
         alpha: float,
@@ -185,7 +187,7 @@ class TestClosedForm:
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
         residual_schedule: ResidualSchedule,
     ) -> None:
@@ -204,7 +206,7 @@ class TestClosedForm:
             ConceptEdit(source, DestinationPrompt("dog"), templates[i % 3]) for i, source in enumerate(MANY[:count])
         ]
         drawn = torch.randn(count, 2, WIDTH, generator=torch.Generator().manual_seed(0))
-        values = [Value("text_encoder", LAST, delta=delta, hidden=hidden) for delta, hidden in drawn]
+        values = [one_encoder("text_encoder", LAST, delta=delta, hidden=hidden) for delta, hidden in drawn]
         options = {"alpha": 0.5, "moment_weight": 100.0, "layers": (1, 2), "residual_schedule": "spread"}
         update = compute_update(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
@@ -213,7 +215,7 @@ class TestClosedForm:
             assert update.layers[layer].a.shape == (MLP_WIDTH, WIDTH)
 
     def test_half_precision_weights_are_taken_as_they_are(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         half = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
         half.layers.half()
@@ -228,7 +230,7 @@ class TestClosedForm:
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
         preserve: Sequence[str],
     ) -> None:
@@ -246,7 +248,7 @@ class TestClosedForm:
         assert (update.layers[1].moment_condition is None) == (len(preserve) >= MLP_WIDTH)
 
     def test_preserving_a_prompt_keeps_its_state(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         ids = [encoder.tokenizer.encode("red cat").ids]
 
@@ -261,7 +263,7 @@ class TestClosedForm:
         assert moved(("red cat",)) < 0.5 * moved(())
 
     def test_many_contexts_are_columns_of_one_value(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         """The same as so many edits, one for each prompt, whose neighbours are preserved prompts; weighed together."""
         edits = [dataclasses.replace(edit, templates=("a photo of {}", "{}")) for edit in edits]
@@ -299,26 +301,29 @@ class TestClosedForm:
         assert len(found.residuals) == len(edits)
 
     def test_spread_reaches_h_plus_delta(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         """With next to no weight on what is known, the mean state after L is h + δ, in the weights as applied."""
         update = compute_update(encoder, edits, values, second_moments, moment_weight=1e-9)
         assert max(update.residuals) < 1e-3
         with applied(encoder, update):
             for edit, value in zip(edits, values, strict=True):
-                torch.testing.assert_close(state_after(encoder, edit), value.hidden + value.delta, rtol=1e-2, atol=1e-2)
+                torch.testing.assert_close(
+                    state_after(encoder, edit), first(value).hidden + first(value).delta, rtol=1e-2, atol=1e-2
+                )
 
     def test_residuals_are_those_of_the_applied_weights(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], update: Update
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], update: Update
     ) -> None:
         with applied(encoder, update):
             for edit, value, residual in zip(edits, values, update.residuals, strict=True):
-                left = (value.hidden + value.delta - state_after(encoder, edit)).norm() / value.delta.norm()
+                wanted = first(value).hidden + first(value).delta
+                left = (wanted - state_after(encoder, edit)).norm() / first(value).delta.norm()
                 assert float(left) == pytest.approx(residual, rel=1e-3)
         assert all(0 < residual < 1 for residual in update.residuals)
 
     def test_alpha_is_the_intensity(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         factored = FactoredMoments(second_moments)
         residuals = [
@@ -339,7 +344,7 @@ class TestDeterminism:
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
         update: Update,
     ) -> None:
@@ -348,7 +353,7 @@ class TestDeterminism:
         assert backwards.residuals == update.residuals[::-1]
 
     def test_removing_an_edit_is_never_having_had_it(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         factored = FactoredMoments(second_moments)
         compute_update(encoder, edits, values, factored)
@@ -359,7 +364,7 @@ class TestDeterminism:
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
         update: Update,
         tmp_path: Path,
@@ -373,13 +378,13 @@ class TestDeterminism:
         assert len(list(tmp_path.rglob("text_encoder.layer_*.safetensors"))) == 3
 
     def test_preserved_prompts_are_a_set(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         once = compute_update(encoder, edits, values, second_moments, preserve=["bird", "fish"])
         assert_equal(once, compute_update(encoder, edits, values, second_moments, preserve=["fish", "bird", "fish"]))
 
     def test_never_touches_the_encoder(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         before = weights_of(encoder)
         compute_update(encoder, edits, values, second_moments)
@@ -388,9 +393,9 @@ class TestDeterminism:
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
 
     def test_layers_default_to_those_up_to_the_values_own(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
-        lower = [dataclasses.replace(value, layer=1) for value in values]
+        lower = [one_encoder("text_encoder", 1, first(value).delta, first(value).hidden) for value in values]
         found = compute_update(encoder, edits, lower, second_moments)
         assert tuple(found.layers) == (0, 1)
         assert_equal(found, compute_update(encoder, edits, lower, second_moments, layers=(0, 1)))
@@ -434,7 +439,7 @@ class TestApply:
 
 class TestConflicts:
     def test_names_edits_that_pull_at_one_memory(
-        self, encoder: EditableEncoder, values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         edits = [
             ConceptEdit("cat", DestinationPrompt("dog")),
@@ -476,7 +481,7 @@ class TestRefusals:
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
         options: dict[str, object],
         pointer: str,
@@ -488,39 +493,39 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("spoil", "pointer"),
         [
-            (lambda value: Value("text_encoder_2", 2, value.delta, value.hidden), "/edits/1"),
-            (lambda value: Value("text_encoder", 2, value.delta[:-1], value.hidden[:-1]), "/edits/1"),
-            (lambda value: Value("text_encoder", 2, value.delta * math.nan, value.hidden), "/edits/1"),
-            (lambda value: Value("text_encoder", 1, value.delta, value.hidden), "/layers"),
+            (lambda own: one_encoder("text_encoder_2", 2, own.delta, own.hidden), "/edits/1"),
+            (lambda own: one_encoder("text_encoder", 2, own.delta[:-1], own.hidden[:-1]), "/edits/1"),
+            (lambda own: one_encoder("text_encoder", 2, own.delta * math.nan, own.hidden), "/edits/1"),
+            (lambda own: one_encoder("text_encoder", 1, own.delta, own.hidden), "/layers"),
         ],
     )
     def test_names_a_value_that_does_not_fit(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
-        values: list[Value],
+        values: list[EditValue],
         second_moments: SecondMoments,
-        spoil: Callable[[Value], Value],
+        spoil: Callable[[EncoderValue], EditValue],
         pointer: str,
     ) -> None:
         with pytest.raises(InvalidEdit) as refusal:
-            compute_update(encoder, edits, [values[0], spoil(values[1]), values[2]], second_moments)
+            compute_update(encoder, edits, [values[0], spoil(first(values[1])), values[2]], second_moments)
         assert refusal.value.pointer == pointer
 
     def test_each_edit_needs_its_value(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(InvalidEdit, match="each needs its own"):
             compute_update(encoder, edits, values[1:], second_moments)
 
     def test_raises_an_error_among_the_values(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(OptimisationDiverged, match="not finite"):
             compute_update(encoder, edits, [*values[:2], OptimisationDiverged("not finite")], second_moments)
 
     def test_names_a_preserved_prompt_that_is_none(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
             compute_update(encoder, edits, values, second_moments, preserve=["bird", " "])
@@ -536,7 +541,7 @@ class TestEveryFamily:
         self,
         any_pipeline: EditablePipeline,
         edits: list[ConceptEdit],
-        any_values: list[Value],
+        any_values: list[EditValue],
         any_moments: SecondMoments,
     ) -> None:
         for encoder in any_pipeline.encoders:
@@ -548,15 +553,15 @@ class TestEveryFamily:
         self, sdxl: EditablePipeline, edits: list[ConceptEdit], tmp_path: Path
     ) -> None:
         """The other encoder's part of the values and moments changes nothing."""
-        values = [value for value in optimize_values(sdxl, edits) if isinstance(value, Value)]
+        values = [value for value in optimize_values(sdxl, edits) if isinstance(value, EditValue)]
         moments = [estimate_second_moments(encoder, CAPTIONS) for encoder in sdxl.encoders]
         for index, encoder in enumerate(sdxl.encoders):
-            alone = [dataclasses.replace(value.parts[index], others=()) for value in values]
+            alone = [EditValue({encoder.name: value.encoders[encoder.name]}) for value in values]
             expected = compute_update(encoder, edits, alone, FactoredMoments(moments[index], encoder=encoder.name))
             assert_equal(compute_update(encoder, edits, values, SecondMoments.join(moments)), expected)
 
     def test_needs_the_encoders_own_value(
-        self, sdxl: EditablePipeline, edits: list[ConceptEdit], values: list[Value], second_moments: SecondMoments
+        self, sdxl: EditablePipeline, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         moments = dataclasses.replace(second_moments, encoder="text_encoder_2")
         with pytest.raises(InvalidEdit, match="another text encoder") as refusal:

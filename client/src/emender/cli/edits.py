@@ -146,13 +146,11 @@ def show_edit(edit: EditId, as_json: AsJson = False) -> None:
     def print_text() -> None:
         print_fields(found, "id", "model", "source", "destination", "state", "reason", "labels", "progress")
         print_fields(found, "templates", "settings")
-        for value in found.values:
-            losses = ", ".join(
-                f"{name} {loss:.4g}"
-                for name, loss in (("text", value.text_loss), ("noise", value.noise_loss))
-                if loss is not None
-            )
-            typer.echo(f"{value.encoder}: layer {value.layer}, losses {losses or 'none'}, sha256 {value.sha256}")
+        if (value := found.value) is not None:
+            losses = (("text loss", value.text_loss), ("noise loss", value.noise_loss))
+            facts = [f"{name} {loss:.4g}" for name, loss in losses if loss is not None]
+            facts += [f"{encoder.name} layer {encoder.layer}" for encoder in value.encoders]
+            typer.echo(f"value: {', '.join(facts)}, sha256 {value.sha256}")
         if found.problem is not None:
             typer.echo(f"problem: {found.problem.detail}")
 

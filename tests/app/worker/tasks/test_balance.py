@@ -16,7 +16,7 @@ from app.jobs.kinds import REGISTER_MODEL
 from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
 from app.worker.runner import JobContext, Runner
-from editing.stage_one.optimize import Value, mix
+from editing.values import mix
 from emender.schemas.edits import BalanceOut
 
 CAPTIONS = [f"{color} {thing}" for color in ("red", "pale", "my", "5") for thing in ("fox", "oak", "jug", "wasp")] * 4
@@ -57,7 +57,8 @@ def measured(judged: Model, runner: Runner, factory: Sessions, store: LocalStore
 def shown(factory: Sessions, edit: Edit) -> BalanceOut | None:
     with factory() as session:
         (described,) = describe(session, [session.get_one(Edit, edit.id)])
-    return described.values[0].balance
+    assert described.value is not None
+    return described.value.balance
 
 
 def test_the_value_is_mixed_by_what_the_pictures_show(
@@ -72,12 +73,11 @@ def test_the_value_is_mixed_by_what_the_pictures_show(
     assert found.rounds[0].factors == dict.fromkeys(GENDERS, 0.5)
     assert all(sum(each.shares.values()) == pytest.approx(1) for each in found.rounds)
     assert found.factors in [each.factors for each in found.rounds]
-    (value,) = row.values
     pipeline = runner.context.pipeline(measured.id)
     edits = [concept_edit(each, store=store) for each in (row, edit(other))]
-    plain = cast(Value, editing.optimize_values(pipeline, edits)[0])
+    plain = cast(editing.EditValue, editing.optimize_values(pipeline, edits)[0])
     factors = [found.factors[prompt] for prompt in cast(editing.Balance, edits[0].destination).weights]
-    assert value.delta + value.hidden == mix(plain.attributes, factors).to_bytes()
+    assert row.value is not None and row.value.content == mix(plain.attributes, factors).to_safetensors()
     assert shown(factory, edit(other)) is None
 
 
@@ -92,7 +92,7 @@ def test_without_a_classifier_the_weights_are_those_of_the_values(
     assert found.shares is None and found.rounds == [] and "no classifier" in (found.note or "")
     pipeline = runner.context.pipeline(registered.id)
     (plain,) = editing.optimize_values(pipeline, [concept_edit(row, store=store)])
-    assert row.values[0].delta + row.values[0].hidden == cast(Value, plain).to_bytes()
+    assert row.value is not None and row.value.content == cast(editing.EditValue, plain).to_safetensors()
 
 
 @pytest.mark.parametrize("prompts", [("red", "blue"), ("man doctor", "male doctor")])

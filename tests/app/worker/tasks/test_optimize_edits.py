@@ -16,7 +16,6 @@ from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
 from app.worker.problems import INTERNAL
 from app.worker.runner import Runner
-from editing.stage_one.optimize import Value
 
 AddEdits = Callable[..., list[UUID]]
 ReadEdit = Callable[[UUID], Edit]
@@ -61,7 +60,7 @@ def test_each_kind_of_destination(
 def test_the_value_is_the_methods(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, store: LocalStore
 ) -> None:
-    """Bit for bit what the library gives for the same edit, with losses and settings beside it."""
+    """The stored value has the library's bytes for the same edit; the row has its losses and layers."""
     (job_id,) = add_edits(
         registered, {"source": "cat", "settings": {"objective": "text", "optimization_steps": 5, "seed": 3}}
     )
@@ -69,13 +68,15 @@ def test_the_value_is_the_methods(
     row = edit(job_id)
     pipeline = runner.context.pipeline(registered.id)
     (expected,) = editing.optimize_values(pipeline, [concept_edit(row, store=store)])
-    assert isinstance(expected, Value)
-    (value,) = row.values
-    assert value.delta + value.hidden == expected.to_bytes()
+    assert isinstance(expected, editing.EditValue)
+    value = row.value
+    assert value is not None and value.content == expected.to_safetensors()
+    assert value.sha256 == hashlib.sha256(value.content).hexdigest()
     assert value.losses["text"] == list(expected.text_losses) and len(value.losses["text"]) == 5
-    assert value.losses["settings"]["seed"] == 3 and value.engine == editing.ENGINE_VERSION
-    read = Value.from_bytes(value.delta + value.hidden, encoder=value.encoder, layer=value.layer)
-    assert read.delta.equal(expected.delta) and read.hidden.equal(expected.hidden)
+    assert value.engine == editing.ENGINE_VERSION
+    own = expected.encoders["text_encoder"]
+    norms = {"delta_norm": own.delta_norm, "hidden_norm": own.hidden_norm}
+    assert value.encoders == [{"name": "text_encoder", "layer": own.layer, **norms}]
 
 
 def test_one_that_cannot_be_done_disturbs_no_other(
