@@ -16,8 +16,8 @@ from demo.corrections import HELD_OUT, HELD_OUT_PROMPT
 from editing.edits import ConceptEdit
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.optimize import Value
 from editing.stage_two.update import Update, applied, compute_update
+from editing.values import EditValue
 
 STEPS, GUIDANCE = 8, 3.0  # what the model draws well with: demo/weights/README.md
 
@@ -45,11 +45,11 @@ class Emoji:
         """What the classifier makes of those pictures."""
         return classify(self.draw(prompts, seeds), self.classifier)
 
-    def values(self, edits: Sequence[ConceptEdit]) -> list[Value]:
+    def values(self, edits: Sequence[ConceptEdit]) -> list[EditValue]:
         """Stage I. Raises the `EditingError` of an edit that fails."""
         found = []
         for outcome in editing.optimize_values(self.pipeline, edits):
-            if not isinstance(outcome, Value):
+            if not isinstance(outcome, EditValue):
                 raise outcome
             found.append(outcome)
         return found

@@ -12,7 +12,8 @@ from benchmarks.stage_one import measure, plain_pictures, plain_value
 from demo.concepts import WEIGHTS
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.pipelines import load_pipeline
-from editing.stage_one.optimize import Value, optimize_values
+from editing.stage_one.optimize import optimize_values
+from editing.values import EditValue
 from tests.editing.values import first
 from tests.pipelines import write_pipeline
 
@@ -33,7 +34,7 @@ def test_the_plain_loop_looks_for_the_same_value(tmp_path: Path, objective: str)
     edit = ConceptEdit("cat", DestinationPrompt("the sea"), settings=settings)
     plain = plain_value(pipeline, edit, pixels=plain_pictures(pipeline, edit), steps=4)
     (ours,) = optimize_values(pipeline, [edit])
-    assert isinstance(ours, Value)
+    assert isinstance(ours, EditValue)
     assert plain.text_losses[0] == pytest.approx(ours.text_losses[0], rel=1e-4)
     torch.testing.assert_close(first(plain).hidden, first(ours).hidden, rtol=1e-4, atol=1e-4)
     if objective == "text":  # with noise, their pictures differ

@@ -159,7 +159,7 @@ class Ledger:
     def edit(self, job_id: UUID) -> Edit:
         with self.factory() as session:
             edit = session.get_one(Edit, session.get_one(Job, job_id).target_id)
-            assert edit.values is not None  # loaded while the session is open
+            _ = edit.value  # load it while the session is open
             return edit
 
     def count(self, action: str) -> int:
@@ -189,7 +189,7 @@ class Ledger:
             doubled = [
                 edit
                 for edit in edits
-                if len(edit.values) != (edit.state == "ready") or targets.count(f"edit:{edit.id}") > 1
+                if (edit.value is not None) != (edit.state == "ready") or targets.count(f"edit:{edit.id}") > 1
             ]
             return {"lost": len(edit_ids) - len(ended), "doubled": len(doubled)}
 

@@ -55,7 +55,7 @@ def at_work(ledger: Ledger, job_id: UUID, workers: list[WorkerProcess]) -> Worke
 def assert_done_once(ledger: Ledger, job_id: UUID, *, attempt: int) -> None:
     job, edit = ledger.job(job_id), ledger.edit(job_id)
     assert (job.state, job.attempt, edit.state, edit.problem) == ("succeeded", attempt, "ready", None)
-    assert [value.attempt for value in edit.values] == [attempt]
+    assert edit.value is not None and edit.value.attempt == attempt
     assert ledger.count("edit.ready") == 1
 
 
@@ -122,14 +122,15 @@ def test_stopped_past_its_lease_and_continued(
     stopped.send(signal.SIGSTOP)
     ledger.await_state(job_id, "succeeded")
     assert_done_once(ledger, job_id, attempt=2)
-    (value,) = ledger.edit(job_id).values
+    value = ledger.edit(job_id).value
     stopped.send(signal.SIGCONT)
     for other in workers:
         if other is not stopped:
             other.stop()
     ledger.await_state(ledger.add_edit(QUICK, source="next"), "succeeded")  # by the one that was stopped
     assert stopped.says("lease lost")
-    (after,) = ledger.edit(job_id).values
+    after = ledger.edit(job_id).value
+    assert value is not None and after is not None
     assert (after.sha256, after.attempt, after.created_at) == (value.sha256, 2, value.created_at)
     note = "its write was refused; the value is that of attempt 2"
     outcome(2, "SIGSTOP of a worker past its lease, SIGCONT", note=note, **ledger.tally([ledger.edit(job_id).id]))
@@ -157,7 +158,7 @@ def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWor
         worker = start_worker(EMENDER_MAX_ATTEMPTS="2")
     ledger.await_state(job_id, "failed")
     edit = ledger.edit(job_id)
-    assert edit.state == "failed" and edit.values == []
+    assert edit.state == "failed" and edit.value is None
     assert edit.problem is not None and edit.problem["title"] == "Worker lost"
     ledger.await_state(ledger.add_edit(QUICK), "succeeded")
 

@@ -120,12 +120,12 @@ def job(factory: Sessions) -> Callable[[UUID], Job]:
 
 @pytest.fixture
 def edit(factory: Sessions) -> Callable[[UUID], Edit]:
-    """The edit of a job as it is now, with its values."""
+    """The edit of a job as it is now, with its value."""
 
     def read(job_id: UUID) -> Edit:
         with factory() as session:
             found = session.get_one(Edit, session.get_one(Job, job_id).target_id)
-            assert found.values is not None  # loaded while the session is open
+            _ = found.value  # load it while the session is open
             return found
 
     return read
