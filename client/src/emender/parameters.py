@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
-from emender.requests import Id, drop_none
+from emender.requests import Ids, drop_none
 from emender.schemas.checkpoints import AliasOut, Contexts, Method, ResidualSchedule
 from emender.schemas.edits import Destination
 from emender.schemas.presets import Preset
@@ -18,10 +18,10 @@ class Alias(AliasOut):
 class ApplyFields(TypedDict, total=False):
     """The fields of `ApplyCreate`, which has their meaning and defaults. `from_` is its `from`."""
 
-    edits: Literal["ready"] | Sequence[Id]
+    edits: Literal["ready"] | Ids
     from_: str
-    add: Sequence[Id]
-    remove: Sequence[Id]
+    add: Ids
+    remove: Ids
     method: Method
     preset: Preset
     alpha: float

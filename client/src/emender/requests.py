@@ -20,6 +20,8 @@ Body = BaseModel | Mapping[str, object]
 """A request body: a schema of the API, or a mapping of the same shape."""
 
 Id = UUID | str
+Ids = list[UUID] | list[str] | list[UUID | str] | tuple[Id, ...]
+"""Not `Sequence[Id]`: a type checker would accept a text, which is a sequence of texts."""
 OnStatus = Callable[[WorkStatus], object]
 Result = TypeVar("Result")
 

@@ -169,7 +169,7 @@ class Aliases:
 
 
 class Files:
-    """Files of checkpoints, wherever they are now."""
+    """Files that came from checkpoints."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

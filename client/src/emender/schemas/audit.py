@@ -1,4 +1,4 @@
-"""The audit log as clients see it."""
+"""Schemas of the audit log."""
 
 from datetime import datetime
 from typing import Any
@@ -7,26 +7,28 @@ from pydantic import BaseModel, Field
 
 
 class AuditEventOut(BaseModel):
+    """One change."""
+
     sequence: int
     at: datetime
     actor: str = Field(examples=["key:1f2e3d4c5b6a"])
     action: str = Field(examples=["edit.create"])
     target: str = Field(examples=["edit:0192d0e4-5a7b-7c3d-8e9f-0a1b2c3d4e5f"])
     details: dict[str, Any]
-    before: dict[str, Any] | None = Field(description="what changed of the target, as it was; null: it was not there")
-    after: dict[str, Any] | None = Field(description="and as it is; null: it is gone, or nothing changed")
-    reason: str | None = Field(description="as whoever did it gave it")
-    request_id: str | None = Field(description="the `X-Request-ID` of the answer; null: no request did it")
-    address: str | None = Field(description="that the request came from; behind a proxy see FORWARDED_ALLOW_IPS")
-    previous_hash: str = Field(description="hex; of the event before")
-    hash: str = Field(description="hex sha256 over this event and the hash before")
+    before: dict[str, Any] | None = Field(description="changed fields before the change; null: the target was new")
+    after: dict[str, Any] | None = Field(description="changed fields after the change; null: deleted or unchanged")
+    reason: str | None = Field(description="reason that the caller gave")
+    request_id: str | None = Field(description="`X-Request-ID` of the response; null: no request caused it")
+    address: str | None = Field(description="address of the caller; behind a proxy see FORWARDED_ALLOW_IPS")
+    previous_hash: str = Field(description="hash of the previous event, hex")
+    hash: str = Field(description="sha256 over this event and the previous hash, hex")
 
 
 class Verification(BaseModel):
-    """Whether each event still carries the hash of the one before."""
+    """The result of verifying the chain of hashes."""
 
     valid: bool
-    events: int = Field(description="how many were checked")
-    head: str | None = Field(description="hash of the last event: keep it elsewhere to notice a log cut short")
-    broken_at: int | None = Field(None, description="sequence of the first event that does not fit")
-    reason: str | None = Field(None, description="what does not fit there")
+    events: int = Field(description="number of events verified")
+    head: str | None = Field(description="hash of the last event; kept elsewhere, it detects a log cut at its end")
+    broken_at: int | None = Field(default=None, description="sequence of the first event whose hash is wrong")
+    reason: str | None = Field(default=None, description="what is wrong with it")

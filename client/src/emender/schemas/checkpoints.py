@@ -1,4 +1,4 @@
-"""What the checkpoint calls take and give."""
+"""Schemas of checkpoints and aliases."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from emender.schemas.timestamps import BareDate, Rfc3339DateTime
 
 MAX_EDITS = 20_000
 MAX_EDITS_IN_CONTEXTS = 500
-"""Edits written in many contexts: each is some forty columns of the system, which memory must hold."""
+"""Maximum of edits with `many` contexts: each adds about forty columns to the system, which must fit in memory."""
 VERSION = r"^v[1-9][0-9]{0,8}$"
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 RESERVED_ALIASES = frozenset({"main", "base"})
@@ -37,30 +37,30 @@ METHOD_SETTINGS: dict[Method, tuple[str, ...]] = {
     "text_encoder": ("preset", "alpha", "layers", "residual_schedule", "moment_weight", "contexts"),
     "cross_attention": ("erase_scale", "preserve_scale", "regularization_weight"),
 }
-"""The fields of an apply that mean something to one method only."""
+"""The fields of an apply that only one method uses."""
 
 
-def _alias_name(name: str) -> str:
+def _check_alias(name: str) -> str:
     taken = name in RESERVED_ALIASES or re.fullmatch(VERSION, name) or re.fullmatch(r"[0-9a-f]{40}", name)
     if taken or ".." in name or "--" in name or name.endswith((".", ".git", ".lock")):
         raise ValueError(
-            f"{name!r} cannot name an alias: versions (v3), commits, 'main' and 'base' have a meaning of their own, "
-            "and the Hub's clients refuse '--', '..' and '.git'"
+            f"{name!r} cannot be an alias: versions (v3), commits, 'main' and 'base' have other meanings, "
+            "and the Hub's clients reject '--', '..' and '.git'"
         )
     return name
 
 
-def _selection(value: object) -> object:
-    """One clear message for what is neither; the ids themselves are checked where each can be named."""
+def _check_selection(value: object) -> object:
+    """Check the type only. The service checks each id, and names those that are invalid."""
     if value == "ready" or (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
         return value
     raise ValueError('must be "ready" or a list of at least one edit id')
 
 
-AliasName = Annotated[str, Field(pattern=REVISION), AfterValidator(_alias_name)]
+AliasName = Annotated[str, Field(pattern=REVISION), AfterValidator(_check_alias)]
 Selection = Annotated[
     Any,
-    BeforeValidator(_selection),
+    BeforeValidator(_check_selection),
     WithJsonSchema(
         {
             "anyOf": [
@@ -73,7 +73,7 @@ Selection = Annotated[
 
 
 class ApplyCreate(BaseModel):
-    """Which edits, and how. Exactly one of `edits` and `from`."""
+    """Which edits to apply, and how. Exactly one of `edits` and `from`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -86,60 +86,67 @@ class ApplyCreate(BaseModel):
         },
     )
 
-    edits: Selection = Field(None, description='edit ids, or "ready": of each source the newest edit that is ready')
-    base: str | None = Field(None, alias="from", pattern=REVISION, description="a version or alias to start from")
-    add: list[str] = Field([], max_length=MAX_EDITS, description="with `from`; replaces its edit of the same source")
-    remove: list[str] = Field([], max_length=MAX_EDITS, description="with `from`; edit ids")
+    edits: Selection = Field(default=None, description='edit ids, or "ready": the newest ready edit of each source')
+    base: str | None = Field(default=None, alias="from", pattern=REVISION, description="version or alias to start from")
+    add: list[str] = Field(
+        default=[],
+        max_length=MAX_EDITS,
+        description="with `from`: edit ids to add; they replace edits of the same source",
+    )
+    remove: list[str] = Field(default=[], max_length=MAX_EDITS, description="with `from`: edit ids to remove")
     method: Method = Field(
-        "text_encoder",
-        description="where `edits` or `add` are written. `text_encoder`: into the text encoder's MLPs, from their "
-        "values (EMCID). `cross_attention`: into the keys and values of the U-Net's cross-attention, from their words "
-        "alone (UCE), for concepts that a text encoder cannot forget; it costs other concepts much unless many "
-        "are named in `preserve`. With `from`, edits that are there already stay where they were written, with "
-        "the settings of that version",
+        default="text_encoder",
+        description="where `edits` or `add` are written. `text_encoder`: the text encoder's MLPs (EMCID). "
+        "`cross_attention`: the keys and values of the U-Net's cross-attention (UCE), for concepts that a text encoder "
+        "cannot forget; it changes other concepts much unless many are in `preserve`. With `from`, existing edits stay "
+        "where they were written, with the settings of that checkpoint",
     )
     preset: Preset | None = Field(
-        None,
-        description="fields by name; those given beside it come first. `published`: as the paper's code ran, "
-        f"that is {json.dumps(dict(STAGE_TWO_PRESETS['published']))}",
+        default=None,
+        description="named settings; other fields take precedence. `published`, as in the paper's code: "
+        f"{json.dumps(dict(STAGE_TWO_PRESETS['published']))}",
     )
-    alpha: float = Field(0.5, gt=0, lt=1, description="the edits' weight against what the encoder knows (Eq. 14)")
+    alpha: float = Field(default=0.5, gt=0, lt=1, description="weight of the edits against existing knowledge (Eq. 14)")
     layers: list[int] | None = Field(
-        None,
+        default=None,
         min_length=1,
-        description="the layers to edit, ending at the one the values were optimised for; default: 0 … it, of SDXL the "
-        "published ones, which cannot be chosen",
+        description="layers to edit; the last is the one the values were optimized for. Default: all up to it, and "
+        "for SDXL the published ones, which cannot be changed",
     )
-    residual_schedule: ResidualSchedule = Field("spread", description="how the residual is shared among the layers")
-    moment_weight: float = Field(1000.0, gt=0, allow_inf_nan=False, description="λ, the weight of the second moments")
+    residual_schedule: ResidualSchedule = Field(default="spread", description="how the layers share the residual")
+    moment_weight: float = Field(
+        default=1000.0, gt=0, allow_inf_nan=False, description="weight λ of the second moments"
+    )
     contexts: Contexts = Field(
-        "own",
-        description="`text_encoder`: where an edit is to hold. `own`: in its templates, by their mean; `many`: there "
-        "and in 32 prompts more, each by itself, with what follows the subject left as it is. For names that the model "
-        "does not know, in several pieces, which the first often misses in other prompts. Name what the model "
-        "knows in `preserve` beside it: what ends in the same piece as a source is then kept in many prompts, "
-        "too. "
-        f"For at most {MAX_EDITS_IN_CONTEXTS} edits",
+        default="own",
+        description="`text_encoder`: prompts in which an edit must hold. `own`: the mean of its templates. `many`: its "
+        "templates and 32 more prompts, each separately; the tokens after the subject stay as they are. Use `many` for "
+        "unknown names of several tokens, which `own` often misses in other prompts, and put known names that end in "
+        f"the same token in `preserve`. At most {MAX_EDITS_IN_CONTEXTS} edits",
     )
     preserve: list[Text] = Field(
-        [],
+        default=[],
         max_length=5_000,
-        description="prompts that are to keep their meaning: of `text_encoder` the value of their last token, of "
-        "`cross_attention` all that the U-Net reads of them",
+        description="prompts that must keep their meaning. `text_encoder` keeps the value of their last token, "
+        "`cross_attention` the whole input of the U-Net",
     )
     erase_scale: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="`cross_attention`: the weight of each of an edit's states"
+        default=1.0, gt=0, allow_inf_nan=False, description="`cross_attention`: weight of each state of an edit"
     )
     preserve_scale: float = Field(
-        0.1, ge=0, allow_inf_nan=False, description="`cross_attention`: the weight of each of a preserved prompt's"
+        default=0.1,
+        ge=0,
+        allow_inf_nan=False,
+        description="`cross_attention`: weight of each state of a preserved prompt",
     )
     regularization_weight: float = Field(
-        0.5, gt=0, allow_inf_nan=False, description="`cross_attention`: λ; raise it where other concepts suffer"
+        default=0.5, gt=0, allow_inf_nan=False, description="`cross_attention`: λ; raise it if other concepts change"
     )
-    notes: Text | None = Field(None, max_length=4_000)
-    dry_run: bool = Field(False, description="answer what would be applied, and create nothing")
+    notes: Text | None = Field(default=None, max_length=4_000)
+    dry_run: bool = Field(default=False, description="return what would be applied, and create nothing")
     alias: AliasName | None = Field(
-        None, description="moved to the new version once it is published, unless someone else moved it meanwhile"
+        default=None,
+        description="alias to move to the checkpoint when it is published, unless someone else moved it first",
     )
 
     @model_validator(mode="before")
@@ -149,17 +156,17 @@ class ApplyCreate(BaseModel):
 
 
 class EditInCheckpoint(BaseModel):
+    """An edit of a checkpoint."""
+
     id: UUID
     source: str
     destination: dict[str, Any]
-    relative_residual: float | None = Field(
-        None, description="what the update left undone, ‖z - h‖ / ‖δ‖: 0 is an edit met exactly, 1 one not begun"
-    )
-    method: Method = Field("text_encoder", description="where the edit is written")
+    relative_residual: float | None = Field(default=None, description="‖z - h‖ / ‖δ‖. 0: fully applied. 1: no effect")
+    method: Method = Field(default="text_encoder", description="where the edit is written")
 
 
 class ConflictOut(BaseModel):
-    """Two edits that pull at one memory."""
+    """Two edits that contradict each other."""
 
     kind: Literal["same source", "source is a destination", "same key"]
     edits: tuple[UUID, UUID]
@@ -167,26 +174,30 @@ class ConflictOut(BaseModel):
 
 
 class EditWarning(BaseModel):
-    """An edit that did not take."""
+    """An edit that did not succeed."""
 
     edit: UUID
-    detail: str = Field(description="what is the matter, and what to do")
+    detail: str = Field(description="what is wrong, and what to do")
 
 
 class LayerOut(BaseModel):
+    """A changed layer of a text encoder."""
+
     encoder: str
     layer: int
     relative_norm: float = Field(description="‖ΔW‖ / ‖W‖")
-    condition: float = Field(description="condition number of the system that was solved")
+    condition: float = Field(description="condition number of the solved system")
 
 
 class ProjectionOut(BaseModel):
+    """A changed projection of the U-Net's cross-attention."""
+
     tensor: str = Field(examples=["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"])
     relative_norm: float = Field(description="‖ΔW‖ / ‖W‖")
 
 
 class CrossAttentionOut(BaseModel):
-    """How edits were written into the U-Net's cross-attention."""
+    """Settings of the edits in the U-Net's cross-attention."""
 
     erase_scale: float
     preserve_scale: float
@@ -195,7 +206,7 @@ class CrossAttentionOut(BaseModel):
 
 
 class EvaluationLink(BaseModel):
-    """Where to read what was drawn or measured of a version."""
+    """A link to an evaluation of a checkpoint."""
 
     id: UUID
     kind: Literal["preview", "check", "evaluation"]
@@ -204,7 +215,7 @@ class EvaluationLink(BaseModel):
 
 
 class AliasOutcome(BaseModel):
-    """What became of the alias that apply was asked to move."""
+    """Whether the alias of an apply was moved."""
 
     name: str
     moved: bool
@@ -212,18 +223,20 @@ class AliasOutcome(BaseModel):
 
 
 class CheckpointSummary(BaseModel):
+    """A checkpoint in a list."""
+
     version: str = Field(examples=["v3"])
     model: str
     state: CheckpointState
-    commit: str | None = Field(description="40 hex digits derived from all files that the revision serves")
+    commit: str | None = Field(description="40 hex digits derived from all files of the checkpoint")
     edit_count: int
     alpha: float | None = Field(
-        description="null where no edit is in the memory, as are `residual_schedule`, `moment_weight` and `contexts`"
+        description="null if no edit is in the text encoder, like `residual_schedule`, `moment_weight` and `contexts`"
     )
-    layers: list[int] = Field(description="edited layers of the first text encoder; `changed_layers` has all")
+    layers: list[int] = Field(description="edited layers of the first text encoder; `changed_layers` has those of all")
     aliases: list[str]
     notes: str | None
-    parent: str | None = Field(description="the version that `from` named")
+    parent: str | None = Field(description="version that `from` named")
     created_by: str
     created_at: datetime
     published_at: datetime | None
@@ -231,38 +244,42 @@ class CheckpointSummary(BaseModel):
 
 
 class CheckpointOut(CheckpointSummary):
+    """A checkpoint: a model's pipeline with edits applied."""
+
     edits: list[EditInCheckpoint]
     residual_schedule: ResidualSchedule | None
     moment_weight: float | None
     contexts: Contexts | None
     preserve: list[str]
-    cross_attention: CrossAttentionOut | None = Field(description="null where no edit is there")
-    statistics: str | None = Field(description="digest of the second moments; null where no edit is in the memory")
+    cross_attention: CrossAttentionOut | None = Field(description="null if no edit is there")
+    statistics: str | None = Field(description="digest of the second moments; null if no edit is in the text encoder")
     files: list[FileOut]
     conflicts: list[ConflictOut]
     warnings: list[EditWarning]
     evaluations: list[EvaluationLink] = Field(description="newest first, at most 100")
     changed_layers: list[LayerOut]
-    changed_projections: list[ProjectionOut] = Field(description="of the U-Net's cross-attention")
+    changed_projections: list[ProjectionOut] = Field(description="changed projections of the U-Net's cross-attention")
     alias: AliasOutcome | None
     progress: Progress | None
     problem: dict[str, Any] | None = Field(description="why it failed or was retracted")
 
 
 class ApplyPlan(BaseModel):
-    """The answer to a dry run."""
+    """The result of a dry run."""
 
     model: str
     edits: list[EditInCheckpoint]
-    superseded: list[UUID] = Field(description="left out, since a newer edit has the same source")
+    superseded: list[UUID] = Field(description="edits left out because a newer edit has the same source")
     conflicts: list[ConflictOut]
     alpha: float | None
-    layers: list[int] = Field(description="of the first text encoder")
+    layers: list[int] = Field(description="layers of the first text encoder")
     cross_attention: CrossAttentionOut | None
     statistics: str | None
 
 
 class AliasOut(BaseModel):
+    """An alias."""
+
     name: str
     version: str
     commit: str | None
@@ -270,13 +287,13 @@ class AliasOut(BaseModel):
 
 
 class AliasPeriod(BaseModel):
-    """Where an alias pointed for a while."""
+    """A period in which an alias pointed at one version."""
 
-    version: str | None = Field(description="null: there was no such alias, since it was deleted", examples=["v3"])
+    version: str | None = Field(description="null: the alias was deleted", examples=["v3"])
     commit: str | None
     since: datetime
-    until: datetime | None = Field(description="null: to this day")
-    moved_by: str = Field(description="who pointed it there; the audit log has the reason")
+    until: datetime | None = Field(description="null: until now")
+    moved_by: str = Field(description="actor of the move; the audit log has the reason")
 
 
 DateOrDateTime = Annotated[Annotated[date, BareDate] | Rfc3339DateTime, Field(union_mode="left_to_right")]
@@ -286,7 +303,9 @@ class AliasPut(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "v3"}]})
 
     version: str = Field(pattern=VERSION)
-    reason: Annotated[Text, Field(max_length=2_000)] | None = Field(None, description="why, for the audit log")
+    reason: Annotated[Text, Field(max_length=2_000)] | None = Field(
+        default=None, description="reason, for the audit log"
+    )
 
 
 class Retraction(BaseModel):
@@ -296,6 +315,8 @@ class Retraction(BaseModel):
 
 
 class LayerDifference(BaseModel):
+    """A tensor that differs."""
+
     path: str
     tensor: str
     layer: int | None
@@ -303,6 +324,8 @@ class LayerDifference(BaseModel):
 
 
 class FileDifference(BaseModel):
+    """A file that differs."""
+
     path: str
     change: Literal["added", "removed", "changed"]
     sha256: str | None
@@ -310,27 +333,31 @@ class FileDifference(BaseModel):
 
 
 class DifferenceOut(BaseModel):
+    """The difference of a checkpoint from another, or from the base model."""
+
     version: str
     against: str
     added: list[EditInCheckpoint]
     removed: list[EditInCheckpoint]
-    layers: list[LayerDifference] = Field(description="every tensor of the text encoders and of the U-Net that differs")
+    layers: list[LayerDifference] = Field(description="all tensors of the text encoders and the U-Net that differ")
     files: list[FileDifference]
 
 
 class FileOrigin(BaseModel):
-    """One place that a file comes from."""
+    """A checkpoint or base model that has a file."""
 
     model: str
-    version: str | None = Field(description="null: a file of the base model")
+    version: str | None = Field(description="null: the base model")
     state: str
     path: str
     commit: str | None
     edits: list[EditInCheckpoint]
-    evaluations: list[EvaluationLink] = Field([], description="newest first, at most 100")
+    evaluations: list[EvaluationLink] = Field(default=[], description="newest first, at most 100")
 
 
 class FileProvenance(BaseModel):
+    """Where a file comes from."""
+
     sha256: str
     size: int
     origins: list[FileOrigin]

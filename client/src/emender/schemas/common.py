@@ -1,4 +1,4 @@
-"""What the schemas of several nouns share. Free of the framework and of the database, so that clients may have them."""
+"""Schemas that several resources share."""
 
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -11,29 +11,29 @@ PROBLEM_TYPES = "https://emender.dev/problems/"
 
 SUCCEEDED = frozenset({"ready", "published"})
 ENDED = SUCCEEDED | {"failed", "cancelled", "retracted"}
-"""States, of whatever noun, in which no work is left to be done."""
+"""States in which a resource has no work left."""
 
 
 class FieldError(BaseModel):
-    """One rejected part of a body."""
+    """One invalid field of a request."""
 
     pointer: str = Field(description="JSON Pointer (RFC 6901) into the body, or the name of the parameter")
     detail: str
 
 
 class ProblemDocument(BaseModel):
-    """The shape of every error answer (RFC 9457)."""
+    """The body of every error response (RFC 9457)."""
 
     type: str = Field(examples=[PROBLEM_TYPES + "edit-not-found"])
     title: str
     status: int
     detail: str
-    instance: str = Field(description="the path of the request")
-    errors: list[FieldError] = Field(default=[], description="for a rejected body: what, where")
+    instance: str = Field(description="path of the request")
+    errors: list[FieldError] = Field(default=[], description="invalid fields of the request")
 
 
 class ProblemNote(BaseModel):
-    """Why something failed, as its row keeps it."""
+    """The reason why the work of a resource failed."""
 
     title: str
     detail: str
@@ -46,17 +46,16 @@ class Progress(BaseModel):
     stage: str = Field(description="what the worker is doing now", examples=["optimizing"])
     done: int = Field(description="steps of this stage that are done")
     total: int = Field(description="steps of this stage; 1 for a stage that is not counted")
-    text_loss: float | None = Field(None, description="current text loss of an edit")
-    noise_loss: float | None = Field(None, description="current noise loss of an edit")
+    text_loss: float | None = Field(default=None, description="current text loss of an edit")
+    noise_loss: float | None = Field(default=None, description="current noise loss of an edit")
 
 
 class WorkStatus(BaseModel):
-    """What `…/events` sends of a model, statistics, an edit, a checkpoint or an evaluation: the state now, and how far
-    the work is."""
+    """The data of an event of `…/events`: state and progress of a resource."""
 
     id: UUID
     state: str
-    attempt: int = Field(description="how often a worker took it up since it was last asked for")
+    attempt: int = Field(description="number of attempts since the work was last requested")
     progress: Progress | None = Field(description="while a worker runs the job")
     problem: ProblemNote | None
 
@@ -72,7 +71,7 @@ class FileOut(BaseModel):
 
 
 class Page(BaseModel, Generic[Item]):
-    """A keyset page, newest first."""
+    """One page of a list, newest first."""
 
     items: list[Item]
-    next: str | None = Field(description="cursor of the next page; null on the last")
+    next: str | None = Field(description="cursor of the next page; null on the last page")

@@ -1,4 +1,4 @@
-"""Edits as clients ask for them and see them."""
+"""Schemas of edits."""
 
 import json
 from dataclasses import dataclass
@@ -29,71 +29,71 @@ LabelValue = Annotated[Text, Field(max_length=256)]
 
 
 class Destination(BaseModel):
-    """What the source is to mean: exactly one of `prompt`, `images`, `erase` and `balance`."""
+    """What to draw for the source: exactly one of `prompt`, `images`, `erase` and `balance`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Prompt | None = Field(None, description="draw the source as this prompt is drawn")
+    prompt: Prompt | None = Field(default=None, description="prompt to draw instead of the source")
     images: Annotated[list[ImageId], Field(min_length=1, max_length=MAX_IMAGES)] | None = Field(
-        None, description="draw it as in these uploaded images"
+        default=None, description="uploaded reference images to draw like"
     )
-    erase: Literal[True] | None = Field(None, description="draw nothing in its place")
+    erase: Literal[True] | None = Field(default=None, description="erase the source")
     neutral: Annotated[Text, Field(max_length=500)] | None = Field(
-        None, description="with `erase`: what stands in its place; for a style, say, `art`"
+        default=None, description="with `erase`: text in its place, such as `art` for a style"
     )
     balance: Annotated[dict[Prompt, Weight], Field(min_length=2, max_length=64)] | None = Field(
-        None,
-        description="draw it as a mixture of these prompts: in these shares of pictures where the model's classifier "
-        "tells them apart, else by these weights of their values; `values` says which",
+        default=None,
+        description="mixture of these prompts. If the model's classifier distinguishes them, the weights are shares of "
+        "pictures, else weights of their values; `values` says which",
     )
 
     @model_validator(mode="after")
-    def exactly_one(self) -> "Destination":
+    def require_exactly_one(self) -> "Destination":
         given = [name for name in ("prompt", "images", "erase", "balance") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"must be exactly one of prompt, images, erase and balance; {found} given")
         if self.neutral is not None and self.erase is None:
-            raise ValueError("neutral goes with erase")
+            raise ValueError("neutral requires erase")
         return self
 
 
 class StageOneSettings(BaseModel):
-    """How stage I searches for the value. What is not given takes the preset's value, else the method's default."""
+    """Settings of the optimization of stage I. Missing fields have the preset's value, else the default."""
 
     model_config = ConfigDict(extra="forbid")
 
     preset: Preset | None = Field(
-        None,
+        default=None,
         exclude=True,
-        description="settings by name; fields given beside it take precedence. `published`: as in the paper's code, "
-        f"that is {json.dumps(dict(STAGE_ONE_PRESETS['published']))}. "
-        "The edit stores the resulting settings, not the name of the preset",
+        description="named settings; other fields take precedence. `published`, as in the paper's code: "
+        f"{json.dumps(dict(STAGE_ONE_PRESETS['published']))}. The edit stores the resulting settings, not the name",
     )
-    objective: Objective = Field("hybrid", description="reference images always take `noise`")
+    objective: Objective = Field(default="hybrid", description="loss to minimize; reference images always use `noise`")
     optimization_steps: Annotated[int, Field(ge=1, le=2000)] = 200
     learning_rate: Annotated[float, Field(gt=0, le=10, description="of Adam")] = 0.2
     text_optimizer: TextOptimizer = Field(
-        "lbfgs", description="takes the steps that follow the text alone; Adam takes those with noise"
+        default="lbfgs",
+        description="optimizer of the steps with the text loss alone; Adam does the steps with the noise loss",
     )
     tolerance: Annotated[float, Field(ge=0, le=1)] = Field(
-        1e-3,
-        description="the steps that follow the text alone end early once three of them together lower the loss by less "
-        "than this share of the first loss",
+        default=1e-3,
+        description="steps with the text loss alone end early when three of them together lower the loss by less than "
+        "this share of the first loss",
     )
     text_weight: Annotated[float, Field(ge=0, le=100)] = 0.01
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     max_delta_norm: Annotated[float, Field(gt=0, le=100)] = 1.5
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     layer: Annotated[int, Field(ge=0, le=100)] | None = Field(
-        None, description="whose output is corrected; default: the last but one"
+        default=None, description="layer whose output is edited; default: the last but one"
     )
     warmup_steps: Annotated[
         int,
         Field(
             ge=0,
             le=2000,
-            description="first steps of a hybrid edit on the text alone, at most 4/5 of `optimization_steps`",
+            description="first steps of a hybrid edit with the text loss alone, at most 4/5 of `optimization_steps`",
         ),
     ] = 160
     num_images: Annotated[int, Field(ge=1, le=64)] = 6
@@ -127,7 +127,7 @@ EXAMPLE: dict[str, Any] = {
 class EditCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": EXAMPLE})
 
-    source: Annotated[Source, Field(description="the concept to correct, as prompts name it")]
+    source: Annotated[Source, Field(description="concept to edit, as prompts name it")]
     destination: Destination
     templates: Annotated[
         list[Prompt], Field(min_length=1, max_length=32, description="prompts with {} once, where the concept goes")
@@ -138,55 +138,61 @@ class EditCreate(BaseModel):
 
 
 class BalanceRound(BaseModel):
-    factors: dict[str, float] = Field(description="the weight of each prompt's value")
-    shares: dict[str, float] = Field(description="the share of the pictures that shows each prompt")
-    difference: float = Field(description="the largest between a share and the one asked for")
+    """One round of the search for the weights of a balance."""
+
+    factors: dict[str, float] = Field(description="weight of each prompt's value")
+    shares: dict[str, float] = Field(description="share of the pictures that show each prompt")
+    difference: float = Field(description="largest difference between a share and the requested share")
 
 
 class BalanceOut(BaseModel):
-    """How the values of a balance's prompts were mixed."""
+    """How the values of the prompts of a balance were mixed."""
 
-    factors: dict[str, float] = Field(description="the weight of each prompt's value")
-    shares: dict[str, float] | None = Field(description="in the pictures of the search; null: no picture was judged")
-    converged: bool | None = Field(description="whether they are within 0.02 of those asked for")
+    factors: dict[str, float] = Field(description="weight of each prompt's value")
+    shares: dict[str, float] | None = Field(
+        description="shares in the pictures of the last round; null: no picture was classified"
+    )
+    converged: bool | None = Field(description="whether they are within 0.02 of the requested shares")
     rounds: list[BalanceRound]
-    statistics: str | None = Field(description="sha256 of the statistics with which the pictures were drawn")
-    note: str | None = Field(description="why no picture was judged")
+    statistics: str | None = Field(description="sha256 of the statistics that the pictures were drawn with")
+    note: str | None = Field(description="why no picture was classified")
 
 
 class EncoderValueOut(BaseModel):
     """The value in one text encoder."""
 
     name: str = Field(examples=["text_encoder"])
-    layer: int = Field(description="to whose output δ is added")
+    layer: int = Field(description="layer whose output δ is added to")
     delta_norm: float | None = Field(description="‖δ‖")
     hidden_norm: float | None = Field(description="‖h‖")
 
 
 class ValueOut(BaseModel):
-    """What stage I found. `GET /v1/edits/{id}/value` has the vectors."""
+    """The result of stage I. `GET /v1/edits/{id}/value` has the vectors."""
 
-    sha256: str = Field(description="of the file with the vectors")
+    sha256: str = Field(description="sha256 of the file with the vectors")
     encoders: list[EncoderValueOut]
-    text_loss: float | None = Field(description="of the last step")
-    noise_loss: float | None = Field(description="of the last step")
+    text_loss: float | None = Field(description="text loss of the last step")
+    noise_loss: float | None = Field(description="noise loss of the last step")
     attempt: int
     engine: str
-    balance: BalanceOut | None = Field(description="null for any other destination")
+    balance: BalanceOut | None = Field(description="null for other destinations")
 
 
 class EditOut(BaseModel):
+    """An edit."""
+
     id: UUID
-    model: str = Field(description="its name")
+    model: str = Field(description="name of the model")
     source: str
     destination: dict[str, Any] = Field(description="exactly one of prompt, images, erase and balance")
     templates: list[str]
-    settings: dict[str, Any] = Field(description="all of them, the defaults too")
+    settings: dict[str, Any] = Field(description="all settings, including defaults")
     reason: str | None
     labels: dict[str, str]
     state: EditState
     progress: Progress | None = Field(description="while a worker optimizes it")
-    attempt: int = Field(description="how often a worker took it up since it was last asked for")
+    attempt: int = Field(description="number of attempts since it was last queued")
     problem: ProblemNote | None = Field(description="why it failed")
     value: ValueOut | None = Field(description="once ready")
     created_by: str
@@ -196,19 +202,21 @@ class EditOut(BaseModel):
 
 @dataclass(frozen=True)
 class Losses:
-    """One of each kind a step."""
+    """The losses of each step."""
 
     text: list[float]
     noise: list[float]
 
 
 class EditRef(BaseModel):
+    """An edit of a batch."""
+
     id: UUID
     source: str
 
 
 class EditBatchOut(BaseModel):
-    """The edits of a batch, in its order."""
+    """The edits of a batch, in order."""
 
     count: int
     edits: list[EditRef]

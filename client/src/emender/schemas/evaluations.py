@@ -1,4 +1,4 @@
-"""What the calls for previews and evaluations take and give."""
+"""Schemas of previews and evaluations."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -30,10 +30,10 @@ Template = Annotated[Prompt, AfterValidator(check_template)]
 
 
 class Drawing(BaseModel):
-    """How pictures are drawn."""
+    """Settings of sampling."""
 
-    num_inference_steps: int = Field(20, ge=1, le=100, description="of the solver")
-    guidance_scale: float = Field(7.5, ge=0, le=50, allow_inf_nan=False)
+    num_inference_steps: int = Field(default=20, ge=1, le=100, description="number of inference steps")
+    guidance_scale: float = Field(default=7.5, ge=0, le=50, allow_inf_nan=False)
 
 
 class PreviewCreate(Drawing):
@@ -47,51 +47,51 @@ class PreviewCreate(Drawing):
     )
 
     prompts: list[Prompt] | None = Field(
-        None,
+        default=None,
         min_length=1,
         max_length=100,
-        description="default: the first template of each edit, with its source, of the first 20 edits",
+        description="prompts to draw; default: the first template of each of the first 20 edits, with its source",
     )
-    controls: list[Prompt] = Field([], max_length=100, description="prompts that should be drawn as before")
-    seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=8)
+    controls: list[Prompt] = Field(default=[], max_length=100, description="prompts that must not change")
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1, max_length=8)
 
     @model_validator(mode="after")
-    def be_bounded(self) -> "PreviewCreate":
+    def limit_pictures(self) -> "PreviewCreate":
         pictures = 2 * len(self.seeds) * (len(self.prompts or []) + len(self.controls))
         if pictures > MAX_PICTURES:
-            raise ValueError(f"would draw {pictures} pictures, before and after; ask for at most {MAX_PICTURES}")
+            raise ValueError(f"would draw {pictures} pictures, before and after; the maximum is {MAX_PICTURES}")
         return self
 
 
 class EvaluationCreate(Drawing):
-    """What is measured. Templates hold `{}` where a concept goes."""
+    """What to measure. Prompts have `{}` where the concept goes."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"scales": [1, 10, 30], "guidance_scale": 7.5, "seed": 0}]}
     )
 
     prompts: list[Template] = Field(
-        list(FREE_PROMPTS),
+        default=list(FREE_PROMPTS),
         min_length=1,
         max_length=20,
-        description="by which edits are judged beside their own templates: better none of those",
+        description="prompts that edits are evaluated on besides their templates, preferably different ones",
     )
     held_out: list[Prompt] | None = Field(
-        None,
+        default=None,
         max_length=500,
-        description="classes that no edit should change; default: 30 of those that the classifier knows, evenly",
+        description="classes that no edit must change; default: 30 of those that the classifier knows, evenly spaced",
     )
-    held_out_prompts: list[Template] = Field(list(FREE_PROMPTS[:2]), min_length=1, max_length=20)
+    held_out_prompts: list[Template] = Field(default=list(FREE_PROMPTS[:2]), min_length=1, max_length=20)
     scales: list[Annotated[int, Field(ge=1)]] = Field(
-        [],
+        default=[],
         max_length=10,
-        description="also measure the first so many of the edits that can be judged alone, to see how quality scales",
+        description="numbers of edits, from the first, to measure separately, to see how quality scales",
     )
-    seed: Seed = Field(0, description="of the first picture of each concept; the others count up from it")
+    seed: Seed = Field(default=0, description="seed of the first picture of each concept; the others follow")
 
 
 class EvaluationOut(BaseModel):
-    """Something that was drawn or measured of a published version."""
+    """A preview, a check or an evaluation of a published checkpoint."""
 
     id: UUID
     kind: EvaluationKind
@@ -100,8 +100,8 @@ class EvaluationOut(BaseModel):
     state: EvaluationState
     request: dict[str, Any]
     progress: Progress | None
-    report: dict[str, Any] | None = Field(description="what was found, once it is ready")
-    files: list[FileOut] = Field(description="to be had below /files/{path}")
+    report: dict[str, Any] | None = Field(description="results, once it is ready")
+    files: list[FileOut] = Field(description="served at …/files/{path}")
     problem: dict[str, Any] | None
     created_by: str
     created_at: datetime

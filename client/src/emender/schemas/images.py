@@ -1,4 +1,4 @@
-"""Reference images as clients see them."""
+"""Schemas of reference images."""
 
 from datetime import datetime
 
@@ -6,9 +6,11 @@ from pydantic import BaseModel, Field
 
 
 class ImageOut(BaseModel):
-    id: str = Field(examples=["sha256:" + "0" * 64], description="of the image as we keep it: a PNG without metadata")
+    """A reference image, stored as a PNG without metadata."""
+
+    id: str = Field(examples=["sha256:" + "0" * 64], description="sha256 of the stored PNG")
     width: int
     height: int
     size: int = Field(description="bytes of the PNG")
-    created_by: str = Field(description="who first uploaded it")
+    created_by: str = Field(description="first uploader")
     created_at: datetime

@@ -1,4 +1,4 @@
-"""API keys as clients see them."""
+"""Schemas of API keys."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -17,21 +17,19 @@ class ApiKeyCreate(BaseModel):
         extra="forbid", json_schema_extra={"example": {"name": "release pipeline", "scopes": ["read", "apply"]}}
     )
 
-    name: Annotated[Text, Field(min_length=1, max_length=200, description="who or what uses the key")]
+    name: Annotated[Text, Field(min_length=1, max_length=200, description="user or purpose of the key")]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=4, description="`admin` includes the others")]
-    expires_at: Annotated[
-        Rfc3339DateTime | None, Field(description="from when on the key is refused; null: it never expires")
-    ] = None
+    expires_at: Annotated[Rfc3339DateTime | None, Field(description="end of its validity; null: never")] = None
 
 
 class ApiKeyOut(BaseModel):
-    """A key without its secret, which is kept nowhere."""
+    """A key without its secret, which is not stored."""
 
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
     name: str
-    prefix: str = Field(description="the public half; audit events name the key by it: `key:<prefix>`")
+    prefix: str = Field(description="public part; audit events name the key as `key:<prefix>`")
     scopes: list[Scope]
     created_at: datetime
     last_used_at: datetime | None = Field(description="to the minute")
@@ -41,5 +39,5 @@ class ApiKeyOut(BaseModel):
 
 class ApiKeyCreated(ApiKeyOut):
     token: str | None = Field(
-        description="`em_<prefix>_<secret>`, shown in this answer only; null where an Idempotency-Key replays it"
+        description="`em_<prefix>_<secret>`, returned only once; null in a response that an Idempotency-Key replays"
     )

@@ -1,4 +1,4 @@
-"""Base models and their statistics as clients see them."""
+"""Schemas of base models and their statistics."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -16,15 +16,15 @@ StatisticsState = Literal["queued", "estimating", "ready", "failed"]
 MAX_CAPTIONS = 100_000
 
 
-def _source(source: str) -> str:
+def _check_source(source: str) -> str:
     parts = source.split("/")
     if len(parts) > 2 or not all(is_part(part) for part in parts):
-        raise ValueError("must be a hub id such as stabilityai/sd-turbo, or the bare name of a folder in a model root")
+        raise ValueError("must be a hub id such as stabilityai/sd-turbo, or the name of a folder in a model root")
     return source
 
 
 class License(BaseModel):
-    """A license as the metadata of the Hub's model cards names it."""
+    """A license, as in the metadata of the Hub's model cards."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,7 +32,7 @@ class License(BaseModel):
         str,
         Field(
             pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$",
-            description="`license` of a model card; `other` goes with a name and a link",
+            description="`license` of a model card; `other` requires a name and a link",
             examples=["creativeml-openrail-m"],
         ),
     ]
@@ -43,49 +43,47 @@ class License(BaseModel):
 class ModelCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "emoji", "source": "emoji"}})
 
-    name: Annotated[Name, Field(description="how calls and pulls name the model; unique")]
+    name: Annotated[Name, Field(description="unique name of the model")]
     source: Annotated[
         str,
-        Field(max_length=193, description="a hub id `namespace/name`, or a folder's name under EMENDER_MODEL_ROOTS"),
-        AfterValidator(_source),
+        Field(max_length=193, description="hub id `namespace/name`, or name of a folder in EMENDER_MODEL_ROOTS"),
+        AfterValidator(_check_source),
     ]
     revision: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$", description="of a hub id: branch, tag or commit"),
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$", description="branch, tag or commit of a hub id"),
     ] = None
     namespace: Annotated[
-        Name | None, Field(description="under which the Hub's protocol serves it; default: EMENDER_NAMESPACE")
+        Name | None, Field(description="namespace in the Hub's protocol; default: EMENDER_NAMESPACE")
     ] = None
-
     classifier: Annotated[
-        Annotated[str, Field(max_length=193), AfterValidator(_source)] | None,
+        Annotated[str, Field(max_length=193), AfterValidator(_check_source)] | None,
         Field(
-            description="what judges the model's pictures in checks and evaluations: the name of an installed "
-            "classifier, or an image-classification model of transformers by its hub id or its folder's name under "
+            description="classifier of the model's pictures in checks and evaluations: the name of an installed "
+            "classifier, or an image-classification model of transformers by its hub id or the name of its folder in "
             "EMENDER_MODEL_ROOTS",
             examples=["emoji", "google/vit-base-patch16-224"],
         ),
     ] = None
     license: Annotated[
         License | None,
-        Field(
-            description="under which its versions may be used, for their model cards; default: what the front matter "
-            "of the model's README.md says"
-        ),
+        Field(description="license of its checkpoints, for their model cards; default: that of the model's README.md"),
     ] = None
 
     @model_validator(mode="after")
-    def revision_of_hub_id(self) -> "ModelCreate":
+    def require_hub_id_for_revision(self) -> "ModelCreate":
         if self.revision is not None and "/" not in self.source:
-            raise ValueError("a revision goes with a hub id; a folder has none")
+            raise ValueError("only a hub id has a revision; a folder has none")
         return self
 
 
 class EncoderOut(BaseModel):
+    """A text encoder of a model."""
+
     name: str = Field(examples=["text_encoder"])
     layers: int
     width: int
-    mlp_width: int = Field(description="how wide the memory is: the inner width of each MLP, and of its keys")
+    mlp_width: int = Field(description="inner width of each MLP, and of its keys")
 
 
 class StatisticsOut(BaseModel):
@@ -97,8 +95,8 @@ class StatisticsOut(BaseModel):
     state: StatisticsState
     captions_name: str
     captions_sha256: str | None
-    captions: int | None = Field(description="how many captions")
-    tokens: int | None = Field(description="how many keys they gave; null until ready")
+    captions: int | None = Field(description="number of captions")
+    tokens: int | None = Field(description="number of keys; null until ready")
     digest: str | None = Field(description="sha256 of the tensors; null until ready")
     progress: Progress | None = None
     problem: ProblemNote | None
@@ -107,6 +105,8 @@ class StatisticsOut(BaseModel):
 
 
 class ModelOut(BaseModel):
+    """A base model."""
+
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
@@ -114,13 +114,13 @@ class ModelOut(BaseModel):
     namespace: str
     source: str
     revision: str | None
-    classifier: str | None = Field(description="what judges its pictures; null: nothing does")
-    license: License | None = Field(description="as given, else as its model card says; null: neither says one")
+    classifier: str | None = Field(description="classifier of its pictures; null: none")
+    license: License | None = Field(description="license as registered, else of its model card; null: unknown")
     state: ModelState
     family: str | None = Field(description="null until ready")
     encoders: list[EncoderOut]
     digest: str | None = Field(description="sha256 over the model's files; null until ready")
-    statistics: StatisticsOut | None = Field(None, description="the latest ready ones, else the latest")
+    statistics: StatisticsOut | None = Field(default=None, description="the latest ready statistics, else the latest")
     progress: Progress | None = None
     problem: ProblemNote | None
     created_by: str
@@ -136,6 +136,8 @@ class StatisticsCreate(BaseModel):
     captions: Annotated[
         Annotated[str, Field(max_length=96, pattern="^[A-Za-z0-9._-]+$")]
         | Annotated[list[Caption], Field(min_length=1, max_length=MAX_CAPTIONS)],
-        Field(description="the name of a list `<name>.txt` in a model root, one caption a line; or the captions"),
+        Field(description="captions, or the name of a list `<name>.txt` in a model root, with one caption per line"),
     ]
-    samples: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="use the first so many")] = MAX_CAPTIONS
+    samples: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="number of captions to use, from the first")] = (
+        MAX_CAPTIONS
+    )

@@ -1,4 +1,4 @@
-"""Names of models and namespaces: what the Hub's protocol can carry in a URL."""
+"""Names of models and namespaces that the Hub's protocol can have in a URL."""
 
 import re
 from typing import Annotated
@@ -19,10 +19,10 @@ def is_part(name: str) -> bool:
     )
 
 
-def _servable(name: str) -> str:
+def _check_name(name: str) -> str:
     if not is_part(name):
         raise ValueError(
-            "must be 1 to 96 of A-Z a-z 0-9 . _ -, neither start nor end with . or -, hold no -- or .., "
+            "must be 1 to 96 of A-Z a-z 0-9 . _ -, not start or end with . or -, not contain -- or .., "
             "and not end with .git or .ipynb"
         )
     if name.lower() in RESERVED:
@@ -30,4 +30,4 @@ def _servable(name: str) -> str:
     return name
 
 
-Name = Annotated[str, Field(max_length=96), AfterValidator(_servable)]
+Name = Annotated[str, Field(max_length=96), AfterValidator(_check_name)]

@@ -1,4 +1,4 @@
-"""Webhooks as clients ask for them and see them."""
+"""Schemas of webhooks."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ EventType = Literal["edit.ready", "edit.failed", "checkpoint.published", "alias.
 DeliveryState = Literal["pending", "delivered", "failed"]
 
 
-def _each_once(events: list[EventType]) -> list[EventType]:
+def _deduplicate(events: list[EventType]) -> list[EventType]:
     return sorted(set(events))
 
 
@@ -24,9 +24,11 @@ Url = Annotated[
     ),
 ]
 Events = Annotated[
-    list[EventType], Field(min_length=1, max_length=8, description="what is sent"), AfterValidator(_each_once)
+    list[EventType],
+    Field(min_length=1, max_length=8, description="types of events to send"),
+    AfterValidator(_deduplicate),
 ]
-Description = Annotated[Text, Field(max_length=200, description="who receives it, and what for")]
+Description = Annotated[Text, Field(max_length=200, description="receiver and its purpose")]
 
 
 class WebhookCreate(BaseModel):
@@ -47,26 +49,24 @@ class WebhookCreate(BaseModel):
 
 
 class WebhookUpdate(BaseModel):
-    """What is to change; what is null or left out stays."""
+    """The fields to change. Those that are null or missing stay."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"enabled": True}})
 
     url: Url | None = None
     events: Events | None = None
     description: Description | None = None
-    enabled: bool | None = Field(
-        None, description="disabling ends what is still to be sent; enabling sends what is new"
-    )
+    enabled: Annotated[bool | None, Field(description="false drops pending deliveries; true sends later events")] = None
 
     @model_validator(mode="after")
-    def something(self) -> "WebhookUpdate":
+    def require_change(self) -> "WebhookUpdate":
         if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError("must change something: url, events, description or enabled")
+            raise ValueError("must change url, events, description or enabled")
         return self
 
 
 class WebhookOut(BaseModel):
-    """A webhook without its secret, which is kept nowhere."""
+    """A webhook without its secret, which is not stored."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -75,41 +75,43 @@ class WebhookOut(BaseModel):
     events: list[EventType]
     description: str | None
     enabled: bool
-    disabled_reason: str | None = Field(description="why, where the service or an admin disabled it")
-    failing_since: datetime | None = Field(description="the first failure after the last success")
+    disabled_reason: str | None = Field(description="why it is disabled")
+    failing_since: datetime | None = Field(description="first failure after the last success")
     created_by: str
     created_at: datetime
 
 
 class WebhookListed(WebhookOut):
     signable: bool = Field(
-        description="whether it was made with this service's webhook key; if not, nothing is sent until its secret is "
-        "rotated"
+        description="whether it was created with the service's present webhook key; if not, nothing is sent until its "
+        "secret is rotated"
     )
 
 
 class WebhookCreated(WebhookListed):
     secret: str | None = Field(
-        description="`whsec_…`, shown in this answer only; null where an Idempotency-Key replays it. With it receivers "
-        "verify signatures (standardwebhooks.com)"
+        description="`whsec_…`, with which receivers verify signatures (standardwebhooks.com). Returned only once; "
+        "null in a response that an Idempotency-Key replays"
     )
 
 
 class AttemptOut(BaseModel):
-    """One try, as far as it was seen to its end: a number left out was lost with its worker."""
+    """An attempt that ended. A missing number was lost with its worker."""
 
     number: int
     at: datetime
     seconds: float
-    status: int | None = Field(description="of the answer")
-    error: str | None = Field(description="why there was none")
-    excerpt: str | None = Field(description="how the answer's body begins")
+    status: int | None = Field(description="status of the response")
+    error: str | None = Field(description="why there was no response")
+    excerpt: str | None = Field(description="beginning of the response's body")
 
 
 class DeliveryOut(BaseModel):
+    """An event for one webhook."""
+
     id: UUID
     event: str = Field(examples=["checkpoint.published"])
-    message_id: str = Field(description="sent as `webhook-id`; the same at each try, and when it is sent again")
+    message_id: str = Field(description="`webhook-id` of the request; the same at each attempt and redelivery")
     state: DeliveryState
     tries: int
     next_try_at: datetime | None = Field(description="null once it has ended")
