@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
+PAGES := README.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md demo/README.md docs/benchmarks.md docs/evaluation.md docs/glossary.md docs/index.md docs/tutorial.md docs/decisions docs/explanation docs/how-to
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 # The interpreter of .venv and the wanted one. Without PYTHON=..., an interpreter that works is kept.
@@ -21,11 +22,11 @@ endif
 demo: install  ## edit concepts over HTTP, pull the checkpoint, draw before and after into out/demo
 	$(BIN)/python -m demo --out out/demo
 
-test: install  ## the tests of a change, against a real Postgres
+test: install  ## the tests that a change usually breaks, against a real Postgres
 	$(PYTEST) -n 2 --dist loadfile
 
-test-all: install  ## the tests that `make test` leaves out, except soak, browser and gpu
-	$(PYTEST) -m "(clients or long or fault or properties) and not soak and not browser and not gpu"
+test-all: install  ## the tests that `make test` leaves out: slow ones, faults, properties, real clients
+	$(PYTEST) -n 2 --dist loadfile -m "(slow or fault or properties or clients) and not (browser or long or soak or gpu)"
 
 browser: install  ## the web pages in the Chromium on the PATH; screenshots in out/browser
 	$(PIP) -e ./client -e '.[browser]'
@@ -63,6 +64,8 @@ check: install  ## style, types, layers, spelling, project files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
+	$(BIN)/python -m docs._generate.prose
+	$(BIN)/mdformat --check $(PAGES)
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
 	$(SCHEMA) vendor.compose-spec docker-compose.yml
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
