@@ -29,7 +29,7 @@ from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
-from editing.stage_two.update import ResidualSchedule, Update, applied, compute_update
+from editing.stage_two.update import ResidualSchedule, Update, apply_temporarily, compute_update
 from editing.values import EditValue, EncoderValue
 
 OUT = Path("out/defaults")
@@ -166,7 +166,7 @@ class Bench:
         self, setting: Setting, rehearsal: float, edits: Sequence[ConceptEdit], values: Sequence[EditValue]
     ) -> list[EditValue]:
         weak = self._written(setting, edits, values, alpha=rehearsal)
-        with applied(self.pipeline.encoder, weak):
+        with apply_temporarily(self.pipeline.encoder, weak):
             again = self._values(edits, of=f"rehearsal {_key(asdict(setting))}")
         rehearsed = []
         for first, second in zip(map(self._own, values), map(self._own, again), strict=True):

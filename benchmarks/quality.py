@@ -15,9 +15,9 @@ from demo.concepts import Concept
 from demo.corrections import FREE_PROMPTS
 from demo.emoji import GUIDANCE, STEPS
 from editing.edits import DEFAULT_TEMPLATES
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
-from editing.stage_two.update import Update, applied
+from editing.stage_two.update import Update, apply_temporarily
 
 HELD_OUT_PROMPTS = ("an image of a {}", *FREE_PROMPTS)
 PICTURES = 200  # of a mean, about: of many concepts, each is asked for by a few of the prompts in turn
@@ -91,7 +91,7 @@ class Examiner:
     def means(self, task: Task, update: Update | None = None) -> Means:
         """With the update in place, or of the base."""
         if update is not None:
-            with applied(self.pipeline.encoder, update):
+            with apply_temporarily(self.pipeline.encoder, update):
                 return self.means(task)
         sources = [(source, source) for source, _ in task.pairs]
         held_out = [(name, name) for name in task.held_out]
@@ -114,7 +114,7 @@ class Examiner:
             for index, (name, wanted) in enumerate(named)
             for turn in range(few)
         ]
-        pictures = draw(
+        pictures = draw_pictures(
             self.pipeline,
             [prompt for prompt, _ in asked],
             seeds=range(len(asked)),

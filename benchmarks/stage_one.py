@@ -30,8 +30,8 @@ from benchmarks.measuring import child
 from benchmarks.quality import Examiner, Task, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from editing.edits import ConceptEdit, DestinationPrompt, Objective, StageOneSettings, fill
-from editing.pictures.draw import draw
+from editing.edits import ConceptEdit, DestinationPrompt, Objective, StageOneSettings, fill_template
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.noise import add_noise, to_pixels
@@ -81,7 +81,7 @@ def mid_size_pipeline(*, side: int = 16, channels: Sequence[int] = (96, 192)) ->
     return dataclasses.replace(pipeline, unet=unet.requires_grad_(False).eval())
 
 
-def settings_of(case: str, side: str) -> StageOneSettings:
+def describe_settings(case: str, side: str) -> StageOneSettings:
     """Ours are the defaults; a guidance and solver steps that suit the emoji model are given to both sides."""
     objective: Objective = "text" if case == "text" else "hybrid"
     if side == "ours":
@@ -111,7 +111,7 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
     assert isinstance(edit.destination, DestinationPrompt)
     settings, encoder, tokenizer = edit.settings, pipeline.encoder, pipeline.tokenizer
     sources = [tokenizer.locate(template, edit.source) for template in edit.templates]
-    destinations = [tokenizer.encode(fill(template, edit.destination.prompt)) for template in edit.templates]
+    destinations = [tokenizer.encode(fill_template(template, edit.destination.prompt)) for template in edit.templates]
     rows = torch.arange(len(sources))
     subjects = torch.tensor([position.last_subject_index for position in sources])
     source_ends, destination_ends = (
@@ -164,9 +164,9 @@ def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | No
     if edit.objective == "text":
         return None
     assert isinstance(edit.destination, DestinationPrompt)
-    prompts = [fill(template, edit.destination.prompt) for template in edit.templates]
+    prompts = [fill_template(template, edit.destination.prompt) for template in edit.templates]
     settings = edit.settings
-    drawn = draw(
+    drawn = draw_pictures(
         pipeline,
         prompts,
         seeds=range(len(prompts)),
@@ -179,7 +179,7 @@ def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | No
 def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out: Path) -> Cost:
     """Optimize in this process and write each value to a file in the folder `out`."""
     pipeline = mid_size_pipeline() if case == "mid-size" else emoji_pipeline()
-    edits = edits_of(concepts, settings_of(case, side))
+    edits = edits_of(concepts, describe_settings(case, side))
     start = time.process_time()
     if side == "ours":
         values = [value for value in optimize_values(pipeline, edits) if isinstance(value, EditValue)]

@@ -101,7 +101,7 @@ class Classifier(nn.Module):
             return torch.empty(0, len(classes))
         return classify(pictures, self).concept[:, [self.names.index(name) for name in classes]]
 
-    def tells_apart(self, prompts: Sequence[str]) -> bool:
+    def can_distinguish(self, prompts: Sequence[str]) -> bool:
         """Whether each prompt names a gender of its own, such as "woman doctor"; see
         `editing.debias.attributes.AttributeClassifier`."""
         named = [_gender(prompt) for prompt in prompts]

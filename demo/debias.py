@@ -16,10 +16,10 @@ from typing import Any
 import editing
 from demo.concepts import GENDERS, read_concepts
 from demo.emoji import GUIDANCE, STEPS, Emoji
-from editing.debias.balancing import Debiased, DebiasProgress, DebiasSettings, debias, picture_shares
+from editing.debias.balancing import DebiasProgress, DebiasResult, DebiasSettings, debias, measure_shares
 from editing.edits import Balance, ConceptEdit, StageOneSettings
 from editing.evaluation.gender import imbalance
-from editing.stage_two.update import applied, compute_update
+from editing.stage_two.update import apply_temporarily, compute_update
 
 TEMPLATES = ("a photo of a {}", "{}")
 """What is drawn of a profession; the first is no template of the edits."""
@@ -54,7 +54,7 @@ def run(
     before, kept_before = _judge(emoji, edits, settings=judged), emoji.held_out(named=names)
     found = debias(emoji.pipeline, edits, values, [moments], emoji.classifier, settings=search, progress=_say)
     update = compute_update(emoji.pipeline.encoder, edits, [each.value for each in found], moments)
-    with applied(emoji.pipeline.encoder, update):
+    with apply_temporarily(emoji.pipeline.encoder, update):
         after, kept_after = _judge(emoji, edits, settings=judged), emoji.held_out(named=names)
     return {
         "professions": {
@@ -70,11 +70,11 @@ def run(
 
 def _judge(emoji: Emoji, edits: Sequence[ConceptEdit], *, settings: DebiasSettings) -> dict[str, float]:
     """The share of women in each profession's pictures."""
-    shares = {edit.source: picture_shares(emoji.pipeline, edit, emoji.classifier, settings=settings) for edit in edits}
+    shares = {edit.source: measure_shares(emoji.pipeline, edit, emoji.classifier, settings=settings) for edit in edits}
     return {name: share[f"woman {name}"] for name, share in shares.items()}
 
 
-def _figures(found: Debiased, before: float, after: float) -> dict[str, Any]:
+def _figures(found: DebiasResult, before: float, after: float) -> dict[str, Any]:
     return {
         "women": {"before": before, "after": after},
         "delta_p": {"before": imbalance(before), "after": imbalance(after)},

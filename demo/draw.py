@@ -23,7 +23,7 @@ def load_pipeline(path: Path = WEIGHTS / "pipeline") -> StableDiffusionPipeline:
     return pipeline
 
 
-def draw(
+def draw_pictures(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],

@@ -16,7 +16,7 @@ from demo.corrections import HELD_OUT, HELD_OUT_PROMPT
 from editing.edits import ConceptEdit
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
-from editing.stage_two.update import Update, applied, compute_update
+from editing.stage_two.update import Update, apply_temporarily, compute_update
 from editing.values import EditValue
 
 STEPS, GUIDANCE = 8, 3.0  # what the model draws well with: demo/weights/README.md
@@ -39,7 +39,9 @@ class Emoji:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         """A picture for each prompt, from its own seed."""
-        return editing.draw(self.pipeline, prompts, seeds=seeds, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+        return editing.draw_pictures(
+            self.pipeline, prompts, seeds=seeds, num_inference_steps=STEPS, guidance_scale=GUIDANCE
+        )
 
     def read(self, prompts: Sequence[str], seeds: Sequence[int]) -> Confidences:
         """What the classifier makes of those pictures."""
@@ -58,7 +60,7 @@ class Emoji:
     def edited(self, edits: Sequence[ConceptEdit]) -> Iterator[Update]:
         """Both stages: the model is edited for as long as the block lasts."""
         update = compute_update(self.pipeline.encoder, edits, self.values(edits), self.moments)
-        with applied(self.pipeline.encoder, update):
+        with apply_temporarily(self.pipeline.encoder, update):
             yield update
 
     def held_out(self, *, named: Iterable[str]) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from demo.classify import Classifier, Confidences, classify, load_classifier
 from demo.concepts import DRAWN_STYLES, GENDER_WORDS, GENDERS, WEIGHTS, Concept, read_concepts
-from demo.draw import draw, load_pipeline
+from demo.draw import draw_pictures, load_pipeline
 
 CONCEPT_TEMPLATES = ("an image of {}", "a photo of a {}", "{}")
 STYLE_TEMPLATES = ("{} in the style of {style}", "{style} style {}", "an image of {}, style of {style}")
@@ -162,7 +162,7 @@ class _Judge:
 
     def read(self, asked: Sequence[Asked], shown_as: str) -> _Read:
         prompts, seeds = [each.prompt for each in asked], [each.seed for each in asked]
-        return _Read(asked, classify(draw(self.pipeline, prompts, seeds, shown_as=shown_as), self.classifier))
+        return _Read(asked, classify(draw_pictures(self.pipeline, prompts, seeds, shown_as=shown_as), self.classifier))
 
 
 def _with_names(concepts: Sequence[Concept], names: Sequence[Sequence[str]], *, seeds: int) -> list[Asked]:

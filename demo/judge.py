@@ -15,8 +15,8 @@ from torch import Tensor
 from demo.check import Figures
 from demo.classify import Classifier, Confidences, classify
 from demo.corrections import HELD_OUT_PROMPT, SEEDS, Correction
-from demo.draw import draw
-from editing.pictures.grid import Row, draw_grid
+from demo.draw import draw_pictures
+from editing.pictures.grid import GridRow, draw_grid
 
 Report = dict[str, Any]
 SHOWN = 5  # pictures of a row
@@ -81,7 +81,7 @@ def judge(
 
     def see(prompts: Sequence[str]) -> Seen:
         asked = Asked.of(prompts)
-        pictures = draw(pipeline, asked.prompts, asked.seeds)
+        pictures = draw_pictures(pipeline, asked.prompts, asked.seeds)
         advance(len(asked.prompts))
         return Seen(pictures, classify(pictures, classifier))
 
@@ -153,7 +153,7 @@ def save_picture(
     path: Path, corrections: Sequence[Correction], *, before: Judgement, after: Judgement, title: str
 ) -> None:
     """`before-after.png`: a row for each correction, then rows of held-out concepts."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[GridRow]] = {}
     headings = {
         "concept": "One concept for another",
         "alias": "A word that was misunderstood",
@@ -162,14 +162,14 @@ def save_picture(
     }
     for correction, then, now in zip(corrections, before.corrections, after.corrections, strict=True):
         goal = f"to {correction.destination}" if correction.destination else "erased"
-        row = Row(correction.source, goal, then.images(), now.images())
+        row = GridRow(correction.source, goal, then.images(), now.images())
         rows.setdefault(headings[correction.kind], []).append(row)
     names = list(before.held_out)
     untouched = []
     for start in range(0, 4 * SHOWN, SHOWN):
         chosen = names[start : start + SHOWN]
         pictures = ([judgement.held_out[name].images()[0] for name in chosen] for judgement in (before, after))
-        untouched.append(Row("held out", ", ".join(chosen), *pictures))
+        untouched.append(GridRow("held out", ", ".join(chosen), *pictures))
     sections = [*rows.items(), ("Not edited", untouched)]
     draw_grid(title, sections).save(path)
 

@@ -31,7 +31,7 @@ from app.local.child_process import die_with_parent
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
-from demo.draw import draw, load_pipeline
+from demo.draw import draw_pictures, load_pipeline
 from demo.judge import Judgement, as_images, judge, picture_count, print_figures, report_of, save_picture
 from demo.memory import PeakMemory
 from emender import Client, EmenderError, WorkFailed
@@ -187,7 +187,7 @@ def _request(client: Client, base: StableDiffusionPipeline, correction: Correcti
     if correction.kind != "images":
         return correction.request()
     prompts = [REFERENCE_PROMPT.format(correction.destination)] * len(REFERENCE_SEEDS)
-    pictures = as_images(draw(base, prompts, REFERENCE_SEEDS))
+    pictures = as_images(draw_pictures(base, prompts, REFERENCE_SEEDS))
     return correction.request(images=[client.images.upload(picture).id for picture in pictures])
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from editing.edits import has_half_a_pair
+from editing.edits import has_lone_surrogate
 from editing.errors import CaptionsUnreadable
 
 COLUMNS = ("caption", "text")
@@ -40,7 +40,7 @@ def _check(path: Path, items: Items) -> Iterator[str]:
                 raise _unreadable(path, f"a caption must be text, not {_type_name(caption)}", place)
             if "\0" in caption:
                 raise _unreadable(path, "a caption must not contain a NUL character", place)
-            if has_half_a_pair(caption):
+            if has_lone_surrogate(caption):
                 raise _unreadable(path, "a caption must be valid UTF-8", place)
             if caption := caption.strip():
                 yield caption

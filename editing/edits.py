@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from PIL.Image import Image
 
-from editing.errors import InvalidEdit, InvalidPrompt, escape
+from editing.errors import InvalidEdit, InvalidPrompt, escape_pointer
 
 PLACEHOLDER = "{}"
 DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
@@ -76,7 +76,7 @@ class Balance:
         if len(self.weights) < 2:
             raise InvalidEdit("a balance needs at least two prompts", pointer="/destination/balance")
         for prompt, weight in self.weights.items():
-            pointer = f"/destination/balance/{escape(prompt)}"
+            pointer = f"/destination/balance/{escape_pointer(prompt)}"
             if not prompt.strip():
                 raise InvalidPrompt("an empty prompt cannot be balanced", pointer=pointer)
             check_text(prompt, pointer=pointer)
@@ -232,7 +232,7 @@ def split_template(template: str, *, pointer: str = "") -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def fill(template: str, subject: str) -> str:
+def fill_template(template: str, subject: str) -> str:
     """The template with the subject in place of its placeholder; braces in the subject mean nothing."""
     before, after = split_template(template)
     return f"{before}{subject}{after}"
@@ -244,11 +244,11 @@ def check_text(text: Any, *, pointer: str) -> None:
         raise InvalidPrompt(f"must be text, not {type(text).__name__}", pointer=pointer)
     if "\0" in text:
         raise InvalidPrompt("the text holds a NUL character", pointer=pointer)
-    if has_half_a_pair(text):
+    if has_lone_surrogate(text):
         raise InvalidPrompt("the text holds half of a surrogate pair, which is no character", pointer=pointer)
 
 
-def has_half_a_pair(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Whether the text holds half of a surrogate pair, which no encoding can write."""
     try:
         text.encode()

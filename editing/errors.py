@@ -34,7 +34,7 @@ class UnsupportedPipeline(EditingError):
     """A folder that is no diffusers pipeline, or one of a family that this version cannot edit."""
 
 
-class OptimisationDiverged(EditingError):
+class OptimizationDiverged(EditingError):
     """A loss of stage I that became NaN or infinite."""
 
 
@@ -66,6 +66,6 @@ class Cancelled(EditingError):
     """The caller asked for the edit to stop."""
 
 
-def escape(token: str) -> str:
+def escape_pointer(token: str) -> str:
     """One reference token of a JSON pointer, RFC 6901 section 3."""
     return token.replace("~", "~0").replace("/", "~1")

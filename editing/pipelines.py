@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from editing.chunks import ChunkSize
 from editing.encoders.clip import EditableEncoder, Encoding
 from editing.errors import UnsupportedPipeline
-from editing.families.layout import TOKENIZERS, pipeline_family, read_json
-from editing.memory import PartSize
+from editing.families.layout import TOKENIZERS, detect_family, read_json
 from editing.prompts import PromptTokenizer
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -108,9 +108,9 @@ class EditablePipeline:
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
     @cached_property
-    def unet_parts(self) -> PartSize:
+    def unet_chunks(self) -> ChunkSize:
         """How many latents go through the U-Net at a time, gradients included."""
-        return PartSize(_latents_that_fit(self.unet, self.latent_shape, self.device))
+        return ChunkSize(_latents_that_fit(self.unet, self.latent_shape, self.device))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """What the U-Net is told of prompts: every encoder reads them, at the full length and with no mask."""
@@ -148,13 +148,13 @@ class EditablePipeline:
         return empty.map(torch.zeros_like) if self.empty_is_zero else empty
 
     @torch.no_grad()
-    def predict_all(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    def predict_in_chunks(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """`predict` without gradients, of as many latents at a time as memory has room for."""
 
         def predict(part: slice) -> Tensor:
             return self.predict(noisy[part], timesteps[part], condition[part])
 
-        return torch.cat(self.unet_parts.split(len(noisy), predict))
+        return torch.cat(self.unet_chunks.split(len(noisy), predict))
 
     @torch.no_grad()
     def sample(
@@ -179,7 +179,7 @@ class EditablePipeline:
         for t in scheduler.timesteps:
             batch = torch.cat([latents, latents]) if guidance_scale != 1.0 else latents
             batch = scheduler.scale_model_input(batch, t)
-            prediction = self.predict_all(batch, t.expand(len(batch)).to(self.device), condition)
+            prediction = self.predict_in_chunks(batch, t.expand(len(batch)).to(self.device), condition)
             if guidance_scale != 1.0:
                 unguided, guided = prediction.chunk(2)
                 prediction = unguided + guidance_scale * (guided - unguided)
@@ -203,7 +203,7 @@ def load_pipeline(
     Raises `UnsafePipeline` where there are only pickles and `UnsupportedPipeline` for any other family.
     """
     folder = Path(folder)
-    family = pipeline_family(folder)
+    family = detect_family(folder)
     scheduler = DPMSolverMultistepScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
     if scheduler.config.prediction_type not in PREDICTIONS:
         predicted = scheduler.config.prediction_type

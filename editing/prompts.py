@@ -18,10 +18,10 @@ from editing.edits import (
     DestinationPrompt,
     Erasure,
     check_text,
-    fill,
+    fill_template,
     split_template,
 )
-from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape
+from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape_pointer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -124,15 +124,15 @@ class PromptTokenizer:
         return TokenizedPrompt(tuple(kept), eos_index=len(kept) - 1, truncated=len(ids) > self.max_length)
 
 
-def destination_prompts(destination: Destination, template: str) -> dict[str, float]:
+def build_destination_prompts(destination: Destination, template: str) -> dict[str, float]:
     """The prompts whose values, weighted, are the edit's for this template; none for reference images."""
     match destination:
         case DestinationPrompt(prompt):
-            return {fill(template, prompt): 1.0}
+            return {fill_template(template, prompt): 1.0}
         case Erasure(neutral):
-            return {" ".join(fill(template, neutral).split()): 1.0}
+            return {" ".join(fill_template(template, neutral).split()): 1.0}
         case Balance():
-            return {fill(template, prompt): share for prompt, share in destination.shares.items()}
+            return {fill_template(template, prompt): share for prompt, share in destination.shares.items()}
         case _:
             return {}
 
@@ -147,9 +147,11 @@ def validate_edit(edit: ConceptEdit, tokenizer: PromptTokenizer) -> None:
                 _locate_destination(tokenizer, template, prompt, pointer="/destination/prompt")
             case Balance(weights):
                 for prompt in weights:
-                    _locate_destination(tokenizer, template, prompt, pointer=f"/destination/balance/{escape(prompt)}")
+                    _locate_destination(
+                        tokenizer, template, prompt, pointer=f"/destination/balance/{escape_pointer(prompt)}"
+                    )
             case Erasure(neutral):
-                tokenizer.encode(fill(template, neutral), pointer="/destination/neutral")
+                tokenizer.encode(fill_template(template, neutral), pointer="/destination/neutral")
 
 
 def _locate_destination(tokenizer: PromptTokenizer, template: str, prompt: str, *, pointer: str) -> None:

@@ -63,7 +63,7 @@ def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
 
 
 @contextmanager
-def holding(module: nn.Module, path: str | Path) -> Iterator[None]:
+def load_temporarily(module: nn.Module, path: str | Path) -> Iterator[None]:
     """The module with the weights of a safetensors file, in the module's dtype; on leaving, its own, bit for bit.
 
     Keys may have the prefix `text_model.` or not, whichever the module has. Only tensors that differ are held twice.

@@ -19,7 +19,7 @@ from app.models.tokenizers import tokenizers_of
 from app.problems import Unprocessable
 from app.storage.store import Store
 from editing.errors import EditingError
-from editing.families.layout import default_layers
+from editing.families.layout import choose_default_layers
 from editing.prompts import PromptTokenizer
 from emender.schemas.checkpoints import MAX_EDITS_IN_CONTEXTS, METHOD_SETTINGS, ApplyCreate, ApplyPlan, CheckpointOut
 
@@ -200,7 +200,7 @@ def _choose_layers(
     By default these are the usual layers up to the last, which the values were optimized for.
     """
     if requested is None:
-        return {name: default_layers(model.family or "", name, last=last) for name, last in last_layers.items()}
+        return {name: choose_default_layers(model.family or "", name, last=last) for name, last in last_layers.items()}
     if len(last_layers) > 1:
         detail = "The model has several text encoders, which one list of layers cannot fit: leave `layers` out."
         raise Unprocessable.at("/layers", detail)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.checkpoints import queries
 from app.db.models import Checkpoint, Edit, Model
 from app.problems import Unprocessable
-from editing.stage_two.conflicts import declared_conflicts, sameness
+from editing.stage_two.conflicts import find_declared_conflicts, normalize_source
 from emender.schemas.checkpoints import ApplyCreate, ConflictOut
 
 
@@ -42,7 +42,9 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
     pointers: dict[UUID, str] = {}
     if request.edits == "ready":
         ready = queries.ready_edits(session, model_id=model.id)
-        newest = {sameness(edit.source): edit for edit in ready}  # the last one of each source, that is the newest
+        newest = {
+            normalize_source(edit.source): edit for edit in ready
+        }  # the last one of each source, that is the newest
         chosen = {edit.id: edit for edit in newest.values()}
         superseded = [edit for edit in ready if edit.id not in chosen]
         if not chosen:
@@ -55,8 +57,8 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
         for edit_id in _check_removed(request.remove, kept, start):
             del kept[edit_id]
         added, pointers = _find_named(session, model=model, ids=request.add, field="add")
-        sources = {sameness(edit.source) for edit in added.values()}
-        superseded = [e for e in kept.values() if sameness(e.source) in sources and e.id not in added]
+        sources = {normalize_source(edit.source) for edit in added.values()}
+        superseded = [e for e in kept.values() if normalize_source(e.source) in sources and e.id not in added]
         for edit in superseded:
             del kept[edit.id]
         chosen = kept | added
@@ -75,7 +77,7 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
 
 def declared_edit_conflicts(edits: Sequence[Edit]) -> list[ConflictOut]:
     """Return the conflicts that the prompts alone show: equal sources, and sources that are another's destination."""
-    conflicts = declared_conflicts(
+    conflicts = find_declared_conflicts(
         [edit.source for edit in edits], [_destination_prompts(edit.destination) for edit in edits]
     )
     return [ConflictOut(kind=found.kind, edits=tuple(edits[i].id for i in found.edits)) for found in conflicts]

@@ -90,13 +90,13 @@ def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Clas
     """
     from editing.evaluation import classifiers  # imports torch
 
-    if source in classifiers.installed_classifiers():
-        return classifiers.open_installed(source)
+    if source in classifiers.list_classifiers():
+        return classifiers.open_classifier(source)
     if "/" in source:
         return classifiers.HuggingFaceClassifier.load(source, device=device)
     folder = find_folder(roots, source)
     if folder is None:
-        installed = ", ".join(classifiers.installed_classifiers()) or "none"
+        installed = ", ".join(classifiers.list_classifiers()) or "none"
         raise ClassifierUnusable(
             f"there is no classifier {source!r}: installed are {installed}, and no model root has a folder of that "
             "name; EMENDER_MODEL_ROOTS lists them",

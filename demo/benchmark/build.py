@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from demo.benchmark import FOLDER, SEEDS, file_of
 from demo.concepts import WEIGHTS, Concept, read_concepts
-from editing.edits import DEFAULT_TEMPLATES, fill
+from editing.edits import DEFAULT_TEMPLATES, fill_template
 from editing.encoders.clip import EditableEncoder
 from editing.pipelines import load_pipeline
 
@@ -101,7 +101,7 @@ def _edit(
 
 
 def _held_out(chance: random.Random, concept: Concept) -> dict[str, Any]:
-    prompts = [fill(prompt, concept.name) for prompt in chance.sample(FREE_PROMPTS, ASKED_HELD_OUT)]
+    prompts = [fill_template(prompt, concept.name) for prompt in chance.sample(FREE_PROMPTS, ASKED_HELD_OUT)]
     return {"name": concept.name, "prompts": prompts, "seeds": _seeds(chance, ASKED_HELD_OUT)}
 
 
@@ -112,7 +112,7 @@ def _seeds(chance: random.Random, count: int) -> list[int]:
 @torch.no_grad()
 def text_distances(encoder: EditableEncoder, concepts: Sequence[Concept]) -> Tensor:
     """One minus the cosine of what the encoder says of the captions of two concepts, (concepts, concepts)."""
-    captions = [encoder.tokenizer.encode(fill(CAPTION, concept.name)).ids for concept in concepts]
+    captions = [encoder.tokenizer.encode(fill_template(CAPTION, concept.name)).ids for concept in concepts]
     said = F.normalize(encoder.encoding(captions).said.double(), dim=1)  # (concepts, d)
     return 1 - said @ said.T
 

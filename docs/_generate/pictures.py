@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import editing
 from demo.concepts import WEIGHTS
-from editing import Value
+from editing import EditValue
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 
 FOLDER = Path(__file__).parents[1] / "explanation"
@@ -23,16 +23,16 @@ def main() -> None:
     moments = editing.SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
     settings = StageOneSettings(objective="text")
     edits = [ConceptEdit(source, DestinationPrompt(wish), settings=settings) for source, wish in WISHES.items()]
-    values = [value for value in editing.optimize_values(pipeline, edits) if isinstance(value, Value)]
+    values = [value for value in editing.optimize_values(pipeline, edits) if isinstance(value, EditValue)]
     _searches(dict(zip(WISHES, (value.text_losses for value in values), strict=True)))
 
     def drawn() -> list[object]:
-        return list(editing.draw(pipeline, list(PROMPTS), seeds=[SEED] * len(PROMPTS), guidance_scale=3.0))
+        return list(editing.draw_pictures(pipeline, list(PROMPTS), seeds=[SEED] * len(PROMPTS), guidance_scale=3.0))
 
     columns = {"before": drawn()}
     for alpha in ALPHAS:
         update = editing.compute_update(pipeline.encoder, edits, values, moments, alpha=alpha)
-        with editing.applied(pipeline.encoder, update):
+        with editing.apply_temporarily(pipeline.encoder, update):
             columns[f"α = {alpha}"] = drawn()
     _intensities(columns)
 

@@ -15,7 +15,7 @@ from editing.evaluation.metrics import Clip
 class AttributeClassifier(Protocol):
     """Judges which of several prompts a picture shows."""
 
-    def tells_apart(self, prompts: Sequence[str]) -> bool:
+    def can_distinguish(self, prompts: Sequence[str]) -> bool:
         """Whether it can tell pictures of these prompts apart."""
         ...
 
@@ -25,12 +25,12 @@ class AttributeClassifier(Protocol):
         ...
 
 
-def attribute_classifier(classifier: Classifier, prompts: Sequence[str]) -> AttributeClassifier | None:
+def find_attribute_classifier(classifier: Classifier, prompts: Sequence[str]) -> AttributeClassifier | None:
     """What of a classifier tells these prompts apart: the attributes that it knows besides, else its classes."""
     ways: list[AttributeClassifier] = [ClassAttributes(classifier)]
     if isinstance(classifier, AttributeClassifier):
         ways.insert(0, classifier)
-    return next((way for way in ways if way.tells_apart(prompts)), None)
+    return next((way for way in ways if way.can_distinguish(prompts)), None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClassAttributes:
 
     classifier: Classifier
 
-    def tells_apart(self, prompts: Sequence[str]) -> bool:
+    def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return len(set(prompts)) == len(prompts) and set(prompts) <= set(self.classifier.names)
 
     def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
@@ -52,7 +52,7 @@ class ClipAttributes:
 
     clip: Clip
 
-    def tells_apart(self, prompts: Sequence[str]) -> bool:
+    def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return len(set(prompts)) == len(prompts)
 
     def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:

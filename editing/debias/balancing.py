@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from editing.debias.attributes import AttributeClassifier
-from editing.edits import Balance, ConceptEdit, fill, split_template
+from editing.edits import Balance, ConceptEdit, fill_template, split_template
 from editing.errors import Cancelled, InvalidEdit
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
-from editing.stage_two.update import ResidualSchedule, all_applied, compute_update
+from editing.stage_two.update import ResidualSchedule, apply_all_temporarily, compute_update
 from editing.values import EditValue, mix
 
 
@@ -65,7 +65,7 @@ class Round:
 
 
 @dataclass(frozen=True, eq=False)
-class Debiased:
+class DebiasResult:
     """The mixture found for one edit."""
 
     value: EditValue
@@ -111,7 +111,7 @@ def debias(
     residual_schedule: ResidualSchedule = "spread",
     progress: Callable[[DebiasProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-) -> list[Debiased]:
+) -> list[DebiasResult]:
     """Find the mixture of each edit, all applied together; each has a `Balance` as destination, whose shares are R_des.
 
     `values` are what `optimize_values` gave for the edits, `second_moments` those of each encoder in order, the
@@ -143,11 +143,11 @@ def debias(
             )
             for encoder, moments in zip(pipeline.encoders, second_moments, strict=True)
         ]
-        with all_applied(pipeline.encoders, updates):
+        with apply_all_temporarily(pipeline.encoders, updates):
             for index, edit in enumerate(edits):
                 if cancelled and cancelled():
                     raise Cancelled(f"cancelled after {number} rounds of balancing")
-                shares = picture_shares(pipeline, edit, classifier, settings=settings)
+                shares = measure_shares(pipeline, edit, classifier, settings=settings)
                 difference = max(abs(shares[prompt] - share) for prompt, share in wanted[index].items())
                 history[index].append(Round(factors[index], shares, difference))
                 if progress:
@@ -161,7 +161,7 @@ def debias(
 
     best = min(range(len(mixtures)), key=lambda number: _rank(history, number, settings), default=0)
     return [
-        Debiased(mixtures[best][index], tuple(rounds), best, _meets(rounds[best], settings))
+        DebiasResult(mixtures[best][index], tuple(rounds), best, _meets(rounds[best], settings))
         for index, rounds in enumerate(history)
     ]
 
@@ -172,15 +172,15 @@ def _rank(history: Sequence[Sequence[Round]], number: int, settings: DebiasSetti
     return not all(_meets(each, settings) for each in found), fmean(each.difference for each in found)
 
 
-def picture_shares(
+def measure_shares(
     pipeline: EditablePipeline, edit: ConceptEdit, classifier: AttributeClassifier, *, settings: DebiasSettings
 ) -> dict[str, float]:
     """R of the pipeline as it stands: the share of an edit's pictures that shows each prompt of its `Balance`."""
     assert isinstance(edit.destination, Balance)
     templates = settings.templates or edit.templates
-    prompts = [fill(templates[number % len(templates)], edit.source) for number in range(settings.pictures)]
+    prompts = [fill_template(templates[number % len(templates)], edit.source) for number in range(settings.pictures)]
     seeds = range(settings.seed, settings.seed + settings.pictures)
-    pictures = draw(
+    pictures = draw_pictures(
         pipeline,
         prompts,
         seeds=seeds,
@@ -212,7 +212,7 @@ def _wanted(edit: ConceptEdit, value: EditValue, classifier: AttributeClassifier
     shares = edit.destination.shares
     if not isinstance(value, EditValue) or len(value.attributes) != len(shares):
         raise InvalidEdit("the value of each prompt is needed: optimise it anew", pointer=f"/edits/{index}")
-    if not classifier.tells_apart(list(shares)):
+    if not classifier.can_distinguish(list(shares)):
         raise InvalidEdit(
             "the classifier cannot tell these prompts apart", pointer=f"/edits/{index}/destination/balance"
         )

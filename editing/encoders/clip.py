@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import UnsupportedPipeline
-from editing.families.layout import default_layers
+from editing.families.layout import choose_default_layers
 from editing.prompts import PromptTokenizer
 
 
@@ -71,7 +71,7 @@ class EditableEncoder:
         return len(self.layers)
 
     @property
-    def said_width(self) -> int:
+    def pooled_dim(self) -> int:
         """The width of what is said of a whole prompt."""
         return self.width if self.projection is None else self.projection.out_features
 
@@ -83,7 +83,7 @@ class EditableEncoder:
 
     @property
     def default_edited_layers(self) -> tuple[int, ...]:
-        return default_layers(self.family, self.name, last=self.value_layer)
+        return choose_default_layers(self.family, self.name, last=self.value_layer)
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from editing.errors import EditingError, TaskUnreadable
-from editing.evaluation.benchmark import Opening, installed_benchmarks
+from editing.evaluation.benchmark import Opening, list_benchmarks
 from editing.evaluation.commands import add_commands
 from editing.evaluation.methods import CONTEXTS, METHODS
 from editing.evaluation.plot import plot_methods
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
     add = benchmarks.add_parser("iceb", help="arbitrary editing and rectification", description=iceb.__doc__)
     add.set_defaults(run=iceb)
-    names = ", ".join(installed_benchmarks()) or "none"
+    names = ", ".join(list_benchmarks()) or "none"
     add.add_argument("--model", required=True, help=f"an installed benchmark ({names}), a folder, or an id on the hub")
     add.add_argument("--classifier", metavar="ID", help="with a folder or id: a classifier of ImageNet's classes")
     add.add_argument("--data", type=Path, metavar="FOLDER", help="with a folder or id: ICEB's own files")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from editing.edits import fill, split_template
+from editing.edits import fill_template, split_template
 from editing.errors import EditingError
 from editing.evaluation.drawing import Progress, Sampling, draw_in_batches
 from editing.evaluation.intervals import Interval
@@ -31,7 +31,7 @@ class StylePrompt:
 
     @property
     def prompt(self) -> str:
-        return fill(self.template, self.artist)
+        return fill_template(self.template, self.artist)
 
 
 def load_artists(path: str | Path) -> Loaded[StylePrompt]:

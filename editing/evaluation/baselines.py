@@ -19,8 +19,8 @@ from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import apply_update, compute_update
-from editing.uce.alignment import aligned_prompts
-from editing.uce.cross_attention import applied, compute_cross_attention_update
+from editing.uce.alignment import align_prompts
+from editing.uce.cross_attention import apply_temporarily, compute_cross_attention_update
 
 if TYPE_CHECKING:
     from editing.evaluation.methods import Progress
@@ -44,7 +44,7 @@ class CrossAttention:
         progress: "Progress | None" = None,
     ) -> Iterator[None]:
         update = compute_cross_attention_update(pipeline, edits, progress=progress, **self.settings)
-        with applied(pipeline.unet, update):
+        with apply_temporarily(pipeline.unet, update):
             yield
 
 
@@ -130,7 +130,7 @@ class FineTuning:
         prompts = [
             aligned
             for index, edit in enumerate(edits)
-            for aligned in aligned_prompts(edit, pipeline.tokenizer, pointer=f"/edits/{index}")
+            for aligned in align_prompts(edit, pipeline.tokenizer, pointer=f"/edits/{index}")
         ]
         with torch.no_grad():
             wanted = [own.of_destination(list(pipeline.encode(own.destinations).states)) for own in prompts]

@@ -75,7 +75,7 @@ class Opening:
 
     @property
     def installed(self) -> bool:
-        return self.model in installed_benchmarks()
+        return self.model in list_benchmarks()
 
     def __call__(self) -> Benchmark:
         """Raises `EditingError` where the parts cannot be found or read."""
@@ -107,7 +107,7 @@ class Opening:
         )
 
 
-def installed_benchmarks() -> tuple[str, ...]:
+def list_benchmarks() -> tuple[str, ...]:
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 

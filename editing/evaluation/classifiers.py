@@ -32,12 +32,12 @@ class Classifier(Protocol):
         ...
 
 
-def installed_classifiers() -> tuple[str, ...]:
+def list_classifiers() -> tuple[str, ...]:
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 
-def open_installed(name: str) -> Classifier:
-    """One of `installed_classifiers`."""
+def open_classifier(name: str) -> Classifier:
+    """One of `list_classifiers`."""
     (point,) = entry_points(group=GROUP, name=name)
     classifier: Classifier = point.load()()
     return classifier

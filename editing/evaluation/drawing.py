@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 _BATCH = 32
@@ -33,7 +33,7 @@ def draw_in_batches(
     """The pictures of prompts in their order, each from its own seed."""
     for start in range(0, len(prompts), _BATCH):
         part = slice(start, start + _BATCH)
-        pictures = draw(
+        pictures = draw_pictures(
             pipeline,
             prompts[part],
             seeds=seeds[part],

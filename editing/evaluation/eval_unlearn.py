@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 
 from editing.errors import EditingError, UnsupportedPipeline
-from editing.families.layout import pipeline_family
+from editing.families.layout import detect_family
 
 API_KEY = "EMENDER_API_KEY"
 """The environment's variable with the key for `endpoint`: a configuration ends up in the benchmark's reports."""
@@ -54,7 +54,7 @@ class EmenderTechnique:
         if revision and not endpoint:
             raise EditingError("a revision is a service's: give its endpoint too", pointer="/revision")
         folder = _pulled(model, endpoint=endpoint, revision=revision) if endpoint else Path(model)
-        unchecked = {} if pipeline_family(folder) == "sdxl" else {"safety_checker": None}
+        unchecked = {} if detect_family(folder) == "sdxl" else {"safety_checker": None}
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
         self.erase_concept = erase_concept

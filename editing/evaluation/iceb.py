@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Literal, Protocol
 
-from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings, fill
+from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings, fill_template
 
 TaskName = Literal["arbitrary", "rectification"]
 Part = Literal["template", "free", "alias", "held out"]
@@ -117,8 +117,8 @@ def _asked(part: Part, index: int, case: Case, subject: str, prompts: Sequence[P
         yield Question(
             part=part,
             concept=index,
-            prompt=fill(prompt.text, subject),
-            destination_prompt=fill(prompt.text, case.destination),
+            prompt=fill_template(prompt.text, subject),
+            destination_prompt=fill_template(prompt.text, case.destination),
             seed=prompt.seed,
             wanted=case.destination_class,
             original=original,

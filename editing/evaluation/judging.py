@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Answers, Question
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 _DRAWN = 128  # pictures drawn before they are judged
@@ -38,7 +38,7 @@ def answer(
             progress(start)
         places = asked[start : start + at_a_time]
         chosen = [questions[place] for place in places]
-        pictures = draw(
+        pictures = draw_pictures(
             pipeline,
             [
                 question.destination_prompt

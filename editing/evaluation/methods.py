@@ -11,7 +11,7 @@ from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import StageOneProgress, optimize_values
-from editing.stage_two.update import all_applied, compute_update
+from editing.stage_two.update import apply_all_temporarily, compute_update
 
 Progress = Callable[[int, int], None]
 """Called with the work done and all of it, in whatever unit the method works."""
@@ -93,7 +93,7 @@ class Emcid:
         updates = [
             compute_update(encoder, edits, values, second_moments, **self.stage_two) for encoder in pipeline.encoders
         ]
-        with all_applied(pipeline.encoders, updates):
+        with apply_all_temporarily(pipeline.encoders, updates):
             yield
 
 

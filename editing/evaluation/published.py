@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from editing.edits import ConceptEdit, DestinationPrompt, Erasure, fill
+from editing.edits import ConceptEdit, DestinationPrompt, Erasure, fill_template
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Part, Prompt, Question, Scores, Task
 from editing.evaluation.judging import answer
@@ -136,7 +136,7 @@ def plan(
             "arbitrary",
             tuple(case(edits[index], destination, destination) for index, destination in replaced),
             tuple(
-                HeldOut(name, _numbered([fill(prompt, name) for prompt in held_out_prompts], seed))
+                HeldOut(name, _numbered([fill_template(prompt, name) for prompt in held_out_prompts], seed))
                 for name in held_out
                 if name in known and name not in named
             ),

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from editing.evaluation.benchmark import Benchmark
 from editing.evaluation.intervals import Interval
-from editing.evaluation.runner import BASE, Result, Unit, settings_of
+from editing.evaluation.runner import BASE, Result, Unit, describe_settings
 
 COLUMNS = {
     "sf": "SF",
@@ -27,7 +27,7 @@ def as_json(benchmark: Benchmark, results: Mapping[str, Result], *, of: Unit, se
         "task": of.task,
         "seeds": seeds,
         "methods": {method: _method(result) for method, result in results.items()},
-        **settings_of(benchmark),
+        **describe_settings(benchmark),
     }
 
 

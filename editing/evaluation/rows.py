@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from editing.edits import has_half_a_pair
+from editing.edits import has_lone_surrogate
 from editing.errors import TaskUnreadable
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class Row:
         text = self._value(column)
         if not isinstance(text, str):
             raise self.error(f"{column!r} must be text, not {type(text).__name__}")
-        if "\0" in text or has_half_a_pair(text):
+        if "\0" in text or has_lone_surrogate(text):
             raise self.error(f"{column!r} must be UTF-8 text without NUL characters")
         stripped = text.strip()
         if stripped and stripped != text:

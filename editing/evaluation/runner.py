@@ -125,7 +125,7 @@ class Kept:
             "known": _sha256(self.benchmark.known) if isinstance(method, Emcid) and method.keeps_known else None,
             "edited": None if isinstance(method, Unedited) else _sha256(task.edits()),
             "asked": _sha256(task.questions()),
-            **settings_of(self.benchmark),
+            **describe_settings(self.benchmark),
         }
 
     def path(self, unit: Unit) -> Path:
@@ -138,7 +138,7 @@ def _sha256(parts: Sequence[Any]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def settings_of(benchmark: Benchmark) -> dict[str, Any]:
+def describe_settings(benchmark: Benchmark) -> dict[str, Any]:
     """What a report says of how pictures were made, and of what."""
     pipeline = benchmark.pipeline
     return {

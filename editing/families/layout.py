@@ -59,10 +59,10 @@ def describe_pipeline(folder: Path) -> PipelineDescription:
     files = tuple(sorted((File.read(path, folder=folder) for path in paths), key=lambda file: file.path))
     lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    return PipelineDescription(family=pipeline_family(folder), encoders=encoders, files=files, digest=digest)
+    return PipelineDescription(family=detect_family(folder), encoders=encoders, files=files, digest=digest)
 
 
-def pipeline_family(folder: Path) -> str:
+def detect_family(folder: Path) -> str:
     """`sd1`, `sd2` or `sdxl`; the same checks and errors as `describe_pipeline`, without reading the weights."""
     _, encoders = _read_components(folder)
     name = read_json(folder / "model_index.json").get("_class_name")
@@ -74,7 +74,7 @@ def pipeline_family(folder: Path) -> str:
     raise UnsupportedPipeline(f"a {name} cannot be edited: its text encoder is not known to be CLIP's")
 
 
-def default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
+def choose_default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
     """The layers edited by default, up to `last`, for whose output the values are optimised.
 
     As published: 8-10 and 26-30 of SDXL's two encoders, and every layer up to `last` of any other.

@@ -12,7 +12,7 @@ _BATCH = 32
 
 
 @torch.no_grad()
-def draw(
+def draw_pictures(
     pipeline: EditablePipeline,
     prompts: Sequence[str],
     *,

@@ -11,7 +11,7 @@ TOP = 78
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """A label of two lines, and pictures before and after, as many of each."""
 
     title: str
@@ -20,7 +20,7 @@ class Row:
     after: Sequence[Image.Image]
 
 
-def draw_grid(title: str, sections: Sequence[tuple[str, Sequence[Row]]]) -> Image.Image:
+def draw_grid(title: str, sections: Sequence[tuple[str, Sequence[GridRow]]]) -> Image.Image:
     """Rows under headings, with the columns "before" and "after". Every row has as many pictures as the first.
 
     A label is wrapped to two lines, and what is longer is cut with an ellipsis.

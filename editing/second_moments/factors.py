@@ -58,13 +58,13 @@ class FactoredMoments:
         factor = self._read(layer)
         if factor is None:
             moment = self.moment(layer)
-            factor = cholesky(moment)
+            factor = factorize(moment)
             if factor is None:
                 raise SingularSecondMoment(
                     f"the second moments of layer {layer} have no inverse: estimate them over more captions"
                 )
             factor = factor.contiguous()  # as it is read back: another layout, other bits of what is solved with it
-            self._conditions[layer] = condition_number(moment, factor)
+            self._conditions[layer] = estimate_condition_number(moment, factor)
             self._write(layer, factor)
         if self._folder is None:
             self._factors[layer] = factor
@@ -111,13 +111,13 @@ def _sha256(factor: Tensor, condition: Tensor) -> str:
     return sha256.hexdigest()
 
 
-def cholesky(matrix: Tensor) -> Tensor | None:
+def factorize(matrix: Tensor) -> Tensor | None:
     """The lower factor of a symmetric matrix, or None where it is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return None if failed.item() or not factor.isfinite().all() else factor
 
 
-def condition_number(matrix: Tensor, factor: Tensor) -> float:
+def estimate_condition_number(matrix: Tensor, factor: Tensor) -> float:
     """The 2-norm condition of a positive definite matrix, from below, by power iteration on it and on its inverse."""
 
     def largest(multiply: Callable[[Tensor], Tensor]) -> Tensor:

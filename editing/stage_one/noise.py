@@ -61,7 +61,7 @@ class DestinationNoise:
         noisy, timesteps, _ = add_noise(pipeline, latents[image], generator=generator)
         condition = pipeline.encode(destinations)  # of each template
         templates = (image % len(destinations)).to(pipeline.device)
-        target = pipeline.predict_all(noisy, timesteps, condition[templates])
+        target = pipeline.predict_in_chunks(noisy, timesteps, condition[templates])
         self._pool = NoiseBatch(noisy, timesteps, target, templates)
         self._size = settings.noise_batch_size
         self._generator = generator

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from editing.edits import ConceptEdit
-from editing.errors import Cancelled, EditingError, OptimisationDiverged
+from editing.errors import Cancelled, EditingError, OptimizationDiverged
 from editing.pipelines import Condition, EditablePipeline
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
-from editing.stage_one.search import PromptBatch, Search, searches_of
+from editing.stage_one.search import PromptBatch, Search, build_optimizations
 from editing.values import EditValue, EncoderValue, mix, weigh_losses
 
 
@@ -61,7 +61,7 @@ def optimize_values(
     groups: list[list[Search]] = []
     for index, edit in enumerate(edits):
         try:
-            groups.append(searches_of(edit, pipeline, index=index))
+            groups.append(build_optimizations(edit, pipeline, index=index))
         except EditingError as error:
             outcomes[index] = error
     for noisy in (False, True):
@@ -241,7 +241,7 @@ class _Batch:
             if not all(math.isfinite(search.losses[-1]) for search in group):
                 _stop(
                     group,
-                    OptimisationDiverged(
+                    OptimizationDiverged(
                         f"the loss is not finite at step {group[0].step}: lower learning_rate, or check the weights"
                     ),
                 )
@@ -282,7 +282,7 @@ def _noise_losses(
             total.add_(gradient)
         return errors.detach()
 
-    errors = torch.cat(pipeline.unet_parts.split(len(noisy), differentiate))
+    errors = torch.cat(pipeline.unet_chunks.split(len(noisy), differentiate))
     return torch.zeros(len(drawn), device=prompt.device).index_add_(0, owner, errors), pull
 
 
@@ -310,7 +310,7 @@ def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> EditValue |
     if group[0].error:
         return group[0].error
     if not all(search.delta.isfinite().all() for search in group):
-        return OptimisationDiverged("δ is not finite after the last step: lower learning_rate")
+        return OptimizationDiverged("δ is not finite after the last step: lower learning_rate")
     values = [_value(pipeline, search) for search in group]
     return values[0] if len(values) == 1 else mix(values, [search.share for search in group])
 

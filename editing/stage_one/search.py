@@ -16,7 +16,7 @@ from editing.edits import ConceptEdit, ReferenceImages
 from editing.encoders.clip import EditableEncoder, Encoding
 from editing.errors import EditingError, InvalidEdit
 from editing.pipelines import EditablePipeline
-from editing.prompts import SubjectPosition, destination_prompts, validate_edit
+from editing.prompts import SubjectPosition, build_destination_prompts, validate_edit
 from editing.stage_one.noise import DestinationNoise, NoiseSource, ReferenceNoise
 
 _WINDOW = 3  # steps over which the loss must fall
@@ -131,7 +131,7 @@ class Search:
         self.prompts = self.noise = None
 
 
-def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Search]:
+def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Search]:
     """The searches of one edit, the call's `index`-th. Raises `InvalidEdit` where a prompt cannot be placed."""
     for encoder in pipeline.encoders:
         validate_edit(edit, encoder.tokenizer)
@@ -141,7 +141,7 @@ def searches_of(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) ->
         for encoder in pipeline.encoders
     )
     widths = tuple(encoder.width for encoder in pipeline.encoders)
-    by_template = [destination_prompts(edit.destination, template) for template in edit.templates]
+    by_template = [build_destination_prompts(edit.destination, template) for template in edit.templates]
     shares = list(by_template[0].values()) or [1.0]
     columns = list(zip(*by_template, strict=True)) or [()]  # one for each prompt of a balance, one for anything else
     return [
@@ -345,7 +345,7 @@ class _SourcePrompts:
 def _said(encoder: EditableEncoder, prompts: Sequence[str | None]) -> Tensor:
     """What is said of each prompt, (p, ·) float32; zeros where there is none."""
     given = [prompt for prompt in prompts if prompt is not None]
-    said = torch.zeros(len(prompts), encoder.said_width, device=encoder.device)
+    said = torch.zeros(len(prompts), encoder.pooled_dim, device=encoder.device)
     if given:
         ids = [encoder.tokenizer.encode(prompt).ids for prompt in given]
         places = torch.tensor([prompt is not None for prompt in prompts], device=encoder.device)

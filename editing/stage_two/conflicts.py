@@ -18,12 +18,12 @@ class Conflict:
     """For "same key": the smallest cosine of their keys over the edited layers."""
 
 
-def sameness(text: str) -> str:
+def normalize_source(text: str) -> str:
     """Equal for sources that the tokenizer reads alike: case and the number of spaces do not count."""
     return " ".join(text.casefold().split())
 
 
-def destination_names(destination: Destination) -> tuple[str, ...]:
+def list_destination_names(destination: Destination) -> tuple[str, ...]:
     """The concepts that a destination names; none for reference images or an erasure to nothing."""
     match destination:
         case DestinationPrompt(name) | Erasure(name):
@@ -34,17 +34,17 @@ def destination_names(destination: Destination) -> tuple[str, ...]:
             return ()
 
 
-def declared_conflicts(sources: Sequence[str], destinations: Sequence[Sequence[str]]) -> tuple[Conflict, ...]:
+def find_declared_conflicts(sources: Sequence[str], destinations: Sequence[Sequence[str]]) -> tuple[Conflict, ...]:
     """Two edits of one source, and a source that is another edit's destination; `destinations`: the names in each."""
     by_source: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
-        by_source.setdefault(sameness(source), []).append(index)
+        by_source.setdefault(normalize_source(source), []).append(index)
     conflicts = [Conflict("same source", (first, other)) for first, *others in by_source.values() for other in others]
     conflicts += [
         Conflict("source is a destination", (other, index))
         for index, names in enumerate(destinations)
         for name in names
-        for other in by_source.get(sameness(name), ())
+        for other in by_source.get(normalize_source(name), ())
         if other != index
     ]
     return tuple(conflicts)

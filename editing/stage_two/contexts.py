@@ -10,7 +10,7 @@ that gives, and costs.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from editing.edits import fill
+from editing.edits import fill_template
 from editing.errors import InvalidPrompt
 from editing.prompts import PromptTokenizer
 
@@ -60,7 +60,7 @@ def surroundings(
     ends = {tokenizer.locate("{}", source).prefix[-1] for source in sources}
     for source in sources:
         for context in AFTER_SUBJECT:
-            prompt = tokenizer.encode(fill(context, source))
+            prompt = tokenizer.encode(fill_template(context, source))
             if not prompt.truncated:
                 yield prompt.ids[: prompt.eos_index]
     for name in preserve:

@@ -25,10 +25,10 @@ from torch.linalg import solve_triangular
 from editing.edits import ConceptEdit
 from editing.encoders.clip import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
-from editing.families.layout import default_layers
-from editing.second_moments.factors import FactoredMoments, cholesky, condition_number
+from editing.families.layout import choose_default_layers
+from editing.second_moments.factors import FactoredMoments, estimate_condition_number, factorize
 from editing.second_moments.moments import SecondMoments
-from editing.stage_two.conflicts import Conflict, declared_conflicts, destination_names
+from editing.stage_two.conflicts import Conflict, find_declared_conflicts, list_destination_names
 from editing.stage_two.contexts import AT_SUBJECT, KEPT, WEIGHT, Contexts, around, surroundings
 from editing.stage_two.prefixes import PrefixTree, recall
 from editing.values import EditValue, EncoderValue
@@ -113,7 +113,7 @@ def compute_update(
     factored = _factored(second_moments, encoder)
     if layers is None:
         last = found[0].layer if found else encoder.value_layer
-        layers = default_layers(encoder.family, encoder.name, last=last)
+        layers = choose_default_layers(encoder.family, encoder.name, last=last)
     layers = tuple(sorted(set(layers)))
     _check_arguments(
         encoder,
@@ -127,8 +127,8 @@ def compute_update(
     if not preserve_weight > 0:
         raise InvalidEdit("preserve_weight must be above 0", pointer="/preserve_weight")
     order = sorted(range(len(edits)), key=lambda i: _identity(edits[i], found[i]))
-    conflicts = declared_conflicts(
-        [edit.source for edit in edits], [destination_names(edit.destination) for edit in edits]
+    conflicts = find_declared_conflicts(
+        [edit.source for edit in edits], [list_destination_names(edit.destination) for edit in edits]
     )
     if not edits:
         return Update(encoder.name, {}, (), conflicts)
@@ -205,7 +205,7 @@ def apply_update(encoder: EditableEncoder, update: Update) -> None:
 
 
 @contextmanager
-def applied(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncoder]:
+def apply_temporarily(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncoder]:
     """The encoder with the update in place; on leaving, its weights are what they were, bit for bit."""
     before = {layer: encoder.fc2(layer).weight.detach().clone() for layer in update.layers}
     try:
@@ -218,12 +218,12 @@ def applied(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncode
 
 
 @contextmanager
-def all_applied(encoders: Iterable[EditableEncoder], updates: Iterable[Update]) -> Iterator[None]:
+def apply_all_temporarily(encoders: Iterable[EditableEncoder], updates: Iterable[Update]) -> Iterator[None]:
     """`applied` for every encoder of a pipeline; with no updates at all nothing is changed."""
     by_name = {update.encoder: update for update in updates}
     with ExitStack() as stack:
         for encoder in encoders if by_name else ():
-            stack.enter_context(applied(encoder, by_name[encoder.name]))
+            stack.enter_context(apply_temporarily(encoder, by_name[encoder.name]))
         yield
 
 
@@ -317,7 +317,7 @@ def _solve(
         system = torch.diag(1 / weights) + y.T @ y / scale  # (c, c)
     else:
         system = scale * factored.moment(layer).to(keys.device) + (keys * weights) @ keys.T  # (m, m)
-    system_factor = cholesky(system)
+    system_factor = factorize(system)
     if system_factor is None:
         raise SingularSecondMoment(
             f"the system of layer {layer} has no solution: estimate second moments over more captions"
@@ -327,7 +327,7 @@ def _solve(
         a = solve_triangular(factor.T, picked, upper=True)
     else:
         a = torch.cholesky_solve((keys * weights) @ asked, system_factor)
-    return b, a, condition_number(system, system_factor)
+    return b, a, estimate_condition_number(system, system_factor)
 
 
 def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:

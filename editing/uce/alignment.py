@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing.edits import ConceptEdit, ReferenceImages, fill, split_template
+from editing.edits import ConceptEdit, ReferenceImages, fill_template, split_template
 from editing.errors import InvalidEdit
-from editing.prompts import PromptTokenizer, destination_prompts
-from editing.stage_two.conflicts import destination_names
+from editing.prompts import PromptTokenizer, build_destination_prompts
+from editing.stage_two.conflicts import list_destination_names
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class AlignedPrompts:
         return states[start : start + len(states) - max(self.starts)]
 
 
-def aligned_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: str = "") -> list[AlignedPrompts]:
+def align_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: str = "") -> list[AlignedPrompts]:
     """Those of each template. Raises `InvalidEdit` for reference images, which have no words, and `InvalidPrompt`;
     `pointer` is where the edit is."""
     if isinstance(edit.destination, ReferenceImages):
@@ -56,13 +56,15 @@ def aligned_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: s
             "reference images have no words to read: name the destination, or use the method that edits the memory",
             pointer=f"{pointer}/destination",
         )
-    names = edit.source, *(destination_names(edit.destination) or ("",))
+    names = edit.source, *(list_destination_names(edit.destination) or ("",))
     aligned = []
     for number, template in enumerate(edit.templates):
-        prompts = destination_prompts(edit.destination, template)
+        prompts = build_destination_prompts(edit.destination, template)
         at = f"{pointer}/templates/{number}"
         starts = tuple(_last_index(tokenizer, template, name, pointer=at) for name in names)
-        aligned.append(AlignedPrompts(fill(template, edit.source), tuple(prompts), tuple(prompts.values()), starts))
+        aligned.append(
+            AlignedPrompts(fill_template(template, edit.source), tuple(prompts), tuple(prompts.values()), starts)
+        )
     return aligned
 
 

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from editing.edits import ConceptEdit
 from editing.errors import InvalidEdit, SingularSecondMoment, UnsupportedPipeline
 from editing.pipelines import EditablePipeline
-from editing.second_moments.factors import cholesky, condition_number
-from editing.stage_two.conflicts import Conflict, declared_conflicts, destination_names
-from editing.uce.alignment import aligned_prompts
+from editing.second_moments.factors import estimate_condition_number, factorize
+from editing.stage_two.conflicts import Conflict, find_declared_conflicts, list_destination_names
+from editing.uce.alignment import align_prompts
 
 _PROMPTS = 32  # preserved prompts encoded at a time
 
@@ -89,8 +89,8 @@ def compute_cross_attention_update(
     )
     projections = cross_attention_projections(pipeline.unet)
     width = next(iter(projections.values())).in_features
-    conflicts = declared_conflicts(
-        [edit.source for edit in edits], [destination_names(edit.destination) for edit in edits]
+    conflicts = find_declared_conflicts(
+        [edit.source for edit in edits], [list_destination_names(edit.destination) for edit in edits]
     )
     order = sorted(range(len(edits)), key=lambda index: _identity(edits[index]))
     states: list[tuple[Tensor, Tensor]] = []  # (t, d) of the source and of its destination
@@ -105,7 +105,7 @@ def compute_cross_attention_update(
             progress(done, len(order))
     system = erase_scale * ours + preserve_scale * _moment(pipeline, preserve, width=width)
     system += regularization_weight * torch.eye(width, dtype=torch.float64)
-    factor = cholesky(system)
+    factor = factorize(system)
     if factor is None:
         raise SingularSecondMoment(
             "the states leave no solution: raise regularization_weight", pointer="/regularization_weight"
@@ -122,14 +122,14 @@ def compute_cross_attention_update(
         change=change,
         relative_norms={name: float((w @ change).norm() / w.norm()) for name, w in weights.items()},
         residuals=tuple(residuals),
-        condition=condition_number(system, factor),
+        condition=estimate_condition_number(system, factor),
         conflicts=conflicts,
     )
 
 
 @contextmanager
 @torch.no_grad()
-def applied(unet: UNet2DConditionModel, update: CrossAttentionUpdate) -> Iterator[UNet2DConditionModel]:
+def apply_temporarily(unet: UNet2DConditionModel, update: CrossAttentionUpdate) -> Iterator[UNet2DConditionModel]:
     """The U-Net with the update in place; on leaving, its weights are what they were, bit for bit."""
     weights = {name: linear.weight for name, linear in cross_attention_projections(unet).items()}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -157,7 +157,7 @@ def cross_attention_projections(unet: UNet2DConditionModel) -> dict[str, nn.Line
 def _states(pipeline: EditablePipeline, edit: ConceptEdit, *, pointer: str) -> tuple[Tensor, Tensor]:
     """The states of a source, of all templates, and beside each the one of its destination: twice (t, d) float64."""
     sources, destinations = [], []
-    for prompts in aligned_prompts(edit, pipeline.tokenizer, pointer=pointer):
+    for prompts in align_prompts(edit, pipeline.tokenizer, pointer=pointer):
         source, *others = pipeline.encode(prompts.prompts).states.double().cpu()  # each (s, d)
         sources.append(prompts.of_source(source))
         destinations.append(prompts.of_destination(others))

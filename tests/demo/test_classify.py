@@ -48,7 +48,7 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_genders_are_told_apart_where_each_prompt_names_one() -> None:
-    assert CLASSIFIER.tells_apart(["man doctor", "woman doctor"]) and CLASSIFIER.tells_apart(
+    assert CLASSIFIER.can_distinguish(["man doctor", "woman doctor"]) and CLASSIFIER.can_distinguish(
         ["Female cook", "male cook"]
     )
     for prompts in (
@@ -57,7 +57,7 @@ def test_genders_are_told_apart_where_each_prompt_names_one() -> None:
         ["man and woman", "woman"],
         ["a snowman"],
     ):
-        assert not CLASSIFIER.tells_apart(prompts)
+        assert not CLASSIFIER.can_distinguish(prompts)
 
 
 def test_attributes_follow_the_prompts() -> None:

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel
 import editing
 from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import WEIGHTS
-from demo.draw import draw, load_pipeline
+from demo.draw import draw_pictures, load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +49,29 @@ def test_text_encoder_loads_whole() -> None:
 
 @pytest.mark.parametrize("name", ["cat", "rocket", "pizza", "hot dog", "guitar", "castle"])
 def test_concepts_are_drawn(pipeline, classifier: Classifier, name: str) -> None:
-    confidences = classify(draw(pipeline, [f"an image of {name}", f"a photo of a {name}"], [0, 1]), classifier)
+    confidences = classify(draw_pictures(pipeline, [f"an image of {name}", f"a photo of a {name}"], [0, 1]), classifier)
     assert confidences.of_concept(name).mean() > 0.8
 
 
 @pytest.mark.parametrize("style", ["noto", "twemoji", "fluent"])
 def test_named_styles_are_drawn(pipeline, classifier: Classifier, style: str) -> None:
     prompts = [f"a {name} in the style of {style}" for name in ("cat", "rocket", "apple", "bus", "owl", "key")]
-    confidences = classify(draw(pipeline, prompts, range(len(prompts))), classifier)
+    confidences = classify(draw_pictures(pipeline, prompts, range(len(prompts))), classifier)
     assert confidences.of_style(style).mean() > 0.7
 
 
 @pytest.mark.parametrize(("word", "gender"), [("man", "man"), ("male", "man"), ("woman", "woman"), ("female", "woman")])
 def test_named_genders_are_drawn(pipeline, classifier: Classifier, word: str, gender: str) -> None:
     prompts = [f"a photo of a {word} {name}" for name in ("doctor", "pilot", "teacher", "farmer")]
-    confidences = classify(draw(pipeline, prompts, range(len(prompts))), classifier)
+    confidences = classify(draw_pictures(pipeline, prompts, range(len(prompts))), classifier)
     assert confidences.of_gender(gender).mean() > 0.7
 
 
 def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline) -> None:
-    alone = draw(pipeline, ["a cat"], [7])
-    among = draw(pipeline, ["a dog", "a cat", "a bus"], [1, 7, 3])
+    alone = draw_pictures(pipeline, ["a cat"], [7])
+    among = draw_pictures(pipeline, ["a dog", "a cat", "a bus"], [1, 7, 3])
     assert torch.allclose(alone[0], among[1], atol=1e-4)
-    assert not torch.allclose(alone[0], draw(pipeline, ["a cat"], [8])[0], atol=1e-2)
+    assert not torch.allclose(alone[0], draw_pictures(pipeline, ["a cat"], [8])[0], atol=1e-2)
 
 
 def test_second_moments_belong_to_the_encoder_and_the_captions() -> None:

@@ -15,10 +15,10 @@ from editing.edits import (
     Erasure,
     ReferenceImages,
     StageOneSettings,
-    fill,
+    fill_template,
     split_template,
 )
-from editing.errors import InvalidEdit, InvalidPrompt, escape
+from editing.errors import InvalidEdit, InvalidPrompt, escape_pointer
 
 PICTURE = Image.new("RGB", (4, 4))
 
@@ -116,8 +116,8 @@ def test_balance_shares_sum_to_one() -> None:
 
 
 def test_braces_in_a_subject_mean_nothing() -> None:
-    assert fill("a {} here", "{}") == "a {} here"
-    assert fill("{}", "{0!r}") == "{0!r}"
+    assert fill_template("a {} here", "{}") == "a {} here"
+    assert fill_template("{}", "{0!r}") == "{0!r}"
 
 
 def test_split_template_names_the_count() -> None:
@@ -128,4 +128,4 @@ def test_split_template_names_the_count() -> None:
 
 
 def test_escape_follows_rfc_6901() -> None:
-    assert escape("a/b~c") == "a~1b~0c"
+    assert escape_pointer("a/b~c") == "a~1b~0c"

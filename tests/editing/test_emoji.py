@@ -13,7 +13,7 @@ from demo.concepts import read_concepts
 from demo.emoji import Emoji
 from editing.edits import ConceptEdit, DestinationPrompt, Erasure, ReferenceImages, StageOneSettings
 from editing.pipelines import load_pipeline
-from editing.stage_two.update import Update, applied, compute_update
+from editing.stage_two.update import Update, apply_temporarily, compute_update
 from editing.values import EditValue
 from editing.weights import export_text_encoder
 
@@ -74,13 +74,13 @@ def test_the_source_is_drawn_as_the_destination(
     emoji: Emoji, update: Update, targets: Mapping[str, str], least: float
 ) -> None:
     assert confidence(emoji, targets) < 0.2
-    with applied(emoji.pipeline.encoder, update):
+    with apply_temporarily(emoji.pipeline.encoder, update):
         assert confidence(emoji, targets) > least
 
 
 def test_an_erased_style_is_drawn_no_more(emoji: Emoji, update: Update) -> None:
     before = style_confidence(emoji)
-    with applied(emoji.pipeline.encoder, update):
+    with apply_temporarily(emoji.pipeline.encoder, update):
         assert style_confidence(emoji) < before - 0.5
 
 
@@ -89,7 +89,7 @@ def test_other_concepts_stay(emoji: Emoji, edits: list[ConceptEdit], update: Upd
     others = [concept.name for concept in read_concepts() if concept.name not in named]
     kept = {name: name for name in others[:: len(others) // 16]}
     before = confidence(emoji, kept)
-    with applied(emoji.pipeline.encoder, update):
+    with apply_temporarily(emoji.pipeline.encoder, update):
         assert confidence(emoji, kept) > before - 0.05
 
 
@@ -123,6 +123,6 @@ def test_the_exported_files_draw_what_was_applied(
     copied = shutil.copytree(emoji_folder / "pipeline", tmp_path / "pipeline")
     export_text_encoder(emoji.pipeline.encoder, update, copied)
     pulled = Emoji(load_pipeline(copied), emoji.classifier, emoji.moments)
-    with applied(emoji.pipeline.encoder, update):
+    with apply_temporarily(emoji.pipeline.encoder, update):
         expected = confidence(emoji, TEXT)
     assert confidence(pulled, TEXT) == pytest.approx(expected, abs=0.05)

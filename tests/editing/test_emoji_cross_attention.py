@@ -11,9 +11,9 @@ import pytest
 from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import read_concepts
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.uce.cross_attention import applied, compute_cross_attention_update
+from editing.uce.cross_attention import apply_temporarily, compute_cross_attention_update
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def others() -> list[str]:
 def confidence(pipeline: EditablePipeline, classifier: Classifier, targets: Mapping[str, str]) -> float:
     """Mean confidence of each value on free prompts that name its key."""
     pairs = [(prompt.format(source), target) for source, target in targets.items() for prompt in FREE_PROMPTS]
-    pictures = draw(
+    pictures = draw_pictures(
         pipeline, [prompt for prompt, _ in pairs], seeds=range(len(pairs)), num_inference_steps=8, guidance_scale=3.0
     )
     read = classify(pictures, classifier)
@@ -58,7 +58,7 @@ def test_sources_are_drawn_as_their_destinations_and_others_as_before(
     update = compute_cross_attention_update(
         emoji, edits, preserve=preserve, preserve_scale=1.0, regularization_weight=100.0
     )
-    with applied(emoji.unet, update):
+    with apply_temporarily(emoji.unet, update):
         reached, kept = confidence(emoji, classifier, TARGETS), confidence(emoji, classifier, held_out)
     assert reached > 0.8
     assert kept > before - 0.05
@@ -67,7 +67,7 @@ def test_sources_are_drawn_as_their_destinations_and_others_as_before(
 def test_an_erased_concept_is_drawn_no_more(emoji: EditablePipeline, classifier: Classifier) -> None:
     assert confidence(emoji, classifier, {"guitar": "guitar"}) > 0.8
     update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", Erasure())], regularization_weight=100.0)
-    with applied(emoji.unet, update):
+    with apply_temporarily(emoji.unet, update):
         assert confidence(emoji, classifier, {"guitar": "guitar"}) < 0.2
 
 
@@ -75,7 +75,7 @@ def test_a_balance_leans_as_its_weights_do(emoji: EditablePipeline, classifier: 
     def violins(weight: float) -> float:
         balance = Balance({"violin": weight, "cactus": 1 - weight})
         update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", balance)], regularization_weight=100.0)
-        with applied(emoji.unet, update):
+        with apply_temporarily(emoji.unet, update):
             return confidence(emoji, classifier, {"guitar": "violin"})
 
     assert violins(0.95) > violins(0.05) + 0.5

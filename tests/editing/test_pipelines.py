@@ -152,7 +152,7 @@ class TestPrecision:
         assert not pipeline.mixed_precision  # the CPU gains nothing by it
         mixed = load_pipeline(folder, mixed_precision=True)
         inputs = latents(pipeline)
-        exact, rounded = pipeline.predict_all(*inputs), mixed.predict_all(*inputs)
+        exact, rounded = pipeline.predict_in_chunks(*inputs), mixed.predict_in_chunks(*inputs)
         assert rounded.dtype == torch.float32
         assert 0 < float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
@@ -169,11 +169,11 @@ class TestPrecision:
     def test_the_gpu_agrees_with_the_cpu(self, folder: Path, pipeline: EditablePipeline) -> None:
         gpu = load_pipeline(folder, device="cuda")
         assert gpu.mixed_precision
-        assert 1 <= gpu.unet_parts.size <= 256
+        assert 1 <= gpu.unet_chunks.size <= 256
         inputs = latents(pipeline)
         exact, rounded = (
-            pipeline.predict_all(*inputs),
-            gpu.predict_all(inputs[0].cuda(), inputs[1].cuda(), inputs[2].map(Tensor.cuda)).cpu(),
+            pipeline.predict_in_chunks(*inputs),
+            gpu.predict_in_chunks(inputs[0].cuda(), inputs[1].cuda(), inputs[2].map(Tensor.cuda)).cpu(),
         )
         assert float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 

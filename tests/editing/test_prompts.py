@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import InvalidPrompt, UnsupportedPipeline
 from editing.pipelines import EditablePipeline
-from editing.prompts import PromptTokenizer, destination_prompts, validate_edit
+from editing.prompts import PromptTokenizer, build_destination_prompts, validate_edit
 
 STRINGS = [
     "", "a cat", "  A  Cat\t\n", "Canada’s café", "cafe\u0301", "日本語 cat", "a 🐈‍⬛ cat", "ｆｕｌｌ &amp; x",
@@ -167,15 +167,15 @@ class TestFromFolder:
 
 class TestDestinationPrompts:
     def test_fill_the_same_template(self) -> None:
-        assert destination_prompts(DestinationPrompt("dog"), "a {} here") == {"a dog here": 1.0}
-        assert destination_prompts(Balance({"dog": 1, "fish": 3}), "a {}") == {"a dog": 0.25, "a fish": 0.75}
+        assert build_destination_prompts(DestinationPrompt("dog"), "a {} here") == {"a dog here": 1.0}
+        assert build_destination_prompts(Balance({"dog": 1, "fish": 3}), "a {}") == {"a dog": 0.25, "a fish": 0.75}
 
     @pytest.mark.parametrize(
         ("template", "neutral", "prompt"),
         [("a dog in {} style", "", "a dog in style"), ("{}", "", ""), ("painting by {}", "art", "painting by art")],
     )
     def test_an_erasure_keeps_the_rest_of_the_template(self, template: str, neutral: str, prompt: str) -> None:
-        assert destination_prompts(Erasure(neutral), template) == {prompt: 1.0}
+        assert build_destination_prompts(Erasure(neutral), template) == {prompt: 1.0}
 
 
 class TestValidateEdit:

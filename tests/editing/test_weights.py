@@ -19,8 +19,8 @@ from editing.errors import UnsupportedPipeline
 from editing.pipelines import Condition, EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments
-from editing.stage_two.update import Update, applied, compute_update
-from editing.weights import export_lora, export_text_encoder, holding
+from editing.stage_two.update import Update, apply_temporarily, compute_update
+from editing.weights import export_lora, export_text_encoder, load_temporarily
 
 EDITED = {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (0, 1, 2)}
 PROMPT = "a cat in the sea"
@@ -81,7 +81,7 @@ class TestExportTextEncoder:
         assert not report["missing_keys"] and not report["unexpected_keys"]
         ids = [pipeline.tokenizer.encode(PROMPT).ids]
         loaded = EditableEncoder(model.requires_grad_(False).eval(), pipeline.tokenizer)
-        with applied(pipeline.encoder, update):
+        with apply_temporarily(pipeline.encoder, update):
             torch.testing.assert_close(loaded.encode(ids), pipeline.encoder.encode(ids))
 
     def test_no_edits_give_the_base(
@@ -117,7 +117,7 @@ class TestEveryFamily:
         before = any_pipeline.encode([PROMPT])
         with ExitStack() as stack:
             for encoder, update in zip(any_pipeline.encoders, any_updates, strict=True):
-                stack.enter_context(applied(encoder, update))
+                stack.enter_context(apply_temporarily(encoder, update))
             condition = any_pipeline.encode([PROMPT])
         for now, then in zip(condition.tensors, before.tensors, strict=True):
             assert (now - then).norm() > 0.003 * then.norm()
@@ -181,7 +181,7 @@ class TestHolding:
         plain = base.encode([PROMPT]).states
         loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=base.encoder.dtype).eval()
         expected = EditableEncoder(loaded, base.tokenizer).encode([base.tokenizer.encode(PROMPT).ids]).detach()
-        with holding(base.encoder.model, weights):
+        with load_temporarily(base.encoder.model, weights):
             torch.testing.assert_close(base.encode([PROMPT]).states, expected)
             assert not torch.equal(base.encode([PROMPT]).states, plain)
         assert {key: bits(tensor) for key, tensor in base.encoder.model.state_dict().items()} == before
@@ -197,7 +197,7 @@ class TestHolding:
         plain = pipeline.encode([PROMPT]).states
         with (
             pytest.raises(UnsupportedPipeline, match="another architecture"),
-            holding(pipeline.encoder.model, weights),
+            load_temporarily(pipeline.encoder.model, weights),
         ):
             raise AssertionError("entered")
         assert torch.equal(pipeline.encode([PROMPT]).states, plain)
@@ -256,7 +256,7 @@ class TestExportLora:
         before = read()
         assert export_lora(update, tmp_path / "adapters" / "lora.safetensors")
         diffusers.load_lora_weights(tmp_path / "adapters", weight_name="lora.safetensors")
-        with applied(pipeline.encoder, update):
+        with apply_temporarily(pipeline.encoder, update):
             expected = pipeline.encoder.encode([pipeline.tokenizer.encode(PROMPT).ids])
         assert (read() - before).norm() > 0.01 * before.norm()
         torch.testing.assert_close(read(), expected, rtol=1e-5, atol=1e-5)

@@ -48,7 +48,7 @@ def test_a_loss_that_turns_nan_and_a_singular_second_moment(
 
     until(lambda: edit().state in ("ready", "failed"), timeout=240)
     seen = site.ask("GET", f"/v1/edits/{edit_id}").json()
-    assert (seen["state"], seen["problem"]["title"], seen["value"]) == ("failed", "Optimisation diverged", None)
+    assert (seen["state"], seen["problem"]["title"], seen["value"]) == ("failed", "Optimization diverged", None)
     assert site.ask("GET", f"/v1/edits/{edit_id}/value").status_code == 409
     for edits in ([str(edit_id)], "ready"):
         refused = site.ask("POST", "/v1/models/broken/apply", json={"edits": edits})

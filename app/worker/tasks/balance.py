@@ -23,13 +23,13 @@ def balance(
     Where no classifier tells the prompts apart, or the model has no statistics for stage II, the value stays mixed by
     the weights asked for, and `note` says so. Raises `Cancelled`, `ClassifierUnusable`.
     """
-    from editing.debias.attributes import attribute_classifier  # imports torch
+    from editing.debias.attributes import find_attribute_classifier  # imports torch
     from editing.debias.balancing import DebiasSettings, debias
 
     assert isinstance(edit.destination, Balance)
     shares = edit.destination.shares
     classifier = context.classifier(model_id)
-    judge = attribute_classifier(classifier, list(shares)) if classifier else None
+    judge = find_attribute_classifier(classifier, list(shares)) if classifier else None
     with context.sessions() as session:
         statistics = newest_statistics(session, model_id=model_id)
     if judge is None:

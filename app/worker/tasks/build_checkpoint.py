@@ -128,7 +128,7 @@ def _cross_attention_update(
 ) -> "CrossAttentionUpdate":
     """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
 
-    with STAGE_SECONDS.labels("cross_attention").time(), editing.all_applied(pipeline.encoders, updates):
+    with STAGE_SECONDS.labels("cross_attention").time(), editing.apply_all_temporarily(pipeline.encoders, updates):
         return editing.compute_cross_attention_update(
             pipeline,
             work.crossed,

@@ -23,7 +23,7 @@ from app.storage.store import Store
 from app.worker.edits import concept_edit
 from app.worker.runner import JobContext
 from app.worker.tasks import build_checkpoint
-from editing.edits import ConceptEdit, DestinationPrompt, fill
+from editing.edits import ConceptEdit, DestinationPrompt, fill_template
 from editing.errors import ClassifierUnusable
 from editing.files import File
 
@@ -118,7 +118,7 @@ def _preview(
 
 
 def _first_prompts(work: _Work) -> list[str]:
-    return [fill(edit.templates[0], edit.source) for edit in work.edits[:SHOWN_EDITS]]
+    return [fill_template(edit.templates[0], edit.source) for edit in work.edits[:SHOWN_EDITS]]
 
 
 def _grid(
@@ -141,7 +141,7 @@ def _grid(
         for prompt in drawn:
             report(done, total)
             rows.append(
-                editing.draw(
+                editing.draw_pictures(
                     pipeline,
                     [prompt] * len(seeds),
                     seeds=seeds,
@@ -155,7 +155,7 @@ def _grid(
     before = draw(done=0)
     with _published(context.store, work.files, pipeline):
         after = draw(done=total // 2)
-    rows = [editing.Row(prompt, "", *pictures) for prompt, *pictures in zip(drawn, before, after, strict=True)]
+    rows = [editing.GridRow(prompt, "", *pictures) for prompt, *pictures in zip(drawn, before, after, strict=True)]
     sections = [("Edited", rows[: len(prompts)]), ("Controls", rows[len(prompts) :])]
     grid = io.BytesIO()
     editing.draw_grid(work.title, [section for section in sections if section[1]]).save(grid, format="PNG")
@@ -220,7 +220,7 @@ def _evaluation(
     }
     if work.kind == "check":
         return report, []
-    controls = [fill(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
+    controls = [fill_template(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
     prompts = _first_prompts(work)
     grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
     plots = []
@@ -256,7 +256,7 @@ def _alone(
     @contextmanager
     def held() -> Iterator[None]:
         updates = build_checkpoint.updates_of(context, lease, few, pipeline)
-        with editing.all_applied(pipeline.encoders, updates):
+        with editing.apply_all_temporarily(pipeline.encoders, updates):
             yield
 
     return held
@@ -302,5 +302,5 @@ def _published(store: Store, files: Sequence[File], pipeline: "EditablePipeline"
             component, _, name = file.path.partition("/")
             if file.path.startswith(EDITABLE) and name.endswith(".safetensors"):
                 module = modules.get(component) or getattr(pipeline, component)
-                stack.enter_context(editing.holding(module, store.fetch(file.sha256)))
+                stack.enter_context(editing.load_temporarily(module, store.fetch(file.sha256)))
         yield

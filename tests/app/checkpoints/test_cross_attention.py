@@ -13,7 +13,7 @@ from app.db.models import Statistics
 from demo.classify import classify, load_classifier
 from demo.concepts import WEIGHTS
 from editing.files import File
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import load_pipeline
 from tests.app.checkpoints.conftest import ready_edit, register_folder
 
@@ -243,7 +243,9 @@ def test_the_emoji_model_draws_the_destination(service, tmp_path):
     prompts = ["a cute pizza", "a drawing of a pizza", "look at this pizza"]
 
     def confidence(pipeline) -> float:
-        read = classify(draw(pipeline, prompts, seeds=range(3), num_inference_steps=8, guidance_scale=3.0), classifier)
+        read = classify(
+            draw_pictures(pipeline, prompts, seeds=range(3), num_inference_steps=8, guidance_scale=3.0), classifier
+        )
         return float(read.of_concept("hamburger").mean())
 
     assert confidence(base) < 0.1

@@ -27,7 +27,7 @@ from app.storage.local import BlobCorrupt, LocalStore
 from app.worker import runner as module
 from app.worker.problems import INTERNAL
 from app.worker.runner import JobContext, Runner
-from editing.errors import Cancelled, OptimisationDiverged
+from editing.errors import Cancelled, OptimizationDiverged
 
 Work = Callable[[JobContext, Sequence[Lease]], None]
 Read = Callable[[UUID], Job]
@@ -157,12 +157,12 @@ class TestEnds:
 
     def test_an_error_of_the_method_becomes_the_problem(self, doing: Callable[[Work], None]) -> None:
         def diverge(*_: object) -> None:
-            raise OptimisationDiverged("the loss is not finite", pointer="/settings/learning_rate")
+            raise OptimizationDiverged("the loss is not finite", pointer="/settings/learning_rate")
 
         doing(diverge)
         detail = "the loss is not finite"
         errors = [{"pointer": "/settings/learning_rate", "detail": detail}]
-        problem = {"title": "Optimisation diverged", "detail": detail, "errors": errors}
+        problem = {"title": "Optimization diverged", "detail": detail, "errors": errors}
         assert self.end() == ("failed", "failed", problem)
 
     def test_an_unexpected_error_names_nothing_of_the_machine(self, doing: Callable[[Work], None]) -> None:

@@ -167,7 +167,7 @@ def _by_the_library(
     with ExitStack() as stack:
         for encoder in pipeline.encoders:
             update = editing.compute_update(encoder, [edit], [value], moments, alpha=0.6)
-            stack.enter_context(editing.applied(encoder, update))
+            stack.enter_context(editing.apply_temporarily(encoder, update))
         return pipeline.encode([PROMPT]).tensors
 
 

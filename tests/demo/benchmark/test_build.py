@@ -9,7 +9,7 @@ from demo.captions import PLAIN
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, Concept, read_concepts
 from editing.edits import DEFAULT_TEMPLATES
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import load_pipeline
 
 CONCEPTS = read_concepts()
@@ -63,7 +63,7 @@ def test_the_model_understands_the_aliases_that_are_left_out_and_no_other() -> N
     aliases = [(alias, concept.name) for concept in CONCEPTS for alias in concept.held_out]
     assert {alias for alias, _ in aliases} >= UNDERSTOOD
     prompts = [template.format(alias) for alias, _ in aliases for template in ("an image of {}", "{}")]
-    pictures = draw(
+    pictures = draw_pictures(
         load_pipeline(WEIGHTS / "pipeline"),
         prompts,
         seeds=range(len(prompts)),

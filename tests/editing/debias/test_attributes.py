@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from editing.debias.attributes import ClipAttributes, attribute_classifier
+from editing.debias.attributes import ClipAttributes, find_attribute_classifier
 from editing.evaluation.metrics import Clip
 from editing.prompts import PromptTokenizer
 from tests.pipelines import write_clip
@@ -46,7 +46,7 @@ def test_columns_follow_the_prompts(clip_folder: Path, pictures: list[Image.Imag
 
 def test_the_same_prompt_twice_cannot_be_told_apart(clip_folder: Path) -> None:
     clip = ClipAttributes(Clip.from_folder(clip_folder))
-    assert clip.tells_apart(PROMPTS) and not clip.tells_apart(["cat", "cat"])
+    assert clip.can_distinguish(PROMPTS) and not clip.can_distinguish(["cat", "cat"])
 
 
 class Classes:
@@ -62,7 +62,7 @@ class Classes:
 class Attributes(Classes):
     """Knows an attribute besides."""
 
-    def tells_apart(self, prompts: Sequence[str]) -> bool:
+    def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return set(prompts) == {"dark", "light"}
 
     def attributes(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
@@ -71,14 +71,14 @@ class Attributes(Classes):
 
 def test_prompts_that_are_classes_are_told_apart_by_them(pictures: list[Image.Image]) -> None:
     for classifier in (Classes(), Attributes()):
-        judge = attribute_classifier(classifier, ["green", "red"])
+        judge = find_attribute_classifier(classifier, ["green", "red"])
         assert judge is not None
         assert judge.attributes(pictures[:2], ["green", "red"]).argmax(1).tolist() == [1, 0]
-    assert attribute_classifier(Classes(), ["red", "blue"]) is None
-    assert attribute_classifier(Classes(), ["red", "red"]) is None
+    assert find_attribute_classifier(Classes(), ["red", "blue"]) is None
+    assert find_attribute_classifier(Classes(), ["red", "red"]) is None
 
 
 def test_attributes_that_a_classifier_knows_come_first() -> None:
     classifier = Attributes()
-    assert attribute_classifier(classifier, ["dark", "light"]) is classifier
-    assert attribute_classifier(Classes(), ["dark", "light"]) is None
+    assert find_attribute_classifier(classifier, ["dark", "light"]) is classifier
+    assert find_attribute_classifier(Classes(), ["dark", "light"]) is None

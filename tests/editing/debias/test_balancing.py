@@ -11,12 +11,12 @@ from torch import Tensor
 from editing.debias.balancing import DebiasProgress, DebiasSettings, debias
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import Cancelled, EditingError, InvalidEdit
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 from editing.second_moments.estimate import estimate_second_moments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
-from editing.stage_two.update import applied, compute_update
+from editing.stage_two.update import apply_temporarily, compute_update
 from editing.values import EditValue, mix
 from tests.editing.conftest import CAPTIONS
 
@@ -33,7 +33,7 @@ class Told:
         self.counts, self.known = list(counts), knows
         self.seen: list[list[bytes]] = []
 
-    def tells_apart(self, prompts: Sequence[str]) -> bool:
+    def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return self.known
 
     def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
@@ -117,8 +117,8 @@ def test_pictures_are_those_of_the_edited_model(
     for number in range(2):
         mixed = [mix(each.value.attributes, [*each.rounds[number].factors.values()]) for each in found]
         update = compute_update(pipeline.encoder, [CAT, BOAT], mixed, second_moments)
-        with applied(pipeline.encoder, update):
-            pictures = draw(pipeline, ["cat", "one cat"], seeds=(7, 8), num_inference_steps=2)
+        with apply_temporarily(pipeline.encoder, update):
+            pictures = draw_pictures(pipeline, ["cat", "one cat"], seeds=(7, 8), num_inference_steps=2)
         assert told.seen[2 * number] == [picture.tobytes() for picture in pictures]
     assert told.seen[0] != told.seen[2]
 
@@ -159,8 +159,8 @@ def test_both_encoders_of_sdxl_are_edited(sdxl: EditablePipeline) -> None:
         compute_update(encoder, [CAT], [found.value], own) for encoder, own in zip(sdxl.encoders, moments, strict=True)
     )
     prompts = ["An image of cat", "A photo of cat"]
-    with applied(sdxl.encoders[0], first), applied(sdxl.encoders[1], second):
-        pictures = draw(sdxl, prompts, seeds=(0, 1), num_inference_steps=1)
+    with apply_temporarily(sdxl.encoders[0], first), apply_temporarily(sdxl.encoders[1], second):
+        pictures = draw_pictures(sdxl, prompts, seeds=(0, 1), num_inference_steps=1)
     assert told.seen[0] == [picture.tobytes() for picture in pictures]
 
 

@@ -16,7 +16,7 @@ from editing.evaluation.artists import StylePrompt, StyleScores, load_artists, m
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip
 from editing.evaluation.rows import Oddity
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline, load_pipeline
 
 ITEM = {"class name": "Ann Ink", "text prompt": "a painting of {}", "random seed": 7, "idx": 0, "anchor": ""}
@@ -109,7 +109,7 @@ class TestMeasureStyles:
         scores = measure_styles(pipeline, edited, self.PROMPTS, clip, sampling=self.SAMPLING, distance=colour_distance)
         texts, seeds = [each.prompt for each in self.PROMPTS], [each.seed for each in self.PROMPTS]
         before, after = (
-            draw(p, texts, seeds=seeds, num_inference_steps=2, guidance_scale=2.0) for p in (pipeline, edited)
+            draw_pictures(p, texts, seeds=seeds, num_inference_steps=2, guidance_scale=2.0) for p in (pipeline, edited)
         )
         assert scores.base_clip == pytest.approx(clip.score(before, texts).tolist(), abs=1e-3)
         assert scores.edited_clip == pytest.approx(clip.score(after, texts).tolist(), abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 from editing.evaluation.contrasts import Contrast, ContrastTask, WinRates, measure_contrasts, over_seeds, win_rates
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 SAMPLING = Sampling(num_inference_steps=2, guidance_scale=2.0)
@@ -77,7 +77,9 @@ class TestMeasureContrasts:
         asked = [each for task in tasks for each in (task.efficacy, *task.generality, *task.specificity)]
         prompts = [each.destination_prompt if destination_prompts else each.prompt for each in asked]
         for rates, seed in zip(found, [3, 8], strict=True):
-            pictures = draw(pipeline, prompts, seeds=[seed] * len(prompts), num_inference_steps=2, guidance_scale=2.0)
+            pictures = draw_pictures(
+                pipeline, prompts, seeds=[seed] * len(prompts), num_inference_steps=2, guidance_scale=2.0
+            )
             nearness = (
                 clip.embed_pictures(pictures)
                 @ clip.embed_texts([text for each in asked for text in (each.expected, each.other)]).T

@@ -9,7 +9,7 @@ from editing.errors import InvalidEdit, TaskUnreadable
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.gender import Balance, Profession, imbalance, load_professions, measure_balance
 from editing.evaluation.metrics import Clip
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 HEADER = "female,male,old,new,validation,ex1,ex2,ex3,ex4,ex5\n"
@@ -86,7 +86,7 @@ class TestMeasureBalance:
         expected = {}
         for profession in self.PROFESSIONS:
             prompts = [profession.prompts[number % len(profession.prompts)] for number in range(20)]
-            pictures = draw(
+            pictures = draw_pictures(
                 pipeline, prompts, seeds=range(run * 20, run * 20 + 20), num_inference_steps=2, guidance_scale=2.0
             )
             near_women, near_men = (clip.score(pictures, [text] * 20) for text in (profession.female, profession.male))

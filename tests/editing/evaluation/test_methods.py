@@ -10,7 +10,7 @@ from editing.evaluation.methods import METHODS, Emcid, Method
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
-from editing.stage_two.update import applied, compute_update
+from editing.stage_two.update import apply_temporarily, compute_update
 
 SETTINGS = StageOneSettings(
     objective="text", optimization_steps=6, seed=3, num_images=1, num_inference_steps=2, noise_pool_size=4
@@ -67,7 +67,7 @@ def test_ours_is_both_stages_with_the_edits_own_settings(
     pipeline: EditablePipeline, second_moments: SecondMoments
 ) -> None:
     update = compute_update(pipeline.encoder, EDITS, optimize_values(pipeline, EDITS), second_moments)
-    with applied(pipeline.encoder, update):
+    with apply_temporarily(pipeline.encoder, update):
         expected = weights(pipeline)
     with METHODS["emender"](pipeline, EDITS, second_moments, seed=0):
         assert same(expected, weights(pipeline))
@@ -87,7 +87,7 @@ def test_the_published_preset_is_of_both_stages(pipeline: EditablePipeline, seco
         moment_weight=4000.0,
         alpha=0.5,
     )
-    with applied(pipeline.encoder, update):
+    with apply_temporarily(pipeline.encoder, update):
         expected = weights(pipeline)
     with SHORT["published"](pipeline, EDITS, second_moments, seed=0):
         assert same(expected, weights(pipeline))

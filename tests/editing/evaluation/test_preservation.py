@@ -12,7 +12,7 @@ from editing.errors import CaptionsUnreadable, TaskUnreadable
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip, FeatureMoments
 from editing.evaluation.preservation import CaptionScores, compare, load_captions, measure_captions, open_pictures
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 
@@ -59,7 +59,7 @@ class TestMeasureCaptions:
     def test_each_caption_at_a_seed_of_its_own(self, pipeline: EditablePipeline, clip: Clip) -> None:
         sampling = Sampling(num_inference_steps=2, guidance_scale=2.0)
         found = measure_captions(pipeline, self.CAPTIONS, clip, seed=5, sampling=sampling, extract=colours)
-        pictures = draw(pipeline, self.CAPTIONS, seeds=range(5, 39), num_inference_steps=2, guidance_scale=2.0)
+        pictures = draw_pictures(pipeline, self.CAPTIONS, seeds=range(5, 39), num_inference_steps=2, guidance_scale=2.0)
         assert found.clip == pytest.approx(clip.score(pictures, self.CAPTIONS).tolist(), abs=1e-3)
         assert min(found.clip) > 0
         expected = colours(pictures).numpy()

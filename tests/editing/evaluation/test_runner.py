@@ -18,7 +18,7 @@ from editing.evaluation.benchmark import Benchmark, Opening
 from editing.evaluation.iceb import Means
 from editing.evaluation.methods import METHODS
 from editing.evaluation.runner import Kept, Unit, measure, results, run
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from tests.editing.conftest import ROOT
 
 UNIT = Unit("arbitrary", edits=2, seed=0, method="base")
@@ -37,7 +37,7 @@ def benchmark(opening: Opening) -> Benchmark:
 def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Benchmark) -> None:
     questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
     answers = measure(benchmark, UNIT).answers
-    pictures = draw(
+    pictures = draw_pictures(
         benchmark.pipeline,
         [q.prompt for q in questions],
         seeds=[q.seed for q in questions],
@@ -56,7 +56,7 @@ def test_the_destination_method_draws_the_destination_prompts(benchmark: Benchma
     answers = measure(benchmark, replace(UNIT, method="destination")).answers
     assert [answer is None for answer in answers.wanted] == [q.part == "held out" for q in questions]
     asked = [q for q in questions if q.destination_prompt]
-    pictures = draw(
+    pictures = draw_pictures(
         benchmark.pipeline,
         [q.destination_prompt for q in asked],
         seeds=[q.seed for q in asked],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
-from editing.families.layout import default_layers, describe_pipeline, pipeline_family
+from editing.families.layout import choose_default_layers, describe_pipeline, detect_family
 from tests.pipelines import LAYERS, LAYERS_1, LAYERS_2, MLP_WIDTH, MLP_WIDTH_2, WIDTH, WIDTH_2, Family, write_pipeline
 
 
@@ -90,7 +90,7 @@ class TestDescribePipeline:
 def test_family_goes_by_structure(copied: Path, change: dict[str, Any], family: str) -> None:
     config = copied / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    assert pipeline_family(copied) == family
+    assert detect_family(copied) == family
 
 
 class TestSDXL:
@@ -122,11 +122,11 @@ class TestSDXL:
     ],
 )
 def test_default_layers(family: str, encoder: str, last: int, layers: range) -> None:
-    assert default_layers(family, encoder, last=last) == tuple(layers)
+    assert choose_default_layers(family, encoder, last=last) == tuple(layers)
 
 
 def test_refuses_an_unknown_family(copied: Path) -> None:
     index = json.loads((copied / "model_index.json").read_text())
     (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     with pytest.raises(UnsupportedPipeline, match="FluxPipeline"):
-        pipeline_family(copied)
+        detect_family(copied)

@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from editing.errors import InvalidEdit, InvalidPrompt
-from editing.pictures.draw import draw
+from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 PROMPTS = ("a cat", "the old tree")
@@ -26,20 +26,20 @@ class TestDraw:
         expected = reference(
             list(PROMPTS), latents=latents, num_inference_steps=4, guidance_scale=guidance_scale, output_type="np"
         ).images
-        drawn = draw(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=4, guidance_scale=guidance_scale)
+        drawn = draw_pictures(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=4, guidance_scale=guidance_scale)
         assert (
             np.abs(np.stack([np.asarray(picture) / 255 for picture in drawn]) - expected).max() < 3e-3
         )  # half a level
 
     def test_a_seed_means_the_same_in_any_company(self, pipeline: EditablePipeline) -> None:
-        together = draw(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=2)
-        alone = draw(pipeline, PROMPTS[1:], seeds=(6,), num_inference_steps=2)
+        together = draw_pictures(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=2)
+        alone = draw_pictures(pipeline, PROMPTS[1:], seeds=(6,), num_inference_steps=2)
         difference = np.asarray(together[1]).astype(int) - np.asarray(alone[0])
         assert np.abs(difference).max() <= 1
 
     def test_names_a_bad_prompt(self, pipeline: EditablePipeline) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
-            draw(pipeline, ("a cat", "a\0cat"), seeds=(0, 1), num_inference_steps=1)
+            draw_pictures(pipeline, ("a cat", "a\0cat"), seeds=(0, 1), num_inference_steps=1)
         assert refusal.value.pointer == "/prompts/1"
         with pytest.raises(InvalidEdit, match="each needs its own"):
-            draw(pipeline, ("a cat",), seeds=(0, 1), num_inference_steps=1)
+            draw_pictures(pipeline, ("a cat",), seeds=(0, 1), num_inference_steps=1)

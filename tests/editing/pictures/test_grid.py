@@ -2,12 +2,12 @@
 
 from PIL import Image, ImageFont
 
-from editing.pictures.grid import GAP, LABEL, MARGIN, Row, _fitted, draw_grid
+from editing.pictures.grid import GAP, LABEL, MARGIN, GridRow, _fitted, draw_grid
 
 
 def test_puts_before_left_and_after_right() -> None:
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    grid = draw_grid("title", [("heading", [Row("dog", "to robot", [red, red], [blue, blue])])])
+    grid = draw_grid("title", [("heading", [GridRow("dog", "to robot", [red, red], [blue, blue])])])
     colours = [grid.getpixel((x, grid.height - 60)) for x in range(grid.width)]
     reds, blues = ([x for x, c in enumerate(colours) if c == colour] for colour in ((255, 0, 0), (0, 0, 255)))
     assert len(reds) == len(blues) == 160
@@ -17,7 +17,7 @@ def test_puts_before_left_and_after_right() -> None:
 def test_keeps_labels_out_of_the_pictures() -> None:
     red = Image.new("RGB", (8, 8), "red")
     name = "a word so long that it would run into the pictures if nobody cut it, and then on through them"
-    grid = draw_grid("", [(name, [Row(name, name, [red], [red])])])
+    grid = draw_grid("", [(name, [GridRow(name, name, [red], [red])])])
     between = {grid.getpixel((MARGIN + LABEL - 1, y)) for y in range(82, grid.height)}
     assert between == {(255, 255, 255)}
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from editing.chunks import ChunkSize
 from editing.edits import (
     Balance,
     ConceptEdit,
@@ -19,14 +20,13 @@ from editing.edits import (
     ReferenceImages,
     StageOneSettings,
 )
-from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimisationDiverged
-from editing.memory import PartSize
+from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimizationDiverged
 from editing.pipelines import Condition, EditablePipeline
 from editing.stage_one import noise
 from editing.stage_one import optimize as module
 from editing.stage_one import search as searching
 from editing.stage_one.optimize import StageOneProgress, optimize_values
-from editing.stage_one.search import PromptBatch, searches_of
+from editing.stage_one.search import PromptBatch, build_optimizations
 from editing.values import EditValue, mix
 from tests.editing.values import first
 
@@ -205,7 +205,7 @@ class TestMemory:
     ) -> None:
         """The U-Net fails on more than two latents: the values are those of two at a time."""
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
-        monkeypatch.setattr(pipeline, "unet_parts", PartSize(2))
+        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(2))
         expected = optimize_values(pipeline, edits)
 
         forward, failures = pipeline.unet.forward, []
@@ -217,7 +217,7 @@ class TestMemory:
             return forward(sample, *args, **kwargs)
 
         monkeypatch.setattr(pipeline.unet, "forward", narrow)
-        monkeypatch.setattr(pipeline, "unet_parts", PartSize(32))
+        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(32))
         values = optimize_values(pipeline, edits)
         assert failures == [4]  # two pictures, guided; then two at a time to the end
         for value, other in zip(values, expected, strict=True):
@@ -230,7 +230,7 @@ class TestMemory:
     ) -> None:
         """Memory runs out in the middle of a step, in the gradient: no latent is counted twice."""
         edit = dataclasses.replace(CAT, settings=QUICK)
-        monkeypatch.setattr(pipeline, "unet_parts", PartSize(32))
+        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(32))
         expected = one(pipeline, edit)
         grad, calls = torch.autograd.grad, []
 
@@ -243,7 +243,7 @@ class TestMemory:
 
         monkeypatch.setattr(torch.autograd, "grad", fails_once)
         value = one(pipeline, edit)
-        assert pipeline.unet_parts.size == 1
+        assert pipeline.unet_chunks.size == 1
         torch.testing.assert_close(first(value).delta, first(expected).delta, rtol=1e-3, atol=1e-3)
 
 
@@ -271,9 +271,9 @@ class TestNoiseObjectives:
     ) -> None:
         """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
         pipeline = any_pipeline
-        monkeypatch.setattr(pipeline, "unet_parts", PartSize(3))
+        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(3))
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
-        searches = [search for i, edit in enumerate(edits) for search in searches_of(edit, pipeline, index=i)]
+        searches = [search for i, edit in enumerate(edits) for search in build_optimizations(edit, pipeline, index=i)]
         batches = []
         for search in searches:
             search.prepare(pipeline)
@@ -359,7 +359,7 @@ class TestFamilies:
 
     def test_at_eos_sdxl_reads_nothing_of_delta(self, sdxl: EditablePipeline) -> None:
         """Why its text loss is taken one layer later: docs/decisions/0006."""
-        prompts = PromptBatch(sdxl, searches_of(CAT, sdxl, index=0))
+        prompts = PromptBatch(sdxl, build_optimizations(CAT, sdxl, index=0))
         deltas = torch.ones(1, sum(encoder.width for encoder in sdxl.encoders), requires_grad=True)
         ends = torch.tensor([sdxl.tokenizer.locate(template, "cat").eos_index for template in CAT.templates])
         encodings = prompts.encode(deltas)
@@ -502,7 +502,7 @@ class TestBatch:
             dataclasses.replace(TREE, settings=QUICK),
         ]
         outcomes = optimize_values(pipeline, edits, cancelled=lambda index: index == 6)
-        diverged = OptimisationDiverged
+        diverged = OptimizationDiverged
         kinds = [EditValue, diverged, InvalidPrompt, diverged, InvalidEdit, EditValue, Cancelled]
         assert [type(outcome) for outcome in outcomes] == kinds
         assert isinstance(outcomes[4], InvalidEdit)

@@ -1,6 +1,6 @@
 """Which prompts stand around a subject, and whose value is kept beside the edits'."""
 
-from editing.edits import fill
+from editing.edits import fill_template
 from editing.pipelines import EditablePipeline
 from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, around, surroundings
 
@@ -22,7 +22,7 @@ class TestSurroundings:
     def test_what_follows_a_source_and_who_ends_like_it(self, pipeline: EditablePipeline) -> None:
         tokenizer = pipeline.encoder.tokenizer
         found = set(surroundings(tokenizer, ["red cat", "red cat"], ["cat", "red cat", "dog"]))
-        followed = {tokenizer.encode(fill(context, "red cat")).ids[:-1] for context in AFTER_SUBJECT}
+        followed = {tokenizer.encode(fill_template(context, "red cat")).ids[:-1] for context in AFTER_SUBJECT}
         assert followed <= found
         assert {prefix[-1] for prefix in found - followed} == {tokenizer.encode("cat").ids[-2]}
         named = [tokenizer.locate(context, "cat").prefix for context in (AT_SUBJECT[0], AFTER_SUBJECT[0])]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure, fill
+from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure, fill_template
 from editing.encoders.clip import EditableEncoder
-from editing.errors import InvalidEdit, InvalidPrompt, OptimisationDiverged, SingularSecondMoment
+from editing.errors import InvalidEdit, InvalidPrompt, OptimizationDiverged, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
 from editing.second_moments.estimate import estimate_second_moments
@@ -24,7 +24,14 @@ from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
 from editing.stage_two.conflicts import Conflict
 from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, KEPT, WEIGHT
-from editing.stage_two.update import ResidualSchedule, Update, all_applied, applied, apply_update, compute_update
+from editing.stage_two.update import (
+    ResidualSchedule,
+    Update,
+    apply_all_temporarily,
+    apply_temporarily,
+    apply_update,
+    compute_update,
+)
 from editing.values import EditValue, EncoderValue
 from tests.editing.conftest import CAPTIONS
 from tests.editing.values import first, one_encoder
@@ -257,7 +264,7 @@ class TestClosedForm:
                 encoder, edits, values, second_moments, moment_weight=1.0, preserve=preserve, preserve_weight=100.0
             )
             before = encoder.encode(ids)
-            with applied(encoder, update):
+            with apply_temporarily(encoder, update):
                 return float((encoder.encode(ids) - before)[0, len(ids[0]) - 2].norm())
 
         assert moved(("red cat",)) < 0.5 * moved(())
@@ -280,7 +287,7 @@ class TestClosedForm:
         )
         templates = ("a photo of {}", "{}", *AT_SUBJECT)
         weight = WEIGHT / len(templates)
-        followed = [fill(context, edit.source) for edit in edits for context in AFTER_SUBJECT]
+        followed = [fill_template(context, edit.source) for edit in edits for context in AFTER_SUBJECT]
         around = (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2])
         split = [dataclasses.replace(edit, templates=(template,)) for edit in edits for template in templates]
         expected = written_out(
@@ -294,7 +301,7 @@ class TestClosedForm:
             residual_schedule="spread",
             preserve=[*preserve, *followed],
             preserve_weight=KEPT / weight,
-            kept=[(fill(c, f"old {e.source}"), f"old {e.source}") for e in edits for c in around],
+            kept=[(fill_template(c, f"old {e.source}"), f"old {e.source}") for e in edits for c in around],
         )
         for layer in (1, 2):
             assert relative_error(found.dense(layer), expected[layer]) < 1e-6
@@ -306,7 +313,7 @@ class TestClosedForm:
         """With next to no weight on what is known, the mean state after L is h + δ, in the weights as applied."""
         update = compute_update(encoder, edits, values, second_moments, moment_weight=1e-9)
         assert max(update.residuals) < 1e-3
-        with applied(encoder, update):
+        with apply_temporarily(encoder, update):
             for edit, value in zip(edits, values, strict=True):
                 torch.testing.assert_close(
                     state_after(encoder, edit), first(value).hidden + first(value).delta, rtol=1e-2, atol=1e-2
@@ -315,7 +322,7 @@ class TestClosedForm:
     def test_residuals_are_those_of_the_applied_weights(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], update: Update
     ) -> None:
-        with applied(encoder, update):
+        with apply_temporarily(encoder, update):
             for edit, value, residual in zip(edits, values, update.residuals, strict=True):
                 wanted = first(value).hidden + first(value).delta
                 left = (wanted - state_after(encoder, edit)).norm() / first(value).delta.norm()
@@ -408,7 +415,7 @@ class TestDeterminism:
 class TestApply:
     def test_restores_every_bit(self, encoder: EditableEncoder, update: Update) -> None:
         before = weights_of(encoder)
-        with pytest.raises(RuntimeError, match="inside"), applied(encoder, update):
+        with pytest.raises(RuntimeError, match="inside"), apply_temporarily(encoder, update):
             changed = {name for name, tensor in weights_of(encoder).items() if not torch.equal(tensor, before[name])}
             assert {name.removeprefix("text_model.") for name in changed} == {
                 f"encoder.layers.{layer}.mlp.fc2.weight" for layer in (0, 1, 2)
@@ -418,22 +425,25 @@ class TestApply:
 
     def test_of_every_encoder(self, encoder: EditableEncoder, update: Update) -> None:
         before = weights_of(encoder)
-        with all_applied([encoder], [update]):
+        with apply_all_temporarily([encoder], [update]):
             assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
-        with all_applied([encoder], []):
+        with apply_all_temporarily([encoder], []):
             assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
-        with pytest.raises(KeyError), all_applied([encoder], [dataclasses.replace(update, encoder="text_encoder_2")]):
+        with (
+            pytest.raises(KeyError),
+            apply_all_temporarily([encoder], [dataclasses.replace(update, encoder="text_encoder_2")]),
+        ):
             pass
 
     def test_rounds_once(self, encoder: EditableEncoder, update: Update) -> None:
         expected = (encoder.fc2(1).weight.double() + update.dense(1)).float()
-        with applied(encoder, update):
+        with apply_temporarily(encoder, update):
             assert torch.equal(encoder.fc2(1).weight, expected)
 
     def test_for_good(self, encoder: EditableEncoder, update: Update) -> None:
         twin = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
         apply_update(twin, update)
-        with applied(encoder, update):
+        with apply_temporarily(encoder, update):
             assert torch.equal(twin.fc2(0).weight, encoder.fc2(0).weight)
 
 
@@ -521,8 +531,8 @@ class TestRefusals:
     def test_raises_an_error_among_the_values(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
-        with pytest.raises(OptimisationDiverged, match="not finite"):
-            compute_update(encoder, edits, [*values[:2], OptimisationDiverged("not finite")], second_moments)
+        with pytest.raises(OptimizationDiverged, match="not finite"):
+            compute_update(encoder, edits, [*values[:2], OptimizationDiverged("not finite")], second_moments)
 
     def test_names_a_preserved_prompt_that_is_none(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments

@@ -17,7 +17,7 @@ from editing.families.layout import describe_pipeline
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.uce.cross_attention import (
     CrossAttentionUpdate,
-    applied,
+    apply_temporarily,
     compute_cross_attention_update,
     cross_attention_projections,
 )
@@ -100,7 +100,7 @@ class TestClosedForm:
         counts = [sum(LENGTH - max(letters(b + n) for n in (s, *PAIRS[s])) for b in ("a photo of", "")) for s in PAIRS]
         projections = cross_attention_projections(pipeline.unet)
         before = {name: projection.weight.double() for name, projection in projections.items()}
-        with applied(pipeline.unet, update):
+        with apply_temporarily(pipeline.unet, update):
             after = {name: projection.weight.double() for name, projection in projections.items()}
         for c, v, residual in zip(sources.split(counts), destinations.split(counts), update.residuals, strict=True):
             left = sum((c @ after[name].T - v @ before[name].T).square().sum() for name in before)
@@ -148,7 +148,7 @@ class TestDeterminism:
     ) -> None:
         before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
         compute_cross_attention_update(pipeline, EDITS)
-        with pytest.raises(RuntimeError, match="on the way"), applied(pipeline.unet, update):
+        with pytest.raises(RuntimeError, match="on the way"), apply_temporarily(pipeline.unet, update):
             changed = {name for name, tensor in pipeline.unet.state_dict().items() if not tensor.equal(before[name])}
             raise RuntimeError("on the way")
         assert changed == {f"{name}.weight" for name in update.relative_norms}
@@ -226,7 +226,7 @@ class TestExport:
         copied = shutil.copytree(any_folder, tmp_path / "edited")
         export_unet(any_pipeline, update, copied)
         loaded = DiffusionPipeline.from_pretrained(copied).unet.state_dict()
-        with applied(any_pipeline.unet, update):
+        with apply_temporarily(any_pipeline.unet, update):
             for name, tensor in any_pipeline.unet.state_dict().items():
                 torch.testing.assert_close(loaded[name], tensor)
 
@@ -247,7 +247,7 @@ class TestExport:
         index = json.loads((tmp_path / "edited" / "unet" / written[1].name).read_text())
         assert set(index["weight_map"].values()) == {path.name for path in written[2:]}
         loaded = UNet2DConditionModel.from_pretrained(tmp_path / "edited" / "unet").state_dict()
-        with applied(base.unet, update):
+        with apply_temporarily(base.unet, update):
             assert all(torch.equal(loaded[name], tensor) for name, tensor in base.unet.state_dict().items())
 
     def test_needs_a_base_file(self, folder: Path, pipeline: EditablePipeline, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_loss_that_turns_nan(
     runner.work()
     problem = edit(job_id).problem
     assert edit(job_id).state == "failed" and edit(job_id).value is None
-    assert problem is not None and problem["title"] == "Optimisation diverged"
+    assert problem is not None and problem["title"] == "Optimization diverged"
 
 
 def test_an_edit_that_breaks_its_batch_fails_alone(

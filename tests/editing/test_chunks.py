@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editing.memory import PartSize
+from editing.chunks import ChunkSize
 
 
 class Narrow:
@@ -23,12 +23,12 @@ class Narrow:
 
 def test_parts_cover_every_row_once() -> None:
     run = Narrow(4)
-    assert PartSize(4).split(10, run) == [4, 4, 2]
+    assert ChunkSize(4).split(10, run) == [4, 4, 2]
     assert run.seen == [(0, 4), (4, 4), (8, 2)]
 
 
 def test_halves_where_memory_runs_out_and_stays_there() -> None:
-    parts, run = PartSize(8), Narrow(3)
+    parts, run = ChunkSize(8), Narrow(3)
     assert sum(parts.split(11, run)) == 11
     assert run.seen == [(0, 8), (0, 4), (0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 1)]
     assert parts.size == 2
@@ -39,4 +39,4 @@ def test_halves_where_memory_runs_out_and_stays_there() -> None:
 
 def test_gives_up_where_one_row_finds_no_memory() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        PartSize(4).split(4, Narrow(0))
+        ChunkSize(4).split(4, Narrow(0))

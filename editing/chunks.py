@@ -8,7 +8,7 @@ import torch
 T = TypeVar("T")
 
 
-class PartSize:
+class ChunkSize:
     """How many rows a network takes at a time. It is halved whenever memory runs out, and stays so."""
 
     def __init__(self, size: int) -> None:
