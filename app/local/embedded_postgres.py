@@ -153,7 +153,7 @@ class EmbeddedPostgres:
         unshare = shutil.which("unshare")
         if unshare is None:
             raise EmbeddedError(
-                f"The user nobody, who runs the embedded Postgres under root, may not enter {closed}, and the command "
+                f"Under root the embedded Postgres runs as the user `nobody`, who may not enter {closed}, and the command "
                 "`unshare` is not installed. Run as an ordinary user, or in a folder that is open to others."
             )
         return [unshare, "--user", "--map-user=65534", "--map-group=65534", "--"], options

@@ -382,7 +382,7 @@ def site(clean_database: Engine, database_url: str, base_folder: Path, tmp_path:
 def own_site(folder: Path, base: Path, **given: Any) -> Iterator[tuple[Site, EmbeddedPostgres]]:
     """A service on a Postgres of its own, its API started."""
     for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o711)  # under root the server runs as nobody
+        parent.chmod(0o711)  # under root the server runs as `nobody`
     with ExitStack() as stack:
         postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
         engine = connect(postgres.url)

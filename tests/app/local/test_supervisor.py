@@ -73,7 +73,7 @@ class Served:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o711)  # under root the server runs as nobody
+        parent.chmod(0o711)  # under root the server runs as `nobody`
     return tmp_path
 
 
