@@ -1,4 +1,4 @@
-"""docs/how-to/backup-and-restore.md, its own commands: what is restored serves the same bytes."""
+"""Run the commands of docs/how-to/backup-and-restore.md: the restored service serves the same bytes."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ EMENDER = f'emender() {{ "{sys.executable}" -m app.cli.main "$@"; }}\n'
 
 @pytest.fixture
 def empty(clean_database: Engine, database_url: str) -> Iterator[str]:
-    """The URL of a database with nothing in it."""
+    """The URL of an empty database."""
     with clean_database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("CREATE DATABASE emender_restored"))
     yield make_url(database_url).set(database="emender_restored").render_as_string(hide_password=False)
@@ -34,8 +34,8 @@ def empty(clean_database: Engine, database_url: str) -> Iterator[str]:
         connection.execute(text("DROP DATABASE emender_restored WITH (FORCE)"))
 
 
-def pulled(client: TestClient, service: Service, version: str) -> dict[str, bytes]:
-    """Every file of the version, as the hub serves it."""
+def pull(client: TestClient, service: Service, version: str) -> dict[str, bytes]:
+    """Return every file of the version, as the Hub serves it."""
     hub, name = f"/api/models/emender/{service.model.name}/revision/{version}", service.model.name
     listed = client.get(hub, headers=service.keys["read"])
     assert listed.status_code == 200, listed.text
@@ -54,7 +54,7 @@ def sh(script: str, *, url: str, folder: Path, backup: Path) -> str:
         "EMENDER_DATA_DIR": str(folder),
         "BACKUP": str(backup),
     }
-    path = f"{Path(find_binary('pg_dump')).parent}:{own['PATH']}"  # as old as the server
+    path = f"{Path(find_binary('pg_dump')).parent}:{own['PATH']}"  # of the version of the server
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", EMENDER + script],
         env=own | given | {"PATH": path, "EMENDER_SIGNING_KEY_FILE": "none", "EMENDER_DEVICE": "cpu"},
@@ -69,22 +69,22 @@ def sh(script: str, *, url: str, folder: Path, backup: Path) -> str:
 
 
 @pytest.mark.slow
-def test_what_is_restored_serves_the_same_bytes(
+def test_restored_service_serves_the_same_bytes(
     service: Service, empty: str, database_url: str, tmp_path: Path
 ) -> None:
     service.edit("fox")
     version = service.apply(edits="ready")["version"]
-    before = pulled(service.client, service, version)
+    before = pull(service.client, service, version)
     assert "text_encoder/model.safetensors" in before
     backup, folder = tmp_path / "backup", tmp_path / "restored"
     sh(BACK_UP, url=database_url, folder=service.settings.data_dir, backup=backup)
-    said = sh(RESTORE, url=empty, folder=folder, backup=backup)
-    assert "events verified" in said and "0 damaged, 0 missing" in said
+    output = sh(RESTORE, url=empty, folder=folder, backup=backup)
+    assert "events verified" in output and "0 damaged, 0 missing" in output
 
     settings = service.settings.model_copy(update={"database_url": SecretStr(empty), "data_dir": folder})
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
-        assert pulled(client, service, version) == before
+        assert pull(client, service, version) == before
         made = client.post(
             f"/v1/models/{service.model.name}/edits",
             json={"source": "owl", "destination": {"prompt": "dog"}},
