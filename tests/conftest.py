@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -13,20 +12,18 @@ from app.db.engine import connect
 from app.db.grants import APPEND_ONLY
 from app.db.migrate import upgrade
 from app.local.embedded_postgres import EmbeddedPostgres
+from tests.postgres import initialize, server_folder
 from tests.servers import S3Server
 
 
 @pytest.fixture(scope="session")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A migrated database: of EMENDER_TEST_DATABASE_URL, else of an embedded Postgres."""
+def database_url() -> Iterator[str]:
+    """The URL of a database: EMENDER_TEST_DATABASE_URL, else of an embedded Postgres."""
     given = os.environ.get("EMENDER_TEST_DATABASE_URL")
     if given:
         yield given
         return
-    folder: Path = tmp_path_factory.mktemp("postgres")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o711)  # pytest's folders are 0700, and under root the server runs as nobody
-    with EmbeddedPostgres(folder) as postgres:
+    with server_folder() as folder, EmbeddedPostgres(initialize(folder)) as postgres:
         yield postgres.url
 
 

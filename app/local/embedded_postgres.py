@@ -131,10 +131,17 @@ class EmbeddedPostgres:
         except (OSError, ValueError):
             return
         deadline = time.monotonic() + timeout
-        while _is_postgres(pid) and time.monotonic() < deadline:
+        while self._is_server(pid) and time.monotonic() < deadline:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
             time.sleep(0.1)
+
+    def _is_server(self, pid: int) -> bool:
+        """Whether a server on this data has the pid, which may be reused. False on systems without /proc."""
+        try:
+            return str(self.data).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie's is empty
+        except OSError:
+            return False
 
     def _launch_options(self) -> tuple[list[str], dict[str, Any]]:
         """Return what precedes the server's command, and Popen's options. Postgres refuses to run as root.
@@ -153,8 +160,8 @@ class EmbeddedPostgres:
         unshare = shutil.which("unshare")
         if unshare is None:
             raise EmbeddedError(
-                f"Under root the embedded Postgres runs as the user `nobody`, who may not enter {closed}, and the command "
-                "`unshare` is not installed. Run as an ordinary user, or in a folder that is open to others."
+                f"Under root the embedded Postgres runs as the user `nobody`, who may not enter {closed}, and the "
+                "command `unshare` is not installed. Run as an ordinary user, or in a folder that is open to others."
             )
         return [unshare, "--user", "--map-user=65534", "--map-group=65534", "--"], options
 
@@ -195,11 +202,3 @@ def _make_folder(path: Path, options: dict[str, Any]) -> Path:
     if "user" in options:
         os.chown(path, options["user"], options["group"])
     return path
-
-
-def _is_postgres(pid: int) -> bool:
-    """Whether a Postgres runs under this pid. False for a zombie, and on systems without /proc."""
-    try:
-        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie's is empty
-    except OSError:
-        return False

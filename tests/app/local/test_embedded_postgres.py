@@ -14,13 +14,13 @@ from sqlalchemy import text
 
 from app.db.engine import connect
 from app.local.embedded_postgres import EmbeddedError, EmbeddedPostgres, copy_template_cluster
+from tests.postgres import initialize, server_folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o711)  # under root the server runs as `nobody`
-    return tmp_path / "var"
+def folder() -> Iterator[Path]:
+    with server_folder() as folder:
+        yield folder / "var"
 
 
 @pytest.fixture
@@ -159,3 +159,13 @@ def test_tcp_connections_are_refused(postgres: EmbeddedPostgres) -> None:
     port = query(postgres, "SHOW port")
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(f"host=127.0.0.1 port={port} user=emender dbname=emender", connect_timeout=2)
+
+
+def test_start_leaves_a_process_with_a_reused_pid_alone(folder: Path) -> None:
+    with EmbeddedPostgres(initialize(folder / "other")) as other:
+        pid = server_pid(folder / "other")
+        initialize(folder / "own")
+        (folder / "own" / "postgres" / "postmaster.pid").write_text(f"{pid}\n")
+        with pytest.raises(EmbeddedError):
+            EmbeddedPostgres(folder / "own").start(timeout=10)
+        assert query(other, "SELECT 7") == 7

@@ -19,6 +19,7 @@ from app.local.child_process import die_with_parent
 from app.local.supervisor import ServeError, Stack, to_environment
 from app.settings import Settings
 from emender import Client
+from tests.postgres import initialize, server_folder
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -71,10 +72,10 @@ class Served:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o711)  # under root the server runs as `nobody`
-    return tmp_path
+def folder() -> Iterator[Path]:
+    with server_folder() as folder:
+        initialize(folder / "var")
+        yield folder
 
 
 @pytest.fixture
