@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT_FILES = ("pyproject.toml", "client/pyproject.toml", "demo/pyproject.toml")
 OURS = {"emender-client", "emender-demo", "emender-service"}
-OPTIONAL = ("attrs", "colorama", "greenlet", "setuptools")  # imported where installed, by code that works without them
+# Imported where installed, by code that works without them
+OPTIONAL = ("attrs", "colorama", "email-validator", "greenlet", "setuptools")
 PROBE = """
 import json, pkgutil, sys
 from importlib import import_module

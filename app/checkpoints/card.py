@@ -31,8 +31,9 @@ one or the other, not both. No adapter holds what changed in the U-Net: take `un
 CHECK = """\
 ## Check it
 
-`manifest.json` lists every file of this revision with its sha256, and every input. Where there is a `manifest.sig`, it
-is the manifest's Ed25519 signature: `emender verify FOLDER --key PUBLIC.pem` finds what is altered, missing or added.
+`manifest.json` lists every input, and every file of this revision with its sha256. If there is a `model.sig`, it signs
+every file in the OpenSSF Model Signing format. `emender verify FOLDER --key PUBLIC.pem` or, without Emender,
+`model_signing verify key FOLDER --signature FOLDER/model.sig --public_key PUBLIC.pem` finds any change.
 
 ## How it was measured
 

@@ -1,7 +1,7 @@
-"""`manifest.json`: everything that a checkpoint was made of, so that it can be made again and checked.
+"""Write `manifest.json`, which lists everything that a checkpoint was made from.
 
-It holds inputs and digests only, no time and no version number: equal inputs give equal bytes. Signed, it vouches for
-every file of its revision; `deploy.pull` reads it to verify one.
+It has inputs and digests only, no time and no version number: equal inputs give equal bytes. `model.sig` signs it
+together with every other file of the revision.
 """
 
 import hashlib
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from deploy.pull import FORMAT, MANIFEST, SIGNATURE
+MANIFEST, SIGNATURE = "manifest.json", "model.sig"
+FORMAT = 2
 
 LIBRARIES = ("diffusers", "numpy", "safetensors", "torch", "transformers")
-"""Whose versions may change the bytes of the weights or of their files."""
+"""Libraries whose version may change the bytes of the weights or of their files."""
 
 
 @dataclass(frozen=True)
 class ManifestEdit:
-    """An edit as the checkpoint holds it."""
+    """An edit as the manifest lists it."""
 
     id: UUID
     source: str
@@ -28,26 +29,26 @@ class ManifestEdit:
     settings: Mapping[str, Any]
     reason: str | None
     value: str | None
-    """The sha256 of its value; None if it is written into cross-attention, which needs none."""
+    """The SHA-256 of its value. None for a cross-attention edit, which has no value."""
     method: str = "text_encoder"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a checkpoint is a function of. Settings of a method are there where it has edits."""
+    """The inputs that determine a checkpoint. Settings of a method are present if the method has edits."""
 
     model: str
     model_source: str
     model_revision: str | None
     model_digest: str
     model_license: Mapping[str, str] | None
-    """`id`, and `name` and `link` if there are such."""
+    """`id`, and optionally `name` and `link`."""
     model_files: Mapping[str, str]
-    """The sha256 of each file of the base model, also of those that the edited ones replace."""
+    """The SHA-256 of each file of the base model, including the files that edited ones replace."""
     statistics: str | None
     engine: str
     libraries: Mapping[str, str]
-    """Versions by name."""
+    """Library versions by name."""
     edits: Sequence[ManifestEdit]
     alpha: float | None
     layers: Mapping[str, Sequence[int]]
@@ -59,9 +60,8 @@ class Inputs:
         return [edit for edit in self.edits if edit.method == method]
 
 
-def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
-    """The manifest as JSON; `files` maps the path of every file that the revision serves to its sha256, but those of
-    the manifest and of its signature."""
+def build_manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
+    """Return the manifest as JSON. `files` maps the path of each other file of the revision to its SHA-256."""
     settings = dict(inputs.options)
     if inputs.layers:
         layers = {encoder: list(own) for encoder, own in inputs.layers.items()}
@@ -78,7 +78,7 @@ def manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
         },
         "settings": settings,
         "edits": [_edit(edit) for edit in inputs.edits],
-        "files": {path: sha256 for path, sha256 in files.items() if path not in (MANIFEST, SIGNATURE)},
+        "files": dict(files),
     }
     if inputs.model_license is not None:
         content["base_model"]["license"] = dict(inputs.model_license)
@@ -99,7 +99,10 @@ def _edit(edit: ManifestEdit) -> dict[str, Any]:
     return content | ({"value": edit.value} if edit.method == "text_encoder" else {"method": edit.method})
 
 
-def commit_of(files: Iterable[tuple[str, str]]) -> str:
-    """The commit of a revision that serves these (path, sha256): 40 hex digits that change with any byte of it."""
-    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files))
+def compute_commit(files: Iterable[tuple[str, str]]) -> str:
+    """Return the commit of a revision with these (path, SHA-256): 40 hex digits that change with any byte.
+
+    The signature does not count: ECDSA is randomized, and equal inputs must give equal commits.
+    """
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files) if path != SIGNATURE)
     return hashlib.sha256(lines.encode()).hexdigest()[:40]

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.checkpoints.aliases import move_requested_alias
 from app.checkpoints.files import base_files, merge_files
-from app.checkpoints.manifest import commit_of
+from app.checkpoints.manifest import compute_commit
 from app.db.models import Checkpoint, CheckpointFile, JsonObject
 from editing.files import File
 
@@ -20,7 +20,7 @@ def publish(session: Session, *, checkpoint: Checkpoint, files: Sequence[File], 
     """
     served = merge_files(base_files(checkpoint.model), files)
     checkpoint.files = [CheckpointFile(path=file.path, sha256=file.sha256, size=file.size) for file in files]
-    checkpoint.commit = commit_of((file.path, file.sha256) for file in served.values())
+    checkpoint.commit = compute_commit((file.path, file.sha256) for file in served.values())
     checkpoint.state = "published"
     checkpoint.published_at = session.scalar(select(func.now()))
     session.flush()

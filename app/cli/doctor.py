@@ -26,7 +26,7 @@ from app.jobs import workers
 from app.jobs.redis_notifier import ping
 from app.local.embedded_postgres import EmbeddedError, find_running_url
 from app.settings import Settings
-from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
+from app.signing.keys import UNSIGNED, SigningKeyUnusable, read_configured_key
 from app.storage import open_store
 
 FREE = 10 * 2**30  # bytes, below which the disk is worth a warning: some versions of a large model
@@ -179,7 +179,7 @@ def _signing_key(settings: Settings) -> Finding:
         step = "Name a key in EMENDER_SIGNING_KEY_FILE, so that whoever pulls can verify."
         return Finding("signing key", "warning", "Versions are published without a signature.", step)
     try:
-        key = key_of(setting)
+        key = read_configured_key(setting)
     except SigningKeyUnusable as error:
         return Finding("signing key", "failure", error.detail, "`emender signing-key create FILE` makes one.")
     assert key is not None

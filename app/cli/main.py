@@ -13,10 +13,8 @@ import typer
 from app.cli.audit import audit
 from app.cli.environment import read_settings, require_database_url, require_torch
 from app.cli.keys import keys
-from app.cli.pull import pull_checkpoint, verify
 from app.cli.storage import storage
 from emender.cli import main as client
-from emender.cli.checkpoints import checkpoints
 from emender.cli.console import AsJson, print_result
 from emender.cli.errors import CommandError, ExitCode, UsageError
 
@@ -27,8 +25,6 @@ commands = typer.Typer()
 signing_key = typer.Typer(help="Key that checkpoints are signed with.", no_args_is_help=True)
 for name, group in {"keys": keys, "audit": audit, "storage": storage, "signing-key": signing_key}.items():
     commands.add_typer(group, name=name)
-commands.command()(verify)
-checkpoints.command("pull")(pull_checkpoint)
 
 
 @commands.command()
@@ -137,12 +133,12 @@ def create_signing_key(
 @signing_key.command("show")
 def show_signing_key(as_json: AsJson = False) -> None:
     """Print the public key of EMENDER_SIGNING_KEY_FILE, or of the embedded service."""
-    from app.signing.keys import SigningKeyUnusable, key_of
+    from app.signing.keys import SigningKeyUnusable, read_configured_key
 
     settings = read_settings()
     embedded = settings.data_dir / "signing-key.pem"
     try:
-        key = key_of(settings.signing_key_file or (embedded if embedded.exists() else None))
+        key = read_configured_key(settings.signing_key_file or (embedded if embedded.exists() else None))
     except SigningKeyUnusable as error:
         raise UsageError(error.detail) from error
     if key is None:

@@ -295,11 +295,11 @@ class Evaluation(Identified, Base):
 
 
 class SigningKey(Base):
-    """The public half of a key that versions were signed with."""
+    """The public half of a key that checkpoints were signed with."""
 
     __tablename__ = "signing_keys"
 
-    id: Mapped[str] = mapped_column(primary_key=True)  # of the public key, as in manifest.sig
+    id: Mapped[str] = mapped_column(primary_key=True)  # SHA-256 of the PEM: the publicKey.hint in model.sig
     public_key: Mapped[str]  # PEM
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())

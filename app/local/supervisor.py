@@ -25,8 +25,8 @@ from app.db.models import ApiKey
 from app.local.child_process import ManagedProcess
 from app.local.embedded_postgres import EmbeddedPostgres
 from app.settings import Settings
-from app.signing.keys import SigningKey, SigningKeyUnusable, create_key, key_of
-from app.signing.service import note_key
+from app.signing.keys import SigningKey, SigningKeyUnusable, create_key, read_configured_key
+from app.signing.service import record_key
 
 log = structlog.get_logger()
 
@@ -129,7 +129,7 @@ class Stack:
 
     def _read_signing_key(self) -> SigningKey | None:
         try:
-            return key_of(self.settings.signing_key_file) if self.workers else None
+            return read_configured_key(self.settings.signing_key_file) if self.workers else None
         except SigningKeyUnusable as error:
             raise ServeError(error.detail) from None
 
@@ -145,7 +145,7 @@ class Stack:
                     _, self.first_key = create_api_key(session, name="first admin", scopes=["admin"], actor="serve")
                     _write_secret(self.key_file, self.first_key)
                 if signing_key is not None:
-                    note_key(session, key=signing_key, actor="serve")
+                    record_key(session, key=signing_key, actor="serve")
                 session.commit()
         finally:
             engine.dispose()

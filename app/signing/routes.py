@@ -1,4 +1,4 @@
-"""Give the public keys that versions are verified with."""
+"""Serve the public keys that checkpoints are verified with."""
 
 from fastapi import APIRouter, Response
 
@@ -18,19 +18,19 @@ PEM = "application/x-pem-file"
     response_class=Response,
     responses={
         200: {"content": {PEM: {"schema": {"type": "string"}}}, "description": "The public key; PEM"},
-        **documented(service.NothingSigned),
+        **documented(service.NoSigningKey),
     },
 )
 def read_key(session: SessionDep, _: ReadPrincipal) -> Response:
-    """Download the public key that versions are signed with now, for `emender verify --key` and `pull.py --key`.
+    """Download the public key that checkpoints are signed with now: PEM, for `emender verify --key`.
 
-    Whoever could change a version could change this answer: compare the key, once, with what `emender signing-key show`
-    prints beside its file.
+    Who can change a checkpoint can change this response too. Compare the key once with what `emender signing-key show`
+    prints on the worker's machine.
     """
-    return Response(service.current_key(session).public_key, media_type=PEM)
+    return Response(service.get_current_key(session).public_key, media_type=PEM)
 
 
 @router.get("/signing-keys")
 def list_keys(session: SessionDep, _: ReadPrincipal) -> list[SigningKeyOut]:
-    """List every key that versions were ever signed with, the one used last first."""
+    """List every key that checkpoints were signed with, the one used last first."""
     return service.list_keys(session)

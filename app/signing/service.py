@@ -1,4 +1,4 @@
-"""The public halves of the keys that versions were signed with: noted by who signs, read by who verifies."""
+"""Record the public keys that checkpoints were signed with, and list them."""
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -11,15 +11,17 @@ from app.signing import keys
 from emender.schemas.signing import SigningKeyOut
 
 
-class NothingSigned(NotFound):
-    title = "Nothing signed"
+class NoSigningKey(NotFound):
+    title = "No signing key"
 
     def __init__(self) -> None:
-        super().__init__("No version was signed yet; `emender signing-key show` prints the key where its file is.")
+        super().__init__(
+            "No checkpoint was signed yet. On the worker's machine, `emender signing-key show` prints its public key."
+        )
 
 
-def note_key(session: Session, *, key: keys.SigningKey, actor: str) -> None:
-    """Keep the public key, as the one that is in use. The first time, the audit log says so."""
+def record_key(session: Session, *, key: keys.SigningKey, actor: str) -> None:
+    """Store the public key as the one used last. Its first use is an audit event."""
     now = func.clock_timestamp()
     row = {"id": key.id, "public_key": key.public_pem, "created_at": now, "last_used_at": now}
     added = session.scalars(
@@ -32,18 +34,18 @@ def note_key(session: Session, *, key: keys.SigningKey, actor: str) -> None:
     session.flush()
 
 
-def current_key(session: Session) -> SigningKeyOut:
-    """The key used last. Raises `NothingSigned`."""
-    row = session.scalars(_latest().limit(1)).one_or_none()
+def get_current_key(session: Session) -> SigningKeyOut:
+    """Return the key used last. Raises `NoSigningKey`."""
+    row = session.scalars(_latest_first().limit(1)).one_or_none()
     if row is None:
-        raise NothingSigned
+        raise NoSigningKey
     return SigningKeyOut.model_validate(row)
 
 
 def list_keys(session: Session) -> list[SigningKeyOut]:
-    """Every key that a version was ever signed with, the one used last first."""
-    return [SigningKeyOut.model_validate(row) for row in session.scalars(_latest())]
+    """List every key that a checkpoint was signed with, the one used last first."""
+    return [SigningKeyOut.model_validate(row) for row in session.scalars(_latest_first())]
 
 
-def _latest() -> Select[SigningKey]:
+def _latest_first() -> Select[SigningKey]:
     return select(SigningKey).order_by(SigningKey.last_used_at.desc(), SigningKey.id)

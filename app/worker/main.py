@@ -20,7 +20,7 @@ from app.jobs.sweeper import renotify_stale_jobs, requeue_expired_jobs
 from app.observability import logging
 from app.observability.metrics import NOTIFIER_ERRORS, WORKER
 from app.settings import Settings, get_settings
-from app.signing.keys import UNSIGNED, SigningKeyUnusable, key_of
+from app.signing.keys import UNSIGNED, SigningKeyUnusable, read_configured_key
 from app.storage import open_store
 from app.webhooks.queries import forget as forget_deliveries
 from app.webhooks.sender import open_sender
@@ -35,7 +35,7 @@ def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT. The current work then ends at its next step and goes back to the queue."""
     if settings.database_url is None:
         raise ValueError("EMENDER_DATABASE_URL is not set; set it, or use `emender serve --embedded`")
-    signer = key_of(settings.signing_key_file)  # first of all: a worker that cannot sign must not start
+    signer = read_configured_key(settings.signing_key_file)  # first: a worker that cannot sign must not start
     if signer is None:
         log.warning("checkpoints are published without a signature", EMENDER_SIGNING_KEY_FILE=UNSIGNED)
     stopping = threading.Event()

@@ -11,7 +11,9 @@ import torch
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-NAMES = tuple(sorted(path.stem.removeprefix("requirements-") for path in FOLDER.glob("requirements-*.txt")))
+NAMES = tuple(sorted(path.stem.removeprefix("requirements-") for path in FOLDER.glob("requirements-[0-9]*.txt")))
+"""Versions of huggingface_hub."""
+MODEL_SIGNING = "model-signing"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ClientEnvironment:
             subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
             pip = [self.folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
             subprocess.run([*pip, "--no-deps", "-r", self.requirements], check=True)
-            self._lend_torch()
+            if self.name in NAMES:
+                self._lend_torch()
             ready.touch()
         return self.folder / "bin"
 

@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import select
 
 from app.db.models import Model, ModelFile
+from app.signing.keys import read_key
 from tests.app.checkpoints.conftest import Service
 from tests.clients.conftest import Table
-from tests.clients.environments import FOLDER, NAMES, ClientEnvironment
+from tests.clients.environments import FOLDER, MODEL_SIGNING, NAMES, ClientEnvironment
 from tests.deploy.conftest import Wire
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
@@ -104,6 +105,38 @@ def test_hf_download(
     right = digest == next(file["sha256"] for file in published[0]["files"] if file["path"] == WEIGHTS)
     table.setdefault(version_of(client), {})["hf download"] = right
     assert right, done.stderr
+
+
+def test_model_signing_verifies_what_hf_download_pulled(
+    client: ClientEnvironment,
+    server: str,
+    service: Service,
+    published: list[dict[str, Any]],
+    environment: dict[str, str],
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    """Its own command, in an environment without our code, accepts the folder and refuses it with one byte changed."""
+    folder, key = tmp_path / "pulled", tmp_path / "public.pem"
+    assert isinstance(service.settings.signing_key_file, Path)
+    key.write_text(read_key(service.settings.signing_key_file).public_pem)
+    download = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
+    subprocess.run(
+        download, env=environment | {"HF_ENDPOINT": server}, cwd=tmp_path, check=True, capture_output=True, timeout=300
+    )
+    assert (folder / ".cache").is_dir()  # what hf download leaves there is no obstacle
+    command = [ClientEnvironment(MODEL_SIGNING).bin / "model_signing", "verify", "key", folder]
+    command += ["--signature", folder / "model.sig", "--public_key", key]
+    accepted = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    refused = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    right = (accepted.returncode, refused.returncode) == (0, 1)
+    table.setdefault(version_of(client), {})["hf download, then model_signing verify"] = right
+    assert right, accepted.stderr + refused.stderr
+    assert accepted.stdout == "Verification succeeded\n"
+    assert "Hash mismatch" in refused.stderr and WEIGHTS in refused.stderr
 
 
 def test_an_interrupted_download_resumes(

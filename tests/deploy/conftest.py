@@ -1,4 +1,4 @@
-"""A real server behind a wire that can be watched, cut and tampered with; and `pull.py` alone, as it is copied."""
+"""A real server behind a proxy that records, cuts and alters responses; and a copy of `pull.py`."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ import pytest
 
 from app.local.child_process import die_with_parent
 from app.signing.keys import read_key
-from deploy import pull
+from emender import pull
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.app.conftest import settings
 from tests.app.hub.conftest import server
@@ -29,31 +29,32 @@ __all__ = ["base_folder", "server", "service", "settings"]
 
 @dataclass
 class Wire:
-    """Hands requests on to a server, and notes them."""
+    """A proxy of a server."""
 
     port: int
     url: str = ""
     seen: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and `Range` of each request, in order."""
+    """Path and `Range` of each GET, in order."""
     tamper: str = ""
-    """Turn a bit of this file, on the way."""
+    """Flip a bit of this file."""
     cut: dict[str, int] = field(default_factory=dict)
-    """After so many bytes of this file, break the connection, once."""
+    """Break the connection after this many bytes of a file, once."""
     stall: dict[str, int] = field(default_factory=dict)
-    """After so many bytes of this file, send no more while we are watched."""
+    """Send only this many bytes of a file, until `ended` is set."""
     pause: str = ""
-    """Send nothing of this file until we have done what we want to do in between."""
+    """Send nothing of this file until `ended` is set."""
     stalled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def files(self) -> list[str]:
-        """What was downloaded since this was asked the last time."""
+        """Return the files that were downloaded since the last call."""
         paths = [path.partition("/resolve/")[2].partition("/")[2] for path, _ in self.seen if "/resolve/" in path]
         self.seen.clear()
         return paths
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
-        self.seen.append((request.path, request.headers.get("Range")))
+        if request.command == "GET":
+            self.seen.append((request.path, request.headers.get("Range")))
         upstream = http.client.HTTPConnection("127.0.0.1", self.port)
         upstream.request(request.command, request.path, headers=dict(request.headers))
         answer = upstream.getresponse()
@@ -110,7 +111,7 @@ def wire(server: str) -> Iterator[Wire]:
 
 @dataclass
 class Machine:
-    """One of a fleet: `pull.py`, the public key, a folder for versions."""
+    """A machine with a copy of `pull.py`, the public key and a folder for checkpoints."""
 
     script: Path
     key: Path
@@ -119,8 +120,8 @@ class Machine:
     environment: dict[str, str]
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Without site-packages: the standard library is all there is."""
-        command = [sys.executable, "-I", "-S", str(self.script), "--endpoint", self.url, "--model", "emender/tiny"]
+        """Start the copy, apart from our code: with no path to the working directory."""
+        command = [sys.executable, "-I", str(self.script), "--endpoint", self.url, "--model", "emender/tiny"]
         command += ["--revision", "production", "--folder", str(self.folder), "--json", *arguments]
         if "--unsigned" not in arguments:
             command += ["--key", str(self.key)]
@@ -135,7 +136,7 @@ class Machine:
         return subprocess.Popen(command, env=self.environment | environment, preexec_fn=prepare, **pipes)
 
     def pull(self, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
-        """The exit code and the last event."""
+        """Return the exit code and the last event."""
         process = self.start(*arguments, **environment)
         out, err = process.communicate(timeout=120)
         assert out, err
@@ -146,8 +147,9 @@ class Machine:
     def current(self) -> str:
         return os.readlink(self.folder / "current")
 
-    def problems(self) -> dict[str, str]:
-        return pull.check(self.folder / "current", pull.read_keys([self.key])).problems
+    def is_whole(self) -> bool:
+        """Return whether `current` has exactly the files that were signed."""
+        return pull.verify(self.folder / "current", pull.read_keys([self.key])) is not None
 
 
 @pytest.fixture

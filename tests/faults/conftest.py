@@ -29,7 +29,7 @@ from app.settings import Settings
 from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
-from deploy import pull
+from emender import pull
 from tests.app.checkpoints.conftest import base_folder, ready_edit, register_folder
 from tests.app.conftest import Headers, issue_keys
 from tests.faults.outcomes import Outcome, Outcomes, pytest_addoption, pytest_configure, pytest_terminal_summary
@@ -301,8 +301,8 @@ class Site:
     def move_alias(self, version: str, *, etag: str = "*", name: str = "production") -> httpx.Response:
         return self.ask("PUT", f"/v1/models/tiny/aliases/{name}", json={"version": version}, headers={"If-Match": etag})
 
-    def problems(self, revision: str) -> dict[str, str]:
-        """What `emender verify` says of all files of a revision as the hub serves them."""
+    def problem(self, revision: str) -> str:
+        """Verify all files of a revision as the Hub protocol serves them. Return the error, or an empty string."""
         listed = self.ask("GET", f"/api/models/emender/tiny/revision/{revision}")
         assert listed.status_code == 200, listed.text
         folder = self.folder / "pulled" / revision
@@ -314,7 +314,11 @@ class Site:
             path.write_bytes(answer.content)
         public = self.folder / "public.pem"
         public.write_text(read_key(self.key_file).public_pem)
-        return pull.check(folder, pull.read_keys([public])).problems
+        try:
+            pull.verify(folder, pull.read_keys([public]))
+        except pull.PullError as error:
+            return str(error)
+        return ""
 
 
 def until(condition: Callable[[], object], *, timeout: float, every: float = 0.05) -> float:

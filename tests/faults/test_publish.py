@@ -116,7 +116,7 @@ def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -
     assert collect(site)["temporary_files"] == len(left)
     assert not list(site.store.folder.glob("incoming-*"))
     assert scrub(site.sessions, site.store, actor="test").is_clean
-    assert site.problems(version) == site.problems("v1") == {}
+    assert site.problem(version) == site.problem("v1") == ""
     note = f"{len(reader.seen)} reads of the alias, all 200; unfinished files collected: {len(left)}"
     outcome(3, f"`kill -9` of a publication at: {step}", recovery=recovery, note=note)
 
@@ -137,7 +137,7 @@ def test_given_up_after_its_blobs_were_stored(site: Site, outcome: Callable[...,
     assert (made["state"], made["problem"]["title"], site.alias()) == ("failed", "Worker lost", "v1")
     assert collect(site)["blobs"] == len(orphans)
     assert {blob.sha256 for blob in site.store.list_blobs()} == before
-    assert site.problems("v1") == {}
+    assert site.problem("v1") == ""
     outcome(3, "a publication killed in each attempt", note=f"failed, alias unmoved; {len(orphans)} orphans collected")
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk(
         made = site.await_version(version)
         assert (made["state"], made["problem"]["title"], made["files"]) == ("failed", "Storage failed", [])
         assert "No space left on device" in made["problem"]["detail"]
-        assert site.alias() == "v1" and site.problems("v1") == {}
+        assert site.alias() == "v1" and site.problem("v1") == ""
         assert not list(site.store.folder.glob("incoming-*"))
 
         ballast.unlink()

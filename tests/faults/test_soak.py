@@ -24,7 +24,7 @@ from app.db.models import AliasMove, AuditEvent, Checkpoint, Edit, Job
 from app.local.embedded_postgres import EmbeddedPostgres
 from app.signing.keys import read_key
 from app.storage.scrub import scrub
-from deploy import pull
+from emender import pull
 from tests.faults.conftest import LEASE_SECONDS, QUICK, Site, WorkerProcess, own_site, postmaster, until
 from tests.faults.outcomes import Outcomes
 from tests.servers import RedisServer
@@ -136,9 +136,9 @@ class Load:
         self.operations["alias moves"] += answer.status_code < 300
 
     def _pull(self, chance: random.Random) -> None:
-        """`pull.py`, which verifies signature and digests before it changes a link."""
+        """Run `pull.py`, which verifies the signature and the digests before it changes a link."""
         token = self.site.keys["read"]["Authorization"].removeprefix("Bearer ")
-        command = [sys.executable, "-I", "-S", pull.__file__, "--endpoint", self.site.api.url]
+        command = [sys.executable, "-I", pull.__file__, "--endpoint", self.site.api.url]
         command += ["--model", "emender/tiny", "--revision", "production", "--folder", str(self.site.folder / "fleet")]
         command += ["--key", str(self.site.folder / "public.pem")]
         done = subprocess.run(command, env={"EMENDER_API_KEY": token}, capture_output=True, text=True, timeout=300)
@@ -251,7 +251,7 @@ def test_random_faults_under_load(
         assert moves == told
         assert chain.valid, chain.reason
         published = [f"v{version.number}" for version in versions if version.state == "published"]
-        broken = {version: problems for version in published if (problems := site.problems(version))}
+        broken = {version: problem for version in published if (problem := site.problem(version))}
         assert broken == {}
         assert scrub(site.sessions, site.store, actor="test").is_clean
         assert tally == {"lost": 0, "doubled": 0}

@@ -16,19 +16,19 @@ import editing
 from app.checkpoints import queries
 from app.checkpoints.card import card
 from app.checkpoints.files import EDITABLE, base_files, merge_files, store_content, store_folder
-from app.checkpoints.manifest import LIBRARIES, Inputs, ManifestEdit, manifest
+from app.checkpoints.manifest import LIBRARIES, MANIFEST, SIGNATURE, Inputs, ManifestEdit, build_manifest
 from app.checkpoints.publish import publish
 from app.db.models import Checkpoint, Edit, JsonObject, Statistics
 from app.evaluations.service import request_check
 from app.jobs.leases import Lease
 from app.observability.metrics import RESIDUAL, STAGE_SECONDS
-from app.signing.keys import UNSIGNED, SigningKey, key_of
-from app.signing.service import note_key
+from app.signing.keys import UNSIGNED, SigningKey, read_configured_key
+from app.signing.service import record_key
 from app.storage.references import pin_blobs
 from app.storage.store import Store
 from app.worker.edits import concept_edit
 from app.worker.runner import JobContext
-from deploy.pull import MANIFEST, SIGNATURE
+from app.worker.signature import sign_files
 from editing.edits import ConceptEdit
 from editing.errors import EditingError
 from editing.files import File
@@ -51,7 +51,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 def _build(context: JobContext, lease: Lease) -> None:
     with context.sessions() as session:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
-    signer = key_of(context.settings.signing_key_file or UNSIGNED)  # a worker that runs has one of the two
+    signer = read_configured_key(context.settings.signing_key_file or UNSIGNED)
     context.advance(lease, "loading")
     with STAGE_SECONDS.labels("loading").time():
         pipeline = context.pipeline(work.model_id)
@@ -70,27 +70,32 @@ def _build(context: JobContext, lease: Lease) -> None:
         if crossed is not None:
             editing.export_unet(pipeline, crossed, folder)
         files = store_folder(context.store, folder)
-    files += _papers(context.store, work, files, signer=signer)
+    files += _write_metadata_files(context.store, work, files, signer=signer)
     report = _report(work, updates, crossed)
     with context.result(lease) as session:
         pin_blobs(session, context.store, [file.sha256 for file in files])
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
         if signer is not None:
-            note_key(session, key=signer, actor="worker")
+            record_key(session, key=signer, actor="worker")
         publish(session, checkpoint=checkpoint, files=files, report=report)
         request_check(session, checkpoint=checkpoint)
     for edit in work.inputs.edits:
         RESIDUAL.labels(edit.method).observe(report["residuals"][str(edit.id)])
 
 
-def _papers(store: Store, work: "Work", weights: Sequence[File], *, signer: SigningKey | None) -> list[File]:
-    """The card, the manifest of all that the revision will serve and, where there is a key, its signature."""
+def _write_metadata_files(
+    store: Store, work: "Work", weights: Sequence[File], *, signer: SigningKey | None
+) -> list[File]:
+    """Store the card, the manifest and, if there is a key, the signature of every file that the revision serves."""
     edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
     readme = store_content(store, "README.md", card(work.inputs, edited=edited))
     served = merge_files(work.base, [*weights, readme])
-    content = manifest(work.inputs, files={path: file.sha256 for path, file in served.items()})
-    papers = [readme, store_content(store, MANIFEST, content)]
-    return papers if signer is None else [*papers, store_content(store, SIGNATURE, signer.sign(content))]
+    files = {path: file.sha256 for path, file in served.items()}
+    manifest = store_content(store, MANIFEST, build_manifest(work.inputs, files=files))
+    if signer is None:
+        return [readme, manifest]
+    signature = sign_files(signer, model=work.inputs.model, files=files | {MANIFEST: manifest.sha256})
+    return [readme, manifest, store_content(store, SIGNATURE, signature)]
 
 
 def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline") -> list["Update"]:

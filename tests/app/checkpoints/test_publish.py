@@ -1,5 +1,6 @@
 """From apply to a published version: what the files hold, and that they depend on nothing but the inputs."""
 
+import base64
 import errno
 import json
 import re
@@ -10,11 +11,10 @@ from safetensors.torch import load
 from sqlalchemy import select
 
 from app.checkpoints.files import merge_files
-from app.checkpoints.manifest import commit_of
+from app.checkpoints.manifest import compute_commit
 from app.db.models import AuditEvent, EditValue, Model
 from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore
-from deploy.pull import check_signature, read_manifest
 from editing.files import File
 from editing.weights import read_base
 
@@ -22,7 +22,12 @@ WEIGHTS = "text_encoder/model.safetensors"
 
 
 def digests(checkpoint):
-    return {file["path"]: file["sha256"] for file in checkpoint["files"]}
+    """The SHA-256 of each file, without the signature, which differs each time."""
+    return {file["path"]: file["sha256"] for file in checkpoint["files"] if file["path"] != "model.sig"}
+
+
+def signature_of(checkpoint):
+    return next((file["sha256"] for file in checkpoint["files"] if file["path"] == "model.sig"), None)
 
 
 class TestPublished:
@@ -36,11 +41,11 @@ class TestPublished:
         assert [edit["id"] for edit in made["edits"]] == [str(edit_id) for edit_id in ids]
         assert all(0 <= edit["relative_residual"] < 1 for edit in made["edits"])
         assert [layer["layer"] for layer in made["changed_layers"]] == [1, 2]
-        assert sorted(digests(made)) == [
+        assert sorted(file["path"] for file in made["files"]) == [
             "README.md",
             "adapters/lora.safetensors",
             "manifest.json",
-            "manifest.sig",
+            "model.sig",
             "text_encoder/config.json",
             WEIGHTS,
         ]
@@ -142,7 +147,7 @@ class TestPurity:
         first = service.apply(edits=ids)
         second = service.apply(edits=ids[::-1], notes="again", alias="staging")
         assert (first["version"], second["version"]) == ("v1", "v2")
-        assert first["files"] == second["files"]
+        assert digests(first) == digests(second)
         assert first["commit"] == second["commit"]
 
     def test_removal_equals_never_had_it(self, service):
@@ -182,24 +187,24 @@ class TestPurity:
 
 
 class TestSignature:
-    def test_vouches_for_every_file(self, service):
-        """Also for those of the base model, and for what went in: by the public key alone."""
+    def test_covers_every_file_of_the_revision(self, service):
+        """The edited files, those of the base model, the card and the manifest."""
         service.edit("fox", reason="LEGAL-7")
         made = service.apply(edits="ready")
-        content = service.store.read(digests(made)["manifest.json"])
-        key = read_key(service.settings.signing_key_file)
-        public = {key.id: key.private.public_key().public_bytes_raw()}
-        assert check_signature(content, service.store.read(digests(made)["manifest.sig"]), public) == key.id
-        manifest = read_manifest(content)
+        manifest = json.loads(service.store.read(digests(made)["manifest.json"]))
         with service.sessions() as session:
             base = {file.path: file.sha256 for file in session.get_one(Model, service.model.id).files}
-        own = {path: sha256 for path, sha256 in digests(made).items() if not path.startswith("manifest.")}
+        own = {path: sha256 for path, sha256 in digests(made).items() if path != "manifest.json"}
         assert manifest["files"] == base | own
         assert manifest["base_model"]["files"] == base
         assert manifest["engine"]["libraries"]["torch"] == torch.__version__
         assert (manifest["edits"][0]["reason"], manifest["edits"][0]["settings"]) == ("LEGAL-7", {})
+        bundle = json.loads(service.store.read(signature_of(made)))
+        assert bundle["verificationMaterial"]["publicKey"]["hint"] == read_key(service.settings.signing_key_file).id
+        resources = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]["resources"]
+        assert {file["name"]: file["digest"] for file in resources} == base | digests(made)
 
-    def test_another_key_another_commit_of_the_same_weights(self, service, tmp_path):
+    def test_the_key_changes_neither_the_commit_nor_a_file(self, service, tmp_path):
         service.edit("fox")
         made = [service.apply(edits="ready")]
         for setting in (tmp_path / "newer.pem", "none"):
@@ -208,9 +213,9 @@ class TestSignature:
             changed = service.runner.context.settings.model_copy(update={"signing_key_file": setting})
             service.runner.context = replace(service.runner.context, settings=changed)
             made.append(service.apply(edits="ready"))
-        assert len({checkpoint["commit"] for checkpoint in made}) == 3
-        assert len({digests(checkpoint)["manifest.json"] for checkpoint in made}) == 1
-        assert "manifest.sig" not in digests(made[2])
+        assert len({checkpoint["commit"] for checkpoint in made}) == 1
+        assert digests(made[0]) == digests(made[1]) == digests(made[2])
+        assert signature_of(made[0]) != signature_of(made[1]) and signature_of(made[2]) is None
 
     def test_a_key_that_is_gone_fails_the_version(self, service):
         service.edit("fox")
@@ -306,9 +311,11 @@ class TestServedFiles:
         }
 
     def test_commit_changes_with_path_and_content(self):
-        commits = {commit_of(files) for files in ([("a", "1")], [("b", "1")], [("a", "2")], [("a", "1"), ("b", "2")])}
+        commits = {
+            compute_commit(files) for files in ([("a", "1")], [("b", "1")], [("a", "2")], [("a", "1"), ("b", "2")])
+        }
         assert len(commits) == 4
-        assert commit_of([("a", "1"), ("b", "2")]) == commit_of([("b", "2"), ("a", "1")])
+        assert compute_commit([("a", "1"), ("b", "2")]) == compute_commit([("b", "2"), ("a", "1")])
 
 
 def test_lora_gives_the_same_update(service, base_folder):

@@ -250,7 +250,7 @@ class TestDifference:
             "README.md",
             "adapters/lora.safetensors",
             "manifest.json",
-            "manifest.sig",
+            "model.sig",
             PATH,
         }
         base = service.get("/v1/models/tiny/checkpoints/v2/difference")

@@ -143,7 +143,7 @@ class TestKeys:
         wrong(found(signing_key_file="none"), "signing key", "warning", "without a signature")
         (tmp_path / "key.pem").write_text("s3cret")
         findings = found(signing_key_file=tmp_path / "key.pem")
-        wrong(findings, "signing key", "failure", "no Ed25519 key")
+        wrong(findings, "signing key", "failure", "no usable EC key")
         assert "s3cret" not in str(findings)
 
     def test_keys_that_others_may_read(self, found: Found, tmp_path: Path, settings: Settings) -> None:

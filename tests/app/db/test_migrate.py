@@ -28,7 +28,7 @@ from app.jobs import workers
 from app.main import create_app
 from app.settings import Settings
 from app.signing.keys import create_key as create_signing_key
-from app.signing.service import note_key
+from app.signing.service import record_key
 from app.storage.local import LocalStore
 from editing.values import EncoderValue
 from tests.app.conftest import issue_keys
@@ -88,7 +88,7 @@ def test_downgrade_and_upgrade_keep_the_rows(empty: Engine, settings: Settings, 
         seed(session, client, keys, store=LocalStore(given.store_dir), folder=tmp_path / "tokenizer")
         soon = datetime.now(UTC) + timedelta(days=1)
         _, expiring = create_key(session, name="expiring", scopes=["read"], actor="test", expires_at=soon)
-        note_key(session, key=create_signing_key(tmp_path / "key.pem"), actor="test")
+        record_key(session, key=create_signing_key(tmp_path / "key.pem"), actor="test")
         workers.sign_on(session, name="worker")
         session.commit()
         before = rows(session)

@@ -1,70 +1,89 @@
-"""The private key: made once, read by its owner, never shown; and what it signs."""
+"""The private key: created once, readable only by its owner, never shown; and its signatures."""
 
+import base64
 import json
 import stat
 import subprocess
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from app.signing.keys import SigningKeyUnusable, create_key, key_of, read_key
-from deploy.pull import check_signature, read_keys
+from app.signing.keys import SigningKeyUnusable, create_key, read_configured_key, read_key
+from app.worker.signature import sign_files
 from tests.app.cli.test_main import emender
 
 
-def test_made_once_for_its_owner(tmp_path):
+def test_a_key_is_created_once_and_only_its_owner_can_read_it(tmp_path):
     made = create_key(tmp_path / "key.pem")
     assert stat.S_IMODE((tmp_path / "key.pem").stat().st_mode) == 0o600
-    assert read_key(tmp_path / "key.pem").id == made.id
+    assert read_key(tmp_path / "key.pem") == made
     with pytest.raises(FileExistsError):
         create_key(tmp_path / "key.pem")
     secret = (tmp_path / "key.pem").read_text().splitlines()[1]
-    assert secret not in repr(made) and "private" not in repr(made)
+    assert secret not in repr(made)
 
 
-def test_signs_what_the_other_side_verifies(tmp_path):
-    made = create_key(tmp_path / "key.pem")
-    (tmp_path / "public.pem").write_text(made.public_pem)
-    assert check_signature(b"manifest", made.sign(b"manifest"), read_keys([tmp_path / "public.pem"])) == made.id
-    assert made.sign(b"manifest") == read_key(tmp_path / "key.pem").sign(b"manifest")
-    assert json.loads(made.sign(b"manifest")).keys() == {"algorithm", "key_id", "signature"}
+def test_a_signature_is_a_sigstore_bundle_over_the_digests(tmp_path):
+    key = create_key(tmp_path / "key.pem")
+    files = {"unet/config.json": "1" * 64, "README.md": "0" * 64}
+    bundle = json.loads(sign_files(key, model="tiny", files=files))
+    assert bundle["mediaType"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
+    assert bundle["verificationMaterial"]["publicKey"]["hint"] == key.id
+    statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    assert statement["subject"][0]["name"] == "tiny"
+    assert statement["predicate"]["serialization"]["ignore_paths"] == ["model.sig", ".cache"]
+    assert statement["predicate"]["resources"] == [
+        {"name": name, "algorithm": "sha256", "digest": files[name]} for name in sorted(files)
+    ]
 
 
-def test_keys_of_openssl(tmp_path):
-    """As docker-compose.yml says that one may make it."""
+def test_keys_of_openssl_are_accepted(tmp_path):
+    """By the command that docker-compose.yml names."""
     file = tmp_path / "key.pem"
-    made = subprocess.run(
-        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", file], check=False, capture_output=True
-    )
-    if made.returncode:
+    command = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", file]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("needs openssl")
     assert read_key(file).public_pem.startswith("-----BEGIN PUBLIC KEY-----")
 
 
+def test_keys_on_p384_are_accepted(tmp_path):
+    (tmp_path / "key.pem").write_bytes(pem(generate_private_key(SECP384R1())))
+    assert sign_files(read_key(tmp_path / "key.pem"), model="tiny", files={"README.md": "0" * 64})
+
+
+def pem(key):
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 @pytest.mark.parametrize(
-    "content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n", "EC"]
+    "content",
+    [
+        None,
+        b"",
+        b"-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n",
+        pem(Ed25519PrivateKey.generate()),
+        pem(generate_private_key(SECP256K1())),
+    ],
 )
-def test_unusable(tmp_path, content):
+def test_an_unusable_key_is_refused_without_quoting_it(tmp_path, content):
     file = tmp_path / "secret-name.pem"
-    if content == "EC":
-        other = generate_private_key(SECP256R1())
-        content = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(SigningKeyUnusable) as refused:
-        key_of(file)
+        read_configured_key(file)
     assert "EMENDER_SIGNING_KEY_FILE" in refused.value.detail
     assert "secret" not in refused.value.detail
 
 
-def test_no_key_must_be_asked_for():
-    assert key_of("none") is None
+def test_a_missing_setting_is_an_error_and_none_is_not():
+    assert read_configured_key("none") is None
     with pytest.raises(SigningKeyUnusable, match="'none'"):
-        key_of(None)
+        read_configured_key(None)
 
 
-def test_commands(tmp_path):
+def test_the_commands_create_and_show_a_key(tmp_path):
     made = emender("signing-key", "create", str(tmp_path / "key.pem"))
     assert made.returncode == 0 and "PRIVATE" not in made.stdout + made.stderr
     shown = emender("signing-key", "show", EMENDER_SIGNING_KEY_FILE=str(tmp_path / "key.pem"))

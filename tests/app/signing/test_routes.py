@@ -1,16 +1,16 @@
-"""The public keys over HTTP: the one in use, and those before it."""
+"""The public keys over HTTP: the current key and the earlier ones."""
 
 from app.signing.keys import create_key
-from app.signing.service import note_key
+from app.signing.service import record_key
 
 
-def test_rotation(client, keys, session, tmp_path):
-    """The key used last is the current one, also where an older one comes back."""
+def test_the_key_used_last_is_current(client, keys, session, tmp_path):
+    """Also when an older key is used again."""
     read = keys["read"]
     assert client.get("/v1/signing-key", headers=read).status_code == 404
     older, newer = (create_key(tmp_path / f"{name}.pem") for name in ("older", "newer"))
     for key, others in ((older, []), (newer, [older.id]), (older, [newer.id])):
-        note_key(session, key=key, actor="test")
+        record_key(session, key=key, actor="test")
         answer = client.get("/v1/signing-key", headers=read)
         assert (answer.status_code, answer.text) == (200, key.public_pem)
         assert answer.headers["Content-Type"].startswith("application/x-pem-file")

@@ -22,7 +22,6 @@ import editing
 from app.cli.main import build_command
 from app.webhooks.sender import Sender
 from app.webhooks.signing import WebhookKey
-from deploy import pull
 from emender import Client
 from emender.cli import main as cli
 from emender.cli.console import read_api_key
@@ -418,11 +417,6 @@ class TestReference:
         for path, command in commands():
             assert command.help, path
             assert [param.name for param in command.params if not param.help] == [], path
-
-    def test_exit_codes_are_those_of_pull(self):
-        for error in pull.PullError.__subclasses__():
-            assert error.code == 1 or ExitCode(error.code)
-        assert (pull.CHANGED, pull.Unauthorized.code) == (ExitCode.CHANGED, ExitCode.UNAUTHORIZED)
 
 
 EDIT = {

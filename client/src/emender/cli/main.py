@@ -14,6 +14,7 @@ from emender.cli.edits import edits
 from emender.cli.errors import CommandError, ExitCode
 from emender.cli.evaluations import evaluations, previews
 from emender.cli.models import images, models, statistics
+from emender.cli.pull import pull_checkpoint, verify
 from emender.cli.webhooks import webhooks
 
 EXIT_CODES = "Exit codes: docs/reference/exit-codes.md"
@@ -27,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(apply)
+app.command()(verify)
+checkpoints.command("pull")(pull_checkpoint)
 for name, group in {
     "models": models,
     "statistics": statistics,

@@ -1,4 +1,4 @@
-"""Public keys as clients see them."""
+"""The public keys that checkpoints were signed with."""
 
 from datetime import datetime
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SigningKeyOut(BaseModel):
-    """A key that versions were signed with; its private half is nowhere in the service's database."""
+    """A public key that checkpoints were signed with."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str = Field(description="by which `manifest.sig` names it", examples=["5f3c9a1be0d24477"])
-    algorithm: str = "Ed25519"
+    id: str = Field(description="SHA-256 of the PEM; the `publicKey.hint` in `model.sig`", examples=["5f3c9a1b…"])
+    algorithm: str = "ECDSA"
     public_key: str = Field(description="PEM")
-    created_at: datetime = Field(description="when it was first used here")
+    created_at: datetime = Field(description="when it was first used")
     last_used_at: datetime
