@@ -4,7 +4,6 @@ import base64
 import errno
 import json
 import re
-from dataclasses import replace
 
 import torch
 from safetensors.torch import load
@@ -210,8 +209,8 @@ class TestSignature:
         for setting in (tmp_path / "newer.pem", "none"):
             if setting != "none":
                 create_key(setting)
-            changed = service.runner.context.settings.model_copy(update={"signing_key_file": setting})
-            service.runner.context = replace(service.runner.context, settings=changed)
+            context = service.runner.context
+            context.settings = context.settings.model_copy(update={"signing_key_file": setting})
             made.append(service.apply(edits="ready"))
         assert len({checkpoint["commit"] for checkpoint in made}) == 1
         assert digests(made[0]) == digests(made[1]) == digests(made[2])
