@@ -175,15 +175,10 @@ class Stack:
 
     def _check_port(self) -> None:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.settings.host, self.settings.port))
-            except OSError as error:
-                raise ServeError(
-                    f"Cannot listen at {self.settings.host}:{self.settings.port} ({error.strerror}): "
-                    "set EMENDER_HOST or EMENDER_PORT."
-                ) from error
+        try:
+            socket.create_server((self.settings.host, self.settings.port), family=family).close()
+        except OSError as error:  # it names the address
+            raise ServeError(f"Cannot listen: {error.strerror}. Set EMENDER_HOST or EMENDER_PORT.") from error
 
     def _wait_for_api(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -1,4 +1,7 @@
-"""Which rows of the database reference which blobs. Garbage collection keeps every blob that is found here."""
+"""Which rows of the database reference which blobs.
+
+Garbage collection deletes every blob that `_select_references` does not find: add each new column that names blobs.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -9,28 +12,6 @@ from sqlalchemy.orm import Session
 
 from app.db.models import Checkpoint, CheckpointFile, Edit, Evaluation, Image, Model, ModelFile, Statistics
 from app.storage.store import BlobMissing, Store
-
-BLOB_COLUMNS = {
-    "model_files.sha256",
-    "checkpoint_files.sha256",
-    "statistics.captions_sha256",
-    "statistics.digest",
-    "images.sha256",
-    "evaluations.files",
-    "edits.destination",
-}
-"""Columns that name blobs, as `table.column`. `list_references` has a query for each of them."""
-
-OTHER_HASH_COLUMNS = {
-    "api_keys.secret_sha256",
-    "base_models.digest",
-    "browser_sessions.token_sha256",
-    "edit_values.sha256",
-    "idempotency_keys.request_sha256",
-    "audit_events.previous_hash",
-    "audit_events.hash",
-}
-"""Columns of hashes that name no blob."""
 
 LOCK = 0x626C6F62
 """Advisory lock. Transactions that add references share it; one that deletes blobs holds it exclusively."""

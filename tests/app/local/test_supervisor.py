@@ -202,7 +202,7 @@ class TestStack:
         served = serve()
         served.lines(1)
         settings = Settings(data_dir=folder / "other", port=served.port)
-        with pytest.raises(ServeError, match="Cannot listen at .*EMENDER_PORT"), Stack(settings, embedded=True):
+        with pytest.raises(ServeError, match="Cannot listen: .*EMENDER_PORT"), Stack(settings, embedded=True):
             pass
         assert not (folder / "other" / "postgres").exists()
 
