@@ -1,4 +1,4 @@
-"""Who looks at a page: the key that its session was begun with. And proof that a form is one of ours."""
+"""Sessions of the pages: the key that a session was started with, its cookie, and the token of its forms."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ COOKIE = "emender_session"
 
 
 def get_principal(request: Request, session: SessionDep, limits: RateLimitsDep) -> Principal:
-    """The principal of the session's key; 401 where it has ended or never began."""
+    """Return the principal of the session's key. Raises `Unauthorized` without a valid session."""
     token = request.cookies.get(COOKIE)
     key = browser_sessions.find_key(session, token=token) if token else None
     request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address_of(request))
@@ -30,8 +30,8 @@ def get_principal(request: Request, session: SessionDep, limits: RateLimitsDep) 
     return Principal.of(key)
 
 
-def requires(scope: Scope) -> Callable[[Principal], Principal]:
-    """A dependency that lets through sessions of keys with `scope`, as the calls of the API do."""
+def require_scope(scope: Scope) -> Callable[[Principal], Principal]:
+    """Return a dependency that requires a session of a key with this scope."""
 
     def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
         principal.require(scope)
@@ -40,10 +40,10 @@ def requires(scope: Scope) -> Callable[[Principal], Principal]:
     return check
 
 
-Reader = Annotated[Principal, Depends(requires("read"))]
-Editor = Annotated[Principal, Depends(requires("edit"))]
-Applier = Annotated[Principal, Depends(requires("apply"))]
-Admin = Annotated[Principal, Depends(requires("admin"))]
+Reader = Annotated[Principal, Depends(require_scope("read"))]
+Editor = Annotated[Principal, Depends(require_scope("edit"))]
+Applier = Annotated[Principal, Depends(require_scope("apply"))]
+Admin = Annotated[Principal, Depends(require_scope("admin"))]
 
 
 def set_cookie(request: Request, response: Response, token: str) -> None:
@@ -58,27 +58,27 @@ def set_cookie(request: Request, response: Response, token: str) -> None:
     )
 
 
+def anonymous_token(request: Request) -> str:
+    """Return a token for the sign-in form. It names no session, and lets the form be checked."""
+    return request.cookies.get(COOKIE) or secrets.token_urlsafe(32)
+
+
 def form_token(token: str) -> str:
-    """What the forms of the pages carry for the session `token`: nobody else's page can know it."""
+    """Return what the forms of a session carry. Pages of other sites cannot know it."""
     return hmac.new(token.encode(), b"form", hashlib.sha256).hexdigest()
 
 
-def check_form(request: Request, given: Annotated[str, Form(alias="form_token")] = "") -> None:
-    """Raises `Forbidden` for a form that is none of ours, or of another session."""
+def check_form(request: Request, sent: Annotated[str, Form(alias="form_token")] = "") -> None:
+    """Raise `Forbidden` for a form of another site or of another session."""
     token = request.cookies.get(COOKIE)
-    if token is None or not hmac.compare_digest(form_token(token).encode(), given.encode(errors="replace")):
-        raise Forbidden("This form is not of your present session; go back, load its page again and send it again.")
+    if token is None or not hmac.compare_digest(form_token(token).encode(), sent.encode(errors="replace")):
+        raise Forbidden("This form does not belong to your session. Go back, reload its page and send it again.")
 
 
 class PageRoute(TransactionRoute):
-    """Every POST is a form of ours: `APIRouter(route_class=PageRoute)`."""
+    """A route whose POST is checked to be one of our forms: `APIRouter(route_class=PageRoute)`."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if "POST" in (options.get("methods") or ()):
             options["dependencies"] = [Depends(check_form), *(options.get("dependencies") or ())]
         super().__init__(path, endpoint, **options)
-
-
-def visitor(request: Request) -> str:
-    """The token of someone who has not signed in: it names no session, and lets the form for signing in be checked."""
-    return request.cookies.get(COOKIE) or secrets.token_urlsafe(32)

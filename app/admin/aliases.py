@@ -1,15 +1,15 @@
-"""Aliases: where they pointed, and where they are to point."""
+"""Aliases: their history, and moves."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.admin.access import Applier, PageRoute, Reader
-from app.admin.forms import Filled, FormDep, Reading, asked, attempt, document, word
-from app.admin.rendering import page, see
-from app.api.dependencies import NumberedPageDep, PageDep, SessionDep
+from app.admin.forms import FormData, validate
+from app.admin.view import View, ViewDep
+from app.api.dependencies import NumberedPageDep, PageDep
 from app.checkpoints import aliases
 from app.checkpoints.aliases import Precondition
 from app.checkpoints.errors import AliasNotFound
@@ -21,85 +21,70 @@ from emender.schemas.text import Text
 
 router = APIRouter(route_class=PageRoute)
 
-MOVE: dict[str, Reading] = {"/version": word, "/reason": word}
+Field = Annotated[Text, Query(max_length=200)]
 
 
-class Named(BaseModel):
+class AliasField(BaseModel):
     alias: AliasName
 
 
 @router.get("/models/{model}/aliases/{alias}")
-def show_alias(
-    request: Request, session: SessionDep, _: Reader, model: ModelName, alias: Revision, listed: NumberedPageDep
-) -> Response:
-    periods = aliases.read_history(session, model_name=model, name=alias, at=None, page=listed)
-    return page(request, "alias.html", model=model, alias=alias, periods=periods)
+def show_alias(view: ViewDep, _: Reader, model: ModelName, alias: Revision, page: NumberedPageDep) -> Response:
+    periods = aliases.read_history(view.session, model_name=model, name=alias, at=None, page=page)
+    return view.render("alias.html", model=model, alias=alias, periods=periods)
 
 
 @router.get("/models/{model}/move-alias")
 def show_move(
-    request: Request,
-    session: SessionDep,
-    _: Applier,
-    model: ModelName,
-    listed: PageDep,
-    alias: Annotated[Text, Query(max_length=200)] = "",
-    version: Annotated[Text, Query(max_length=200)] = "",
+    view: ViewDep, _: Applier, model: ModelName, page: PageDep, alias: Field = "", version: Field = ""
 ) -> Response:
-    """What the move would do; the form that does it bears the state of the alias that it was shown with."""
-    form = Filled({"/alias": [alias], "/version": [version]})
-    checked = attempt(session, lambda: _checked(form)) if alias or version else None
+    """Show what the move would do. Its form contains the ETag of the alias that it shows."""
+    view.form = FormData({"/alias": [alias], "/version": [version]})
+    requested = bool(alias or version)
+    checked = view.savepoint(lambda: _parse_move(view.form)) if requested else None
     if isinstance(checked, Problem):
-        form = form.refused(checked)
-    return _move_page(request, session, model, listed, form, asked_for=checked is not None and form.problem is None)
+        view.form = view.form.with_problem(checked)
+    return _show_move(view, model, page, confirm=requested and view.form.problem is None)
 
 
 @router.post("/models/{model}/move-alias")
-def move_alias(
-    request: Request, session: SessionDep, principal: Applier, model: ModelName, listed: PageDep, form: FormDep
-) -> Response:
-    """By compare-and-swap. Who lost the race is shown where the alias is now, and may ask again."""
+def move_alias(view: ViewDep, applier: Applier, model: ModelName, page: PageDep) -> Response:
+    """Move the alias if it is where the form showed it; otherwise show where it is now."""
 
     def act() -> str:
-        alias, move = _checked(form)
-        seen = form.value("seen")
+        name, move = _parse_move(view.form)
+        etag = view.form.value("seen")
         aliases.move_alias(
-            session,
+            view.session,
             model_name=model,
-            name=alias,
+            name=name,
             version=move.version,
-            precondition=Precondition(if_match=seen) if seen else Precondition(if_none_match="*"),
-            actor=principal.actor,
+            precondition=Precondition(if_match=etag) if etag else Precondition(if_none_match="*"),
+            actor=applier.actor,
             reason=move.reason,
         )
-        return alias
+        return f"/models/{model}/aliases/{name}"
 
-    moved = attempt(session, act)
-    if isinstance(moved, Problem):
-        return _move_page(request, session, model, listed, form.refused(moved), asked_for=True)
-    return see(request, f"/models/{model}/aliases/{moved}")
+    return view.submit(act, lambda: _show_move(view, model, page, confirm=True))
 
 
-def _checked(form: Filled) -> tuple[str, AliasPut]:
-    named = asked(Named, {"alias": form.value("/alias").strip()})
-    return named.alias, asked(AliasPut, document(form, MOVE))
+def _parse_move(form: FormData) -> tuple[str, AliasPut]:
+    body = form.body()
+    return validate(AliasField, {"alias": body.pop("alias", "")}).alias, validate(AliasPut, body)
 
 
-def _move_page(
-    request: Request, session: SessionDep, model: str, listed: PageDep, form: Filled, *, asked_for: bool
-) -> Response:
+def _show_move(view: View, model: str, page: PageDep, *, confirm: bool) -> Response:
+    name = view.form.value("/alias").strip()
     try:
-        now, seen = aliases.read_alias(session, model_name=model, name=form.value("/alias").strip())
+        current, etag = aliases.read_alias(view.session, model_name=model, name=name)
     except AliasNotFound:
-        now, seen = None, ""
-    return page(
-        request,
+        current, etag = None, ""
+    return view.render(
         "move_alias.html",
-        form=form,
         model=model,
-        versions=list_checkpoints(session, model_name=model, page=listed).items,
-        names=[alias.name for alias in aliases.list_aliases(session, model_name=model)],
-        now=now,
-        seen=seen,
-        asked_for=asked_for,
+        checkpoints=list_checkpoints(view.session, model_name=model, page=page).items,
+        names=[alias.name for alias in aliases.list_aliases(view.session, model_name=model)],
+        current=current,
+        etag=etag,
+        confirm=confirm,
     )

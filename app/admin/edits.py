@@ -1,20 +1,20 @@
-"""Edits: found, followed, asked for, cancelled and tried again; and their reference images."""
+"""Edits and their reference images: list, read, create, cancel and retry them."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from app.admin.access import Editor, PageRoute, Reader
-from app.admin.forms import Filled, FormDep, Reading, asked, attempt, checked, document, lines, weights, word
+from app.admin.forms import FormData, checked, lines, validate, weights
 from app.admin.plots import curve
-from app.admin.rendering import NOTHING, page, see
-from app.api.dependencies import NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
+from app.admin.view import View, ViewDep
+from app.api.dependencies import NumberedPageDep, PageDep, SettingsDep, StoreDep
 from app.audit import service as audit
 from app.audit.service import AuditFilter
 from app.auth.dependencies import Principal
@@ -33,169 +33,107 @@ from emender.schemas.text import Text
 router = APIRouter(route_class=PageRoute)
 
 IMAGES = "/destination/images"
-EDIT: dict[str, Reading] = {
-    "/source": word,
-    "/templates": lines,
-    "/reason": word,
-    "/settings/preset": word,
-    "/settings/objective": word,
-    "/settings/optimization_steps": word,
-    "/settings/learning_rate": word,
-    "/settings/text_weight": word,
-    "/settings/guidance_scale": word,
-    "/settings/layer": word,
-    "/settings/seed": word,
-}
-DESTINATIONS: dict[str, dict[str, Reading]] = {
-    "prompt": {"/destination/prompt": word},
-    "images": {IMAGES: checked},
-    "erase": {"/destination/neutral": word},
-    "balance": {"/destination/balance": weights},
-}
-NOTHING_GIVEN = {"prompt": "", "images": [], "erase": True, "balance": {}}
-"""What each kind of destination is without its field: refused where the field is needed."""
+EMPTY_DESTINATIONS: dict[str, object] = {"prompt": "", "images": [], "erase": True, "balance": {}}
+"""Each kind of destination with its field left empty. The schema refuses those that need it."""
 
 
 @router.get("/models/{model}/edits")
 def list_edits(
-    request: Request,
-    session: SessionDep,
+    view: ViewDep,
     _: Reader,
     model: ModelName,
-    listed: PageDep,
+    page: PageDep,
     state: EditState | None = None,
     text: Annotated[Text | None, Query(max_length=500)] = None,
 ) -> Response:
-    get_model(session, name=model)
-    found = service.list_edits(session, page=listed, model=model, state=state, source_part=text)
-    return page(request, "edits.html", model=model, edits=found, state=state, text=text)
+    get_model(view.session, name=model)
+    found = service.list_edits(view.session, page=page, model=model, state=state, source_part=text)
+    return view.render("edits.html", model=model, edits=found, state=state, text=text)
 
 
 @router.get("/models/{model}/edits/new")
-def show_edit_form(request: Request, session: SessionDep, _: Editor, model: ModelName) -> Response:
-    get_model(session, name=model)
-    return _edit_form(request, model, NOTHING)
+def show_form(view: ViewDep, _: Editor, model: ModelName) -> Response:
+    get_model(view.session, name=model)
+    return view.render("edit_form.html", model=model, defaults=StageOneSettings(), templates=DEFAULT_TEMPLATES)
 
 
 @router.post("/models/{model}/edits")
-async def post_edit(
-    request: Request,
-    session: SessionDep,
-    settings: SettingsDep,
-    store: StoreDep,
-    principal: Editor,
-    model: ModelName,
-    form: FormDep,
+async def create_edit(
+    view: ViewDep, settings: SettingsDep, store: StoreDep, editor: Editor, model: ModelName
 ) -> Response:
-    """Images that were uploaded stay, and stay in the form, whatever becomes of the edit."""
-    kept, fault = list(form.values(IMAGES)), None
-    files = [file for file in (await request.form()).getlist("files") if isinstance(file, UploadFile) and file.filename]
-    if len(kept) + len(files) > MAX_IMAGES:
-        files, fault = [], Unprocessable.at(IMAGES, f"An edit takes at most {MAX_IMAGES} images.")
+    """Create an edit. Uploaded images are kept, and stay in the form, also if the edit is refused."""
+    image_ids, problem = list(view.form.values(IMAGES)), None
+    sent = (await view.request.form()).getlist("files")
+    files = [file for file in sent if isinstance(file, UploadFile) and file.filename]
+    if len(image_ids) + len(files) > MAX_IMAGES:
+        files, problem = [], Unprocessable.at(IMAGES, f"An edit takes at most {MAX_IMAGES} images.")
     for file in files:
         try:
-            picture = await reencode_upload(file.file, settings=settings, decoders=request.app.state.decoders)
+            picture = await reencode_upload(file.file, settings=settings, decoders=view.request.app.state.decoders)
             image = await run_in_threadpool(
-                images.add_image, session, picture=picture, store=store, actor=principal.actor
+                images.add_image, view.session, picture=picture, store=store, actor=editor.actor
             )
-            kept.append(image.id)
-        except Problem as problem:
-            fault = Unprocessable.at(IMAGES, f"{file.filename}: {problem.detail}")
-    form = replace(form, fields={**form.fields, IMAGES: list(dict.fromkeys(kept))})
+            image_ids.append(image.id)
+        except Problem as refusal:
+            problem = Unprocessable.at(IMAGES, f"{file.filename}: {refusal.detail}")
+    view.form = replace(view.form, fields={**view.form.fields, IMAGES: list(dict.fromkeys(image_ids))})
 
-    def create() -> EditOut:
-        if fault is not None:
-            raise fault
-        edit = asked(EditCreate, _body(form))
-        return service.create_edit(
-            session, model=model, edit=edit, store=store, folder=settings.data_dir, actor=principal.actor
+    def act() -> str:
+        if problem is not None:
+            raise problem
+        edit = _parse_edit(view.form)
+        created = service.create_edit(
+            view.session, model=model, edit=edit, store=store, folder=settings.data_dir, actor=editor.actor
         )
+        return f"/edits/{created.id}"
 
-    created = await run_in_threadpool(attempt, session, create)
-    if isinstance(created, Problem):
-        return _edit_form(request, model, form.refused(created))
-    return see(request, f"/edits/{created.id}")
+    return await run_in_threadpool(view.submit, act, lambda: show_form(view, editor, model))
 
 
-def _body(form: Filled) -> dict[str, object]:
-    """With the destination of the kind that was chosen alone."""
+def _parse_edit(form: FormData) -> EditCreate:
+    """Parse the edit, with only the destination of the kind that was chosen."""
     kind = form.value("kind")
-    body = document(form, EDIT | DESTINATIONS.get(kind, {}))
-    given = body.get("destination", {})
-    return {**body, "destination": {kind: NOTHING_GIVEN[kind], **given} if kind in NOTHING_GIVEN else given}
-
-
-def _edit_form(request: Request, model: str, form: Filled) -> Response:
-    return page(
-        request, "edit_form.html", form=form, model=model, defaults=StageOneSettings(), templates=DEFAULT_TEMPLATES
-    )
+    names = {"erase": "neutral"}
+    others = {f"/destination/{names.get(other, other)}" for other in EMPTY_DESTINATIONS if other != kind}
+    form = replace(form, fields={name: values for name, values in form.fields.items() if name not in others})
+    body = form.body({"/templates": lines, IMAGES: checked, "/destination/balance": weights})
+    if kind in EMPTY_DESTINATIONS:
+        body["destination"] = {kind: EMPTY_DESTINATIONS[kind], **body.get("destination", {})}
+    return validate(EditCreate, body)
 
 
 @router.get("/edits/{edit_id}")
-def show_edit(
-    request: Request, session: SessionDep, principal: Reader, edit_id: UUID, listed: NumberedPageDep
-) -> Response:
-    return _edit_page(request, session, principal, edit_id, listed)
+def show_edit(view: ViewDep, reader: Reader, edit_id: UUID, page: NumberedPageDep) -> Response:
+    edit = service.get_edit(view.session, edit_id=edit_id)
+    losses = service.losses(view.session, edit_id=edit_id)
+    curves = [drawn for drawn in (curve("Text loss", losses.text), curve("Noise loss", losses.noise)) if drawn]
+    events = []
+    if reader.may("admin"):
+        events = audit.list_events(view.session, filter=AuditFilter(edit=edit_id), page=page).items
+    live = edit.state not in ENDED
+    return view.render("edit.html", live=live, edit=edit, model=edit.model, curves=curves, events=events)
 
 
 @router.post("/edits/{edit_id}/cancel")
-def cancel_edit(
-    request: Request, session: SessionDep, principal: Editor, edit_id: UUID, listed: NumberedPageDep
-) -> Response:
-    return _acted(request, session, principal, edit_id, listed, service.cancel_edit)
+def cancel_edit(view: ViewDep, editor: Editor, edit_id: UUID, page: NumberedPageDep) -> Response:
+    return _submit(view, editor, edit_id, page, service.cancel_edit)
 
 
 @router.post("/edits/{edit_id}/retry")
-def retry_edit(
-    request: Request, session: SessionDep, principal: Editor, edit_id: UUID, listed: NumberedPageDep
+def retry_edit(view: ViewDep, editor: Editor, edit_id: UUID, page: NumberedPageDep) -> Response:
+    return _submit(view, editor, edit_id, page, service.retry_edit)
+
+
+def _submit(
+    view: View, editor: Principal, edit_id: UUID, page: NumberedPageDep, act: Callable[..., EditOut]
 ) -> Response:
-    return _acted(request, session, principal, edit_id, listed, service.retry_edit)
-
-
-def _acted(
-    request: Request,
-    session: SessionDep,
-    principal: Principal,
-    edit_id: UUID,
-    listed: NumberedPageDep,
-    act: Callable[..., EditOut],
-) -> Response:
-    done = attempt(session, lambda: act(session, edit_id=edit_id, actor=principal.actor))
-    if isinstance(done, Problem):
-        return _edit_page(request, session, principal, edit_id, listed, form=NOTHING.refused(done))
-    return see(request, f"/edits/{edit_id}")
-
-
-def _edit_page(
-    request: Request,
-    session: SessionDep,
-    principal: Principal,
-    edit_id: UUID,
-    listed: NumberedPageDep,
-    *,
-    form: Filled = NOTHING,
-) -> Response:
-    edit = service.get_edit(session, edit_id=edit_id)
-    losses = service.losses(session, edit_id=edit_id)
-    curves = [drawn for drawn in (curve("Text loss", losses.text), curve("Noise loss", losses.noise)) if drawn]
-    events = []
-    if principal.may("admin"):
-        events = audit.list_events(session, wanted=AuditFilter(edit=edit_id), page=listed).items
-    under_way = edit.state not in ENDED
-    return page(
-        request,
-        "edit.html",
-        form=form,
-        live=under_way,
-        under_way=under_way,
-        edit=edit,
-        model=edit.model,
-        curves=curves,
-        events=events,
+    return view.submit(
+        lambda: f"/edits/{act(view.session, edit_id=edit_id, actor=editor.actor).id}",
+        lambda: show_edit(view, editor, edit_id, page),
     )
 
 
 @router.get("/images/{image_id}")
-def read_image(session: SessionDep, store: StoreDep, _: Reader, image_id: ImageId) -> Response:
-    content = images.read_image(session, image_id=image_id, store=store)
+def read_image(view: ViewDep, store: StoreDep, _: Reader, image_id: ImageId) -> Response:
+    content = images.read_image(view.session, image_id=image_id, store=store)
     return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})

@@ -1,56 +1,51 @@
-"""API keys: who has one, a new one, and the end of one."""
+"""API keys: create and revoke them."""
 
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from app.admin.access import Admin, PageRoute
-from app.admin.forms import Filled, FormDep, Reading, asked, attempt, checked, document, utc, word
-from app.admin.rendering import NOTHING, page, see
-from app.api.dependencies import PageDep, SessionDep
+from app.admin.forms import checked, utc
+from app.admin.view import ViewDep
+from app.api.dependencies import PageDep
 from app.auth import service
 from app.problems import Problem
 from emender.schemas.keys import ApiKeyCreate, ApiKeyOut
 
 router = APIRouter(route_class=PageRoute)
 
-KEY: dict[str, Reading] = {"/name": word, "/scopes": checked, "/expires_at": utc}
-
 
 @router.get("/keys")
-def list_keys(request: Request, session: SessionDep, _: Admin, listed: PageDep) -> Response:
-    return _keys_page(request, session, listed, NOTHING)
+def list_keys(view: ViewDep, _: Admin, page: PageDep) -> Response:
+    return view.render("keys.html", keys=service.list_keys(view.session, page=page), scopes=service.SCOPES)
 
 
 @router.post("/keys")
-def create_key(request: Request, session: SessionDep, principal: Admin, listed: PageDep, form: FormDep) -> Response:
-    """The token is in this answer and nowhere else: there is no page to be sent to that could show it."""
+def create_key(view: ViewDep, admin: Admin, page: PageDep) -> Response:
+    """Create a key. Only this response shows its token, so there is no redirect."""
 
     def create() -> tuple[ApiKeyOut, str]:
-        key = asked(ApiKeyCreate, document(form, KEY))
+        key = view.form.parse(ApiKeyCreate, {"/scopes": checked, "/expires_at": utc})
         return service.create_key(
-            session, name=key.name, scopes=key.scopes, actor=principal.actor, expires_at=key.expires_at
+            view.session, name=key.name, scopes=key.scopes, actor=admin.actor, expires_at=key.expires_at
         )
 
-    created = attempt(session, create)
+    created = view.savepoint(create)
     if isinstance(created, Problem):
-        return _keys_page(request, session, listed, form.refused(created))
+        view.form = view.form.with_problem(created)
+        return list_keys(view, admin, page)
     key, token = created
-    return page(request, "key_created.html", status=201, key=key, secret=token)
+    return view.render("key_created.html", status=201, key=key, secret=token)
 
 
 @router.get("/keys/{key_id}/revoke")
-def show_revocation(request: Request, session: SessionDep, principal: Admin, key_id: UUID) -> Response:
-    key = service.get_key(session, key_id=key_id)
-    return page(request, "revoke.html", key=key, own=principal.actor == f"key:{key.prefix}")
+def show_revocation(view: ViewDep, admin: Admin, key_id: UUID) -> Response:
+    key = service.get_key(view.session, key_id=key_id)
+    return view.render("revoke.html", key=key, own=admin.actor == f"key:{key.prefix}")
 
 
 @router.post("/keys/{key_id}/revoke")
-def revoke_key(request: Request, session: SessionDep, principal: Admin, key_id: UUID) -> Response:
-    service.revoke_key(session, key_id=key_id, actor=principal.actor)
-    return see(request, "/keys")
-
-
-def _keys_page(request: Request, session: SessionDep, listed: PageDep, form: Filled) -> Response:
-    return page(request, "keys.html", form=form, keys=service.list_keys(session, page=listed), scopes=service.SCOPES)
+def revoke_key(view: ViewDep, admin: Admin, key_id: UUID) -> Response:
+    service.revoke_key(view.session, key_id=key_id, actor=admin.actor)
+    return view.redirect("/keys")

@@ -1,68 +1,40 @@
-"""A base model and its statistics."""
+"""Base models and their statistics."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from app.admin.access import Admin, PageRoute, Reader
-from app.admin.forms import Filled, FormDep, asked, attempt, document, word
-from app.admin.rendering import NOTHING, page, see
-from app.api.dependencies import PageDep, SessionDep, SettingsDep, StoreDep
+from app.admin.view import ViewDep
+from app.api.dependencies import PageDep, SettingsDep, StoreDep
 from app.checkpoints.routes import ModelName
 from app.models import service
-from app.problems import Problem
 from emender.schemas.common import ENDED
 from emender.schemas.models import StatisticsCreate
 
 router = APIRouter(route_class=PageRoute)
 
-STATISTICS = {"/captions": word, "/samples": word}
-
 
 @router.get("/models/{model}")
-def show_model(request: Request, session: SessionDep, _: Reader, model: ModelName, listed: PageDep) -> Response:
-    return _model_page(request, session, model, listed)
+def show_model(view: ViewDep, _: Reader, model: ModelName, page: PageDep) -> Response:
+    found = service.read_model(view.session, name=model)
+    statistics = service.list_statistics(view.session, name=model, page=page)
+    live = not {found.state, *(row.state for row in statistics.items)} <= ENDED
+    return view.render("base_model.html", live=live, model=found.name, found=found, statistics=statistics)
 
 
 @router.post("/models/{model}/statistics")
-def estimate_statistics(
-    request: Request,
-    session: SessionDep,
-    settings: SettingsDep,
-    store: StoreDep,
-    principal: Admin,
-    model: ModelName,
-    listed: PageDep,
-    form: FormDep,
+def create_statistics(
+    view: ViewDep, settings: SettingsDep, store: StoreDep, admin: Admin, model: ModelName, page: PageDep
 ) -> Response:
-    created = attempt(
-        session,
-        lambda: service.create_statistics(
-            session,
+    def act() -> str:
+        service.create_statistics(
+            view.session,
             name=model,
-            statistics=asked(StatisticsCreate, document(form, STATISTICS)),
+            statistics=view.form.parse(StatisticsCreate),
             model_roots=settings.model_roots,
             store=store,
-            actor=principal.actor,
-        ),
-    )
-    if isinstance(created, Problem):
-        return _model_page(request, session, model, listed, form=form.refused(created))
-    return see(request, f"/models/{model}")
+            actor=admin.actor,
+        )
+        return f"/models/{model}"
 
-
-def _model_page(
-    request: Request, session: SessionDep, model: str, listed: PageDep, *, form: Filled = NOTHING
-) -> Response:
-    found = service.read_model(session, name=model)
-    estimates = service.list_statistics(session, name=model, page=listed)
-    under_way = not {found.state, *(one.state for one in estimates.items)} <= ENDED
-    return page(
-        request,
-        "base_model.html",
-        form=form,
-        live=under_way,
-        model=found.name,
-        found=found,
-        estimates=estimates,
-        under_way=under_way,
-    )
+    return view.submit(act, lambda: show_model(view, admin, model, page))

@@ -1,4 +1,4 @@
-"""Signing in and out."""
+"""Sign in and out."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Query, Request
 from starlette.responses import Response
 
 from app.admin import access
-from app.admin.rendering import page, see
+from app.admin.view import redirect, render
 from app.api.dependencies import SessionDep
 from app.api.middleware.rate_limit import RateLimitsDep, TooManyRequests
 from app.auth import browser_sessions
@@ -15,13 +15,12 @@ from app.problems import Forbidden, Problem, Unauthorized
 
 router = APIRouter(route_class=access.PageRoute)
 
-Wanted = Annotated[str, Query(max_length=2_000, description="the page that was asked for, below the root")]
-
 
 @router.get("/sign-in")
-def show_sign_in(request: Request, to: Wanted = "") -> Response:
-    token = access.visitor(request)
-    response = page(request, "sign_in.html", token=token, to=to, error=None)
+def show_sign_in(request: Request, to: Annotated[str, Query(max_length=2_000)] = "") -> Response:
+    """Show the sign-in form. `to` is the page, below the root, that it leads to."""
+    token = access.anonymous_token(request)
+    response = render(request, "sign_in.html", token=token, to=to, error=None)
     access.set_cookie(request, response, token)
     return response
 
@@ -34,15 +33,15 @@ def sign_in(
     key: Annotated[str, Form(max_length=200)] = "",
     to: Annotated[str, Form(max_length=2_000)] = "",
 ) -> Response:
-    """Begin a session under a new token. Wrong keys count against their address, as in the API."""
+    """Start a session with a new token. Wrong keys count against their address, as in the API."""
     try:
         (found,) = find_keys(session, limits, [(request, key.strip())])
         if isinstance(found, Problem):
             raise found
         Principal.of(found).require("read")
     except (Unauthorized, Forbidden, TooManyRequests) as error:
-        return page(request, "sign_in.html", status=error.status, headers=error.headers, to=to, error=error.detail)
-    response = see(request, f"/{to.lstrip('/')}")
+        return render(request, "sign_in.html", status=error.status, headers=error.headers, to=to, error=error.detail)
+    response = redirect(request, f"/{to.lstrip('/')}")
     access.set_cookie(request, response, browser_sessions.begin(session, key_id=found.id))
     return response
 
@@ -50,6 +49,6 @@ def sign_in(
 @router.post("/sign-out")
 def sign_out(request: Request, session: SessionDep) -> Response:
     browser_sessions.end(session, token=request.cookies[access.COOKIE])
-    response = see(request, "/sign-in")
+    response = redirect(request, "/sign-in")
     response.delete_cookie(access.COOKIE, path=request.scope["root_path"])
     return response

@@ -1,33 +1,30 @@
-"""The whole log, or what a filter leaves of it, as text: oldest first, read as it is written."""
+"""Write audit events as text, oldest first, while they are read."""
 
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 
-from app.audit.service import AuditFilter, all_events
+from app.audit.service import AuditFilter, stream_events
 from app.db.engine import Sessions
 from emender.schemas.audit import AuditEventOut
 
-Export = Callable[[Sessions, AuditFilter], Iterator[str]]
 
-
-def ndjson(sessions: Sessions, wanted: AuditFilter) -> Iterator[str]:
-    """A JSON object a line."""
+def write_ndjson(sessions: Sessions, filter: AuditFilter) -> Iterator[str]:
+    """Yield one JSON object per line."""
     with sessions() as session:
-        for event in all_events(session, wanted=wanted):
+        for event in stream_events(session, filter=filter):
             yield event.model_dump_json() + "\n"
 
 
-def csv_rows(sessions: Sessions, wanted: AuditFilter) -> Iterator[str]:
-    """A header, then a row an event, with objects as JSON. No cell is a formula to a spreadsheet."""
+def write_csv(sessions: Sessions, filter: AuditFilter) -> Iterator[str]:
+    """Yield a header and one row per event, with objects as JSON. No cell is a formula in a spreadsheet."""
     line = io.StringIO()
     writer = csv.DictWriter(line, fieldnames=list(AuditEventOut.model_fields))
     writer.writeheader()
     with sessions() as session:
-        for event in all_events(session, wanted=wanted):
-            row = event.model_dump(mode="json")
-            writer.writerow({name: _cell(value) for name, value in row.items()})
+        for event in stream_events(session, filter=filter):
+            writer.writerow({name: _cell(value) for name, value in event.model_dump(mode="json").items()})
             yield line.getvalue()
             line.seek(0)
             line.truncate()
@@ -42,4 +39,8 @@ def _cell(value: object) -> object:
     return value
 
 
-FORMATS: Mapping[str, Export] = {"ndjson": ndjson, "csv": csv_rows}
+EXPORTS: Mapping[str, tuple[str, Callable[[Sessions, AuditFilter], Iterator[str]]]] = {
+    "ndjson": ("application/x-ndjson", write_ndjson),
+    "csv": ("text/csv", write_csv),
+}
+"""The media type and the writer of each format."""

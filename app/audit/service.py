@@ -1,8 +1,9 @@
-"""The audit log: every event carries the hash of the one before, so that a changed or missing row shows."""
+"""The audit log. Each event contains the hash of the previous one, so changed and missing rows are detected."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from app.db.models import AuditEvent, JsonObject
 from app.db.pagination import PageCursor
-from app.db.rows import insert_rows
+from app.db.rows import column_values, insert_rows
 from app.webhooks.subscriptions import announce
 from emender.schemas.audit import AuditEventOut, Verification
 from emender.schemas.common import Page
 
 GENESIS = bytes(32)
-LOCK = 0x61756469  # an advisory lock held to the end of the transaction: events are written one after the other
+LOCK = 0x61756469  # an advisory lock until the end of the transaction: events are written one after the other
 
 
 def record(
@@ -34,11 +35,10 @@ def record(
     after: JsonObject | None = None,
     reason: str | None = None,
 ) -> None:
-    """Add an event to the caller's transaction; it never holds a secret.
+    """Add an event to the caller's transaction, and deliveries to the webhooks that subscribe to it.
 
-    `before` and `after` are what changed of the target; none where it was not there yet, or is gone. The request's id
-    and address are those of the session. Webhooks that asked for it are told: their deliveries are part of the
-    transaction.
+    `before` and `after` are the changed parts of the target; None if it did not exist, or was deleted. The request's id
+    and address are those of the session. Never pass a secret.
     """
     event = AuditEvent(
         actor=actor,
@@ -55,7 +55,7 @@ def record(
 
 
 def record_all(session: Session, events: Sequence[AuditEvent]) -> None:
-    """The same for events of which all but time and place in the chain is said; they follow each other."""
+    """Add several events, one after the other. Sets their time, sequence and hashes."""
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     newest = select(AuditEvent.sequence, AuditEvent.hash).order_by(AuditEvent.sequence.desc()).limit(1)
     sequence, previous = session.execute(newest).one_or_none() or (0, GENESIS)
@@ -63,16 +63,15 @@ def record_all(session: Session, events: Sequence[AuditEvent]) -> None:
         sequence += 1
         event.sequence, event.at, event.previous_hash = sequence, datetime.now(UTC), previous
         previous = event.hash = digest(event)
-    columns = AuditEvent.__table__.columns.keys()
-    insert_rows(session, AuditEvent, [{name: getattr(event, name) for name in columns} for event in events])
+    insert_rows(session, AuditEvent, [column_values(event) for event in events])
     for event in events:
         announce(session, event)
 
 
 def digest(event: AuditEvent) -> bytes:
-    """sha256 over the event as canonical JSON, its predecessor's hash included.
+    """Return the sha256 of the event as canonical JSON, which includes the previous hash.
 
-    What an event does not have is left out, so that events from before there were such columns keep their hashes.
+    Empty columns are left out, so events that are older than a column keep their hashes.
     """
     content = {
         "sequence": event.sequence,
@@ -91,7 +90,7 @@ def digest(event: AuditEvent) -> bytes:
 
 @dataclass(frozen=True)
 class AuditFilter:
-    """Which events are asked for; None lets all through."""
+    """The events to select. None selects all."""
 
     actor: str | None = None
     action: str | None = None
@@ -102,18 +101,11 @@ class AuditFilter:
     until: datetime | None = None
 
     def select(self) -> Select[AuditEvent]:
-        query = select(AuditEvent)
-        for column, wanted in (
-            (AuditEvent.actor, self.actor),
-            (AuditEvent.action, self.action),
-            (AuditEvent.target, self.target),
-            (AuditEvent.request_id, self.request_id),
-        ):
-            if wanted is not None:
-                query = query.where(column == wanted)
-        if self.edit is not None:
-            named = literal_column("details -> 'edits'", JSONB).contains([str(self.edit)])  # as its index has it
-            query = query.where(or_(AuditEvent.target == f"edit:{self.edit}", named))
+        values = {name: getattr(self, name) for name in ("actor", "action", "target", "request_id")}
+        query = select(AuditEvent).filter_by(**{name: value for name, value in values.items() if value is not None})
+        if self.edit is not None:  # written as its index is
+            has_edit = literal_column("details -> 'edits'", JSONB).contains([str(self.edit)])
+            query = query.where(or_(AuditEvent.target == f"edit:{self.edit}", has_edit))
         if self.since is not None:
             query = query.where(AuditEvent.at >= _in_utc(self.since))
         if self.until is not None:
@@ -121,79 +113,61 @@ class AuditFilter:
         return query
 
 
-def list_events(session: Session, *, wanted: AuditFilter, page: PageCursor[int]) -> Page[AuditEventOut]:
-    """Newest first."""
-    rows, next_cursor = page.fetch(session, wanted.select(), AuditEvent.sequence)
-    return Page(items=[_out(row) for row in rows], next=next_cursor)
+def list_events(session: Session, *, filter: AuditFilter, page: PageCursor[int]) -> Page[AuditEventOut]:
+    rows, next_cursor = page.fetch(session, filter.select(), AuditEvent.sequence)
+    return Page(items=[_event_out(row) for row in rows], next=next_cursor)
 
 
-def all_events(session: Session, *, wanted: AuditFilter) -> Iterator[AuditEventOut]:
-    """Every event, oldest first, read as it is asked for."""
-    for event in _read(session, wanted.select().order_by(AuditEvent.sequence)):
-        yield _out(event)
+def stream_events(session: Session, *, filter: AuditFilter) -> Iterator[AuditEventOut]:
+    """Yield every event that the filter selects, oldest first."""
+    return map(_event_out, _stream(session, filter.select().order_by(AuditEvent.sequence)))
 
 
 def verify(session: Session, *, head: str | None = None) -> Verification:
-    """Reckon every hash again, from the first event to the last. `head` is the hash, in hex, of an event that must be
-    among them: one kept elsewhere shows a log that was cut short, or written anew."""
-    count, previous, held = 0, GENESIS, head is None
-    for event in _read(session, select(AuditEvent).order_by(AuditEvent.sequence)):
-        reason = None
+    """Compute every hash again, from the first event to the last.
+
+    `head` is the hash, in hex, that an earlier verification returned. If no event has it, the log was cut short or
+    written anew.
+    """
+    count, previous, has_head = 0, GENESIS, head is None
+
+    def broken(reason: str, at: int | None) -> Verification:
+        last = previous.hex() if count else None
+        return Verification(valid=False, events=count, head=last, broken_at=at, reason=reason)
+
+    for event in _stream(session, select(AuditEvent).order_by(AuditEvent.sequence)):
         if event.sequence != count + 1:
-            reason = f"event {count + 1} is missing"
-        elif event.previous_hash != previous:
-            reason = "it does not carry the hash of the event before"
-        elif event.hash != digest(event):
-            reason = "its content does not have its hash: it was changed"
-        if reason is not None:
-            return Verification(
-                valid=False, events=count, head=_hex(previous, count), broken_at=event.sequence, reason=reason
-            )
+            return broken(f"event {count + 1} is missing", event.sequence)
+        if event.previous_hash != previous:
+            return broken("it does not contain the hash of the event before", event.sequence)
+        if event.hash != digest(event):
+            return broken("its hash is not that of its content: it was changed", event.sequence)
         count, previous = count + 1, event.hash
-        held = held or event.hash.hex() == head
-    if not held:
-        reason = "no event has the head that was given: the log was cut short or written anew"
-        return Verification(valid=False, events=count, head=_hex(previous, count), broken_at=None, reason=reason)
-    return Verification(valid=True, events=count, head=_hex(previous, count))
+        has_head = has_head or event.hash.hex() == head
+    if not has_head:
+        return broken("no event has the given head: the log was cut short or written anew", None)
+    return Verification(valid=True, events=count, head=previous.hex() if count else None)
 
 
-def _read(session: Session, query: Select[AuditEvent]) -> Iterator[AuditEvent]:
-    """Through a cursor on the server: the log may be long. What is read does not stay in the session."""
-    batches: Iterator[Sequence[AuditEvent]] = session.scalars(query.execution_options(yield_per=500)).partitions()
-    for batch in batches:
-        for event in batch:
+def _stream(session: Session, query: Select[AuditEvent]) -> Iterator[AuditEvent]:
+    """Yield rows from a cursor on the server, since the log can be long. The session does not keep them."""
+    with closing(session.scalars(query.execution_options(yield_per=500))) as events:
+        for event in events:
             yield event
             session.expunge(event)
 
 
-def _out(event: AuditEvent) -> AuditEventOut:
-    return AuditEventOut(
-        sequence=event.sequence,
-        at=event.at,
-        actor=event.actor,
-        action=event.action,
-        target=event.target,
-        details=event.details,
-        before=event.before,
-        after=event.after,
-        reason=event.reason,
-        request_id=event.request_id,
-        address=event.address,
-        previous_hash=event.previous_hash.hex(),
-        hash=event.hash.hex(),
-    )
+def _event_out(event: AuditEvent) -> AuditEventOut:
+    hashes = {"previous_hash": event.previous_hash.hex(), "hash": event.hash.hex()}
+    return AuditEventOut(**column_values(event) | hashes)
 
 
 def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _hex(last: bytes, count: int) -> str | None:
-    return last.hex() if count else None
-
-
 def _canonical(value: Any) -> Any:
-    """The value as it comes back from jsonb, where 1e22 and 10000000000000000000000 are one number."""
+    """Return the value as jsonb returns it, where 1e22 and 10000000000000000000000 are one number."""
     if isinstance(value, dict):
         return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

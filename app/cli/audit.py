@@ -56,11 +56,12 @@ def export_log(
     as_json: AsJson = False,
 ) -> None:
     """Write the events to standard output, oldest first."""
-    from app.audit.export import FORMATS
+    from app.audit.export import EXPORTS
     from app.audit.service import AuditFilter
 
     if as_json and format == "csv":
         raise UsageError("--json is --format ndjson.")
     event_filter = AuditFilter(actor=actor, action=action, target=target, since=since, until=until)
     with open_database(read_settings()) as sessions:
-        sys.stdout.writelines(FORMATS[format](sessions, event_filter))
+        _, write = EXPORTS[format]
+        sys.stdout.writelines(write(sessions, event_filter))

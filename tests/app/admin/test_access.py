@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from app.admin.routes import ROUTERS
+from app.admin.application import ROUTERS
 from app.api.middleware.rate_limit import RateLimits
 from app.auth import browser_sessions
 from app.auth.service import create_key
@@ -22,8 +22,8 @@ EDIT = {"/models/{model}/edits/new", "/models/{model}/edits", "/edits/{edit_id}/
 APPLY = {
     "/models/{model}/apply",
     "/models/{model}/move-alias",
-    "/models/{model}/checkpoints/{version}/evaluations/new",
-    "/models/{model}/checkpoints/{version}/evaluations",
+    "/models/{model}/checkpoints/{revision}/evaluations/new",
+    "/models/{model}/checkpoints/{revision}/evaluations",
     "/models/{model}/checkpoints/{revision}/evaluations/{evaluation_id}/cancel",
 }
 ADMIN = {
@@ -162,7 +162,7 @@ class TestForms:
         for fields in ({}, {"form_token": "0" * 64}, {"form_token": "é"}):
             answer = reader.post(action, data={"key": key, **fields}, follow_redirects=False)
             assert answer.status_code == 403
-            assert "form is not of your present session" in answer.text
+            assert "form does not belong to your session" in answer.text
         assert reader.get("/admin/").status_code == 200
 
     def test_of_another_session_are_refused(self, reader, admin):
@@ -173,7 +173,7 @@ class TestForms:
         for path, url in pages("POST"):
             for fields in ({}, {"form_token": "0" * 64}):
                 answer = admin.post(url, data=fields, follow_redirects=False)
-                assert (answer.status_code, "form is not of" in answer.text) == (403, True), path
+                assert (answer.status_code, "form does not belong" in answer.text) == (403, True), path
 
     def test_each_needs_its_scope(self, signed_in_with):
         needed = {

@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from app.db.models import Alias, AuditEvent
 from tests.app.admin.conftest import hidden
-from tests.app.admin.test_applying import applier
+from tests.app.admin.test_apply import applier
 from tests.app.admin.test_routes import loaded
 from tests.app.checkpoints.conftest import add_edit, add_version, statistics
 
@@ -67,7 +67,7 @@ def test_a_lost_race_is_shown(applier, client, keys, versions, session):
 @pytest.mark.parametrize(
     ("alias", "version", "said"),
     [
-        ("v1", "v2", "cannot name an alias"),
+        ("v1", "v2", "cannot be an alias"),
         ("production", "production", "should match pattern"),
         ("<b>", "v1", "&lt;b&gt;"),
     ],

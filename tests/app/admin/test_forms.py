@@ -1,17 +1,16 @@
-"""What a form's fields make of the body of a call, and where its errors are shown."""
+"""The request body that a form makes, and where its errors are shown."""
 
 import pytest
 
-from app.admin.forms import Filled, asked, checked, document, items, lines, utc, weights, word
+from app.admin.forms import EMPTY_FORM, FormData, checked, items, lines, utc, validate, weights
 from app.problems import Unprocessable
 from emender.schemas.edits import EditCreate
 
-READINGS = {"/source": word, "/destination/prompt": word, "/destination/balance": weights, "/templates": lines}
-READINGS |= {"/layers": items, "/add": checked, "/expires_at": utc}
+READERS = {"/destination/balance": weights, "/templates": lines, "/layers": items, "/add": checked, "/expires_at": utc}
 
 
-def test_fields_are_pointers_into_the_body():
-    form = Filled(
+def test_field_names_are_pointers_into_the_body():
+    form = FormData(
         {
             "/source": [" dog "],
             "/destination/prompt": [""],
@@ -20,11 +19,11 @@ def test_fields_are_pointers_into_the_body():
             "/layers": ["0, 1 2"],
             "/add": ["a", "b"],
             "/expires_at": ["2026-11-24T12:00"],
-            "/dry_run": ["true"],
-            "/source/x": ["nobody asked for it"],
+            "/remove": [],
+            "text": ["not in the body"],
         }
     )
-    assert document(form, READINGS) == {
+    assert form.body(READERS) == {
         "source": "dog",
         "destination": {"balance": {"female doctor": "0.5", "male doctor": "0.5"}},
         "templates": ["a {}", "{}"],
@@ -32,14 +31,20 @@ def test_fields_are_pointers_into_the_body():
         "add": ["a", "b"],
         "expires_at": "2026-11-24T12:00Z",
     }
-    assert document(Filled(), READINGS) == {}
+    assert EMPTY_FORM.body(READERS) == {}
 
 
-def test_errors_stand_at_their_fields():
-    form = Filled({"/source": ["dog"], "/templates": ["no place"], "/destination/prompt": [""]})
+def test_a_value_and_its_parts_under_one_name_do_not_break_the_body():
+    """Only a forged form has such fields."""
+    with pytest.raises(Unprocessable):
+        FormData({"/source": ["dog"], "/source/x": ["cat"]}).parse(EditCreate)
+
+
+def test_errors_belong_to_their_fields():
+    form = FormData({"/source": ["dog"], "/templates": ["no place"], "/destination/prompt": [""]})
     with pytest.raises(Unprocessable) as refused:
-        asked(EditCreate, {"source": "dog", "destination": {"prompt": ""}, "templates": ["", "x" * 501], "more": 1})
-    form = form.refused(refused.value)
+        validate(EditCreate, {"source": "dog", "destination": {"prompt": ""}, "templates": ["", "x" * 501], "more": 1})
+    form = form.with_problem(refused.value)
     assert {error.pointer for error in refused.value.errors} == {
         "/destination/prompt",
         "/templates/0",

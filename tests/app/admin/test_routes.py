@@ -48,7 +48,7 @@ def rows(page):
 class TestOverview:
     def test_empty(self, reader):
         page = loaded(reader, "/admin/")
-        for said in ("No model is registered yet.", "No worker has taken a job yet.", "has failed."):
+        for said in ("No model is registered.", "No worker has claimed a job.", "has failed."):
             assert said in page
 
     def test_queue_workers_and_failures(self, reader, create, session):
@@ -130,7 +130,7 @@ class TestEdits:
         ("destination", "shown"),
         [
             ({"erase": True}, "erased"),
-            ({"erase": True, "neutral": "art"}, "with <bdi>art</bdi> in its place"),
+            ({"erase": True, "neutral": "art"}, "erased to <bdi>art</bdi>"),
             ({"balance": {"female doctor": 0.5, "male doctor": 0.5}}, "<bdi>male doctor</bdi> 0.5"),
         ],
     )
@@ -287,7 +287,7 @@ class TestAudit:
         assert len(rows(page)) == 1
         assert "&lt;script&gt;" in page
         assert f'value="{edit}"' in page
-        assert "No event fits." in loaded(admin, "/admin/audit?since=2999-01-01T00:00")
+        assert "No event matches." in loaded(admin, "/admin/audit?since=2999-01-01T00:00")
 
     def test_pages(self, admin, create):
         for _ in range(60):

@@ -46,7 +46,7 @@ class TestVerify:
             connection.execute(update(AuditEvent).where(AuditEvent.sequence == 2).values(reason="another"))
         done = emender("verify")
         assert done.exit_code == 1
-        assert done.stderr.startswith("Broken at event 2: its content does not have its hash")
+        assert done.stderr.startswith("Broken at event 2: its hash is not that of its content")
         assert json.loads(emender("verify", "--json").stdout)["broken_at"] == 2
 
 
