@@ -19,10 +19,9 @@ def read_captions(path: Path, column: str | None = None) -> Iterator[str]:
     strings or objects, `.jsonl` and `.ndjson` have one of those per line, `.parquet` needs pyarrow. Raises `ValueError`
     with the name of the file and the line or row.
     """
-    number = 0
+    number = 1
     try:
         for item in _read_items(path, column):
-            number += 1
             caption = _find_caption(item, column) if isinstance(item, dict) else item
             if not isinstance(caption, str):
                 raise ValueError("a caption must be text")
@@ -30,10 +29,11 @@ def read_captions(path: Path, column: str | None = None) -> Iterator[str]:
                 raise ValueError("a caption must not contain a NUL character")
             if caption := caption.strip():
                 yield caption
+            number += 1
     except UnicodeDecodeError:
-        raise ValueError(f"{path.name} is not UTF-8 after caption {number}.") from None
+        raise ValueError(f"{path.name} is not UTF-8 after caption {number - 1}.") from None
     except (ValueError, csv.Error, LookupError) as error:
-        raise ValueError(f"{path.name}, caption {number or 1}: {error}.") from error
+        raise ValueError(f"{path.name}, caption {number}: {error}.") from error
 
 
 def _read_items(path: Path, column: str | None) -> Iterator[Any]:

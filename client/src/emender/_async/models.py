@@ -136,5 +136,5 @@ class Images:
 
     async def picture(self, image_id: str) -> Picture:
         """Download an image as the service stores it, a PNG. A notebook shows its thumbnail."""
-        response = await self._connection.request("GET", url_path("images", image_id, "content"))
-        return Picture(f"{image_id}.png", response.content)
+        content = await self._connection.read_file(url_path("images", image_id, "content"))
+        return Picture(f"{image_id}.png", content)

@@ -127,14 +127,13 @@ class Edits:
         edit = self.get(edit_id)
         pictures = []
         for image_id in edit.destination.get("images", ()):
-            response = self._connection.request("GET", url_path("images", image_id, "content"))
-            pictures.append(Picture(f"{image_id}.png", response.content))
+            content = self._connection.read_file(url_path("images", image_id, "content"))
+            pictures.append(Picture(f"{image_id}.png", content))
         return Pictures(pictures)
 
     def value(self, edit_id: Id) -> bytes:
         """Download the value of a ready edit: safetensors with `<encoder>.delta` and `<encoder>.hidden`, float32."""
-        response = self._connection.request("GET", url_path("edits", edit_id, "value"))
-        return response.content
+        return self._connection.read_file(url_path("edits", edit_id, "value"))
 
     def cancel(self, edit_id: Id) -> EditOut:
         """Cancel an edit: at once if it is queued, else at the next step."""
