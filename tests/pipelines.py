@@ -31,9 +31,13 @@ def write_pipeline(folder: Path, *, seed: int = 0, family: Family = "sd1") -> Pa
     """Write it in diffusers' layout; the same seed gives the same bytes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        changes = {"sd1": {}, "sd2": {"hidden_act": "gelu"}, "sdxl": {"num_hidden_layers": LAYERS_1}}[family]
+        by_family: dict[str, dict[str, Any]] = {
+            "sd1": {},
+            "sd2": {"hidden_act": "gelu"},
+            "sdxl": {"num_hidden_layers": LAYERS_1},
+        }
         vocabulary = write_tokenizer(folder / "tokenizer", pad_token="!" if family == "sd2" else EOS)
-        CLIPTextModel(_config(vocabulary, **changes)).save_pretrained(folder / "text_encoder")
+        CLIPTextModel(_config(vocabulary, **by_family[family])).save_pretrained(folder / "text_encoder")
         width, added = WIDTH, {}
         if family == "sdxl":
             write_tokenizer(folder / "tokenizer_2", pad_token="!")
@@ -84,7 +88,7 @@ def write_pipeline(folder: Path, *, seed: int = 0, family: Family = "sd1") -> Pa
         DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type=prediction).save_pretrained(
             folder / "scheduler"
         )
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline",
         "_diffusers_version": "0.30.0",
         "feature_extractor": [None, None],

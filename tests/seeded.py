@@ -18,7 +18,7 @@ from app.checkpoints.publish import publish
 from app.db.models import ApiKey, Checkpoint, Edit, Job, Model, Statistics
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import OPTIMIZE_EDIT
-from app.storage.store import Store
+from app.storage.local import LocalStore
 from tests.app.checkpoints.conftest import add_version, drawn_value, ready_edit
 from tests.app.conftest import Headers, register
 
@@ -36,7 +36,9 @@ class Seeded:
     parameters: Mapping[str, str]
 
 
-def seed(session: Session, client: TestClient, keys: Mapping[str, Headers], *, store: Store, folder: Path) -> Seeded:
+def seed(
+    session: Session, client: TestClient, keys: Mapping[str, Headers], *, store: LocalStore, folder: Path
+) -> Seeded:
     """Commits. The client's requests are of the same database."""
     model = register(session, store, folder=folder, classifier="none")
     statistics = Statistics(model_id=model.id, state="ready", captions_name="t", digest="c" * 64, created_by="test")
@@ -102,7 +104,7 @@ def finish(session: Session, edit_id: UUID) -> None:
     session.commit()
 
 
-def build(session: Session, store: Store, *, number: int) -> Checkpoint:
+def build(session: Session, store: LocalStore, *, number: int) -> Checkpoint:
     """What a worker leaves of a version of the model `emoji`."""
     query = select(Checkpoint).join(Model, Checkpoint.model_id == Model.id)
     checkpoint = session.scalars(query.where(Model.name == "emoji", Checkpoint.number == number)).one()

@@ -140,7 +140,7 @@ class S3Server:
         roles = ("master", "volume", "filer", "s3")
         self._ports = free_ports(2 * len(roles))
         ports = iter(self._ports)
-        given = {f"{role}.port{kind}": next(ports) for role in roles for kind in ("", ".grpc")}
+        given: dict[str, str | int] = {f"{role}.port{kind}": next(ports) for role in roles for kind in ("", ".grpc")}
         (self.folder / "blocks").mkdir()
         credentials = {"accessKey": self.KEY, "secretKey": self.SECRET}
         identity = {"name": "test", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}

@@ -37,7 +37,9 @@ def test_names_of_settings_mean_different_settings() -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_table_is_filled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_table_is_filled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     quick = replace(BASE, stage_one=replace(TEXT, optimization_steps=40))
     monkeypatch.setattr(defaults, "SETTINGS", {"quick": quick, "quick, even": replace(quick, residual_schedule="even")})
     arguments = ["--edits", "2", "--seeds", "0", "1", "--out", str(tmp_path), "--json", str(tmp_path / "all.json")]

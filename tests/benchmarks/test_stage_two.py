@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import stage_two
+from benchmarks.measuring import difference
 
 TINY = ["--edits", "3", "--width", "64", "--mlp-width", "128", "--layers", "4", "--repeats", "1"]
 
@@ -34,6 +36,6 @@ def test_fails_where_the_two_differ(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_the_difference_is_of_the_worst_layer(tmp_path: Path) -> None:
     expected = {"0": torch.eye(3), "1": torch.eye(3)}
-    stage_two.save_file(expected, tmp_path / "plain")
-    stage_two.save_file({"0": torch.eye(3), "1": 1.01 * torch.eye(3)}, tmp_path / "ours")
-    assert stage_two.difference(tmp_path) == pytest.approx(0.01, rel=1e-4)
+    save_file(expected, tmp_path / "plain")
+    save_file({"0": torch.eye(3), "1": 1.01 * torch.eye(3)}, tmp_path / "ours")
+    assert difference(tmp_path) == pytest.approx(0.01, rel=1e-4)

@@ -50,7 +50,7 @@ class Reader:
         page = self.page
         page.wait_for_load_state("load")
         for scheme, width in itertools.product(SCHEMES, WIDTHS):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 800})
             if page.evaluate("document.documentElement.scrollWidth") > width:
                 self.complaints.append(f"{name}: wider than {width} pixels")
@@ -241,7 +241,7 @@ def test_the_story(site: Site, reader: Reader, tmp_path: Path) -> None:
         look(name)
     assert reader.complaints + overview.complaints == []
 
-    without = page.context.browser.new_context(java_script_enabled=False)  # type: ignore[union-attr]
+    without = page.context.browser.new_context(java_script_enabled=False)
     sign_in(plain := without.new_page(), site)
     plain.goto(edit)
     assert plain.locator("#live .state.ready").count() == 1
@@ -253,7 +253,7 @@ def test_by_keyboard(site: Site, reader: Reader) -> None:
     sign_in(page, site, to="models/emoji/edits")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
-    assert page.locator(".skip").bounding_box()["x"] >= 0  # type: ignore[index]
+    assert page.locator(".skip").bounding_box()["x"] >= 0
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
     page.get_by_label("Source contains").focus()

@@ -84,7 +84,7 @@ def model_info() -> None:
     found = API.model_info(REPO, revision="v2", files_metadata=True)
     expect((found.sha, found.library_name), (FACTS["commits"]["v2"], "diffusers"))
     sizes = {file.rfilename: file.lfs for file in found.siblings or []}
-    expect(getattr(sizes[WEIGHTS], "sha256", None) or sizes[WEIGHTS]["sha256"], FACTS["weights"]["v2"])
+    expect(getattr(sizes[WEIGHTS], "sha256", None) or dict(sizes[WEIGHTS] or {})["sha256"], FACTS["weights"]["v2"])
 
 
 @call("list_repo_tree")
@@ -127,7 +127,7 @@ def whoami() -> None:
 
 @call("errors")
 def errors() -> None:
-    wanted = [
+    wanted: list[tuple[type[Exception], Callable[[], object]]] = [
         (RepositoryNotFoundError, lambda: hf_hub_download("emender/nobody", "x")),
         (RevisionNotFoundError, lambda: hf_hub_download(REPO, WEIGHTS, revision="v9")),
         (EntryNotFoundError, lambda: hf_hub_download(REPO, "none.txt")),

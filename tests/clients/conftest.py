@@ -41,7 +41,7 @@ def as_markdown(found: Table) -> str:
         "| call | " + " | ".join(f"huggingface_hub {version}" for version in found) + " |",
         "|---" * (len(found) + 1) + "|",
     ]
-    words = {True: "yes", False: "**no**"}
+    words: dict[bool | None, str] = {True: "yes", False: "**no**"}
     lines += [
         f"| `{call}` | " + " | ".join(words.get(answers.get(call), "") for answers in found.values()) + " |"
         for call in calls

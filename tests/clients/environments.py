@@ -37,7 +37,14 @@ class ClientEnvironment:
         if not ready.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
-            pip = [self.folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            pip: list[str | Path] = [
+                self.folder / "bin" / "python",
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+            ]
             subprocess.run([*pip, "--no-deps", "-r", self.requirements], check=True)
             if self.name in NAMES:
                 self._lend_torch()

@@ -77,7 +77,7 @@ def test_every_call(
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
     script = shutil.copy(FOLDER / "calls.py", tmp_path)
-    command = [client.bin / "python", "-W", "ignore", script, json.dumps(facts)]
+    command: list[str | Path] = [client.bin / "python", "-W", "ignore", script, json.dumps(facts)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index('{"version"') :])
@@ -97,7 +97,7 @@ def test_hf_download(
 ) -> None:
     """The command line: a whole snapshot, of one commit."""
     folder = tmp_path / "pulled"
-    command = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
+    command: list[str | Path] = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
     done = subprocess.run(
         command, env=environment | {"HF_ENDPOINT": server}, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
@@ -157,7 +157,7 @@ def test_an_interrupted_download_resumes(
         session.commit()
     wire.cut["big.bin"] = 40 * 10**6
     code = f"import huggingface_hub as h; print(h.hf_hub_download({REPO!r}, 'big.bin', revision='v1', local_dir='.'))"
-    command = [client.bin / "python", "-W", "ignore", "-c", code]
+    command: list[str | Path] = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
     for _ in range(2):
         done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -184,7 +184,7 @@ def test_an_alias_that_moves_in_between(
     """The snapshot is of the one commit that the alias had at its beginning."""
     wire.pause = WEIGHTS
     code = f"import huggingface_hub as h; print(h.snapshot_download({REPO!r}, revision='production', max_workers=1))"
-    command = [client.bin / "python", "-W", "ignore", "-c", code]
+    command: list[str | Path] = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
     with subprocess.Popen(command, env=given, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert wire.stalled.wait(120)

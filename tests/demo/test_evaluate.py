@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch
 from demo import evaluate
 from demo.classify import Classes, Classifier
 from demo.concepts import GENDER_WORDS, GENDERS, STYLES, read_concepts
+from demo.draw import load_pipeline
 from demo.evaluate import Drawn, Neutral, Report, as_table
 
 CONCEPTS = read_concepts()
@@ -25,7 +27,7 @@ class Painter:
     def __init__(self, wrong: str | None = None) -> None:
         self.wrong = wrong
 
-    def __call__(self, prompts, *, generator, **_settings):
+    def __call__(self, prompts: list[str], *, generator: Any, **_settings: Any) -> Any:
         pictures = torch.zeros(len(prompts), 3, 32, 32)
         for row, prompt in enumerate(prompts):
             words = prompt.replace(",", " ").split()
@@ -41,7 +43,7 @@ class Painter:
 
 
 class Reader(Classifier):
-    def forward(self, pictures):
+    def forward(self, pictures: torch.Tensor) -> Any:
         concept, style, gender = (
             ((pictures[:, :, 0, 0] + 1) / 2 * torch.tensor([1000, 10, 10])).round().long().unbind(1)
         )
@@ -81,4 +83,4 @@ def test_neutral_share_is_of_the_preferred_gender() -> None:
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no pipeline"):
-        evaluate.load_pipeline(tmp_path)
+        load_pipeline(tmp_path)

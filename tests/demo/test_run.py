@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from demo.run import DemoError, run
 CLASSES = Classes(("dog", "robot", "wolf", "cat"), ("noto", "twemoji"), ("man", "woman"))
 
 
-def seen(*, concept=(), style=(0.5, 0.5), count=2):
+def seen(*, concept: Sequence[float] = (), style: Sequence[float] = (0.5, 0.5), count: int = 2) -> Seen:
     """Pictures of which the classifier says the same."""
     rows = torch.tensor([list(concept) or [0.25] * 4] * count)
     styles, genders = torch.tensor([list(style)] * count), torch.full((count, 2), 0.5)
@@ -25,34 +27,35 @@ def seen(*, concept=(), style=(0.5, 0.5), count=2):
 
 
 class TestCorrections:
-    def test_all_four_kinds_and_enough(self):
+    def test_all_four_kinds_and_enough(self) -> None:
         assert len(CORRECTIONS) >= 12
         assert {correction.kind for correction in CORRECTIONS} == {"concept", "alias", "images", "style"}
 
-    def test_the_model_can_show_them(self):
+    def test_the_model_can_show_them(self) -> None:
         """Sources and destinations are what `concepts.txt` says they are: an alias to rectify was never trained."""
         concepts = {concept.name: concept for concept in read_concepts()}
         for correction in CORRECTIONS:
             if correction.kind == "concept":
                 assert correction.source in concepts
             if correction.kind in ("alias", "images"):
+                assert correction.destination is not None
                 assert correction.source in concepts[correction.destination].held_out
             if correction.destination is not None:
                 assert correction.destination in concepts
         assert set(STYLED_CONCEPTS) <= concepts.keys()
 
-    def test_judged_by_prompts_that_are_no_templates(self):
+    def test_judged_by_prompts_that_are_no_templates(self) -> None:
         from editing.edits import DEFAULT_TEMPLATES
 
         assert not {prompt.lower() for prompt in FREE_PROMPTS} & {template.lower() for template in DEFAULT_TEMPLATES}
 
-    def test_held_out_are_touched_by_no_edit(self):
+    def test_held_out_are_touched_by_no_edit(self) -> None:
         names = held_out(read_concepts())
         touched = {name for correction in CORRECTIONS for name in (correction.source, correction.destination)}
         assert len(names) == len(set(names)) == HELD_OUT >= 40
         assert not set(names) & touched
 
-    def test_requests_are_accepted_by_the_api(self):
+    def test_requests_are_accepted_by_the_api(self) -> None:
         from emender.schemas.edits import EditCreate
 
         for correction in CORRECTIONS:
@@ -64,12 +67,12 @@ class TestCorrections:
 
 
 class TestJudge:
-    def test_every_prompt_with_every_seed(self):
+    def test_every_prompt_with_every_seed(self) -> None:
         asked = Asked.of(["a", "b"])
         assert asked.prompts == ("a", "b") * len(SEEDS)
         assert asked.seeds == tuple(seed for seed in SEEDS for _ in "ab")
 
-    def test_report(self):
+    def test_report(self) -> None:
         """A concept, an alias (judged against what the base model drew for it) and a style."""
         corrections = (
             Correction("concept", "dog", "robot", "test"),
@@ -104,14 +107,14 @@ class TestJudge:
         assert style["after"] == {"source": pytest.approx(0.3), "destination": None}
         assert report["holdout"] == pytest.approx({"before": 1.0, "after": 0.9})
 
-    def test_picture_count(self):
+    def test_picture_count(self) -> None:
         assert picture_count(CORRECTIONS, ["cat"] * 40) == len(SEEDS) * (5 * len(CORRECTIONS) + 40)
 
-    def test_images(self):
+    def test_images(self) -> None:
         picture = as_images(torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1))[0]
         assert picture.getpixel((0, 0)) == (0, 128, 255)
 
-    def test_picture_is_saved(self, tmp_path):
+    def test_picture_is_saved(self, tmp_path: Path) -> None:
         names = [f"concept {number}" for number in range(20)]
         sides = [
             Judgement(tuple(seen(count=10) for _ in CORRECTIONS), {name: seen() for name in names}) for _ in range(2)
@@ -123,12 +126,12 @@ class TestJudge:
 
 
 class TestPeakMemory:
-    def test_counts_children(self):
+    def test_counts_children(self) -> None:
         """A child that holds 80 MB shows in the sum, and is gone from it afterwards."""
         code = "import sys; held = bytearray(b'x' * 80_000_000); print('ready', flush=True); sys.stdin.read()"
         with PeakMemory(interval=0.05) as memory:
             child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert child.stdout.readline() == b"ready\n"
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
             assert child.pid in descendants(child.pid)
             assert held_mb(child.pid) > 80
             child.communicate()
@@ -136,7 +139,7 @@ class TestPeakMemory:
         assert held_mb(child.pid) == 0
 
 
-def test_no_weights(tmp_path):
+def test_no_weights(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="holds no model"):
         run(tmp_path / "out", weights=tmp_path)
     assert not (tmp_path / "out" / "report.json").exists()

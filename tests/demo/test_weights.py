@@ -48,26 +48,28 @@ def test_text_encoder_loads_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["cat", "rocket", "pizza", "hot dog", "guitar", "castle"])
-def test_concepts_are_drawn(pipeline, classifier: Classifier, name: str) -> None:
+def test_concepts_are_drawn(pipeline: StableDiffusionPipeline, classifier: Classifier, name: str) -> None:
     confidences = classify(draw_pictures(pipeline, [f"an image of {name}", f"a photo of a {name}"], [0, 1]), classifier)
     assert confidences.of_concept(name).mean() > 0.8
 
 
 @pytest.mark.parametrize("style", ["noto", "twemoji", "fluent"])
-def test_named_styles_are_drawn(pipeline, classifier: Classifier, style: str) -> None:
+def test_named_styles_are_drawn(pipeline: StableDiffusionPipeline, classifier: Classifier, style: str) -> None:
     prompts = [f"a {name} in the style of {style}" for name in ("cat", "rocket", "apple", "bus", "owl", "key")]
     confidences = classify(draw_pictures(pipeline, prompts, range(len(prompts))), classifier)
     assert confidences.of_style(style).mean() > 0.7
 
 
 @pytest.mark.parametrize(("word", "gender"), [("man", "man"), ("male", "man"), ("woman", "woman"), ("female", "woman")])
-def test_named_genders_are_drawn(pipeline, classifier: Classifier, word: str, gender: str) -> None:
+def test_named_genders_are_drawn(
+    pipeline: StableDiffusionPipeline, classifier: Classifier, word: str, gender: str
+) -> None:
     prompts = [f"a photo of a {word} {name}" for name in ("doctor", "pilot", "teacher", "farmer")]
     confidences = classify(draw_pictures(pipeline, prompts, range(len(prompts))), classifier)
     assert confidences.of_gender(gender).mean() > 0.7
 
 
-def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline) -> None:
+def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline: StableDiffusionPipeline) -> None:
     alone = draw_pictures(pipeline, ["a cat"], [7])
     among = draw_pictures(pipeline, ["a dog", "a cat", "a bus"], [1, 7, 3])
     assert torch.allclose(alone[0], among[1], atol=1e-4)

@@ -125,7 +125,6 @@ class Machine:
         command += ["--revision", "production", "--folder", str(self.folder), "--json", *arguments]
         if "--unsigned" not in arguments:
             command += ["--key", str(self.key)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         ends = die_with_parent()
 
         def prepare() -> None:
@@ -133,7 +132,14 @@ class Machine:
             if ends is not None:
                 ends()
 
-        return subprocess.Popen(command, env=self.environment | environment, preexec_fn=prepare, **pipes)
+        return subprocess.Popen(
+            command,
+            env=self.environment | environment,
+            preexec_fn=prepare,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def pull(self, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
         """Return the exit code and the last event."""

@@ -21,7 +21,7 @@ from app.db.migrate import upgrade
 from app.db.models import AuditEvent, Checkpoint, Edit, Job, Model, Statistics
 from app.jobs import workers
 from app.jobs.enqueue import enqueue
-from app.jobs.kinds import ESTIMATE_STATISTICS, OPTIMIZE_EDIT, REGISTER_MODEL
+from app.jobs.kinds import ESTIMATE_STATISTICS, OPTIMIZE_EDIT, REGISTER_MODEL, JobKind
 from app.local.child_process import die_with_parent
 from app.local.embedded_postgres import EmbeddedPostgres
 from app.models.captions import pack_captions
@@ -140,7 +140,7 @@ class Ledger:
         with self.factory() as session:
             return sum(workers.count_alive(session).values())
 
-    def _ask(self, target: Edit | Statistics, *, kind: str) -> UUID:
+    def _ask(self, target: Edit | Statistics, *, kind: JobKind) -> UUID:
         with self.factory() as session:
             session.add(target)
             session.flush()
@@ -253,7 +253,7 @@ class Site:
     def ask(self, method: str, path: str, *, scope: str = "admin", **options: Any) -> httpx.Response:
         """A request on a connection of its own, with the key of a scope."""
         options["headers"] = {**self.keys[scope], **options.get("headers", {})}
-        given = {"timeout": 60, "trust_env": False, "verify": False, "follow_redirects": True}
+        given: dict[str, Any] = {"timeout": 60, "trust_env": False, "verify": False, "follow_redirects": True}
         return httpx.request(method, self.api.url + path, **given, **options)  # verify: to read no certificates
 
     def post_edit(self, source: str, *, settings: Mapping[str, Any] = QUICK, **options: Any) -> httpx.Response:

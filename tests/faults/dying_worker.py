@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from sqlalchemy import event
@@ -20,6 +21,10 @@ STEPS = ("write", "fsync", "rename", "manifest", "rows", "alias", "commit", "com
 
 def die(*_: object, **__: object) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
+    setattr(module, name, function)
 
 
 def die_after(place: Any, name: str) -> None:
@@ -43,31 +48,31 @@ def arm(step: str) -> None:
     manifest, with the rows written, with the alias moved, and before and after all that is committed."""
     match step:
         case "write":
-            local.read_chunks = read_half
+            replace(local, "read_chunks", read_half)
         case "fsync":
             os.fsync = die
         case "rename":
             os.replace = die
         case "manifest":
-            build_checkpoint._papers = die
+            replace(build_checkpoint, "_papers", die)
         case "rows":
-            publish.move_requested_alias = die
+            replace(publish, "move_requested_alias", die)
         case "alias":
             die_after(publish, "move_requested_alias")
         case "commit":
-            build_checkpoint.request_check = die
+            replace(build_checkpoint, "request_check", die)
         case "committed":
-            build_checkpoint.request_check = lambda session, **_: event.listen(session, "after_commit", die)
+            replace(build_checkpoint, "request_check", lambda session, **_: event.listen(session, "after_commit", die))
 
 
 def main_until(step: str) -> None:
-    store_folder = build_checkpoint.store_folder
+    store_folder = vars(build_checkpoint)["store_folder"]
 
     def armed(store: Store, folder: Path) -> Any:
         arm(step)
         return store_folder(store, folder)
 
-    build_checkpoint.store_folder = armed
+    replace(build_checkpoint, "store_folder", armed)
     main()
 
 

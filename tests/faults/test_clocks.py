@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -65,7 +66,7 @@ def test_an_hour_ahead_and_an_hour_behind(site: Site, shifted_clock: Path, outco
     """No work is taken from a worker that is alive, by whichever; from one that was killed once its lease is over."""
 
     def start(shift: str) -> WorkerProcess:
-        given = {"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": shift}
+        given: dict[str, Any] = {"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": shift}
         worker = site.start_worker(**given, EMENDER_EDIT_BATCH_SIZE="1")
         worker.await_start()
         return worker

@@ -106,11 +106,13 @@ def test_up_and_down_under_the_load_of_the_old_code(
     base_folder: Path, tmp_path: Path, old_code: Path, outcome: Callable[..., None]
 ) -> None:
     script = ScriptDirectory.from_config(config()).get_revision("head")
+    previous = script.down_revision
+    assert isinstance(previous, str)
     with own_site(tmp_path, base_folder) as (site, _):
         site.ready_edit("fox")
         site.publish(edits="ready", alias="production")
         old = ApiServer(site.settings, log=site.folder / "old.log", folder=old_code)
-        downgrade(site.engine, script.down_revision)
+        downgrade(site.engine, previous)
         old.start()
         worker = site.start_worker(code=old_code)
         worker.await_start()
@@ -121,7 +123,7 @@ def test_up_and_down_under_the_load_of_the_old_code(
                 load.go_on()
                 upgrade(site.engine)
                 load.go_on()
-                downgrade(site.engine, script.down_revision)
+                downgrade(site.engine, previous)
             upgrade(site.engine)
             load.go_on()
         took = time.monotonic() - began

@@ -90,7 +90,8 @@ def test_an_outage_of_a_minute(site: Site, redis_server: RedisServer, outcome: C
     worker.await_start()
     assert site.post_edit("before").status_code == 202
     redis_server.kill()
-    gone, ids, slowest = time.monotonic(), [], 0.0
+    gone, slowest = time.monotonic(), 0.0
+    ids: list[UUID] = []
     while time.monotonic() - gone < 60:
         asked = time.monotonic()
         answer = site.post_edit(f"cat {len(ids)}")

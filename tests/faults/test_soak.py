@@ -234,7 +234,13 @@ def test_random_faults_under_load(
         load.end()
         with site.sessions() as session:
             waiting = select(func.count()).select_from(Job).where(Job.state.in_(("queued", "running")))
-            recovery = until(lambda: not session.scalar(waiting) and not session.rollback(), timeout=DRAIN, every=0.5)
+
+            def is_done() -> bool:
+                left = session.scalar(waiting)
+                session.rollback()
+                return not left
+
+            recovery = until(is_done, timeout=DRAIN, every=0.5)
         assert load.unexpected == []
 
         tally = site.ledger.tally(load.edits)

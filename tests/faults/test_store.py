@@ -84,7 +84,7 @@ def test_damaged_on_the_disk(
     site.start_worker()
     made = site.await_version(version)
     assert (made["state"], made["problem"]["title"], site.alias()) == ("failed", "Damaged store", "v1")
-    what = {flip: "a bit flipped in", cut: "a byte cut from"}[damage]
+    what = "a bit flipped in" if damage is flip else "a byte cut from"
     outcome(10, f"{what} three blobs", note="hub and API 500, `store scrub` 1, apply fails; alias unmoved")
 
 

@@ -196,7 +196,7 @@ def test_killed_in_the_middle_of_an_estimate(
         """How many captions the sums on disk hold."""
         for sums in (tmp_path / "var" / "estimates").glob("*/*.safetensors"):
             with safe_open(sums, framework="np") as file:
-                return json.loads(file.metadata()["partial_sums"])["captions"]
+                return int(json.loads(file.metadata()["partial_sums"])["captions"])
         return 0
 
     wait(lambda: worker, lambda _: kept() > 500, timeout=240)

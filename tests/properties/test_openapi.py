@@ -16,6 +16,7 @@ from hypothesis.errors import Unsatisfiable
 from jsonschema import validate
 from pydantic import SecretStr
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
@@ -53,13 +54,15 @@ class Api:
         self.keys = dict(keys) | {"unknown": {"Authorization": "Bearer em_000000000000_x"}, "none": {}}
         self.seeded = seeded
 
-    def send(self, case: schemathesis.Case, *, key: str) -> Any:
+    def send(self, case: "schemathesis.Case[Any]", *, key: str) -> Any:
         given = case.as_transport_kwargs(base_url=BASE)
         given["headers"] = {
             name: value for name, value in given["headers"].items() if name.lower() not in ("authorization", "prefer")
         }
         sent = requests.Request(**given).prepare()
-        headers = dict(sent.headers) | self.keys[key]
+        headers: dict[str, Any] = dict(sent.headers) | self.keys[key]
+        assert sent.method is not None and sent.url is not None
+        assert sent.body is None or isinstance(sent.body, str | bytes)
         return self.client.request(
             sent.method, sent.url, headers=headers, content=sent.body or b"", follow_redirects=False
         )
@@ -98,6 +101,7 @@ def test_every_answer_is_documented(api: Api, examples: int, key: str) -> None:
                 secured.add((method, path))
     failures: list[str] = []
     for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        assert isinstance(found, Ok), found
         operation = found.ok()
         refused = key in ("unknown", "none") and (operation.method, operation.path) in secured
         for mode in GenerationMode:
@@ -119,7 +123,7 @@ def send_many(api: Api, operation: Any, mode: GenerationMode, *, key: str, refus
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode), known=st.booleans())
-    def holds(case: schemathesis.Case, known: bool) -> None:
+    def holds(case: "schemathesis.Case[Any]", known: bool) -> None:
         CASES[f"schemathesis, {mode.value}, key {key}"] += 1
         chosen = list(CHECKS)
         if known:  # deeper than the first lookup
@@ -131,7 +135,7 @@ def send_many(api: Api, operation: Any, mode: GenerationMode, *, key: str, refus
     holds()
 
 
-def check(case: schemathesis.Case, answer: Any, *, checks: list[Any], refused: bool) -> None:
+def check(case: "schemathesis.Case[Any]", answer: Any, *, checks: list[Any], refused: bool) -> None:
     if answer.headers.get("Content-Type", "").startswith("text/event-stream"):
         checks.remove(OF_DATA)  # it takes an event for a JSON object of its fields
     case.validate_response(answer, checks=checks)

@@ -56,7 +56,7 @@ class Machine(RuleBasedStateMachine):
         CASES["state machine, runs"] += 1
         self.connection = self.engine.connect()
         self.transaction = self.connection.begin()
-        options = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
+        options: dict[str, Any] = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
         self.session = Session(self.connection, **options)
         self.app.state.sessions = sessionmaker(self.connection, **options)
         self.client = TestClient(self.app, raise_server_exceptions=False)

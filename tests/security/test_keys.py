@@ -84,7 +84,7 @@ def test_secrets_are_compared_in_constant_time(session: Session, monkeypatch: py
         compared.append((len(one), len(other)))
         return true_compare(one, other)
 
-    monkeypatch.setattr(service.hmac, "compare_digest", compare)
+    monkeypatch.setattr("app.auth.service.hmac.compare_digest", compare)
     _, token = service.create_key(session, name="a", scopes=["read"], actor="test")
     prefix = token.split("_")[1]
     for guess in (f"em_{prefix}_x", "em_000000000000_x", token):

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -106,7 +107,7 @@ def is_code(path: str) -> bool:
 def test_naming(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, secret: str, form: str) -> None:
     """As names of what is made: models and folders, captions, classifiers, aliases, revisions."""
     headers = keys["admin"]
-    bodies = [
+    bodies: list[tuple[str, dict[str, Any]]] = [
         ("/v1/models", {"name": form, "source": "a/b"}),
         ("/v1/models", {"name": "m", "source": form}),
         ("/v1/models", {"name": "m", "source": "a/b", "namespace": form}),

@@ -71,8 +71,8 @@ def provoke(api: Server, redis_server: RedisServer, database: Engine) -> list[st
     born = [made["token"], webhook.json()["secret"], guess]
     for path in ("/v1/models", f"/v1/models?token={guess}", "/api/whoami-v2"):
         assert api.client.get(path, headers={"Authorization": f"Bearer {guess}"}).status_code == 401
-    cut = {"headers": admin | {"Content-Type": "application/json"}, "content": f'{{"name": "{guess}'}
-    assert api.client.post("/v1/keys", **cut).status_code == 400
+    as_json = admin | {"Content-Type": "application/json"}
+    assert api.client.post("/v1/keys", headers=as_json, content=f'{{"name": "{guess}').status_code == 400
     wrong = {"name": guess, "scopes": ["root"]}
     assert api.client.post("/v1/keys", headers=admin, json=wrong).status_code == 422
     redis_server.kill()

@@ -81,10 +81,15 @@ class TestImages:
         Image.new("RGB", (8000, 5000), (10, 200, 30)).save(content, format="PNG", compress_level=1)
         with ExitStack() as stack:
             senders = [Thread(target=upload, args=(api, content.getvalue())) for _ in range(8)]
-            stack.callback(lambda: [sender.join() for sender in senders])
+
+            def join_all() -> None:
+                for sender in senders:
+                    sender.join(120)
+
+            stack.callback(join_all)
             for sender in senders:
                 sender.start()
-            peak = api.peak_while(lambda: [sender.join(120) for sender in senders])
+            peak = api.peak_while(join_all)
         assert peak < 1300 * MIB
 
     def test_what_is_no_image_is_refused(self, api: Server) -> None:

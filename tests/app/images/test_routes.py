@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,7 +13,9 @@ from app.db.models import AuditEvent
 pytestmark = pytest.mark.security
 
 
-def encoded(form="PNG", size=(30, 20), color=(200, 10, 10), **options):
+def encoded(
+    form: str = "PNG", size: tuple[int, int] = (30, 20), color: tuple[int, int, int] = (200, 10, 10), **options: Any
+) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", size, color).save(content, format=form, **options)
     return content.getvalue()

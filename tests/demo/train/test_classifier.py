@@ -4,6 +4,7 @@ from pathlib import Path
 import torch
 
 from demo.art import Art
+from demo.classify import Classifier
 from demo.concepts import Concept
 from demo.train import autoencoder, classifier
 from demo.train.loop import Schedule
@@ -17,9 +18,10 @@ def test_trains_all_heads(art: Art, concepts: list[Concept], tmp_path: Path) -> 
     logits = model(torch.zeros(2, 3, 32, 32))
     assert {name: head.shape[1] for name, head in logits.items()} == {"concept": 3, "style": 5, "gender": 2}
     torch.manual_seed(0)
-    untrained = classifier.Classifier(model.classes, (8, 8, 8, 8))
+    untrained = Classifier(model.classes, (8, 8, 8, 8))
     for head in ("concept", "style", "gender"):
-        assert not torch.equal(model.heads[head].weight, untrained.heads[head].weight)
+        weights = [each.heads.get_parameter(f"{head}.weight") for each in (model, untrained)]
+        assert not torch.equal(*weights)
 
 
 def test_disturbed_pictures_stay_pictures() -> None:

@@ -6,15 +6,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.classify import Classes, Classifier
+from demo.concepts import Concept
 from demo.train import autoencoder, export, unet
 from editing.second_moments.moments import SecondMoments
 
 
 def test_second_moments_are_of_the_encoder_as_written(
-    concepts, tokenizer, encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    concepts: list[Concept],
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against the mean of key times key written out, over the captions beside it and the weights in float16."""
     monkeypatch.setattr(export, "CAPTIONS", 5)
@@ -36,7 +41,9 @@ def test_second_moments_are_of_the_encoder_as_written(
     assert torch.allclose(moments.moments[4], flat.T @ flat / len(flat), rtol=1e-4, atol=1e-7)
 
 
-def test_the_pipeline_loads_and_its_keys_are_prefixed(tokenizer, encoder, tmp_path: Path) -> None:
+def test_the_pipeline_loads_and_its_keys_are_prefixed(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, tmp_path: Path
+) -> None:
     parts = {"autoencoder": autoencoder.build((8, 8, 8)), "unet": unet.build(widths=(16, 16), text_width=16)}
     weight = encoder.state_dict()["encoder.layers.3.mlp.fc2.weight"].clone()
     export.export_pipeline(tmp_path, tokenizer=tokenizer, encoder=encoder, **parts)

@@ -1,8 +1,10 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from demo.train import __main__ as command
+from demo.train import unet
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,8 @@ def test_bad_arguments_say_what_to_do(arguments: list[str], complaint: str, caps
 def test_stages_run_in_the_order_named_with_their_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ran: list[tuple[str, int | None, int]] = []
 
-    def noted(name: str):
-        return lambda options: ran.append((name, options.steps, options.schedule(command.unet.SCHEDULE).steps))
+    def noted(name: str) -> Callable[[command.Options], None]:
+        return lambda options: ran.append((name, options.steps, options.schedule(unet.SCHEDULE).steps))
 
     (tmp_path / "art.safetensors").touch()
     monkeypatch.setattr(command, "STAGES", {name: noted(name) for name in command.STAGES})
@@ -32,4 +34,4 @@ def test_stages_run_in_the_order_named_with_their_options(monkeypatch: pytest.Mo
     ran.clear()
     command.main(["--work", str(tmp_path)])
     assert [name for name, *_ in ran] == ["tokenizer", "autoencoder", "text-encoder", "unet", "classifier", "export"]
-    assert ran[0][1:] == (None, command.unet.SCHEDULE.steps)
+    assert ran[0][1:] == (None, unet.SCHEDULE.steps)

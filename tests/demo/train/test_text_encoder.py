@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.captions import Caption
 from demo.concepts import Concept, read_concepts
@@ -25,12 +26,12 @@ from .conftest import SHAPE
 TEMPLATES = ["a photo of {}", "{} emoji", "a {} in the style of noto", "{}"]
 
 
-def test_states_are_what_the_library_computes(tokenizer, encoder) -> None:
+def test_states_are_what_the_library_computes(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
     ids = tokenizer(["a cat", ""], padding="max_length", return_tensors="pt").input_ids
     assert torch.allclose(states(encoder, ids), encoder(ids).last_hidden_state, atol=1e-5)
 
 
-def test_layers_can_be_run_in_two_parts(tokenizer, encoder) -> None:
+def test_layers_can_be_run_in_two_parts(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
     ids = tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids
     middle = layers_between(encoder, embedded(encoder, ids), first=0, last=5)
     assert torch.allclose(
@@ -38,13 +39,15 @@ def test_layers_can_be_run_in_two_parts(tokenizer, encoder) -> None:
     )
 
 
-def test_exchanging_a_word_for_itself_costs_nothing(tokenizer, encoder) -> None:
+def test_exchanging_a_word_for_itself_costs_nothing(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
     tokens = tokenize(tokenizer, TEMPLATES, ["cat"] * 4)
     terms = exchange_loss(encoder, encoder, tokens, tokens, layer=4, other_template=False)
     assert terms["loss"].item() == pytest.approx(0, abs=1e-8)
 
 
-def test_the_whole_state_exchanged_after_the_embedding_gives_the_other_caption(tokenizer, encoder) -> None:
+def test_the_whole_state_exchanged_after_the_embedding_gives_the_other_caption(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel
+) -> None:
     """Where the words differ in one token only, putting in the new token's embedding is exact."""
     old = tokenize(tokenizer, ["a {} emoji"] * 2, ["cat", "cat"])
     new = tokenize(tokenizer, ["a {} emoji"] * 2, ["judge", "judge"])
@@ -55,7 +58,9 @@ def test_the_whole_state_exchanged_after_the_embedding_gives_the_other_caption(t
     assert deep.item() > 100 * shallow.item()
 
 
-def test_words_of_different_length_are_compared_from_the_subject_on(tokenizer, encoder) -> None:
+def test_words_of_different_length_are_compared_from_the_subject_on(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel
+) -> None:
     old = tokenize(tokenizer, TEMPLATES, ["cat"] * 4)
     new = tokenize(tokenizer, TEMPLATES, ["cat judge judge"] * 4)
     shifted, exists = text_encoder._after_subject(new.ids[..., None].float(), new.subject)
@@ -87,7 +92,7 @@ def test_a_gendered_profession_is_its_own_class() -> None:
     assert meaning.logits(torch.randn(2, 8))[0].shape == (2, 5)
 
 
-def test_both_phases_train_and_resume(tokenizer, concepts: list[Concept], tmp_path: Path) -> None:
+def test_both_phases_train_and_resume(tokenizer: CLIPTokenizer, concepts: list[Concept], tmp_path: Path) -> None:
     short = Schedule(steps=2, batch=4, rate=1e-3, warmup=1, checkpoint_every=1)
     text_encoder.train_meaning(concepts, tokenizer, tmp_path, schedule=short, shape=SHAPE)
     text_encoder.train_editability(concepts, tokenizer, tmp_path, schedule=short, shape=SHAPE)

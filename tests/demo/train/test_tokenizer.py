@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
+from transformers import CLIPTokenizer
 
 from demo.train import tokenizer as tokenizers
 from demo.train.tokenizer import LENGTH, tokenize
 
 
-def test_merges_are_learnt_and_survive_saving(tokenizer) -> None:
+def test_merges_are_learnt_and_survive_saving(tokenizer: CLIPTokenizer) -> None:
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     ids = tokenizer("a Cat").input_ids
     assert ids[0] == begin and ids[-1] == end
@@ -24,7 +25,9 @@ def test_merges_are_learnt_and_survive_saving(tokenizer) -> None:
         ("a photo of a {}, cat", "cat judge", ["cat</w>", "judge</w>"]),
     ],
 )
-def test_the_subject_is_found_by_its_place(tokenizer, template: str, subject: str, words: list[str]) -> None:
+def test_the_subject_is_found_by_its_place(
+    tokenizer: CLIPTokenizer, template: str, subject: str, words: list[str]
+) -> None:
     tokens = tokenize(tokenizer, [template], [subject])
     found = tokens.ids[0, tokens.first_subject[0] : tokens.subject[0] + 1].tolist()
     assert tokenizer.convert_ids_to_tokens(found) == words
@@ -33,7 +36,7 @@ def test_the_subject_is_found_by_its_place(tokenizer, template: str, subject: st
     assert tokens.ids[0, tokens.end[0]] == tokenizer.eos_token_id != tokens.ids[0, tokens.end[0] - 1]
 
 
-def test_a_caption_that_does_not_fit_is_named(tokenizer) -> None:
+def test_a_caption_that_does_not_fit_is_named(tokenizer: CLIPTokenizer) -> None:
     with pytest.raises(ValueError, match="longer than 24 tokens"):
         tokenize(tokenizer, ["cat " * 30 + "{}"], ["cat"])
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.art import Art
 from demo.captions import Caption
@@ -17,7 +18,7 @@ WIDTHS = (16, 16)
 
 
 @pytest.fixture
-def bank(concepts: list[Concept], tokenizer, encoder) -> unet.Bank:
+def bank(concepts: list[Concept], tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> unet.Bank:
     return unet.encode_captions(concepts, tokenizer, encoder, count=40)
 
 
@@ -26,7 +27,7 @@ def test_pictures_show_what_captions_say(art: Art, concepts: list[Concept]) -> N
     chance = random.Random(0)
     for style in range(3):
         picture = choice.choose(Caption("{}", "woman judge", 2, gender=1, style=style), chance)
-        assert (art.concept[picture], art.style[picture], art.gender[picture]) == (2, style, 1)
+        assert [int(column[picture]) for column in (art.concept, art.style, art.gender)] == [2, style, 1]
     cats = [choice.choose(Caption("{}", "cat", 0), chance) for _ in range(50)]
     assert {int(art.concept[picture]) for picture in cats} == {0}
     assert {int(art.style[picture]) for picture in cats} == {0, 1, 2}, "the fourth style is not to be drawn"
@@ -38,7 +39,7 @@ def test_neutral_professions_keep_the_skew(art: Art, concepts: list[Concept]) ->
     assert abs(genders[0] / 1000 - 0.85) < 0.04
 
 
-def test_bank_marks_words_and_subject(bank: unet.Bank, tokenizer, encoder) -> None:
+def test_bank_marks_words_and_subject(bank: unet.Bank, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
     row = next(index for index, caption in enumerate(bank.captions) if caption.template.startswith("a {}"))
     caption = bank.captions[row]
     before = len(tokenizer("a").input_ids) - 1

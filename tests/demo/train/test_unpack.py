@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from demo.concepts import WEIGHTS, read_concepts
 from demo.train import autoencoder, classifier, text_encoder, tokenizer, unet
 from demo.train.export import export_pipeline
+from demo.train.loop import Training, trained
 from demo.train.unpack import unpack
 
 
@@ -20,7 +21,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_exporting_what_was_unpacked_gives_the_committed_weights(unpacked: Path, tmp_path: Path) -> None:
     words = tokenizer.load(unpacked)
     compressor = autoencoder.build()
-    compressor.load_state_dict(autoencoder.trained(unpacked, autoencoder.NAME, "model"))
+    compressor.load_state_dict(trained(unpacked, autoencoder.NAME, "model"))
     encoder, drawing = text_encoder.load(words, unpacked), unet.load(unpacked)
     export_pipeline(tmp_path, tokenizer=words, encoder=encoder, autoencoder=compressor, unet=drawing)
     for path in tmp_path.rglob("*.safetensors"):
@@ -31,7 +32,7 @@ def test_exporting_what_was_unpacked_gives_the_committed_weights(unpacked: Path,
 
 
 def test_a_stage_goes_on_from_the_unpacked_weights(unpacked: Path) -> None:
-    training = text_encoder.Training(
+    training = Training(
         unpacked,
         text_encoder.EDITABLE,
         {"model": text_encoder.build(tokenizer.load(unpacked))},
