@@ -120,12 +120,20 @@ def test_model_signing_verifies_what_hf_download_pulled(
     folder, key = tmp_path / "pulled", tmp_path / "public.pem"
     assert isinstance(service.settings.signing_key_file, Path)
     key.write_text(read_key(service.settings.signing_key_file).public_pem)
-    download = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
+    download: list[str | Path] = [
+        client.bin / "hf",
+        "download",
+        REPO,
+        "--revision",
+        "production",
+        "--local-dir",
+        folder,
+    ]
     subprocess.run(
         download, env=environment | {"HF_ENDPOINT": server}, cwd=tmp_path, check=True, capture_output=True, timeout=300
     )
     assert (folder / ".cache").is_dir()  # what hf download leaves there is no obstacle
-    command = [ClientEnvironment(MODEL_SIGNING).bin / "model_signing", "verify", "key", folder]
+    command: list[str | Path] = [ClientEnvironment(MODEL_SIGNING).bin / "model_signing", "verify", "key", folder]
     command += ["--signature", folder / "model.sig", "--public_key", key]
     accepted = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     content = bytearray((folder / WEIGHTS).read_bytes())

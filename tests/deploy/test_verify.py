@@ -75,7 +75,7 @@ def test_the_command_of_model_signing_accepts_the_folder_and_refuses_one_changed
     """The command needs no options for what `hf download` leaves in the folder."""
     (folder / ".cache" / "huggingface").mkdir(parents=True)
     (folder / ".cache" / "huggingface" / "x.metadata").touch()
-    command = [Path(sys.executable).parent / "model_signing", "verify", "key", folder]
+    command: list[str | Path] = [Path(sys.executable).parent / "model_signing", "verify", "key", folder]
     command += ["--signature", folder / "model.sig", "--public_key", tmp_path / "public.pem"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "Verification succeeded\n"), done.stderr
