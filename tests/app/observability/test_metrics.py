@@ -109,7 +109,7 @@ def test_an_edit_is_counted_from_request_to_pull(service: Service) -> None:
     assert worker_increase("emender_stage_one_loss_count", loss="text") == 1
     assert worker_increase("emender_residual_count", method="text_encoder") == 1
     with service.sessions() as session:
-        (losses,) = [edit.values[0].losses for edit in session.scalars(select(Edit)) if edit.source == "a secret fox"]
+        (losses,) = [edit.value.losses for edit in session.scalars(select(Edit)) if edit.source == "a secret fox"]
     assert worker_increase("emender_stage_one_loss_sum", loss="text") == pytest.approx(losses["text"][-1])
     (edit,) = made["edits"]
     assert worker_increase("emender_residual_sum", method="text_encoder") == pytest.approx(edit["relative_residual"])

@@ -64,7 +64,7 @@ def version(add: Callable[..., Any]) -> Checkpoint:
         add(Edit(source="dog", destination=destination, templates=["{}"], settings={}, **given))
     checkpoint = add(Checkpoint(number=1, state="published", layers=[], options={}, **given))
     add(CheckpointFile(checkpoint_id=checkpoint.id, path="README.md", sha256=sha256("card"), size=1))
-    files = [{"name": "report.md", "sha256": sha256("report"), "size": 1}]
+    files = [{"path": "report.md", "sha256": sha256("report"), "size": 1}]
     evaluation = {"kind": "evaluation", "request": {}, "created_by": "test"}
     add(Evaluation(checkpoint_id=checkpoint.id, files=files, **evaluation))
     add(Evaluation(checkpoint_id=checkpoint.id, **evaluation))
