@@ -1,13 +1,14 @@
 """`emender checkpoints pull` and `emender verify`."""
 
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from emender.cli.console import AsJson, Model, Revision, api_client, print_result
+from emender.cli.console import AsJson, Model, Revision, api_client, print_result, read_api_key
 from emender.cli.errors import CommandError, ExitCode, UsageError
 
 Keys = Annotated[
@@ -43,6 +44,7 @@ def pull_checkpoint(
     if not (rollback or check):  # these need no service
         with api_client() as client:
             arguments += [f"--endpoint={client.url}", f"--model={client.models.get(model).namespace}/{model}"]
+        os.environ["HF_TOKEN"] = read_api_key()  # not an argument, which other users of the machine could read
     raise typer.Exit(pull.main(arguments))
 
 
