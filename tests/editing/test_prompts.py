@@ -20,7 +20,7 @@ STRINGS = [
 
 def text_of(tokenizer: PromptTokenizer, ids: tuple[int, ...]) -> str:
     """The tokens as text; this tokenizer has a token for each letter."""
-    tokens = [tokenizer._tokenizer.id_to_token(i) for i in ids]
+    tokens = [tokenizer._tokenizer.id_to_token(i) or "" for i in ids]
     return "".join(token.replace("</w>", " ") for token in tokens[1:]).strip()
 
 

@@ -1,14 +1,14 @@
 """Algorithm 1 on a random pipeline. The classifier of a test says what the test needs to have said."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from editing.debias.balancing import DebiasProgress, DebiasSettings, debias
+from editing.debias.balancing import DebiasProgress, DebiasResult, DebiasSettings, debias
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import Cancelled, EditingError, InvalidEdit
 from editing.pictures.draw import draw_pictures
@@ -24,6 +24,8 @@ TEXT = StageOneSettings(objective="text", optimization_steps=10)
 CAT = ConceptEdit("cat", Balance({"dog": 1, "fish": 1}), settings=TEXT)
 BOAT = ConceptEdit("small boat", Balance({"red hat": 3, "the sea": 1}), settings=TEXT)
 QUICK = DebiasSettings(rounds=3, pictures=4, num_inference_steps=2, templates=("{}", "one {}"))
+
+Search = Callable[..., list[DebiasResult]]
 
 
 class Told:
@@ -51,10 +53,12 @@ def values(pipeline: EditablePipeline) -> list[EditValue]:
 
 
 @pytest.fixture
-def one(pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments) -> Callable:
+def one(pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments) -> Search:
     """Debias the cat, or both."""
 
-    def search(classifier: Told, *, both: bool = False, settings: DebiasSettings = QUICK, **rest: object) -> list:
+    def search(
+        classifier: Told, *, both: bool = False, settings: DebiasSettings = QUICK, **rest: Any
+    ) -> list[DebiasResult]:
         count = 2 if both else 1
         edits = [CAT, BOAT][:count]
         return debias(pipeline, edits, values[:count], [second_moments], classifier, settings=settings, **rest)
@@ -62,7 +66,7 @@ def one(pipeline: EditablePipeline, values: list[EditValue], second_moments: Sec
     return search
 
 
-def test_factors_move_against_the_difference(one: Callable) -> None:
+def test_factors_move_against_the_difference(one: Search) -> None:
     """η is 0.4, then 0.4 · 2/3: worked out by hand."""
     (found,) = one(Told(4, 3, 4))
     factors = [list(each.factors.values()) for each in found.rounds]
@@ -73,25 +77,25 @@ def test_factors_move_against_the_difference(one: Callable) -> None:
     assert [each.difference for each in found.rounds] == [0.5, 0.25, 0.5]
 
 
-def test_factors_are_never_negative_and_sum_to_one(one: Callable) -> None:
+def test_factors_are_never_negative_and_sum_to_one(one: Search) -> None:
     (found,) = one(Told(4, 4, 0), settings=DebiasSettings(rounds=3, pictures=4, num_inference_steps=1, step=4.0))
     assert [list(each.factors.values()) for each in found.rounds] == [[0.5, 0.5], [0, 1], [0, 1]]
 
 
-def test_the_search_ends_where_the_shares_are_met(one: Callable) -> None:
+def test_the_search_ends_where_the_shares_are_met(one: Search) -> None:
     (found,) = one(Told(3, 2))
     assert len(found.rounds) == 2 and found.chosen == 1 and found.converged
     assert found.shares == {"dog": 0.5, "fish": 0.5}
 
 
-def test_the_best_round_counts_where_none_meets_the_shares(one: Callable) -> None:
+def test_the_best_round_counts_where_none_meets_the_shares(one: Search) -> None:
     (found,) = one(Told(4, 1, 0))
     assert found.chosen == 1 and not found.converged
     mixed = mix(found.value.attributes, [*found.rounds[1].factors.values()])
     assert found.value.to_safetensors() == mixed.to_safetensors()
 
 
-def test_one_that_is_met_keeps_its_mixture_while_another_is_sought(one: Callable) -> None:
+def test_one_that_is_met_keeps_its_mixture_while_another_is_sought(one: Search) -> None:
     """The boat asks for three to one. Told in turn: cat, boat, cat, boat."""
     cat, boat = one(Told(2, 0, 2, 3), both=True)
     assert [list(each.factors.values()) for each in cat.rounds] == [[0.5, 0.5], [0.5, 0.5]]
@@ -99,7 +103,9 @@ def test_one_that_is_met_keeps_its_mixture_while_another_is_sought(one: Callable
     assert cat.chosen == boat.chosen == 1 and cat.converged and boat.converged
 
 
-def test_a_round_in_which_all_are_met_comes_before_one_that_is_nearer_on_average(one: Callable) -> None:
+def test_a_round_in_which_all_are_met_comes_before_one_that_is_nearer_on_average(
+    one: Search,
+) -> None:
     loose = DebiasSettings(rounds=2, pictures=20, num_inference_steps=1, tolerance=0.1)
     cat, boat = one(Told(10, 18, 12, 17), both=True, settings=loose)
     assert [each.difference for each in cat.rounds] == pytest.approx([0, 0.1])
@@ -108,7 +114,10 @@ def test_a_round_in_which_all_are_met_comes_before_one_that_is_nearer_on_average
 
 
 def test_pictures_are_those_of_the_edited_model(
-    one: Callable, pipeline: EditablePipeline, values: list[EditValue], second_moments: SecondMoments
+    one: Search,
+    pipeline: EditablePipeline,
+    values: list[EditValue],
+    second_moments: SecondMoments,
 ) -> None:
     """Of both edits at once, each mixed as the round says, at the seeds of the settings."""
     told = Told(4, 4, 4, 4)
@@ -123,16 +132,14 @@ def test_pictures_are_those_of_the_edited_model(
     assert told.seen[0] != told.seen[2]
 
 
-def test_the_pipeline_is_left_as_it_was_and_the_search_can_be_repeated(
-    one: Callable, pipeline: EditablePipeline
-) -> None:
+def test_the_pipeline_is_left_as_it_was_and_the_search_can_be_repeated(one: Search, pipeline: EditablePipeline) -> None:
     before = {layer: pipeline.encoder.fc2(layer).weight.clone() for layer in range(3)}
     first, again = (one(told := Told(4, 1, 0))[0].value.to_safetensors() for _ in range(2))
     assert all(pipeline.encoder.fc2(layer).weight.equal(weight) for layer, weight in before.items())
     assert first == again and told.counts == []
 
 
-def test_a_cancel_stops_it_and_restores_the_weights(one: Callable, pipeline: EditablePipeline) -> None:
+def test_a_cancel_stops_it_and_restores_the_weights(one: Search, pipeline: EditablePipeline) -> None:
     before = pipeline.encoder.fc2(0).weight.clone()
     told = Told(4, 4, 4, 4)
     with pytest.raises(Cancelled):
@@ -140,7 +147,7 @@ def test_a_cancel_stops_it_and_restores_the_weights(one: Callable, pipeline: Edi
     assert len(told.seen) == 3 and pipeline.encoder.fc2(0).weight.equal(before)
 
 
-def test_progress_is_told_after_the_pictures_of_each_edit(one: Callable) -> None:
+def test_progress_is_told_after_the_pictures_of_each_edit(one: Search) -> None:
     seen: list[DebiasProgress] = []
     found = one(Told(4, 0, 2, 3), both=True, progress=seen.append)
     assert [(each.number, each.edit_index) for each in seen] == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -175,7 +182,7 @@ class TestRefusals:
             ({"templates": ("no placeholder",)}, "/templates/0"),
         ],
     )
-    def test_settings(self, settings: dict, pointer: str) -> None:
+    def test_settings(self, settings: dict[str, Any], pointer: str) -> None:
         with pytest.raises(EditingError) as raised:
             DebiasSettings(**settings)
         assert raised.value.pointer == pointer
@@ -196,7 +203,7 @@ class TestRefusals:
             debias(pipeline, [CAT], [read], [second_moments], Told())
         assert raised.value.pointer == "/edits/0"
 
-    def test_prompts_that_the_classifier_cannot_tell_apart(self, one: Callable) -> None:
+    def test_prompts_that_the_classifier_cannot_tell_apart(self, one: Search) -> None:
         with pytest.raises(InvalidEdit) as raised:
             one(Told(knows=False))
         assert raised.value.pointer == "/edits/0/destination/balance"

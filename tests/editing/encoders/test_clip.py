@@ -88,7 +88,7 @@ def test_double_leaves_the_original_alone(
 
 def test_finds_the_modules_under_text_model(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
     """Where older transformers, and SDXL's second encoder in any, keep them."""
-    config: CLIPTextConfig = pipeline.encoder.model.config  # type: ignore[assignment]
+    config: CLIPTextConfig = pipeline.encoder.model.config
     torch.manual_seed(0)
     model = CLIPTextModelWithProjection(config).eval()
     encoder = EditableEncoder(model, pipeline.tokenizer)
@@ -119,7 +119,7 @@ def test_passes_older_attention_its_causal_mask(
 ) -> None:
     twin = pipeline.encoder.double()
     for block in twin.layers:
-        block.self_attn = _OlderAttention(block.self_attn)  # type: ignore[assignment,arg-type]
+        block.self_attn = _OlderAttention(block.self_attn)  # type: ignore[arg-type]
     older = nn.Module()
     older.embeddings, older.encoder, older.final_layer_norm = twin.embeddings, nn.Module(), twin.final_norm
     older.encoder.layers = twin.layers

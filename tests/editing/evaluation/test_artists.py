@@ -1,7 +1,7 @@
 """Styles of artists: files, and what an edit does to a pair of pipelines."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class TestStyleScores:
         assert list(StyleScores(("Ann",), (0.0,), (20.0,)).rows()["edited"]) == ["clip"]
 
 
-def colour_distance(ones: list[Image.Image], others: list[Image.Image]) -> Tensor:
+def colour_distance(ones: Sequence[Image.Image], others: Sequence[Image.Image]) -> Tensor:
     return torch.tensor(
         [float(abs(numpy.asarray(a).mean() - numpy.asarray(b).mean())) for a, b in zip(ones, others, strict=True)]
     )

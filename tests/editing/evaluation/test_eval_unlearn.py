@@ -13,7 +13,7 @@ from editing.errors import EditingError, UnsafePipeline, UnsupportedPipeline
 from editing.evaluation.eval_unlearn import EmenderTechnique
 from tests.editing.conftest import ROOT
 
-SHORT = {"device": "cpu", "num_inference_steps": 2}
+SHORT: dict[str, Any] = {"device": "cpu", "num_inference_steps": 2}
 
 
 def entry_point() -> Any:
@@ -55,8 +55,9 @@ class TestEmenderTechnique:
             EmenderTechnique(model=str(tmp_path))
         with pytest.raises(EditingError, match="give its endpoint too"):
             EmenderTechnique(model=str(folder), revision="production")
+        unknown: dict[str, Any] = {"steps": 2}
         with pytest.raises(TypeError, match="steps"):
-            EmenderTechnique(model=str(folder), steps=2)
+            EmenderTechnique(model=str(folder), **unknown)
         with pytest.raises(UnsupportedPipeline, match="nobody/nothing cannot be had from http://127.0.0.1:9"):
             EmenderTechnique(model="nobody/nothing", endpoint="http://127.0.0.1:9")
 
@@ -96,7 +97,7 @@ def test_in_its_own_runner(folder: Path, tmp_path: Path) -> None:
 
     register_technique("emender")(entry_point())
     register_metric("brightness")(Brightness)
-    config = {"model": str(folder), "erase_concept": "cat", **SHORT}
+    config: dict[str, Any] = {"model": str(folder), "erase_concept": "cat", **SHORT}
     report = SingleBenchmarkRunner("emender", "brightness", config, output_dir=str(tmp_path), seed=3).run()
 
     technique = EmenderTechnique(**config)

@@ -9,6 +9,7 @@ from editing.errors import InvalidEdit, TaskUnreadable
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.gender import Balance, Profession, imbalance, load_professions, measure_balance
 from editing.evaluation.metrics import Clip
+from editing.evaluation.rows import Loaded
 from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
@@ -17,7 +18,7 @@ DOCTOR = "a woman,a man,a doctor,a woman,a photo,1,2,3,4,5\n"
 
 
 class TestLoadProfessions:
-    def load(self, tmp_path: Path, rows: str) -> object:
+    def load(self, tmp_path: Path, rows: str) -> Loaded[Profession]:
         path = tmp_path / "gender.csv"
         path.write_text(HEADER + rows)
         return load_professions(path)

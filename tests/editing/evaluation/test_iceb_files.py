@@ -76,7 +76,7 @@ GOOD = edit("cat", "dog", ["a {}"], [1], source_id=0, dest_id=1)
     ],
     ids=["empty", "cut list", "no literal", "no place", "two places", "seed", "unpaired", "id", "unknown class"],
 )
-def test_errors_name_the_file_and_the_row(iceb_folder: Path, change: dict, message: str) -> None:
+def test_errors_name_the_file_and_the_row(iceb_folder: Path, change: dict[str, str], message: str) -> None:
     write_rows(iceb_folder / "arbitrary_val.csv", [GOOD, {**GOOD, **change}])
     with pytest.raises(TaskUnreadable) as error:
         IcebFiles(iceb_folder).task("arbitrary", edits=1, seed=0)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -162,7 +163,7 @@ class TestNetworkDistance:
 @pytest.mark.parametrize(
     ("package", "open_metric"), [("cleanfid", inception_features), ("lpips", lpips_distance)], ids=["fid", "lpips"]
 )
-def test_a_missing_extra_is_named(package: str, open_metric, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(package: str, open_metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [package, f"{package}.features", f"{package}.resize"]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(MetricUnavailable, match=r"pip install 'emender-service\[evaluation\]'"):

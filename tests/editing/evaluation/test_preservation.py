@@ -1,5 +1,6 @@
 """Captions and photographs: what is read, and what both models' rows say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -39,7 +40,7 @@ class TestOpenPictures:
         (tmp_path / "notes.txt").write_text("no picture")
         batches = list(open_pictures(tmp_path))
         assert list(map(len, batches)) == [32, 2]
-        assert [picture.getpixel((0, 0))[0] for batch in batches for picture in batch] == list(range(34))
+        assert [picture.getpixel((0, 0)) for batch in batches for picture in batch] == [(n, n, n) for n in range(34)]
 
     def test_no_picture(self, tmp_path: Path) -> None:
         with pytest.raises(TaskUnreadable, match="holds no pictures"):
@@ -49,7 +50,7 @@ class TestOpenPictures:
             next(open_pictures(tmp_path))
 
 
-def colours(pictures: list[Image.Image]) -> Tensor:
+def colours(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.tensor(numpy.array([numpy.asarray(picture).mean((0, 1)) for picture in pictures]))
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -15,6 +15,7 @@ from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation import __main__ as command
 from editing.evaluation import runner
 from editing.evaluation.benchmark import Benchmark, Opening
+from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Means
 from editing.evaluation.methods import METHODS
 from editing.evaluation.runner import Kept, Unit, measure, results, run
@@ -58,7 +59,7 @@ def test_the_destination_method_draws_the_destination_prompts(benchmark: Benchma
     asked = [q for q in questions if q.destination_prompt]
     pictures = draw_pictures(
         benchmark.pipeline,
-        [q.destination_prompt for q in asked],
+        [q.destination_prompt or "" for q in asked],
         seeds=[q.seed for q in asked],
         num_inference_steps=2,
         guidance_scale=7.5,
@@ -79,11 +80,14 @@ def test_scores_over_seeds(opening: Opening, tmp_path: Path) -> None:
         means = [
             Means.of(questions, found[Unit("arbitrary", 1, seed, name)].answers) for name in ("base", "destination")
         ]
-        differences.append(means[1].destination - means[0].destination)
-    s2d = table["destination"].scores["s2d"]
+        before, after = (each.destination for each in means)
+        assert before is not None and after is not None
+        differences.append(after - before)
+    s2d, hd, f1 = (table["destination"].scores[name] for name in ("s2d", "hd", "f1"))
+    assert s2d and hd and f1 and s2d.ci95
     assert s2d.mean == pytest.approx(sum(differences) / 3) and s2d.ci95 > 0
-    assert table["destination"].scores["hd"].mean == 0
-    assert table["destination"].scores["f1"].mean == pytest.approx(s2d.mean / 2)
+    assert hd.mean == 0
+    assert f1.mean == pytest.approx(s2d.mean / 2)
 
 
 def test_nothing_is_measured_twice(opening: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +118,7 @@ def test_what_a_result_depends_on(benchmark: Benchmark, tmp_path: Path) -> None:
     kept = Kept(tmp_path, benchmark)
     base, ours = UNIT, replace(UNIT, method="emender")
     before = kept.path(base), kept.path(ours)
-    benchmark.suite = replace(benchmark.suite, settings=StageOneSettings(weight_decay=0.5))
+    benchmark.suite = replace(cast(Any, benchmark.suite), settings=StageOneSettings(weight_decay=0.5))
     assert kept.path(base) == before[0]  # what is not edited does not depend on how edits are made
     assert kept.path(ours) != before[1]
     assert len({kept.path(replace(UNIT, method=method)) for method in METHODS}) == len(METHODS)
@@ -124,7 +128,7 @@ def test_a_class_that_the_classifier_does_not_know(benchmark: Benchmark) -> None
     class Narrow:
         names = ("cat", "dog", "fish")
 
-    benchmark.classifier = Narrow()
+    benchmark.classifier = cast(Classifier, Narrow())
     with pytest.raises(TaskUnreadable, match="knows no class 'bird'"):
         measure(benchmark, UNIT)
 
@@ -186,7 +190,9 @@ def test_the_command_prints_a_table_and_writes_json(
     assert rectified["sf"] is rectified["al2d"] is None and rectified["s2d"]["ci95"] is None
 
 
-def test_the_command_says_what_is_wrong(arguments: list[str], tmp_path: Path, capsys) -> None:
+def test_the_command_says_what_is_wrong(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         command.main([*arguments, "--edits", "3", "--out", str(tmp_path)])
     assert end.value.code == 1

@@ -1,6 +1,7 @@
 """The tree of prompt prefixes, against the encoder's own pass over whole padded prompts."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,12 @@ def test_of_a_large_tree_never_holds_more_keys_than_a_chunk(
     keys_of = prefixes._keys
     monkeypatch.setattr(prefixes, "_ROWS", 3)
     monkeypatch.setattr(prefixes, "_KEPT", 10)
-    monkeypatch.setattr(prefixes, "_keys", lambda layer, stream: (held.append(len(stream)), keys_of(layer, stream))[1])
+
+    def count_keys(layer: Any, stream: Tensor) -> Tensor:
+        held.append(len(stream))
+        return keys_of(layer, stream)
+
+    monkeypatch.setattr(prefixes, "_keys", count_keys)
     tree = PrefixTree(groups, device=encoder.device)
     stream = tree.attend(encoder.layers[0], tree.embed(encoder).double())
     assert len(tree) > 10
@@ -92,4 +98,5 @@ def test_holds_each_prefix_once(encoder: EditableEncoder, groups: list[list[tupl
 def test_recalls_what_fc2_gives(encoder: EditableEncoder) -> None:
     layer = copy.deepcopy(encoder.layers[1]).float()
     keys = torch.randn(encoder.mlp_width, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(recall(layer, keys), layer.mlp.fc2(keys.T.float()).double().T, rtol=1e-5, atol=1e-6)
+    fc2 = layer.get_submodule("mlp.fc2")
+    torch.testing.assert_close(recall(layer, keys), fc2(keys.T.float()).double().T, rtol=1e-5, atol=1e-6)

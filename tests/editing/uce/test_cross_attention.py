@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ PAIRS = {  # a template's words before and after; the source, and each destinati
     "king": {"tree": 0.75, "sea": 0.25},
 }
 PRESERVE = ["the fox", "a big house"]
-SETTINGS = {"erase_scale": 0.7, "preserve_scale": 0.2, "regularization_weight": 3.0}
+SETTINGS: dict[str, Any] = {"erase_scale": 0.7, "preserve_scale": 0.2, "regularization_weight": 3.0}
 
 
 def letters(text: str) -> int:
@@ -59,9 +60,8 @@ def rows(pipeline: EditablePipeline) -> tuple[Tensor, Tensor]:
             step = 0
             while max(letters(before + name) for name in (source, *wanted)) + step < LENGTH:
                 sources.append(told[letters(before + source) + step])
-                destinations.append(
-                    sum(share * others[name][letters(before + name) + step] for name, share in wanted.items())
-                )
+                shares = [share * others[name][letters(before + name) + step] for name, share in wanted.items()]
+                destinations.append(torch.stack(shares).sum(0))
                 step += 1
     return torch.stack(sources), torch.stack(destinations)
 
@@ -121,7 +121,7 @@ class TestClosedForm:
         assert moved[2] < 1e-3
 
     def test_settings_weigh_edits_against_the_rest(self, pipeline: EditablePipeline) -> None:
-        def norms(**settings: float) -> tuple[float, ...]:
+        def norms(**settings: Any) -> tuple[float, ...]:
             return tuple(compute_cross_attention_update(pipeline, EDITS, **settings).relative_norms.values())
 
         plain = norms()
@@ -170,7 +170,7 @@ class TestRefusals:
             ({"preserve_scale": -0.1}, "/preserve_scale"),
         ],
     )
-    def test_names_the_argument(self, pipeline: EditablePipeline, settings: dict[str, float], pointer: str) -> None:
+    def test_names_the_argument(self, pipeline: EditablePipeline, settings: dict[str, Any], pointer: str) -> None:
         with pytest.raises(InvalidEdit) as refused:
             compute_cross_attention_update(pipeline, EDITS, **settings)
         assert refused.value.pointer == pointer
