@@ -5,13 +5,13 @@ import pytest
 from editing.files import write_atomically
 
 
-def test_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"old")
     write_atomically(tmp_path / "weights", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights", b"new")]
 
 
-def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").write_bytes(b"old")
 
     def full(path: Path, content: bytes) -> int:
