@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import editing
 from app.checkpoints import queries
-from app.checkpoints.card import card
+from app.checkpoints.card import write_card
 from app.checkpoints.files import EDITABLE, base_files, merge_files, store_content, store_folder
 from app.checkpoints.manifest import LIBRARIES, MANIFEST, SIGNATURE, Inputs, ManifestEdit, build_manifest
 from app.checkpoints.publish import publish
@@ -88,7 +88,7 @@ def _write_metadata_files(
 ) -> list[File]:
     """Store the card, the manifest and, if there is a key, the signature of every file that the revision serves."""
     edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
-    readme = store_content(store, "README.md", card(work.inputs, edited=edited))
+    readme = store_content(store, "README.md", write_card(work.inputs, edited=edited))
     served = merge_files(work.base, [*weights, readme])
     files = {path: file.sha256 for path, file in served.items()}
     manifest = store_content(store, MANIFEST, build_manifest(work.inputs, files=files))

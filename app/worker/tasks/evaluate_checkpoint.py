@@ -15,7 +15,7 @@ import editing
 from app.checkpoints import queries
 from app.checkpoints.files import EDITABLE, own_files, store_content
 from app.db.models import Evaluation, JsonObject
-from app.evaluations.report import as_markdown
+from app.evaluations.report import write_report
 from app.jobs.leases import Lease
 from app.jobs.states import end_resource
 from app.storage.references import pin_blobs
@@ -232,7 +232,7 @@ def _evaluation(
         grid,
         *plots,
         store_content(context.store, "report.json", content.encode()),
-        store_content(context.store, "report.md", as_markdown(report, title=work.title).encode()),
+        store_content(context.store, "report.md", write_report(report, title=work.title)),
     ]
 
 

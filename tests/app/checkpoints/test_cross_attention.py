@@ -160,7 +160,7 @@ class TestPublished:
         assert manifest["edits"][0]["method"] == "cross_attention" and "value" not in manifest["edits"][0]
         assert manifest["files"][UNET] == digests(made)[UNET]
         card = service.store.read(digests(made)["README.md"]).decode()
-        assert "The U-Net of tiny was changed" in card and "Only the U-Net was changed." in card
+        assert "cross-attention of the U-Net of tiny" in card and "Only the U-Net was changed." in card
         assert "text encoder of tiny" not in card and "lora.safetensors" not in card
         assert "| fox | not fox |" in card and "cross-attention: erase_scale 1.0" in card and "a red jug" in card
 
@@ -177,7 +177,7 @@ class TestPublished:
         assert mixed["statistics"] == alone["statistics"]
         assert {edit["id"]: edit["method"] for edit in mixed["edits"]} == {fox: "text_encoder", owl: "cross_attention"}
         card = service.store.read(digests(mixed)["README.md"]).decode()
-        assert "Only the text encoder and the U-Net were changed." in card and "take `unet/` from here" in card
+        assert "Only the text encoder and the U-Net were changed." in card and "use `unet/` of this revision" in card
 
         more = service.apply(**{"from": "v2", "add": [elk]}, alpha=0.4)
         assert (more["alpha"], more["cross_attention"]) == (0.4, mixed["cross_attention"])

@@ -108,7 +108,7 @@ class TestPublished:
         made = service.apply(edits="ready")
         card = service.store.read(digests(made)["README.md"]).decode()
         assert "| a \\| \\`fox\\` \\# \\<b\\> | owl |" in card
-        assert f"| elk | nothing of it: erased to art | LEGAL\\_7: it \\| was asked | {elk} |" in card
+        assert f"| elk | erased to art | LEGAL\\_7: it \\| was asked | {elk} |" in card
         assert "| jay | blue jay (0.5), grey jay (0.5) |" in card
         assert service.model.digest in card
         assert "NSFW" in card
