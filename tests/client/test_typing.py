@@ -32,12 +32,12 @@ async def create(client: AsyncClient) -> UUID:
 MISTAKES = {
     'client.edits.create("m", sorce="dog", destination="robot")': 'Unexpected keyword argument "sorce"',
     'client.edits.create("m", source="dog")': 'Missing named argument "destination"',
-    'client.edits.create("m", source="dog", destination=Destination(earse=True))': '"earse"',
-    'client.edits.create("m", source="dog", destination="cat", settings=StageOneSettings(sed=1))': '"sed"',
-    'client.edits.list(state="redy")': "incompatible type",
-    'client.checkpoints.apply("m", edits="redy")': "incompatible type",
+    'client.edits.create("m", source="dog", destination=Destination(eraze=True))': '"eraze"',
+    'client.edits.create("m", source="dog", destination="cat", settings=StageOneSettings(seeed=1))': '"seeed"',
+    'client.edits.list(state="rdy")': "incompatible type",
+    'client.checkpoints.apply("m", edits="rdy")': "incompatible type",
     'client.checkpoints.apply("m", edits="ready", momentweight=1)': 'Unexpected keyword argument "momentweight"',
-    'client.webhooks.create("https://a.example", events=["edit.redy"])': "incompatible type",
+    'client.webhooks.create("https://a.example", events=["edit.rdy"])': "incompatible type",
     "client.edits.get(1).sorce": '"EditOut" has no attribute "sorce"',
 }
 
