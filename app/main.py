@@ -19,6 +19,7 @@ from app.api.middleware.request_log import RequestLog
 from app.api.middleware.security_headers import SecurityHeaders
 from app.api.openapi import describe
 from app.api.waiting import Watch
+from app.audit.events import subscribe
 from app.audit.routes import router as audit
 from app.auth.dependencies import key_lookups
 from app.auth.routes import router as keys
@@ -42,6 +43,7 @@ from app.signing.routes import router as signing_keys
 from app.storage import open_store
 from app.webhooks.openapi import describe_events
 from app.webhooks.routes import router as webhooks
+from app.webhooks.subscriptions import enqueue_deliveries
 
 DECODERS = 2  # uploaded images decoded at once
 EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, TooManyRequests, Unavailable)
@@ -80,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.rate_limits = RateLimits(settings)
     app.state.health = Health(app.state.sessions, app.state.store, app.state.rate_limits)
     app.state.database_metrics = DatabaseMetrics(app.state.sessions, folder=settings.store_dir)
+    subscribe(enqueue_deliveries)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout_seconds)
     app.add_middleware(RateLimitHeaders)

@@ -13,10 +13,10 @@ from sqlalchemy import Select, literal_column, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from app.audit.events import emit
 from app.db.models import AuditEvent, JsonObject
 from app.db.pagination import PageCursor
 from app.db.rows import column_values, insert_rows
-from app.webhooks.subscriptions import announce
 from emender.schemas.audit import AuditEventOut, Verification
 from emender.schemas.common import Page
 
@@ -35,7 +35,7 @@ def record(
     after: JsonObject | None = None,
     reason: str | None = None,
 ) -> None:
-    """Add an event to the caller's transaction, and deliveries to the webhooks that subscribe to it.
+    """Add an event to the caller's transaction, and call the subscribers (`app.audit.events`) in it.
 
     `before` and `after` are the changed parts of the target; None if it did not exist, or was deleted. The request's id
     and address are those of the session. Never pass a secret.
@@ -65,7 +65,7 @@ def record_all(session: Session, events: Sequence[AuditEvent]) -> None:
         previous = event.hash = digest(event)
     insert_rows(session, AuditEvent, [column_values(event) for event in events])
     for event in events:
-        announce(session, event)
+        emit(session, event)
 
 
 def digest(event: AuditEvent) -> bytes:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from uuid_utils.compat import uuid7
 
-from app.jobs.kinds import KINDS
+from app.jobs.kinds import DELIVER_WEBHOOK, KINDS
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -24,6 +24,8 @@ NAMING = {
 }
 
 JsonObject = dict[str, Any]
+
+IS_DELIVERY = f"kind = '{DELIVER_WEBHOOK.name}'"
 
 
 class Base(DeclarativeBase):
@@ -313,8 +315,10 @@ class Job(Identified, Base):
         one_of("kind", *KINDS),
         one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
         Index("ix_jobs_waiting", "id", postgresql_where="state IN ('queued', 'running')"),
-        Index("ix_jobs_queue", "fair_order", "id", postgresql_where="state = 'queued'"),
+        Index("ix_jobs_queue", "fair_order", "id", postgresql_where=f"state = 'queued' AND NOT {IS_DELIVERY}"),
+        Index("ix_jobs_deliveries", "fair_order", "id", postgresql_where=f"state = 'queued' AND {IS_DELIVERY}"),
         Index("ix_jobs_queue_of", "created_by", "fair_order", postgresql_where="state = 'queued'"),
+        Index("ix_jobs_running", "kind", postgresql_where="state = 'running'"),
     )
 
     kind: Mapped[str]
@@ -360,7 +364,7 @@ class IdempotencyKey(Base):
 
 
 class Webhook(Identified, Base):
-    """A receiver of events. Its secret is derived from the service's webhook key and `salt`, and kept nowhere."""
+    """A receiver of events. Its secret is derived from the service's webhook key and `secret_salt`, never stored."""
 
     __tablename__ = "webhooks"
 
@@ -370,23 +374,21 @@ class Webhook(Identified, Base):
     enabled: Mapped[bool] = mapped_column(default=True)
     disabled_reason: Mapped[str | None]
     key_id: Mapped[str]  # which webhook key
-    salt: Mapped[bytes]
-    previous_salt: Mapped[bytes | None]  # after a rotation both secrets sign, until `previous_until`
-    previous_until: Mapped[datetime | None]
+    secret_salt: Mapped[bytes]
+    previous_secret_salt: Mapped[bytes | None]  # after a rotation both secrets sign, until it expires
+    previous_secret_expires_at: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]  # the first failure after the last success
-    held_until: Mapped[datetime] = mapped_column(server_default=func.now())  # by a sender, or at rest after a failure
-    holds: Mapped[int] = mapped_column(default=0)  # counts them: only the last may write
+    paused_until: Mapped[datetime | None]  # nothing is sent before: a delivery failed, or the receiver asked for time
     created_by: Mapped[str]
 
 
 class WebhookDelivery(Identified, Base):
-    """An event on its way to one receiver: written with the state change, sent after its commit."""
+    """An event for one receiver: written with the state change. A job sends it after the commit."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         one_of("state", "pending", "delivered", "failed"),
         Index(None, "webhook_id", "id"),
-        Index("ix_webhook_deliveries_due", "webhook_id", "due_at", "id", postgresql_where="state = 'pending'"),
     )
 
     webhook_id: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
@@ -394,10 +396,7 @@ class WebhookDelivery(Identified, Base):
     event: Mapped[str]
     body: Mapped[str]  # as it is signed and sent
     state: Mapped[str] = mapped_column(default="pending")
-    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    tries: Mapped[int] = mapped_column(default=0)
     attempts: Mapped[list[JsonObject]] = mapped_column(default=list)  # number, at, status, error, seconds, excerpt
-    ended_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 class AuditEvent(Base):

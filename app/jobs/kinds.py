@@ -1,6 +1,7 @@
 """The registry of job kinds: what each works on, where its code is, and the states it gives to its resource."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class JobKind:
     """The state of the row once the job has succeeded."""
     batches: bool = False
     """Whether one worker takes several jobs of one model at once."""
+    queue: Literal["work", "deliveries"] = "work"
+    """Deliveries have threads of their own, so that a slow receiver delays no other work."""
+    max_attempts: int | None = None
+    """Attempts before the job is failed. None: EMENDER_MAX_ATTEMPTS."""
+    audited: bool = True
+    """Whether the resource keeps the job's problem and its end is an audit event."""
 
 
 REGISTER_MODEL = JobKind(
@@ -69,7 +76,27 @@ EVALUATE_CHECKPOINT = JobKind(
     done="ready",
 )
 
+DELIVER_WEBHOOK = JobKind(
+    name="deliver_webhook",
+    resource="delivery",
+    table="webhook_deliveries",
+    task="app.worker.tasks.deliver_webhook",
+    queued="pending",
+    running="pending",
+    done="delivered",
+    queue="deliveries",
+    max_attempts=10,
+    audited=False,
+)
+
 KINDS = {
     kind.name: kind
-    for kind in (REGISTER_MODEL, ESTIMATE_STATISTICS, OPTIMIZE_EDIT, BUILD_CHECKPOINT, EVALUATE_CHECKPOINT)
+    for kind in (
+        REGISTER_MODEL,
+        ESTIMATE_STATISTICS,
+        OPTIMIZE_EDIT,
+        BUILD_CHECKPOINT,
+        EVALUATE_CHECKPOINT,
+        DELIVER_WEBHOOK,
+    )
 }

@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from app.db.models import Checkpoint, Edit, Evaluation, Job, Model, Statistics
+from app.jobs.kinds import KINDS
 from app.jobs.states import CANCELLED
 from emender.schemas.common import Progress, WorkStatus
+
+
+def is_in_queue(queue: str) -> ColumnElement[bool]:
+    """Whether a job belongs to the queue, by its kind."""
+    return Job.kind.in_([kind.name for kind in KINDS.values() if kind.queue == queue])
 
 
 def latest_job(session: Session, *, target_id: UUID) -> Job:

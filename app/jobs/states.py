@@ -44,9 +44,12 @@ def cancel(session: Session, *, lease: Lease) -> None:
 def end_resource(
     session: Session, *, lease: Lease, state: str, problem: JsonObject | None = None, details: JsonObject | None = None
 ) -> None:
-    """Set the last state of a job's resource, and record the change with `details`."""
+    """Set the last state of a job's resource; the audit event has the `details`."""
     row = session.get_one(_TABLES[lease.kind.table], lease.target_id)
-    before, row.state, row.problem = row.state, state, problem
+    before, row.state = row.state, state
+    if not lease.kind.audited:
+        return
+    row.problem = problem
     attempt: JsonObject = {lease.kind.resource: str(row.id), "job": str(lease.job_id), "attempt": lease.attempt}
     record(
         session,

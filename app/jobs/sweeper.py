@@ -10,6 +10,7 @@ from app.db.models import Job
 from app.jobs import leases, states
 from app.jobs.leases import Lease
 from app.jobs.notifier import JobNotifier
+from app.jobs.queries import is_in_queue
 from app.observability.metrics import LEASES_EXPIRED
 
 log = structlog.get_logger()
@@ -31,7 +32,7 @@ def requeue_expired_jobs(session: Session, *, max_attempts: int) -> int:
         if job.cancel_requested:
             outcome = "cancelled"
             states.cancel(session, lease=lease)
-        elif job.attempt >= max_attempts:
+        elif job.attempt >= (lease.kind.max_attempts or max_attempts):
             outcome = "failed"
             states.fail(session, lease=lease, problem=_worker_lost(job.attempt))
         else:
@@ -50,7 +51,8 @@ def renotify_stale_jobs(session: Session, *, notifier: JobNotifier, limit: int =
         return 0
     stale = (
         select(Job.id)
-        .where(Job.state == "queued", Job.due_at < func.now() - timedelta(seconds=STALE_SECONDS))
+        .where(Job.state == "queued", is_in_queue("work"))
+        .where(Job.due_at < func.now() - timedelta(seconds=STALE_SECONDS))
         .order_by(Job.fair_order, Job.id)
         .limit(limit)
     )

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 import editing
 from app.db.engine import Sessions
-from app.db.models import Job, Webhook, WebhookDelivery
+from app.db.models import Job, Webhook
 from app.jobs import workers
 from app.jobs.kinds import KINDS
+from app.jobs.queries import is_in_queue
 from app.observability.cached import CACHE_SECONDS, Cached
 
 RECENT = timedelta(minutes=10)
@@ -31,14 +32,11 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     "emender_store_free_bytes": ("Free space on the file system of the store's folder on the API's machine.", []),
     "emender_store_size_bytes": ("Size of that file system.", []),
     "emender_jobs": ("Queued and running jobs.", ["kind", "state"]),
-    "emender_oldest_queued_job_seconds": ("Age of the oldest queued job; 0 if there is none.", ["kind"]),
+    "emender_oldest_queued_job_seconds": ("Time that the oldest due job has waited; 0 if there is none.", ["kind"]),
     "emender_jobs_ended_recently": (f"Jobs that ended {_RECENTLY}.", ["kind", "state"]),
     "emender_jobs_leases_lost": (f"Leases lost by jobs that are queued, running, or ended {_RECENTLY}.", ["kind"]),
     "emender_workers": (f"Workers alive {_ALIVE}, by version.", ["version"]),
     "emender_webhooks": ("Webhooks: `working`, `failing` since the last success, `disabled`.", ["state"]),
-    "emender_webhook_deliveries_pending": ("Deliveries that are not sent yet, or are to be retried.", []),
-    "emender_webhook_delivery_overdue_seconds": ("Time that the oldest due delivery has waited.", []),
-    "emender_webhook_deliveries_ended_recently": (f"Deliveries that ended {_RECENTLY}.", ["state"]),
 }
 
 
@@ -88,14 +86,15 @@ class _Gauges:
 
 
 def _read_jobs(session: Session, gauges: _Gauges) -> None:
-    # Every attempt but the last lost its lease; of a queued job, the last too.
+    # Every attempt but the last lost its lease; of a queued job, the last too. Deliveries are also retried.
     lost = func.greatest(Job.attempt - case((Job.state == "queued", 0), else_=1), 0)
+    lost_leases = case((is_in_queue("work"), lost), else_=0)
     columns = (
         Job.kind,
         Job.state,
         func.count().label("jobs"),
-        func.extract("epoch", func.now() - func.min(Job.created_at)).label("age"),
-        func.sum(lost).label("lost"),
+        func.greatest(func.extract("epoch", func.now() - func.min(Job.due_at)), 0).label("waited"),
+        func.sum(lost_leases).label("lost"),
     )
     rows: dict[tuple[str, str], Row[Any]] = {}
     for jobs in (Job.state.in_(("queued", "running")), Job.finished_at > func.now() - RECENT):
@@ -107,7 +106,7 @@ def _read_jobs(session: Session, gauges: _Gauges) -> None:
             gauges.set("emender_jobs", states[state].jobs if state in states else 0, kind, state)
         for state in ("succeeded", "failed", "cancelled"):
             gauges.set("emender_jobs_ended_recently", states[state].jobs if state in states else 0, kind, state)
-        gauges.set("emender_oldest_queued_job_seconds", states["queued"].age if "queued" in states else 0, kind)
+        gauges.set("emender_oldest_queued_job_seconds", states["queued"].waited if "queued" in states else 0, kind)
         gauges.set("emender_jobs_leases_lost", sum(row.lost for row in states.values()), kind)
 
 
@@ -128,13 +127,3 @@ def _read_webhooks(session: Session, gauges: _Gauges) -> None:
     ).one()
     for state, count in counts._mapping.items():
         gauges.set("emender_webhooks", count, state)
-    overdue = func.extract("epoch", func.now() - func.min(WebhookDelivery.due_at))
-    pending, seconds = session.execute(
-        select(func.count(), func.greatest(overdue, 0)).where(WebhookDelivery.state == "pending")
-    ).one()
-    gauges.set("emender_webhook_deliveries_pending", pending)
-    gauges.set("emender_webhook_delivery_overdue_seconds", float(seconds or 0))
-    ended = select(WebhookDelivery.state, func.count()).where(WebhookDelivery.ended_at > func.now() - RECENT)
-    found = dict(session.execute(ended.group_by(WebhookDelivery.state)).all())
-    for state in ("delivered", "failed"):
-        gauges.set("emender_webhook_deliveries_ended_recently", found.get(state, 0), state)

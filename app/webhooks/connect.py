@@ -1,34 +1,32 @@
-"""One POST to a receiver that we do not trust, within a given time.
+"""Send one POST to an untrusted receiver within a given time.
 
-A name is resolved once, every address is checked, and the connection goes to a checked address itself, never to the
-name again. TLS still asks for a certificate of the name. Redirects are answers like others; proxies of the environment
-are not used; of the answer little is read.
+A name is resolved once, every address is checked, and the connection goes to a checked address, not to the name.
+TLS still requires a certificate of the name. Redirects are not followed, proxies of the environment are not used, and
+only the beginning of the response is read.
 """
 
 import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any
 
 import httpcore
 
 from app.webhooks.receivers import Address, Network, ReceiverRefused, check_address, parse
 
-EXCERPT_BYTES = 200  # kept of an answer
+EXCERPT_BYTES = 200  # kept of a response's body
 CONNECT_SECONDS = 5.0  # for each address of a name
-RETRY = b"retry-after"
-
-Resolve = Callable[[str, int], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A receiver's answer: its status, how its body begins, and its header Retry-After in seconds from now."""
+class Response:
+    """A receiver's response: its status, the beginning of its body, and its Retry-After in seconds from now."""
 
     status: int
     excerpt: str
@@ -36,58 +34,53 @@ class Answer:
 
 
 class NotReached(Exception):
-    """No answer was had; the message says why."""
+    """The receiver did not respond; the message says why."""
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Trust what the machine trusts. SSL_CERT_FILE names the authorities of a closed network."""
+    return ssl.create_default_context()
 
 
 def resolve(host: str, port: int) -> Sequence[str]:
-    """The addresses of a name, by the system's resolver; raises OSError."""
+    """Return the addresses of a name, by the system's resolver. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
-def post(
-    url: str,
-    *,
-    headers: Mapping[str, str],
-    body: bytes,
-    networks: Sequence[Network],
-    seconds: float,
-    tls: ssl.SSLContext,
-    resolve: Resolve = resolve,
-) -> Answer:
-    """POST `body`, and return the answer, whatever its status; all of it within `seconds`.
+def post(url: str, *, headers: Mapping[str, str], body: bytes, networks: Sequence[Network], seconds: float) -> Response:
+    """POST `body` and return the response, whatever its status. All of it takes at most `seconds`.
 
-    Raises `NotReached`; among its reasons is an address that may not be called.
+    Raises `NotReached`, also for an address that may not be called.
     """
     try:
         receiver = parse(url)
-        backend = CheckedBackend(
-            encrypted=receiver.encrypted, networks=networks, deadline=time.monotonic() + seconds, resolve=resolve
-        )
-        host = url.split("/", 3)[2]  # as it was written: httpcore's own loses the brackets of IPv6
+        backend = CheckedBackend(encrypted=receiver.encrypted, networks=networks, deadline=time.monotonic() + seconds)
+        host = url.split("/", 3)[2]  # as written: httpcore's own drops the brackets of IPv6
         with (
-            httpcore.ConnectionPool(ssl_context=tls, network_backend=backend, max_connections=1) as pool,
+            httpcore.ConnectionPool(ssl_context=tls_context(), network_backend=backend, max_connections=1) as pool,
             pool.stream("POST", url, headers=[("Host", host), *headers.items()], content=body) as response,
         ):
-            retry_after = next((_seconds(value) for name, value in response.headers if name.lower() == RETRY), None)
-            return Answer(response.status, _excerpt(response.iter_stream()), retry_after)
+            retry_after = [value for name, value in response.headers if name.lower() == b"retry-after"]
+            excerpt = _read_excerpt(response.iter_stream())
+            return Response(response.status, excerpt, _parse_retry_after(retry_after[0]) if retry_after else None)
     except ReceiverRefused as error:
         raise NotReached(f"Refused: {error}.") from error
     except httpcore.TimeoutException as error:
-        raise NotReached(f"No answer within {seconds:.0f} s.") from error
+        raise NotReached(f"No response within {seconds:.0f} s.") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, OSError) as error:
         reason = str(error) or type(error).__name__
-        raise NotReached(f"No answer: {printable(reason)[:EXCERPT_BYTES]}") from error
+        raise NotReached(f"No response: {printable(reason)[:EXCERPT_BYTES]}") from error
 
 
 class CheckedBackend(httpcore.NetworkBackend):
-    """Connects to checked addresses only, and lets nothing take longer than the deadline (monotonic seconds)."""
+    """Connects to checked addresses only, and ends every operation at the deadline (monotonic seconds)."""
 
-    def __init__(self, *, encrypted: bool, networks: Sequence[Network], deadline: float, resolve: Resolve) -> None:
+    def __init__(self, *, encrypted: bool, networks: Sequence[Network], deadline: float) -> None:
         self.encrypted = encrypted
         self.networks = networks
         self.deadline = deadline
-        self.resolve = resolve
         self._sockets = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -99,20 +92,20 @@ class CheckedBackend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in self._addresses(host, port):
-            left = min(_left(self.deadline), CONNECT_SECONDS)
+        for address in self._checked_addresses(host, port):
+            seconds = min(_seconds_left(self.deadline), CONNECT_SECONDS)
             try:
-                stream = self._sockets.connect_tcp(str(address), port, timeout=left, socket_options=socket_options)
+                stream = self._sockets.connect_tcp(str(address), port, timeout=seconds, socket_options=socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
                 return _Stream(stream, self.deadline)
         raise failure
 
-    def _addresses(self, host: str, port: int) -> list[Address]:
-        """All of them are checked before any is called: a name with one foul address is not to be trusted."""
+    def _checked_addresses(self, host: str, port: int) -> list[Address]:
+        """Resolve a name. One address that may not be called condemns all of them."""
         try:
-            addresses = [ipaddress.ip_address(address) for address in self.resolve(host, port)]
+            addresses = [ipaddress.ip_address(address) for address in resolve(host, port)]
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"{host} cannot be resolved: {error}") from error
         for address in addresses:
@@ -121,17 +114,17 @@ class CheckedBackend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose every step ends at the deadline: a receiver that answers byte by byte gains nothing."""
+    """A connection whose operations end at the deadline, so that sending byte by byte gains a receiver no time."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(self._deadline))
+        return self._stream.read(max_bytes, _seconds_left(self._deadline))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(self._deadline))
+        self._stream.write(buffer, _seconds_left(self._deadline))
 
     def close(self) -> None:
         self._stream.close()
@@ -139,7 +132,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        stream = self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline))
+        stream = self._stream.start_tls(ssl_context, server_hostname, _seconds_left(self._deadline))
         return _Stream(stream, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
@@ -147,19 +140,19 @@ class _Stream(httpcore.NetworkStream):
 
 
 def printable(text: str) -> str:
-    """On one line, and without what Postgres or a terminal would not take."""
+    """Replace the characters that Postgres or a terminal would not take by spaces."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _left(deadline: float) -> float:
+def _seconds_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise httpcore.ReadTimeout("the time is over")
+        raise httpcore.ReadTimeout("the deadline has passed")
     return left
 
 
-def _seconds(value: bytes) -> float | None:
-    """Of `Retry-After`: a number of seconds, or an HTTP date (RFC 9110, 10.2.3). None where it is neither."""
+def _parse_retry_after(value: bytes) -> float | None:
+    """Parse a number of seconds or an HTTP date (RFC 9110, 10.2.3). None if it is neither."""
     text = value.decode("ascii", "replace").strip()
     if text.isdecimal() and len(text) < 10:
         return float(text)
@@ -169,9 +162,9 @@ def _seconds(value: bytes) -> float | None:
         return None
 
 
-def _excerpt(stream: Iterable[bytes]) -> str:
+def _read_excerpt(stream: Iterable[bytes]) -> str:
     content = b""
-    with suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):  # the status has come
+    with suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):  # the status has arrived
         for chunk in stream:
             content += chunk
             if len(content) >= EXCERPT_BYTES:

@@ -1,4 +1,4 @@
-"""What can be wrong with a request about webhooks."""
+"""Problems of requests about webhooks."""
 
 from uuid import UUID
 
@@ -16,7 +16,7 @@ class DeliveryNotFound(NotFound):
     title = "Delivery not found"
 
     def __init__(self, delivery_id: UUID) -> None:
-        super().__init__(f"There is no delivery {delivery_id} of this webhook. What has ended is kept for 30 days.")
+        super().__init__(f"There is no delivery {delivery_id} of this webhook. Ended deliveries are kept for 30 days.")
 
 
 class WebhookKeyMissing(Conflict):

@@ -1,4 +1,4 @@
-"""The events in the OpenAPI document, as its `webhooks`."""
+"""Document the events as `webhooks` of the OpenAPI document."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -14,29 +14,29 @@ from app.webhooks.payloads import (
     PingEvent,
 )
 
-MessageId = Annotated[str, Header(description="the same at each try: what came twice shows by it")]
-Timestamp = Annotated[int, Header(description="of this try, in Unix seconds")]
+MessageId = Annotated[str, Header(description="the same at each attempt, so that receivers can drop duplicates")]
+Timestamp = Annotated[int, Header(description="of this attempt, in Unix seconds")]
 Signature = Annotated[
     str, Header(description="`v1,<base64>` over id, timestamp and body; after a rotation, two of them")
 ]
 
 EVENTS: dict[type[Event], str] = {
-    EditReadyEvent: "An edit's value was found.",
-    EditFailedEvent: "An edit failed; the problem says why.",
-    CheckpointPublishedEvent: "A version was published.",
-    AliasMovedEvent: "An alias points at another version, or was deleted. Also when apply moved it.",
-    PingEvent: "Asked for by `POST /v1/webhooks/{webhook_id}/test`.",
+    EditReadyEvent: "An edit is ready.",
+    EditFailedEvent: "An edit failed; its problem says why.",
+    CheckpointPublishedEvent: "A checkpoint was published.",
+    AliasMovedEvent: "An alias was moved, by apply too, or deleted.",
+    PingEvent: "Sent on `POST /v1/webhooks/{webhook_id}/test`.",
 }
 
 
 def describe_events(app: FastAPI) -> None:
-    """Document what receivers are sent. Nothing here is served."""
+    """Document what receivers are sent. None of it is served."""
     for event, meaning in EVENTS.items():
         app.webhooks.post(
             event.model_fields["type"].default,
-            description=f"{meaning} An answer of 2xx within 15 seconds is success; 410 disables the webhook.",
+            description=f"{meaning} A 2xx response within 15 seconds is success; 410 disables the webhook.",
             tags=["webhooks"],
-            responses={"2XX": {"description": "received"}, "default": {"description": "tried again later"}},
+            responses={"2XX": {"description": "received"}, "default": {"description": "retried later"}},
         )(_receiver(event))
 
 

@@ -1,4 +1,4 @@
-"""What is sent: small, without secrets; ids, names, and where to read the rest. The models document it in OpenAPI."""
+"""The bodies of events: ids, names and where to read the rest; no secrets. OpenAPI documents these models."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from emender.schemas.common import ProblemNote
 
-Path = Annotated[str, Field(description="below the service's URL: where to read the rest")]
+Path = Annotated[str, Field(description="path below the service's URL where the rest is read")]
 
 
 class EditEnded(BaseModel):
@@ -28,7 +28,7 @@ class CheckpointPublished(BaseModel):
 
 
 class AliasMoved(BaseModel):
-    """`to` is null where the alias was deleted, `from` where it was created."""
+    """`to` is null if the alias was deleted, `from` if it was created."""
 
     model: str = Field(examples=["emoji"])
     alias: str = Field(examples=["production"])
@@ -43,7 +43,7 @@ class Ping(BaseModel):
 
 
 class Event(BaseModel):
-    """What all events share: `type`, `timestamp` (RFC 3339, UTC: when it happened) and `data`."""
+    """The fields of every event: `type`, `timestamp` (RFC 3339, UTC: when it happened) and `data`."""
 
     timestamp: datetime
 
@@ -76,6 +76,6 @@ class PingEvent(Event):
 AnyEvent = EditReadyEvent | EditFailedEvent | CheckpointPublishedEvent | AliasMovedEvent | PingEvent
 
 
-def body(event: AnyEvent) -> str:
-    """The event as it is signed and sent."""
+def body_of(event: AnyEvent) -> str:
+    """Return the event as it is signed and sent."""
     return event.model_dump_json(by_alias=True)

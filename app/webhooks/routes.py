@@ -1,4 +1,4 @@
-"""Webhooks: events that receivers are told of by signed POSTs."""
+"""Routes of webhooks and their deliveries."""
 
 from uuid import UUID
 
@@ -26,7 +26,7 @@ def create_webhook(
     request: Request,
     response: Response,
 ) -> WebhookCreated:
-    """Create a webhook. Its signing secret is in this answer and nowhere else."""
+    """Create a webhook. Its signing secret is returned only once."""
     created = service.create_webhook(session, webhook, settings=settings, actor=principal.actor)
     response.headers["Location"] = f"/v1/webhooks/{created.id}"
     return _once(created, request, response)
@@ -42,7 +42,7 @@ def list_webhooks(
 
 @router.get("/{webhook_id}", responses=documented(WebhookNotFound))
 def get_webhook(session: SessionDep, settings: SettingsDep, _: AdminPrincipal, webhook_id: UUID) -> WebhookListed:
-    """One webhook, without its secret."""
+    """Read a webhook, without its secret."""
     return service.read_webhook(session, webhook_id=webhook_id, settings=settings)
 
 
@@ -50,7 +50,7 @@ def get_webhook(session: SessionDep, settings: SettingsDep, _: AdminPrincipal, w
 def update_webhook(
     session: SessionDep, settings: SettingsDep, principal: AdminPrincipal, webhook_id: UUID, update: WebhookUpdate
 ) -> WebhookListed:
-    """Change, disable or enable a webhook. Enabling one that was disabled forgets its failures."""
+    """Change, disable or enable a webhook. Enabling it resets its failures."""
     return service.update_webhook(
         session, webhook_id=webhook_id, update=update, settings=settings, actor=principal.actor
     )
@@ -71,14 +71,14 @@ def rotate_secret(
     request: Request,
     response: Response,
 ) -> WebhookCreated:
-    """Another signing secret, in this answer only. For 24 hours deliveries are signed with the one before as well."""
+    """Replace the signing secret; the new one is returned only once. For 24 hours the previous one signs too."""
     rotated = service.rotate_secret(session, webhook_id=webhook_id, settings=settings, actor=principal.actor)
     return _once(rotated, request, response)
 
 
 @router.post("/{webhook_id}/test", status_code=202, responses=documented(WebhookNotFound, WebhookDisabled))
 def send_ping(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID) -> DeliveryOut:
-    """Send a `webhook.ping`. The delivery says what came of it."""
+    """Send a `webhook.ping`. The delivery shows the result."""
     return service.send_ping(session, webhook_id=webhook_id, actor=principal.actor)
 
 
@@ -86,13 +86,13 @@ def send_ping(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID) 
 def list_deliveries(
     session: SessionDep, _: AdminPrincipal, webhook_id: UUID, page: PageDep, link_next: NextPageLinkDep
 ) -> Page[DeliveryOut]:
-    """What was sent or is to be sent, newest first, with each try. What has ended is kept for 30 days."""
+    """List deliveries with their attempts, newest first. Ended ones are kept for 30 days."""
     return link_next(service.list_deliveries(session, webhook_id=webhook_id, page=page))
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", responses=documented(WebhookNotFound, DeliveryNotFound))
 def get_delivery(session: SessionDep, _: AdminPrincipal, webhook_id: UUID, delivery_id: UUID) -> DeliveryOut:
-    """One delivery, with each try."""
+    """Read a delivery with its attempts."""
     return service.read_delivery(session, webhook_id=webhook_id, delivery_id=delivery_id)
 
 

@@ -1,7 +1,7 @@
-"""How a delivery is signed, after the Standard Webhooks specification (https://www.standardwebhooks.com, version 1).
+"""Sign deliveries by the Standard Webhooks specification (https://www.standardwebhooks.com, version 1).
 
-A signing secret is derived from the service's webhook key and a hook's salt, and kept nowhere: the database alone signs
-nothing. Another salt is another secret.
+A signing secret is derived from the service's webhook key and the webhook's salt, and is never stored: the database
+alone cannot sign. A new salt makes a new secret.
 """
 
 import base64
@@ -21,7 +21,7 @@ SECRET_BYTES = 32  # the specification asks for 24 to 64
 
 @dataclass(frozen=True)
 class WebhookKey:
-    """The service's webhook key (`EMENDER_WEBHOOK_SECRET_KEY`), from which the secret of each hook is derived."""
+    """The service's webhook key (`EMENDER_WEBHOOK_SECRET_KEY`), from which the secret of each webhook is derived."""
 
     key: bytes = field(repr=False)
 
@@ -31,11 +31,11 @@ class WebhookKey:
 
     @property
     def id(self) -> str:
-        """16 hex digits that tell one key from another and nothing else about it: whether a hook was made with it."""
+        """16 hex digits that identify the key and reveal nothing else about it."""
         return self._derive(b"", b"emender webhook key id")[:8].hex()
 
     def secret(self, salt: bytes) -> str:
-        """The signing secret of this salt, as receivers are given it: `whsec_` and base64."""
+        """The signing secret of this salt in the form for receivers: `whsec_` and base64."""
         return PREFIX + base64.b64encode(self._derive(salt, b"emender webhook secret")).decode()
 
     def _derive(self, salt: bytes, purpose: bytes) -> bytes:
@@ -48,7 +48,7 @@ def new_salt() -> bytes:
 
 
 def headers(*, message_id: str, at: datetime, body: str, secrets: Sequence[str]) -> dict[str, str]:
-    """The three headers of a delivery sent `at` (aware), with a signature by each of the secrets."""
+    """Return the three headers of a delivery sent `at` (aware), with a signature by each of the secrets."""
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(int(at.timestamp())),

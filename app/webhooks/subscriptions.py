@@ -1,7 +1,4 @@
-"""From audit events to deliveries, in the transaction that changes the state.
-
-`app.audit.service.record` calls this for every event, so that no change of state can be audited and yet not announced.
-"""
+"""Enqueue deliveries of audit events, in the transaction that records them."""
 
 from collections.abc import Callable
 from uuid import UUID
@@ -19,46 +16,48 @@ from app.webhooks.payloads import (
     EditEnded,
     EditFailedEvent,
     EditReadyEvent,
+    body_of,
 )
 
 
-def announce(session: Session, audited: AuditEvent) -> None:
-    """Add a delivery for each enabled webhook that asked for what the audit event tells of, if that is announced."""
-    if audited.action not in ANNOUNCED:
+def enqueue_deliveries(session: Session, audited: AuditEvent) -> None:
+    """Enqueue a delivery to each enabled webhook that subscribes to the event. A subscriber of `app.audit.events`."""
+    if audited.action not in EVENTS:
         return
-    name, make = ANNOUNCED[audited.action]
-    webhook_ids = queries.receivers_of(session, event=name)
+    name, make_event = EVENTS[audited.action]
+    webhook_ids = queries.find_subscribed(session, event=name)
     if webhook_ids:
-        queries.add_deliveries(session, webhook_ids=webhook_ids, event=make(session, audited))
+        body = body_of(make_event(session, audited))
+        queries.add_deliveries(session, webhook_ids=webhook_ids, event=name, body=body)
 
 
-def _edit(session: Session, audited: AuditEvent) -> AnyEvent:
+def _edit_event(session: Session, audited: AuditEvent) -> AnyEvent:
     edit = session.get_one(Edit, UUID(audited.target.removeprefix("edit:")))
     content = {"id": edit.id, "model": edit.model.name, "source": edit.source, "state": edit.state}
     data = EditEnded.model_validate({**content, "problem": edit.problem, "path": f"/v1/edits/{edit.id}"})
-    kind = EditReadyEvent if edit.state == "ready" else EditFailedEvent
-    return kind(timestamp=audited.at, data=data)
+    event = EditReadyEvent if edit.state == "ready" else EditFailedEvent
+    return event(timestamp=audited.at, data=data)
 
 
-def _checkpoint(session: Session, audited: AuditEvent) -> AnyEvent:
+def _checkpoint_event(_: Session, audited: AuditEvent) -> AnyEvent:
     model, version = audited.target.removeprefix("checkpoint:").rsplit("/", 1)
     path = f"/v1/models/{model}/checkpoints/{version}"
     data = CheckpointPublished(model=model, version=version, commit=audited.details["commit"], path=path)
     return CheckpointPublishedEvent(timestamp=audited.at, data=data)
 
 
-def _alias(session: Session, audited: AuditEvent) -> AnyEvent:
+def _alias_event(_: Session, audited: AuditEvent) -> AnyEvent:
     model, alias = audited.target.removeprefix("alias:").rsplit("/", 1)
     path = f"/v1/models/{model}/aliases/{alias}"
     content = {"model": model, "moved_by": audited.actor, "path": path}
     return AliasMovedEvent(timestamp=audited.at, data=AliasMoved.model_validate(audited.details | content))
 
 
-ANNOUNCED: dict[str, tuple[str, Callable[[Session, AuditEvent], AnyEvent]]] = {
-    "edit.ready": ("edit.ready", _edit),
-    "edit.failed": ("edit.failed", _edit),
-    "checkpoint.published": ("checkpoint.published", _checkpoint),
-    "alias.move": ("alias.moved", _alias),
-    "alias.delete": ("alias.moved", _alias),
+EVENTS: dict[str, tuple[str, Callable[[Session, AuditEvent], AnyEvent]]] = {
+    "edit.ready": ("edit.ready", _edit_event),
+    "edit.failed": ("edit.failed", _edit_event),
+    "checkpoint.published": ("checkpoint.published", _checkpoint_event),
+    "alias.move": ("alias.moved", _alias_event),
+    "alias.delete": ("alias.moved", _alias_event),
 }
-"""Audit actions, the events that they are announced as, and what makes those."""
+"""By audit action: the event that webhooks subscribe to, and the function that makes it."""

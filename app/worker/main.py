@@ -6,15 +6,18 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 from prometheus_client import start_http_server
 from sqlalchemy.exc import DBAPIError
 
 from app.api.idempotency import forget
+from app.audit.events import subscribe
 from app.db.engine import Sessions, connect, sessions
 from app.jobs import workers
-from app.jobs.notifier import JobNotifier, NotifierUnavailable, notify_after_commit
+from app.jobs.notifier import JobNotifier, NotifierUnavailable, PollingNotifier, notify_after_commit
 from app.jobs.redis_notifier import open_notifier
 from app.jobs.sweeper import renotify_stale_jobs, requeue_expired_jobs
 from app.observability import logging
@@ -22,13 +25,14 @@ from app.observability.metrics import NOTIFIER_ERRORS, WORKER
 from app.settings import Settings, get_settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, read_configured_key
 from app.storage import open_store
-from app.webhooks.queries import forget as forget_deliveries
-from app.webhooks.sender import open_sender
+from app.webhooks.queries import delete_old_deliveries
+from app.webhooks.subscriptions import enqueue_deliveries
+from app.worker.claims import claim_delivery
 from app.worker.runner import Runner
 
 log = structlog.get_logger()
 
-SENDERS = 2  # a receiver that answers slowly holds up one of them
+DELIVERY_THREADS = 2  # a slow receiver occupies one of them
 
 
 def run(settings: Settings) -> None:
@@ -44,15 +48,18 @@ def run(settings: Settings) -> None:
     factory = sessions(engine)
     notifier = open_notifier(settings)
     notify_after_commit(factory, notifier)
-    runner = Runner(settings=settings, sessions=factory, store=open_store(settings), worker=name, stopping=stopping)
-    maintenance = threading.Thread(
-        target=run_maintenance,
-        kwargs={"runner": runner, "notifier": open_notifier(settings), "stopping": stopping},
-        name="maintenance",
-        daemon=True,
+    subscribe(enqueue_deliveries)
+    start_runner = partial(
+        Runner, settings=settings, sessions=factory, store=open_store(settings), worker=name, stopping=stopping
     )
-    maintenance.start()
-    start_senders(settings, factory, stopping=stopping)
+    runner = start_runner()
+    maintenance = thread(run_maintenance, runner, notifier=open_notifier(settings), stopping=stopping)
+    if settings.webhook_secret_key is None:
+        log.info("webhooks are left to workers with EMENDER_WEBHOOK_SECRET_KEY")
+    else:  # in threads of their own, so that a slow receiver delays no other job
+        for number in range(DELIVERY_THREADS):
+            deliverer = start_runner(claim=claim_delivery)
+            thread(send_deliveries, deliverer, name=f"deliveries-{number}", stopping=stopping)
     if settings.metrics_port is not None:
         start_http_server(settings.metrics_port, settings.host, WORKER)
     device = runner.context.pipelines.prepare()
@@ -72,18 +79,23 @@ def run(settings: Settings) -> None:
     log.info("worker stopped", worker=name)
 
 
-def start_senders(settings: Settings, factory: Sessions, *, stopping: threading.Event) -> None:
-    """Send webhooks in threads of their own: they wait for receivers, and shall not hold up the jobs.
+def send_deliveries(runner: Runner, *, stopping: threading.Event) -> None:
+    """Send webhooks until `stopping` is set. The process does not wait for a delivery that is being sent: it is sent
+    again by another worker."""
+    polling = PollingNotifier(seconds=runner.settings.poll_interval_seconds)
+    while not stopping.is_set():
+        try:
+            polling.listen(runner.work, stopping=stopping)
+        except Exception:
+            log.exception("sending webhooks failed; it continues")
+            stopping.wait(polling.seconds)
 
-    None is waited for at the end. What a worker was sending when it ended, another sends again.
-    """
-    sender = open_sender(settings, factory)
-    if sender is None:
-        log.info("webhooks are left to workers that have EMENDER_WEBHOOK_KEY")
-        return
-    given = {"stopping": stopping, "poll_seconds": settings.poll_interval_seconds}
-    for number in range(SENDERS):
-        threading.Thread(target=sender.run, kwargs=given, name=f"webhooks-{number}", daemon=True).start()
+
+def thread(target: Callable[..., None], *arguments: object, name: str = "", **options: object) -> threading.Thread:
+    """Start a daemon thread."""
+    started = threading.Thread(target=target, args=arguments, kwargs=options, name=name or target.__name__, daemon=True)
+    started.start()
+    return started
 
 
 def sign_off(factory: Sessions, *, name: str) -> None:
@@ -96,7 +108,7 @@ def sign_off(factory: Sessions, *, name: str) -> None:
         log.warning("not signed off: the database does not answer", error=type(error).__name__)
 
 
-def run_maintenance(*, runner: Runner, notifier: JobNotifier, stopping: threading.Event) -> None:
+def run_maintenance(runner: Runner, *, notifier: JobNotifier, stopping: threading.Event) -> None:
     """Sign on, requeue expired jobs, renotify stale ones, and delete old idempotency keys and deliveries.
 
     Every worker does this each `poll_seconds`, in a thread: the loss of any process delays it and loses nothing.
@@ -115,7 +127,7 @@ def run_maintenance(*, runner: Runner, notifier: JobNotifier, stopping: threadin
             away = False
             with runner.sessions() as session:
                 forget(session)
-                forget_deliveries(session)
+                delete_old_deliveries(session)
                 session.commit()
                 renotify_stale_jobs(session, notifier=notifier)
             unavailable = False

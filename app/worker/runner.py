@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Protocol, cast
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Select, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions
-from app.db.models import Edit, Job, JsonObject
+from app.db.models import JsonObject
 from app.jobs import leases, states
-from app.jobs.kinds import KINDS, JobKind
+from app.jobs.kinds import JobKind
 from app.jobs.leases import Lease, LeaseLost
 from app.observability.metrics import JOB_SECONDS
 from app.settings import Settings
 from app.storage.store import Store
+from app.worker.claims import Claim, claim_work
 from app.worker.heartbeat import Heartbeat
 from app.worker.pipelines import WarmPipeline
 from app.worker.problems import INTERNAL, problem_of
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from editing.pipelines import EditablePipeline
 
 log = structlog.get_logger()
-
-PAYLOAD_VERSION = 1
-"""Jobs of another version stay queued for workers that know it."""
 
 AWAY = (OperationalError, InterfaceError, InternalError)
 """The errors of a database that does not answer, or that ended a transaction without statements."""
@@ -169,17 +166,25 @@ def task_of(kind: JobKind) -> Task:
 
 
 class Runner:
-    """Claims jobs and runs them.
+    """Claims jobs with `claim` and runs them.
 
     Once `stopping` is set, the current work ends at its next step and unfinished jobs go back to the queue.
     """
 
     def __init__(
-        self, *, settings: Settings, sessions: Sessions, store: Store, worker: str, stopping: threading.Event
+        self,
+        *,
+        settings: Settings,
+        sessions: Sessions,
+        store: Store,
+        worker: str,
+        stopping: threading.Event,
+        claim: Claim = claim_work,
     ) -> None:
         self.settings = settings
         self.sessions = sessions
         self.worker = worker
+        self.claim = claim
         self.heartbeat = Heartbeat(
             sessions, lease_seconds=settings.lease_seconds, interval=settings.poll_interval_seconds
         )
@@ -188,7 +193,7 @@ class Runner:
         )
 
     def work(self) -> bool:
-        """Claim the next job, with others for its batch, and run them. Returns False if there was none to claim."""
+        """Claim the next job, or a batch, and run it. Returns False if there was none to claim."""
         try:
             claimed = self._claim()
         except DBAPIError as error:
@@ -222,28 +227,13 @@ class Runner:
                 self._end_unfinished(lease, problem)
 
     def _claim(self) -> list[Lease]:
-        known = Job.kind.in_(KINDS), Job.payload_version == PAYLOAD_VERSION
         with self.sessions() as session:
-            claimed = self._take(session, select(Job.id).where(*known), limit=1)
+            claimed = self.claim(session, self.settings, self.worker)
             if claimed:
-                first = claimed[0]
-                if first.kind.batches and self.settings.edit_batch_size > 1:
-                    model = select(Edit.model_id).where(Edit.id == first.target_id).scalar_subquery()
-                    batch_candidates = select(Job.id).join(Edit, Edit.id == Job.target_id).where(*known)
-                    batch_candidates = batch_candidates.where(Job.kind == first.kind.name, Edit.model_id == model)
-                    claimed += self._take(session, batch_candidates, limit=self.settings.edit_batch_size - 1)
-                states.set_running(session, kind=first.kind, target_ids=[lease.target_id for lease in claimed])
+                target_ids = [lease.target_id for lease in claimed]
+                states.set_running(session, kind=claimed[0].kind, target_ids=target_ids)
             session.commit()
         return claimed
-
-    def _take(self, session: Session, candidates: Select[UUID], *, limit: int) -> list[Lease]:
-        return leases.claim(
-            session,
-            worker=self.worker,
-            lease_seconds=self.settings.lease_seconds,
-            candidates=candidates,
-            limit=limit,
-        )
 
     def _end_unfinished(self, lease: Lease, problem: JsonObject) -> None:
         """End a job that the work left unfinished, unless the lease was lost."""

@@ -25,6 +25,14 @@ SETTINGS = {
     "warm_start": "warmup_steps",
 }
 SAMPLING = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+JOB_KINDS = ("register_model", "estimate_statistics", "optimize_edit", "build_checkpoint", "evaluate_checkpoint")
+WEBHOOK_COLUMNS = {
+    "salt": "secret_salt",
+    "previous_salt": "previous_secret_salt",
+    "previous_until": "previous_secret_expires_at",
+    "held_until": "paused_until",
+}
+NOW = sa.func.now()
 UPDATE = {"residual": "residual_schedule", "mass": "moment_weight"}
 FILE = {"name": "path"}
 CROSS_ATTENTION = {"lamb": "regularization_weight"}
@@ -46,9 +54,11 @@ def upgrade() -> None:
     rename_keys("checkpoints", "options", ("cross_attention",), CROSS_ATTENTION)
     rename_method("memory", "text_encoder")
     replace_outbox()
+    make_deliveries_jobs()
 
 
 def downgrade() -> None:
+    restore_delivery_leases()
     restore_outbox()
     rename_method("text_encoder", "memory")
     rename_keys("checkpoints", "options", ("cross_attention",), reverse(CROSS_ATTENTION))
@@ -89,6 +99,11 @@ def renamed_object(value: str, names: Mapping[str, str]) -> str:
     """Return the SQL of a JSON object with its keys renamed."""
     cases = " ".join(f"WHEN '{old}' THEN '{new}'" for old, new in names.items())
     return f"(SELECT jsonb_object_agg(CASE key {cases} ELSE key END, value) FROM jsonb_each({value}))"
+
+
+def set_job_kinds(*kinds: str) -> None:
+    op.drop_constraint("ck_jobs_kind", "jobs")
+    op.create_check_constraint("kind", "jobs", f"kind IN ({', '.join(map(repr, kinds))})")
 
 
 def rename_method(old: str, new: str) -> None:
@@ -247,3 +262,55 @@ def convert(statement: str, rows: Iterator[Mapping[str, Any]]) -> None:
     """Execute the statement once for each row."""
     while batch := list(islice(rows, BATCH)):
         op.get_bind().execute(sa.text(statement), batch)
+
+
+def make_deliveries_jobs() -> None:
+    """Each delivery has a job: it has the attempts, the time of the next one, and the lease."""
+    set_job_kinds(*JOB_KINDS, "deliver_webhook")
+    op.execute("""
+        INSERT INTO jobs (id, kind, target_id, state, created_by, created_at, due_at, attempt, finished_at,
+                          payload_version, cancel_requested)
+        SELECT id, 'deliver_webhook', id,
+               CASE state WHEN 'pending' THEN 'queued' WHEN 'delivered' THEN 'succeeded' ELSE 'failed' END,
+               'webhook:' || webhook_id, created_at, due_at, tries, ended_at, 1, false
+        FROM webhook_deliveries
+    """)
+    op.drop_index("ix_webhook_deliveries_due", "webhook_deliveries")
+    for column in ("due_at", "tries", "ended_at"):
+        op.drop_column("webhook_deliveries", column)
+    for old, new in WEBHOOK_COLUMNS.items():
+        op.alter_column("webhooks", old, new_column_name=new)
+    op.alter_column("webhooks", "paused_until", nullable=True, server_default=None)
+    op.drop_column("webhooks", "holds")
+    op.drop_index("ix_jobs_queue", "jobs")
+    delivery = "kind = 'deliver_webhook'"
+    order = ["fair_order", "id"]
+    op.create_index("ix_jobs_queue", "jobs", order, postgresql_where=f"state = 'queued' AND NOT {delivery}")
+    op.create_index("ix_jobs_deliveries", "jobs", order, postgresql_where=f"state = 'queued' AND {delivery}")
+    op.create_index("ix_jobs_running", "jobs", ["kind"], postgresql_where="state = 'running'")
+
+
+def restore_delivery_leases() -> None:
+    for name in ("ix_jobs_running", "ix_jobs_deliveries", "ix_jobs_queue"):
+        op.drop_index(name, "jobs")
+    op.create_index("ix_jobs_queue", "jobs", ["fair_order", "id"], postgresql_where="state = 'queued'")
+    op.add_column("webhooks", sa.Column("holds", sa.Integer(), nullable=False, server_default="0"))
+    op.alter_column("webhooks", "holds", server_default=None)
+    op.execute("UPDATE webhooks SET paused_until = now() WHERE paused_until IS NULL")
+    op.alter_column("webhooks", "paused_until", nullable=False, server_default=NOW)
+    for new, old in reverse(WEBHOOK_COLUMNS).items():
+        op.alter_column("webhooks", new, new_column_name=old)
+    time = sa.DateTime(timezone=True)
+    op.add_column("webhook_deliveries", sa.Column("due_at", time, nullable=False, server_default=NOW))
+    op.add_column("webhook_deliveries", sa.Column("tries", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("webhook_deliveries", sa.Column("ended_at", time))
+    op.alter_column("webhook_deliveries", "tries", server_default=None)
+    op.execute("""
+        UPDATE webhook_deliveries SET due_at = jobs.due_at, tries = jobs.attempt, ended_at = jobs.finished_at
+        FROM jobs WHERE jobs.target_id = webhook_deliveries.id AND jobs.kind = 'deliver_webhook'
+    """)
+    columns = ["webhook_id", "due_at", "id"]
+    op.create_index("ix_webhook_deliveries_due", "webhook_deliveries", columns, postgresql_where="state = 'pending'")
+    op.create_index("ix_webhook_deliveries_ended_at", "webhook_deliveries", ["ended_at"])
+    op.execute("DELETE FROM jobs WHERE kind = 'deliver_webhook'")
+    set_job_kinds(*JOB_KINDS)

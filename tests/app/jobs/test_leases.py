@@ -10,7 +10,10 @@ from uuid_utils.compat import uuid7
 from app.db.models import Job
 from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost
+from app.jobs.queries import is_in_queue
 from emender.schemas.common import Progress
+
+WORK = select(Job.id).where(is_in_queue("work"))
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def add_jobs(session: Session, count: int = 1) -> list[UUID]:
 
 
 def claim(session: Session, *, limit: int = 1, seconds: float = 30.0) -> list[Lease]:
-    return leases.claim(session, worker="w", lease_seconds=seconds, candidates=select(Job.id), limit=limit)
+    return leases.claim(session, worker="w", lease_seconds=seconds, candidates=WORK, limit=limit)
 
 
 def let_expire(session: Session, lease: Lease) -> None:

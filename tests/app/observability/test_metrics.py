@@ -19,10 +19,10 @@ from uuid_utils.compat import uuid7
 import editing
 from app.api.middleware.rate_limit import RateLimits
 from app.db.engine import sessions
-from app.db.models import Edit, Job, Webhook, WebhookDelivery, Worker
+from app.db.models import Edit, Job, Webhook, Worker
 from app.jobs import leases, workers
 from app.jobs.enqueue import enqueue_many
-from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
+from app.jobs.kinds import DELIVER_WEBHOOK, OPTIMIZE_EDIT, REGISTER_MODEL
 from app.jobs.sweeper import requeue_expired_jobs
 from app.main import create_app
 from app.observability.database_metrics import DatabaseMetrics
@@ -122,7 +122,7 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
         jobs = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test") for _ in range(4)])
         waiting, running, failed, old = [session.get_one(Job, job_id) for job_id in jobs]
         waiting.attempt = 2
-        waiting.created_at = session.scalar(select(func.now() - hour))
+        waiting.due_at = session.scalar(select(func.now() - hour))
         running.state, running.attempt = "running", 2
         failed.state, failed.attempt, failed.finished_at = "failed", 5, session.scalar(select(func.now()))
         old.state, old.attempt, old.finished_at = "failed", 5, session.scalar(select(func.now() - hour))
@@ -130,15 +130,16 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
             at = session.scalar(select(func.now() - timedelta(seconds=ago)))
             session.add(Worker(name=name, version="0.0.1", seen_at=at))
         workers.sign_on(session, name="new")
-        hook = Webhook(url="https://secret.example/", events=[], key_id="k", salt=b"", created_by="test")
+        hook = Webhook(url="https://secret.example/", events=[], key_id="k", secret_salt=b"", created_by="test")
         hook.failing_since = session.scalar(select(func.now()))
-        off = Webhook(url="https://off.example/", events=[], key_id="k", salt=b"", created_by="test", enabled=False)
+        off = Webhook(
+            url="https://off.example/", events=[], key_id="k", secret_salt=b"", created_by="test", enabled=False
+        )
         session.add_all([hook, off])
         session.flush()
-        for state, ended in {"pending": None, "failed": session.scalar(select(func.now()))}.items():
-            delivery = WebhookDelivery(webhook_id=hook.id, message_id=state, event="ping", body="", state=state)
-            delivery.ended_at, delivery.due_at = ended, session.scalar(select(func.now() - hour))
-            session.add(delivery)
+        (delivery_id,) = enqueue_many(session, kind=DELIVER_WEBHOOK, targets=[(uuid7(), "webhook:1")])
+        pending = session.get_one(Job, delivery_id)
+        pending.attempt, pending.due_at = 3, session.scalar(select(func.now() - hour))
         session.commit()
     samples = parse(metrics.text().decode())
     assert value(samples, "emender_jobs", kind="optimize_edit", state="queued") == 1
@@ -153,9 +154,8 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
         value(samples, "emender_webhooks", state="failing") == value(samples, "emender_webhooks", state="disabled") == 1
     )
     assert value(samples, "emender_webhooks", state="working") == 0
-    assert value(samples, "emender_webhook_deliveries_pending") == 1
-    assert 3600 <= value(samples, "emender_webhook_delivery_overdue_seconds") < 7200
-    assert value(samples, "emender_webhook_deliveries_ended_recently", state="failed") == 1
+    assert 3600 <= value(samples, "emender_oldest_queued_job_seconds", kind="deliver_webhook") < 7200
+    assert value(samples, "emender_jobs_leases_lost", kind="deliver_webhook") == 0, "retries are not lost leases"
     assert 0 < value(samples, "emender_store_free_bytes") <= value(samples, "emender_store_size_bytes")
     with Session(clean_database) as session:
         assert session.scalars(select(Worker.name).order_by(Worker.name)).all() == ["gone", "here", "new"]

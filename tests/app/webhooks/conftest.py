@@ -1,5 +1,6 @@
-"""A real receiver on this machine, and a sender that may call it."""
+"""A real receiver on this machine, and a worker that may call it."""
 
+import itertools
 import ssl
 import sys
 import threading
@@ -14,10 +15,13 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from app.audit.events import subscribe
 from app.db.engine import Sessions, sessions
 from app.settings import Settings
-from app.webhooks.sender import Sender
-from app.webhooks.signing import WebhookKey
+from app.storage.local import LocalStore
+from app.webhooks.subscriptions import enqueue_deliveries
+from app.worker.claims import claim_delivery
+from app.worker.runner import Runner
 
 KEY = "k" * 40
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -25,19 +29,21 @@ LOOPBACK = (ip_network("127.0.0.0/8"),)
 
 @dataclass
 class Receiver:
-    """Writes down what it is sent; answers with `statuses` in turn, then 204; hangs while `hanging` is set."""
+    """Records what it is sent. Responds with `statuses` in order, then 204; hangs while `hanging` is set."""
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
     location: str = ""
     retry_after: str = ""
     received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
     hanging: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Says nothing of clients that break a connection off, as they do where they refuse a certificate."""
+    """Ignores clients that close the connection, as they do when they refuse a certificate."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -52,11 +58,19 @@ def receiver() -> Iterator[Receiver]:
 
 @contextmanager
 def receiving(*, certificate: Path | None = None) -> Iterator[Receiver]:
-    """A receiver; with a certificate and its key (PEM) one that speaks TLS."""
+    """Run a receiver; with TLS if given a certificate and its key (PEM)."""
     state = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            state.at_once += 1
+            state.most_at_once = max(state.most_at_once, state.at_once)
+            try:
+                self.respond()
+            finally:
+                state.at_once -= 1
+
+        def respond(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
             if state.hanging.is_set():
@@ -102,9 +116,35 @@ def factory(clean_database: Engine) -> Sessions:
     return sessions(clean_database)
 
 
+@pytest.fixture(autouse=True)
+def subscribed() -> None:
+    """As the API and the workers do when they start."""
+    subscribe(enqueue_deliveries)
+
+
 @pytest.fixture
-def sender(factory: Sessions) -> Callable[..., Sender]:
-    def make(lease_seconds: float = 30.0) -> Sender:
-        return Sender(factory, key=WebhookKey(KEY.encode()), networks=LOOPBACK, lease_seconds=lease_seconds)
+def deliverer(settings: Settings, factory: Sessions, store: LocalStore) -> Callable[..., Runner]:
+    """Make a runner of deliveries, with changed settings."""
+
+    def make(**changes: object) -> Runner:
+        return Runner(
+            settings=settings.model_copy(update=changes),
+            sessions=factory,
+            store=store,
+            worker="w",
+            stopping=threading.Event(),
+            claim=claim_delivery,
+        )
 
     return make
+
+
+@pytest.fixture
+def deliver(deliverer: Callable[..., Runner]) -> Callable[..., int]:
+    """Send the deliveries that are due, with changed settings; returns how many."""
+
+    def deliver(**changes: object) -> int:
+        runner = deliverer(**changes)
+        return next(count for count in itertools.count() if not runner.work())
+
+    return deliver

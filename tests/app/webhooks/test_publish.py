@@ -1,4 +1,4 @@
-"""A version published by a real worker process, asked of a real API process: who asked is told."""
+"""A checkpoint that a worker process publishes at the request of an API process reaches the receiver."""
 
 import base64
 import hashlib
@@ -31,14 +31,14 @@ def worker(service: Service, tmp_path: Path) -> Iterator[WorkerProcess]:
 
 
 def signed(secret: str, headers: dict[str, str], body: bytes) -> str:
-    """The signature as the specification says, by the standard library."""
+    """Sign by the specification, with the standard library."""
     content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     digest = hmac.digest(base64.b64decode(secret.removeprefix("whsec_")), content, hashlib.sha256)
     return "v1," + base64.b64encode(digest).decode()
 
 
 @pytest.mark.slow
-def test_a_published_version_and_its_alias_are_told(
+def test_a_published_checkpoint_and_its_alias_reach_the_receiver(
     server: str, service: Service, worker: WorkerProcess, receiver: Receiver
 ) -> None:
     edit = service.edit("fox")

@@ -14,7 +14,7 @@ def create(client, keys, **given):
 
 
 class TestCreate:
-    def test_the_secret_is_shown_once_and_kept_nowhere(self, client, keys, session):
+    def test_the_secret_is_shown_once_and_not_stored(self, client, keys, session):
         headers = keys["admin"] | {"Idempotency-Key": "a"}
         first = client.post("/v1/webhooks", headers=headers, json=ASKED)
         created = first.json()
@@ -23,12 +23,12 @@ class TestCreate:
         assert client.post("/v1/webhooks", headers=headers, json=ASKED).json()["secret"] is None
         assert "secret" not in client.get(f"/v1/webhooks/{created['id']}", headers=keys["admin"]).json()
         row = session.scalars(select(Webhook)).one()
-        assert created["secret"][6:].encode() not in row.salt
+        assert created["secret"][6:].encode() not in row.secret_salt
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "webhook.create")).one()
-        assert event.details["host"] == "deploy.example:443"
-        assert "emender" not in str(event.details)
+        assert event.after["host"] == "deploy.example:443"
+        assert "emender" not in str(event.after)
 
-    def test_without_a_key_it_says_what_to_set(self, client, keys, settings):
+    def test_without_a_key_the_problem_names_the_setting(self, client, keys, settings):
         settings.webhook_secret_key = None
         answer = client.post("/v1/webhooks", headers=keys["admin"], json=ASKED)
         assert answer.status_code == 409
@@ -45,13 +45,13 @@ class TestCreate:
             "https://a.example:/", "https://" + "a" * 2001,
         ],
     )  # fmt: skip
-    def test_odd_urls(self, client, keys, url):
+    def test_urls_that_are_refused(self, client, keys, url):
         answer = client.post("/v1/webhooks", headers=keys["admin"], json=ASKED | {"url": url})
         assert answer.status_code == 422, answer.text
         assert answer.json()["errors"][0]["pointer"] == "/url"
 
     @pytest.mark.parametrize("given", [{"events": []}, {"events": ["edit.created"]}, {"secret": "x"}])
-    def test_bad_bodies(self, client, keys, given):
+    def test_invalid_bodies(self, client, keys, given):
         assert client.post("/v1/webhooks", headers=keys["admin"], json=ASKED | given).status_code == 422
 
 
@@ -66,7 +66,7 @@ class TestUpdate:
         assert client.post(f"{url}/test", headers=keys["admin"]).status_code == 409
         assert client.patch(url, headers=keys["admin"], json={"enabled": True}).json()["disabled_reason"] is None
 
-    def test_nothing_to_change(self, client, keys):
+    def test_an_empty_change_is_refused(self, client, keys):
         url = f"/v1/webhooks/{create(client, keys)['id']}"
         assert client.patch(url, headers=keys["admin"], json={}).status_code == 422
 
@@ -77,7 +77,7 @@ class TestUpdate:
 
 
 class TestDelete:
-    def test_it_is_gone_with_its_deliveries(self, client, keys):
+    def test_a_webhook_is_deleted_with_its_deliveries(self, client, keys):
         url = f"/v1/webhooks/{create(client, keys)['id']}"
         client.post(f"{url}/test", headers=keys["admin"])
         assert client.delete(url, headers=keys["admin"]).status_code == 204

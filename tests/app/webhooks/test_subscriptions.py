@@ -10,20 +10,20 @@ from app.db.models import Edit, Model, Webhook, WebhookDelivery
 
 
 @pytest.fixture
-def asked(session: Session) -> None:
-    """A webhook that asked for everything."""
+def webhook(session: Session) -> None:
+    """A webhook that subscribes to every event."""
     events = ["edit.ready", "edit.failed", "checkpoint.published", "alias.moved"]
-    session.add(Webhook(url="https://a.example/", events=events, created_by="test", salt=b"", key_id=""))
+    session.add(Webhook(url="https://a.example/", events=events, created_by="test", secret_salt=b"", key_id=""))
     session.flush()
 
 
-def announced(session: Session) -> dict[str, Any]:
+def sent_event(session: Session) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(session.scalars(select(WebhookDelivery)).one().body)
     return body
 
 
 @pytest.mark.parametrize("state", ["ready", "failed"])
-def test_edits(session: Session, model: Model, asked: None, state: str) -> None:
+def test_an_edit_that_is_ready_or_failed(session: Session, model: Model, webhook: None, state: str) -> None:
     edit = Edit(model_id=model.id, source="a", destination={"prompt": "b"}, templates=["{}"], settings={}, state=state)
     edit.created_by = "test"
     problem = {"title": "Diverged", "detail": "The loss was NaN.", "errors": []} if state == "failed" else None
@@ -31,20 +31,20 @@ def test_edits(session: Session, model: Model, asked: None, state: str) -> None:
     session.add(edit)
     session.flush()
     record(session, actor="worker", action=f"edit.{state}", target=f"edit:{edit.id}")
-    event = announced(session)
+    event = sent_event(session)
     assert event["type"] == f"edit.{state}"
     assert (event["data"]["model"], event["data"]["source"], event["data"]["problem"]) == ("emoji", "a", problem)
 
 
-def test_checkpoints(session: Session, asked: None) -> None:
+def test_a_published_checkpoint(session: Session, webhook: None) -> None:
     details = {"commit": "c" * 40, "files": {}}
     record(session, actor="worker", action="checkpoint.published", target="checkpoint:emoji/v3", details=details)
-    data = announced(session)["data"]
+    data = sent_event(session)["data"]
     path = "/v1/models/emoji/checkpoints/v3"
     assert data == {"model": "emoji", "version": "v3", "commit": "c" * 40, "path": path}
 
 
-def test_a_deleted_alias(session: Session, asked: None) -> None:
+def test_a_deleted_alias(session: Session, webhook: None) -> None:
     details = {"alias": "production", "from": "v1", "to": None}
     record(session, actor="key:1", action="alias.delete", target="alias:emoji/production", details=details)
-    assert (announced(session)["data"]["from"], announced(session)["data"]["to"]) == ("v1", None)
+    assert (sent_event(session)["data"]["from"], sent_event(session)["data"]["to"]) == ("v1", None)

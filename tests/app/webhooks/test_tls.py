@@ -1,8 +1,6 @@
 """Receivers that speak TLS, with certificates of an authority of the test's own."""
 
-import ssl
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,11 +13,11 @@ from cryptography.x509.oid import NameOID
 
 from app.db.engine import Sessions
 from app.db.models import Webhook
-from app.webhooks.connect import Answer, NotReached, post
-from app.webhooks.sender import Sender
+from app.webhooks import connect
+from app.webhooks.connect import NotReached, Response, post, tls_context
 from app.webhooks.signing import WebhookKey, new_salt
 from tests.app.webhooks.conftest import KEY, LOOPBACK, Receiver, receiving
-from tests.app.webhooks.test_sender import Verifier, delivery, move
+from tests.app.webhooks.test_deliveries import Verifier, delivery, move
 
 HOST = "hooks.example"
 
@@ -67,41 +65,32 @@ class Authority:
 
 
 @pytest.fixture
-def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """One that this machine trusts, as SSL_CERT_FILE says."""
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Authority]:
+    """An authority that this machine trusts by SSL_CERT_FILE. Every name has the address 127.0.0.1."""
     trusted = Authority(tmp_path, "trusted")
     monkeypatch.setenv("SSL_CERT_FILE", str(trusted.file))
-    return trusted
+    monkeypatch.setattr(connect, "resolve", lambda host, port: ["127.0.0.1"])
+    tls_context.cache_clear()
+    yield trusted
+    tls_context.cache_clear()
 
 
-def call(receiver: Receiver) -> Answer:
-    return post(
-        receiver.url,
-        headers={},
-        body=b"{}",
-        networks=LOOPBACK,
-        seconds=10,
-        tls=ssl.create_default_context(),
-        resolve=lambda host, port: ["127.0.0.1"],
-    )
+def call(receiver: Receiver) -> Response:
+    return post(receiver.url, headers={}, body=b"{}", networks=LOOPBACK, seconds=10)
 
 
-def test_a_signed_event_arrives_over_tls(
-    factory: Sessions, authority: Authority, sender: Callable[..., Sender]
-) -> None:
-    ours = sender()
-    ours.resolve = lambda host, port: ["127.0.0.1"]
+def test_a_signed_event_arrives_over_tls(factory: Sessions, authority: Authority, deliver: Callable[..., int]) -> None:
     with receiving(certificate=authority.issue(HOST)) as receiver:
         with factory() as session:
-            row = Webhook(url=receiver.url, events=["alias.moved"], created_by="test", salt=new_salt())
+            row = Webhook(url=receiver.url, events=["alias.moved"], created_by="test", secret_salt=new_salt())
             row.key_id = WebhookKey(KEY.encode()).id
             session.add(row)
             session.commit()
         move(factory)
-        ours.round(threading.Event())
+        assert deliver() == 1
     ((headers, body),) = receiver.received
     assert headers["host"].startswith(f"{HOST}:")
-    assert Verifier(WebhookKey(KEY.encode()).secret(row.salt)).verify(body, headers)["type"] == "alias.moved"
+    assert Verifier(WebhookKey(KEY.encode()).secret(row.secret_salt)).verify(body, headers)["type"] == "alias.moved"
     assert delivery(factory).state == "delivered"
 
 

@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 
 import editing
 from app.cli.main import build_command
-from app.webhooks.sender import Sender
-from app.webhooks.signing import WebhookKey
+from app.worker.claims import claim_delivery
 from emender import Client
 from emender.cli import main as cli
 from emender.cli.console import read_api_key
@@ -231,8 +230,8 @@ class TestCommands:
         def nowhere(host: str, port: int) -> list[str]:
             raise OSError("no such name")
 
-        sender = Sender(service.sessions, key=WebhookKey(b"k" * 40), resolve=nowhere)
-        monkeypatch.setattr(service.runner, "work", lambda: sender.round(threading.Event()))  # while the command sleeps
+        monkeypatch.setattr("app.webhooks.connect.resolve", nowhere)
+        monkeypatch.setattr(service.runner, "claim", claim_delivery)  # it works while the command sleeps
         tried = run("webhooks", "test", made["id"], "--wait")
         assert tried.exit_code == 1 and "a.invalid cannot be resolved" in tried.output
         (sent,) = as_json(run("webhooks", "deliveries", made["id"], "--json"))
