@@ -1,4 +1,4 @@
-"""Curves as the points of an SVG. A template draws them: no script, no picture file."""
+"""Compute the points of curves for an SVG, which a template draws without a script."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 560, 200
 LEFT, RIGHT, TOP, BOTTOM = 104, 12, 12, 28
 DECADES = 2
-"""A curve over more decades than this is drawn against a logarithm."""
+"""A curve over more decades than this has a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of one value a step, in a box of `WIDTH` by `HEIGHT`."""
+    """A curve of one value per step, in a box of `WIDTH` by `HEIGHT`."""
 
     title: str
     points: str
@@ -31,7 +31,7 @@ class Curve:
 
 
 def curve(title: str, values: Sequence[float]) -> Curve | None:
-    """The curve of `values`; None where there is nothing to see: no value, or nothing but zeros."""
+    """Return the curve of `values`, or None if there are no values or only zeros."""
     if not any(values):
         return None
     low, high = min(values), max(values)

@@ -44,7 +44,10 @@ def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Stor
 def apply(
     session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path, actor: str
 ) -> CheckpointOut:
-    """Number a new checkpoint and enqueue its build. Raises `Unprocessable` with a pointer to each wrong field."""
+    """Create a checkpoint with the next number and enqueue its build.
+
+    Raises `Unprocessable` with a pointer to each wrong field.
+    """
     model = get_ready_model(session, name=model_name, lock=True)  # versions are numbered one after the other
     inputs = _prepare(session, model=model, request=request, store=store, folder=folder)
     selection = inputs.selection

@@ -1,4 +1,4 @@
-"""Files of the store laid out as a folder, for what reads folders: pipelines and tokenizers."""
+"""Link files of the store into a folder, for libraries that read folders: pipelines and tokenizers."""
 
 import hashlib
 import os
@@ -11,10 +11,10 @@ from app.storage.store import Store
 
 
 def snapshot(store: Store, files: Sequence[tuple[str, str]], *, folder: Path) -> Path:
-    """A folder under `folder`/snapshots in which each (path, sha256) of `files` is a link to its blob.
+    """Return a folder below `folder`/snapshots in which each (path, sha256) of `files` is a link to its blob.
 
-    It is made once, whole, and found again by the digest of `files`. Every blob is verified, also when the folder is
-    found: raises `BlobMissing` or `BlobCorrupt`, and `ValueError` for a path that leads out of the folder.
+    It is made once and found again by the digest of `files`. Every blob is verified each time. Raises `BlobMissing` or
+    `BlobCorrupt`, and `ValueError` for a path outside of the folder.
     """
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files))
     home = folder.absolute() / "snapshots"
@@ -39,7 +39,7 @@ def snapshot(store: Store, files: Sequence[tuple[str, str]], *, folder: Path) ->
 
 
 def _put_in_place(building: Path, target: Path, paths: Sequence[PurePosixPath]) -> None:
-    """Rename, unless another process was faster; a folder whose links have broken since is replaced."""
+    """Rename the folder unless another process was faster. Replaces a folder with broken links."""
     try:
         os.rename(building, target)
     except OSError:
@@ -58,5 +58,5 @@ def _is_whole(target: Path, paths: Sequence[PurePosixPath]) -> bool:
 def _inside(path: str) -> PurePosixPath:
     relative = PurePosixPath(path)
     if relative.is_absolute() or not relative.parts or ".." in relative.parts or "\\" in path or "\0" in path:
-        raise ValueError(f"{path!r} is no path inside a model")
+        raise ValueError(f"{path!r} is not a path inside a model")
     return relative

@@ -1,4 +1,4 @@
-"""The tokenizers of a ready model, read from the store once and kept. Free of torch."""
+"""Load the tokenizers of a ready model from the store, once per process. Does not import torch."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,9 @@ from editing.prompts import PromptTokenizer
 
 
 def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Path) -> tuple[PromptTokenizer, ...]:
-    """One for each text encoder; `folder` is `settings.data_dir`.
+    """Return the tokenizer of each text encoder. `folder` is `settings.data_dir`.
 
-    Raises `BlobMissing` or `BlobCorrupt` where the store is damaged.
+    Raises `BlobMissing` or `BlobCorrupt` if the store is damaged.
     """
     inside = or_(*(ModelFile.path.startswith(f"{name}/") for name in TOKENIZERS.values()))
     rows = session.execute(select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id, inside))
@@ -28,5 +28,5 @@ def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Pat
 
 @lru_cache(maxsize=32)
 def _read(folder: Path) -> PromptTokenizer:
-    """A snapshot's name is the digest of its files, so what was read once stays right."""
+    """Read a tokenizer. The name of a snapshot is the digest of its files, so the cached result stays right."""
     return PromptTokenizer.from_folder(folder)

@@ -27,7 +27,7 @@ PATIENCE = 120_000  # milliseconds for what a worker does
 
 
 class Reader:
-    """A tab that is looked at, and whatever is wrong with its pages."""
+    """A browser tab that collects the errors of its pages."""
 
     def __init__(self, page: Page) -> None:
         self.page = page

@@ -1,4 +1,4 @@
-"""Aliases are moved by who has seen where they are."""
+"""Aliases move only from where the form showed them."""
 
 import re
 
@@ -29,7 +29,7 @@ def move(browser, page, **fields):
     return browser.post(MOVE, data=hidden(page) | fields, follow_redirects=False)
 
 
-def at(session):
+def pointed_at(session):
     return session.scalars(select(Alias).execution_options(populate_existing=True)).one().checkpoint.number
 
 
@@ -47,7 +47,7 @@ def test_a_move_says_from_where_to_where_and_its_history_rolls_back(applier, ver
     page = loaded(applier, back.replace("&amp;", "&"))
     assert "Move production from v2 to v1" in page
     move(applier, page)
-    assert at(session) == 1
+    assert pointed_at(session) == 1
 
 
 def test_a_lost_race_is_shown(applier, client, keys, versions, session):
@@ -61,7 +61,7 @@ def test_a_lost_race_is_shown(applier, client, keys, versions, session):
     client.put(url, headers=keys["apply"] | {"If-Match": "*"}, json={"version": "v1"})
     client.put(url, headers=keys["apply"] | {"If-Match": "*"}, json={"version": "v2"})
     assert move(applier, lost.text).status_code == 412  # as it is again, but not as it was seen
-    assert at(session) == 2
+    assert pointed_at(session) == 2
 
 
 @pytest.mark.parametrize(

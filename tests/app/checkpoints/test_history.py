@@ -95,7 +95,7 @@ def test_no_such_alias(client, keys, moved):
 
 
 def test_moves_are_timed_one_after_the_other(client, keys, moved, session):
-    """By the clock at the move, not at the transaction's start: of two who wait for each other it would go back."""
+    """Moves have the time of the move. The start of the transaction can be earlier than the previous move."""
     before = session.connection().exec_driver_sql("SELECT now()").scalar_one()
     client.put("/v1/models/emoji/aliases/staging", headers=keys["apply"], json={"version": "v1"})
     answer = client.get(URL.replace("production", "staging"), headers=keys["read"])

@@ -104,12 +104,12 @@ class TestPublished:
     def test_card_names_every_concept(self, service):
         service.edit("a | `fox`\n# <b>", destination={"prompt": "owl"})
         elk = service.edit("elk", destination={"erase": True, "neutral": "art"}, reason="LEGAL_7: it | was\nasked")
-        service.edit("jay", destination={"balance": {"blue jay": 0.5, "grey jay": 0.5}})
+        service.edit("jay", destination={"balance": {"blue jay": 0.5, "gray jay": 0.5}})
         made = service.apply(edits="ready")
         card = service.store.read(digests(made)["README.md"]).decode()
         assert "| a \\| \\`fox\\` \\# \\<b\\> | owl |" in card
         assert f"| elk | erased to art | LEGAL\\_7: it \\| was asked | {elk} |" in card
-        assert "| jay | blue jay (0.5), grey jay (0.5) |" in card
+        assert "| jay | blue jay (0.5), gray jay (0.5) |" in card
         assert service.model.digest in card
         assert "NSFW" in card
 

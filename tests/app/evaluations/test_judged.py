@@ -44,7 +44,7 @@ def emoji(settings: Settings, clean_database: Engine) -> Iterator[Service]:
 
 
 def edit(service: Service, source: str, **columns: Any) -> UUID:
-    """A real edit, optimised."""
+    """An edit with its real value."""
     given = {"destination": {"prompt": "robot"}, "templates": ["an image of {}", "{}"], "settings": SUITED}
     with service.sessions() as session:
         row = Edit(model_id=service.model.id, source=source, created_by="test", **(given | columns))

@@ -72,7 +72,7 @@ class TestResolve:
     @pytest.mark.parametrize(
         ("url", "status", "code"),
         [
-            ("/emender/nobody/resolve/main/x", 404, "RepoNotFound"),
+            ("/emender/missing/resolve/main/x", 404, "RepoNotFound"),
             ("/other/tiny/resolve/main/x", 404, "RepoNotFound"),
             (f"{URL}/v9/{WEIGHTS}", 404, "RevisionNotFound"),
             (f"{URL}/{'0' * 40}/{WEIGHTS}", 404, "RevisionNotFound"),
@@ -92,9 +92,12 @@ class TestResolve:
             assert answer.headers["X-Repo-Commit"] == published[0]["commit"]
 
     def test_retracted(self, service, published):
+        revisions = ("v1", "production", "main", published[0]["commit"])
+        for revision in revisions:  # lists the files of the commit once
+            assert service.client.head(f"{URL}/{revision}/{WEIGHTS}", headers=service.keys["read"]).status_code == 200
         reason = {"reason": "draws the wrong flag"}
         service.client.post("/v1/models/tiny/checkpoints/v1/retract", json=reason, headers=service.keys["admin"])
-        for revision in ("v1", "production", "main", published[0]["commit"]):
+        for revision in revisions:
             answer = service.client.get(f"{URL}/{revision}/{WEIGHTS}", headers=service.keys["read"])
             assert (answer.status_code, answer.headers["X-Error-Code"]) == (410, "RevisionNotFound")
 
@@ -215,7 +218,7 @@ class TestApi:
         url = "/api/models/emender/tiny/auth-check"
         assert service.client.get(url, headers=service.keys["read"]).status_code == 204
         assert service.client.get(url, headers=service.keys["edit"]).headers["X-Error-Code"] == "GatedRepo"
-        nobody = service.client.get("/api/models/emender/nobody/auth-check", headers=service.keys["read"])
+        nobody = service.client.get("/api/models/emender/missing/auth-check", headers=service.keys["read"])
         assert nobody.headers["X-Error-Code"] == "RepoNotFound"
 
     def test_refs(self, service, published):
@@ -262,7 +265,7 @@ print(json.dumps({
     "cli": [cli.returncode, cli.stdout + cli.stderr],
     "no entry": error(hf_hub_download, repo, "nothing.bin"),
     "no revision": error(hf_hub_download, repo, "README.md", revision="v9"),
-    "no repo": error(hf_hub_download, "emender/nobody", "README.md"),
+    "no repo": error(hf_hub_download, "emender/missing", "README.md"),
     "no token": error(api.model_info, repo, token=False),
 }))
 """

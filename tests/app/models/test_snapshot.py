@@ -57,7 +57,7 @@ def test_broken_links_are_laid_again(store, files, tmp_path):
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../a", "a/../../b", "a\\b", "a\0", "", "."])
 def test_no_path_leads_out(store, tmp_path, path):
-    with pytest.raises(ValueError, match="no path inside a model"):
+    with pytest.raises(ValueError, match="not a path inside a model"):
         snapshot(store, [(path, store.put(b"x"))], folder=tmp_path)
 
 
