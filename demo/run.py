@@ -1,8 +1,8 @@
-"""The whole way of a correction: `make demo`.
+"""From edits to a pulled checkpoint: `make demo`.
 
-Starts the embedded service in a folder of its own, registers the emoji model, posts every correction over HTTP, applies
-them, pulls the version, and draws the same prompts with the same seeds by the base model and by
-what was pulled. Leaves `before-after.png` and `report.json`.
+It starts the embedded service in a folder of its own, registers the emoji model, creates the edits over HTTP, applies
+them and pulls the checkpoint. It draws the same prompts with the same seeds with the base model and with the pulled
+one, and writes `before-after.png` and `report.json`.
 """
 
 import hashlib
@@ -139,27 +139,27 @@ def _correct(client: Client, base: StableDiffusionPipeline, *, stages: Stages) -
         client.models.register(MODEL, source=SOURCE, classifier=CLASSIFIER)
         model = client.models.wait(MODEL, timeout=PATIENCE)
         if model.statistics is None:
-            asked = client.statistics.create(MODEL, captions="captions")
-            client.statistics.wait(MODEL, asked.id, timeout=PATIENCE)
-    with stages("edit", "Posting corrections, optimising their values", total=len(CORRECTIONS)) as advance:
+            created = client.statistics.create(MODEL, captions="captions")
+            client.statistics.wait(MODEL, created.id, timeout=PATIENCE)
+    with stages("edit", "Creating edits, optimizing their values", total=len(CORRECTIONS)) as advance:
         client.edits.create_batch(MODEL, [_request(client, base, correction) for correction in CORRECTIONS])
         _wait_for_edits(client, advance)
-    with stages("apply", "Writing them into the text encoder"):
-        made = client.checkpoints.apply(MODEL, edits="ready", alias=ALIAS, notes="make demo")
-        return client.checkpoints.wait(MODEL, made.version, timeout=PATIENCE)
+    with stages("apply", "Applying them to the text encoder"):
+        checkpoint = client.checkpoints.apply(MODEL, edits="ready", alias=ALIAS, notes="make demo")
+        return client.checkpoints.wait(MODEL, checkpoint.version, timeout=PATIENCE)
 
 
 def _check(client: Client, version: str) -> Json:
-    """What the service itself found of the version that it published, with the model's classifier."""
-    (asked,) = client.evaluations.list(MODEL, version, kind="check")
-    report = client.evaluations.wait(MODEL, version, asked.id, timeout=PATIENCE).report
+    """Read the service's own check of the checkpoint, by the model's classifier."""
+    (created,) = client.evaluations.list(MODEL, version, kind="check")
+    report = client.evaluations.wait(MODEL, version, created.id, timeout=PATIENCE).report
     assert report is not None
     edits = report["edits"]
     return {"evaluated": len(edits), "succeeded": sum(edit["succeeded"] for edit in edits)}
 
 
 def _wait_for_edits(client: Client, advance: Callable[[float], None]) -> None:
-    """Return once every edit is ready; the bar shows the steps that were done of each."""
+    """Wait until every edit is ready. `advance` moves the bar by the share of steps done."""
     done, deadline = 0.0, time.monotonic() + PATIENCE
     while True:
         edits = list(client.edits.list(model=MODEL))
@@ -183,7 +183,7 @@ def _share_done(edit: EditOut) -> float:
 
 
 def _request(client: Client, base: StableDiffusionPipeline, correction: Correction) -> dict[str, Any]:
-    """The correction as it is posted; its reference pictures, drawn by the base model, are uploaded first."""
+    """Build the edit to create. Its reference images, drawn by the base model, are uploaded first."""
     if correction.kind != "images":
         return correction.request()
     prompts = [REFERENCE_PROMPT.format(correction.destination)] * len(REFERENCE_SEEDS)

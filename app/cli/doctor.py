@@ -1,6 +1,6 @@
-"""`emender doctor`: what an operator would check by hand, a finding for each, and what to do about it.
+"""Checks of `emender doctor`.
 
-Findings name settings and files, never a secret, nor what a file with one holds.
+Findings name settings and files, never a secret or the content of a file with one.
 """
 
 import shutil
@@ -29,15 +29,16 @@ from app.settings import Settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, read_configured_key
 from app.storage import open_store
 
-FREE = 10 * 2**30  # bytes, below which the disk is worth a warning: some versions of a large model
-SKEW_SECONDS = 5.0
+MIN_FREE_BYTES = 10 * 2**30
+"""Less free disk space is a warning: some checkpoints of a large model."""
+MAX_SKEW_SECONDS = 5.0
 
 State = Literal["ok", "warning", "failure"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and where that is not well, the next step."""
+    """The result of a check, and the next step if it is not ok."""
 
     check: str
     state: State
@@ -46,7 +47,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check, one after the other; what cannot be checked without the database is left out where it is away."""
+    """Run every check. Those that need the database are left out if it is down."""
     yield from _database(settings)
     yield from _redis(settings)
     yield _store(settings)
@@ -65,32 +66,34 @@ def _database(settings: Settings) -> Iterator[Finding]:
         return
     try:
         engine = connect(url)
-    except Exception as error:  # whatever SQLAlchemy says of a URL, it may quote it
-        detail = f"EMENDER_DATABASE_URL is no URL of a database ({type(error).__name__})."
+    except Exception as error:  # its message may quote the URL, which has a password
+        detail = f"EMENDER_DATABASE_URL is not a database URL ({type(error).__name__})."
         yield Finding("database", "failure", detail, "Write it as postgresql://user:password@host/database.")
         return
     try:
         with Session(engine) as session:
             version = session.scalar(text("SHOW server_version"))
-            yield Finding("database", "ok", f"Postgres {version} answers.")
-            yield from _inside(session)
+            yield Finding("database", "ok", f"Postgres {version} is up.")
+            yield from _schema_and_roles(session)
     except SQLAlchemyError as error:
-        detail = f"It does not answer as it should ({type(getattr(error, 'orig', error)).__name__})."
+        detail = f"The database is down or refused the connection ({type(getattr(error, 'orig', error)).__name__})."
         yield Finding("database", "failure", detail, "Check EMENDER_DATABASE_URL, the server, and the role's password.")
     finally:
         engine.dispose()
 
 
-def _inside(session: Session) -> Iterator[Finding]:
+def _schema_and_roles(session: Session) -> Iterator[Finding]:
     try:
         newest = check_schema(session)
     except SchemaBehind as behind:
         yield Finding("schema", "failure", str(behind), "Run `emender migrate` as the role that owns the tables.")
         return
     if newest:
-        yield Finding("schema", "ok", "It has every migration of this version.")
+        yield Finding("schema", "ok", "All migrations of this version are applied.")
     else:
-        yield Finding("schema", "warning", "It is newer than this version.", "Install the version that migrated it.")
+        yield Finding(
+            "schema", "warning", "The schema is newer than this version.", "Install the version that migrated it."
+        )
     yield _role(session)
     yield _clock(session)
     yield from _workers(session)
@@ -99,38 +102,40 @@ def _inside(session: Session) -> Iterator[Finding]:
 def _role(session: Session) -> Finding:
     role = session.scalar(text("SELECT current_user"))
     rights = text("SELECT has_table_privilege(:table, 'INSERT'), has_table_privilege(:table, 'UPDATE')")
-    can = [session.execute(rights, {"table": table}).one() for table in (*APPEND_ONLY, *Base.metadata.tables)]
-    if not all(insert for insert, _ in can):
+    privileges = [session.execute(rights, {"table": table}).one() for table in (*APPEND_ONLY, *Base.metadata.tables)]
+    if not all(insert for insert, _ in privileges):
         step = f"Run `emender migrate --service-role {role}` as the role that owns the tables."
-        return Finding("role", "failure", f"The role {role} may not use every table.", step)
-    if any(update for _, update in can[: len(APPEND_ONLY)]):
-        step = "Let the service connect as a role of its own: `emender migrate --service-role NAME`."
-        return Finding("role", "warning", f"The role {role} may rewrite history; a trigger alone refuses it.", step)
-    return Finding("role", "ok", f"The role {role} uses the tables, and cannot rewrite history.")
+        return Finding("role", "failure", f"The role {role} may not use all tables.", step)
+    if any(update for _, update in privileges[: len(APPEND_ONLY)]):
+        step = "Connect the service as another role: `emender migrate --service-role NAME`."
+        return Finding("role", "warning", f"The role {role} may rewrite history; only a trigger prevents it.", step)
+    return Finding("role", "ok", f"The role {role} may use the tables and cannot rewrite history.")
 
 
 def _clock(session: Session) -> Finding:
     before = time.monotonic()
-    theirs = session.scalars(text("SELECT clock_timestamp()")).one()
-    took = time.monotonic() - before
-    apart = abs((datetime.now(UTC) - theirs).total_seconds())
-    if apart > SKEW_SECONDS + took:
-        detail = f"This machine's clock and the database's are {apart:.0f} s apart."
-        return Finding("clock", "warning", detail, "Let both follow NTP: webhooks are signed with this machine's time.")
-    return Finding("clock", "ok", f"It is within {SKEW_SECONDS:.0f} s of the database's.")
+    database_time = session.scalars(text("SELECT clock_timestamp()")).one()
+    round_trip = time.monotonic() - before
+    skew = abs((datetime.now(UTC) - database_time).total_seconds())
+    if skew > MAX_SKEW_SECONDS + round_trip:
+        detail = f"This machine's clock and the database's are {skew:.0f} s apart."
+        return Finding(
+            "clock", "warning", detail, "Synchronize both by NTP: webhooks are signed with this machine's time."
+        )
+    return Finding("clock", "ok", f"The clock is within {MAX_SKEW_SECONDS:.0f} s of the database's.")
 
 
 def _workers(session: Session) -> Iterator[Finding]:
     alive = workers.count_alive(session)
     count = sum(alive.values())
     if not count:
-        yield Finding("workers", "warning", "None is alive: jobs wait.", "Start one: `emender worker`.")
+        yield Finding("workers", "warning", "No worker runs: jobs wait.", "Start one: `emender worker`.")
         return
-    yield Finding("workers", "ok", f"{count} alive.")
+    yield Finding("workers", "ok", f"{count} run.")
     others = {version: number for version, number in alive.items() if version != editing.__version__}
     if others:
-        told = ", ".join(f"{number} of {version}" for version, number in sorted(others.items()))
-        detail = f"{told}; this is {editing.__version__}."
+        versions = ", ".join(f"{number} of {version}" for version, number in sorted(others.items()))
+        detail = f"{versions}; this is {editing.__version__}."
         yield Finding("versions", "warning", detail, "Restart them with this version, or install theirs here.")
     else:
         yield Finding("versions", "ok", f"All workers run {editing.__version__}.")
@@ -138,24 +143,24 @@ def _workers(session: Session) -> Iterator[Finding]:
 
 def _redis(settings: Settings) -> Iterator[Finding]:
     if settings.redis_url is None:
-        yield Finding("redis", "ok", "None is set: workers poll Postgres.")
+        yield Finding("redis", "ok", "EMENDER_REDIS_URL is not set: workers poll Postgres.")
         return
     problem = ping(settings.redis_url.get_secret_value())
     if problem is None:
-        yield Finding("redis", "ok", "It answers.")
+        yield Finding("redis", "ok", "Redis is up.")
     else:
-        detail = f"It does not answer ({problem}): workers poll Postgres meanwhile."
+        detail = f"Redis is down ({problem}): workers poll Postgres meanwhile."
         yield Finding("redis", "warning", detail, "Check EMENDER_REDIS_URL and the server.")
 
 
 def _store(settings: Settings) -> Finding:
     where = str(settings.store or settings.store_dir)
-    step = f"Let this user write to {where} and read there; `emender storage scrub` reads all that it holds."
+    step = f"Give this user read and write access to {where}. `emender storage scrub` verifies all blobs."
     try:
         open_store(settings).probe()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return Finding("store", "failure", f"{where} cannot be written to and read: {reason}.", step)
+        return Finding("store", "failure", f"{where} cannot be written and read: {reason}.", step)
     return Finding("store", "ok", f"{where}: a blob was written, read and verified.")
 
 
@@ -163,8 +168,8 @@ def _disk(settings: Settings) -> Finding:
     folder = next(path for path in (settings.store_dir, *settings.store_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB are free at {folder}."
-    if free < FREE:
-        return Finding("disk", "warning", detail, "Run `emender storage collect`, or make the disk larger.")
+    if free < MIN_FREE_BYTES:
+        return Finding("disk", "warning", detail, "Run `emender storage collect`, or enlarge the disk.")
     return Finding("disk", "ok", detail)
 
 
@@ -172,21 +177,21 @@ def _signing_key(settings: Settings) -> Finding:
     setting, embedded = settings.signing_key_file, settings.data_dir / "signing-key.pem"
     if setting is None:
         if not embedded.exists():
-            detail = "EMENDER_SIGNING_KEY_FILE is not set: a worker would not start; the API needs none."
-            return Finding("signing key", "warning", detail, "`emender signing-key create FILE`, where workers run.")
+            detail = "EMENDER_SIGNING_KEY_FILE is not set. Workers need it to start; the API does not."
+            return Finding("signing key", "warning", detail, "Run `emender signing-key create FILE` where workers run.")
         setting = embedded
     if setting == UNSIGNED:
-        step = "Name a key in EMENDER_SIGNING_KEY_FILE, so that whoever pulls can verify."
-        return Finding("signing key", "warning", "Versions are published without a signature.", step)
+        step = "Set EMENDER_SIGNING_KEY_FILE to a key, so that checkpoints can be verified."
+        return Finding("signing key", "warning", "Checkpoints are published without a signature.", step)
     try:
         key = read_configured_key(setting)
     except SigningKeyUnusable as error:
-        return Finding("signing key", "failure", error.detail, "`emender signing-key create FILE` makes one.")
+        return Finding("signing key", "failure", error.detail, "`emender signing-key create FILE` creates one.")
     assert key is not None
     if _is_open(Path(setting)):
-        detail = f"The key {key.id} is in a file that others may read."
+        detail = f"The file of the key {key.id} can be read by others."
         return Finding("signing key", "warning", detail, f"chmod 600 {setting}")
-    return Finding("signing key", "ok", f"The key {key.id} can be used.")
+    return Finding("signing key", "ok", f"The key {key.id} is usable.")
 
 
 def _webhook_secret_key(settings: Settings) -> Iterator[Finding]:
@@ -194,7 +199,7 @@ def _webhook_secret_key(settings: Settings) -> Iterator[Finding]:
     if file.exists() and _is_open(file):
         yield Finding("webhook key", "warning", f"{file} can be read by others.", f"chmod 600 {file}")
     elif settings.webhook_secret_key is None and not file.exists():
-        yield Finding("webhook key", "ok", "None is set: there are no webhooks.")
+        yield Finding("webhook key", "ok", "It is not set: there are no webhooks.")
     else:
         yield Finding("webhook key", "ok", "It is set.")
 
@@ -206,8 +211,8 @@ def _is_open(file: Path) -> bool:
 def _model_roots(settings: Settings) -> Iterator[Finding]:
     for root in settings.model_roots:
         if not root.is_dir():
-            step = "Make the folder or mount it, or take it out of EMENDER_MODEL_ROOTS."
-            yield Finding("model roots", "failure", f"{root} is no folder.", step)
+            step = "Create or mount the folder, or remove it from EMENDER_MODEL_ROOTS."
+            yield Finding("model roots", "failure", f"{root} is not a folder.", step)
             continue
         found = len(list(root.glob("*/model_index.json")))
         yield Finding("model roots", "ok", f"{root} has {found} models.")
@@ -215,7 +220,7 @@ def _model_roots(settings: Settings) -> Iterator[Finding]:
 
 def _torch(settings: Settings) -> Finding:
     if find_spec("torch") is None:
-        detail = "It is not installed: this machine can run the API, and no worker."
+        detail = "torch is not installed: this machine can run the API, but no worker."
         return Finding("torch", "ok", detail)
     import torch
 
@@ -229,6 +234,6 @@ def _torch(settings: Settings) -> Finding:
         step = "Check the driver (`nvidia-smi`) and this build of torch, or set EMENDER_DEVICE=auto."
         return Finding("torch", "failure", f"{found} cannot compute on {settings.device}.", step)
     if device.type == "cpu":
-        step = "Run workers where there is a GPU, if the model is larger than a toy."
+        step = "Run workers on a machine with a GPU, except for toy models."
         return Finding("torch", "warning" if settings.device == "auto" else "ok", f"{found} computes on the CPU.", step)
     return Finding("torch", "ok", f"{found} computes on {torch.cuda.get_device_name(device)}.")

@@ -20,6 +20,7 @@ from emender import (
 )
 from emender.requests import MAX_DELAY_SECONDS
 from emender.schemas.common import Progress
+from emender.schemas.edits import EditBatchOut
 
 MODEL = {
     "id": "00000000-0000-7000-8000-000000000000", "name": "emoji", "namespace": "emender", "source": "pipeline",
@@ -233,3 +234,32 @@ class TestWait:
         client, sent = answered(httpx2.Response(200, json=MODEL))
         client.models.get("emoji", wait=30)
         assert sent[0].headers["Prefer"] == "wait=30"
+
+
+EDIT = {
+    "id": MODEL["id"], "model": "emoji", "source": "dog", "destination": {"prompt": "cat"}, "templates": ["{}"],
+    "settings": {}, "reason": None, "labels": {}, "state": "ready", "progress": None, "attempt": 1, "problem": None,
+    "value": None, "created_by": "test", "created_at": "2026-11-24T12:00:00Z", "updated_at": "2026-11-24T12:00:00Z",
+}  # fmt: skip
+BATCH = EditBatchOut.model_validate({"count": 2, "edits": [{"id": EDIT["id"], "source": source} for source in "ab"]})
+
+
+class TestWaitForBatch:
+    def test_returns_all_edits_in_order_with_failed_ones(self, answered):
+        states = [{"state": "optimizing"}, {"source": "a"}, {"source": "b", "state": "failed"}]
+        client, sent = answered(*[httpx2.Response(200, json=EDIT | fields) for fields in states])
+        edits = client.edits.wait_batch(BATCH)
+        assert [(edit.source, edit.state) for edit in edits] == [("a", "ready"), ("b", "failed")]
+        assert {request.headers["Prefer"] for request in sent} == {"wait=10"}
+
+    def test_ends_after_the_timeout(self, answered):
+        client, _ = answered(httpx2.Response(200, json=EDIT | {"state": "queued"}))
+        with pytest.raises(WaitTimeout, match="2 of 2 edits have not ended"):
+            client.edits.wait_batch(BATCH, timeout=-1)
+
+
+def test_wait_with_progress_prints_each_state(answered, capsys):
+    events = [("1", status("registering")), ("2", status("ready"))]
+    client, _ = answered(stream(*events), httpx2.Response(200, json=MODEL))
+    client.models.wait("emoji", progress=True)
+    assert capsys.readouterr().err == "model emoji: registering\nmodel emoji: ready\n"

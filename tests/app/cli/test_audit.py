@@ -16,7 +16,7 @@ from tests.conftest import rewritable_history
 
 @pytest.fixture
 def log(clean_database, settings, database_url, monkeypatch):
-    """Three events, committed."""
+    """An audit log of three events."""
     mine = settings.model_copy(update={"database_url": SecretStr(database_url)})
     monkeypatch.setattr("app.cli.audit.read_settings", lambda: mine)
     with sessions(clean_database)() as session:
@@ -31,7 +31,7 @@ def emender(*arguments):
 
 
 class TestVerify:
-    def test_whole(self, log):
+    def test_valid_log_is_verified(self, log):
         done = emender("verify")
         assert done.exit_code == 0
         head = done.stdout.split()[-1]
@@ -41,7 +41,7 @@ class TestVerify:
         assert cut.exit_code == 1
         assert "cut short" in cut.stderr
 
-    def test_broken(self, log):
+    def test_changed_event_is_named(self, log):
         with log.begin() as connection, rewritable_history(connection):
             connection.execute(update(AuditEvent).where(AuditEvent.sequence == 2).values(reason="another"))
         done = emender("verify")
@@ -51,17 +51,17 @@ class TestVerify:
 
 
 class TestExport:
-    def test_ndjson(self, log):
+    def test_ndjson_has_one_event_per_line(self, log):
         lines = [json.loads(line) for line in emender("export").stdout.splitlines()]
         assert [line["sequence"] for line in lines] == [1, 2, 3]
         assert lines[0]["reason"] == "=1+1"
         assert emender("export", "--target", "edit:2").stdout.count("\n") == 1
         assert emender("export", "--until", "2020-01-01").stdout == ""
 
-    def test_csv_without_formulas(self, log):
+    def test_csv_has_no_formulas(self, log):
         rows = list(csv.DictReader(io.StringIO(emender("export", "--format", "csv").stdout, newline="")))
         assert [row["target"] for row in rows] == ["edit:1", "edit:2", "edit:3"]
         assert rows[0]["reason"] == "'=1+1"
 
-    def test_other_formats(self, log):
+    def test_unknown_format_is_an_error(self, log):
         assert emender("export", "--format", "xml").exit_code == 2

@@ -1,4 +1,4 @@
-"""Each thing broken is found, by name, with a next step; nothing secret is said."""
+"""`emender doctor` names each problem with a next step, and no secret."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Found = Callable[..., dict[str, Finding]]
 
 @pytest.fixture
 def found(settings: Settings, clean_database: Engine) -> Found:
-    """The findings by what was checked, with some settings changed."""
+    """Run the checks with changed settings. Return the findings by the name of the check."""
 
     def look(**given: object) -> dict[str, Finding]:
         findings = list(examine(settings.model_copy(update={"device": "cpu", **given})))
@@ -38,11 +38,11 @@ def found(settings: Settings, clean_database: Engine) -> Found:
     return look
 
 
-def wrong(found: dict[str, Finding], check: str, state: str, words: str) -> None:
+def expect_finding(found: dict[str, Finding], check: str, state: str, words: str) -> None:
     assert found[check].state == state and words in found[check].detail, found[check]
 
 
-def test_all_well(found: Found, tmp_path: Path, clean_database: Engine) -> None:
+def test_working_installation_has_no_problems(found: Found, tmp_path: Path, clean_database: Engine) -> None:
     key = tmp_path / "key.pem"
     create_key(key)
     with Session(clean_database) as session:
@@ -56,26 +56,28 @@ def test_all_well(found: Found, tmp_path: Path, clean_database: Engine) -> None:
 
 
 class TestDatabase:
-    def test_away(self, found: Found) -> None:
+    def test_database_that_is_down_is_a_failure(self, found: Found) -> None:
         findings = found(database_url=SecretStr("postgresql://emender:s3cret@127.0.0.1:1/emender"))
-        wrong(findings, "database", "failure", "does not answer")
+        expect_finding(findings, "database", "failure", "is down or refused")
         assert "schema" not in findings and "s3cret" not in str(findings)
 
-    def test_no_url(self, found: Found) -> None:
+    def test_invalid_url_is_a_failure_without_its_secret(self, found: Found) -> None:
         findings = found(database_url=SecretStr("s3cret"))
-        wrong(findings, "database", "failure", "no URL")
+        expect_finding(findings, "database", "failure", "is not a database URL")
         assert "s3cret" not in str(findings)
 
     def test_none(self, found: Found) -> None:
-        wrong(found(database_url=None), "database", "failure", "EMENDER_DATABASE_URL is not set")
+        expect_finding(found(database_url=None), "database", "failure", "EMENDER_DATABASE_URL is not set")
 
     @pytest.mark.parametrize(("revision", "state"), [(list_revisions()[1], "failure"), ("9999", "warning")])
-    def test_schema(self, found: Found, clean_database: Engine, revision: str, state: str) -> None:
+    def test_schema_of_another_version_is_found(
+        self, found: Found, clean_database: Engine, revision: str, state: str
+    ) -> None:
         set_revision = text("UPDATE alembic_version SET version_num = :revision")
         with clean_database.begin() as connection:
             connection.execute(set_revision, {"revision": revision})
         try:
-            wrong(found(), "schema", state, revision if state == "failure" else "newer")
+            expect_finding(found(), "schema", state, revision if state == "failure" else "newer")
         finally:
             with clean_database.begin() as connection:
                 connection.execute(set_revision, {"revision": list_revisions()[0]})
@@ -92,81 +94,83 @@ class TestRole:
             connection.execute(text("DROP OWNED BY doctored"))
             connection.execute(text("DROP ROLE doctored"))
 
-    def test_granted(self, found: Found, clean_database: Engine, url: SecretStr) -> None:
+    def test_granted_role_is_ok(self, found: Found, clean_database: Engine, url: SecretStr) -> None:
         grant_privileges(clean_database, role="doctored")
         assert found(database_url=url)["role"].state == "ok"
 
-    def test_granted_before_a_migration(self, found: Found, clean_database: Engine, url: SecretStr) -> None:
+    def test_role_without_new_tables_is_a_failure(self, found: Found, clean_database: Engine, url: SecretStr) -> None:
         grant_privileges(clean_database, role="doctored")
         with clean_database.begin() as connection:
             connection.execute(text("REVOKE ALL ON workers FROM doctored"))
         findings = found(database_url=url)
-        wrong(findings, "role", "failure", "doctored")
+        expect_finding(findings, "role", "failure", "doctored")
         assert "--service-role doctored" in str(findings["role"].next_step)
 
 
-def test_clocks_apart(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "SKEW_SECONDS", -1e6)
-    wrong(found(), "clock", "warning", "apart")
+def test_clock_skew_is_a_warning(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MAX_SKEW_SECONDS", -1e6)
+    expect_finding(found(), "clock", "warning", "apart")
 
 
 class TestWorkers:
     def test_none(self, found: Found) -> None:
-        wrong(found(), "workers", "warning", "None is alive")
+        expect_finding(found(), "workers", "warning", "No worker runs")
 
-    def test_of_another_version(self, found: Found, clean_database: Engine) -> None:
+    def test_worker_of_another_version_is_a_warning(self, found: Found, clean_database: Engine) -> None:
         with Session(clean_database) as session:
             session.add(Worker(name="old", version="0.0.1"))
             session.commit()
-        wrong(found(), "versions", "warning", "1 of 0.0.1")
+        expect_finding(found(), "versions", "warning", "1 of 0.0.1")
 
 
-def test_redis_away(found: Found) -> None:
+def test_redis_that_is_down_is_a_warning(found: Found) -> None:
     findings = found(redis_url=SecretStr("redis://:s3cret@127.0.0.1:1/0"))
-    wrong(findings, "redis", "warning", "does not answer")
+    expect_finding(findings, "redis", "warning", "Redis is down")
     assert "s3cret" not in str(findings)
 
 
-def test_a_store_that_cannot_be_written_to(found: Found, tmp_path: Path) -> None:
+def test_unwritable_store_is_a_failure(found: Found, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    wrong(found(store=tmp_path / "file" / "store"), "store", "failure", "Not a directory")
+    expect_finding(found(store=tmp_path / "file" / "store"), "store", "failure", "Not a directory")
 
 
-def test_a_full_disk(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "FREE", 2**60)
-    wrong(found(), "disk", "warning", "GiB are free")
+def test_full_disk_is_a_warning(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 2**60)
+    expect_finding(found(), "disk", "warning", "GiB are free")
 
 
 class TestKeys:
-    def test_no_key(self, found: Found, tmp_path: Path) -> None:
-        wrong(found(), "signing key", "warning", "is not set")
-        wrong(found(signing_key_file="none"), "signing key", "warning", "without a signature")
+    def test_missing_or_unusable_key_is_found(self, found: Found, tmp_path: Path) -> None:
+        expect_finding(found(), "signing key", "warning", "is not set")
+        expect_finding(found(signing_key_file="none"), "signing key", "warning", "without a signature")
         (tmp_path / "key.pem").write_text("s3cret")
         findings = found(signing_key_file=tmp_path / "key.pem")
-        wrong(findings, "signing key", "failure", "no usable EC key")
+        expect_finding(findings, "signing key", "failure", "no usable EC key")
         assert "s3cret" not in str(findings)
 
-    def test_keys_that_others_may_read(self, found: Found, tmp_path: Path, settings: Settings) -> None:
+    def test_readable_key_files_are_warnings(self, found: Found, tmp_path: Path, settings: Settings) -> None:
         create_key(tmp_path / "key.pem")
         os.chmod(tmp_path / "key.pem", 0o644)
         settings.data_dir.mkdir()
         (settings.data_dir / "webhook-key").write_text("s3cret")
         os.chmod(settings.data_dir / "webhook-key", 0o644)
         findings = found(signing_key_file=tmp_path / "key.pem")
-        wrong(findings, "signing key", "warning", "others may read")
-        wrong(findings, "webhook key", "warning", "read by others")
+        expect_finding(findings, "signing key", "warning", "read by others")
+        expect_finding(findings, "webhook key", "warning", "read by others")
         assert "s3cret" not in str(findings)
 
 
-def test_no_model_root(found: Found, tmp_path: Path) -> None:
-    wrong(found(model_roots=(tmp_path / "none",)), "model roots", "failure", "is no folder")
+def test_missing_model_root_is_a_failure(found: Found, tmp_path: Path) -> None:
+    expect_finding(found(model_roots=(tmp_path / "none",)), "model roots", "failure", "is not a folder")
 
 
-def test_a_device_that_is_not_there(found: Found) -> None:
-    wrong(found(device="cuda:7"), "torch", "failure", "cannot compute on cuda:7")
+def test_missing_device_is_a_failure(found: Found) -> None:
+    expect_finding(found(device="cuda:7"), "torch", "failure", "cannot compute on cuda:7")
 
 
-def test_as_a_command(settings: Settings, clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_exits_with_1_if_a_check_fails(
+    settings: Settings, clean_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.cli.main.read_settings", lambda: settings)
     done = CliRunner().invoke(build_command(), ["doctor"])
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""`emender store …` on a folder and on a bucket; as a process of its own where that matters."""
+"""`emender storage` on a folder and on a bucket."""
 
 import json
 import os
@@ -44,7 +44,9 @@ def factory(clean_database: Engine) -> Sessions:
     return sessions(clean_database)
 
 
-def test_scrub(command: Command, store_settings: Settings, factory: Sessions, damage: Damage) -> None:
+def test_scrub_names_damaged_and_missing_blobs(
+    command: Command, store_settings: Settings, factory: Sessions, damage: Damage
+) -> None:
     blobs = open_store(store_settings)
     sha256 = blobs.put(b"a picture")
     with factory() as session:
@@ -69,7 +71,7 @@ def test_scrub(command: Command, store_settings: Settings, factory: Sessions, da
     assert command("scrub").exit_code == 0
 
 
-def test_collect(command: Command, store_settings: Settings, factory: Sessions) -> None:
+def test_collect_counts_blobs_without_references(command: Command, store_settings: Settings, factory: Sessions) -> None:
     blobs = open_store(store_settings)
     sha256 = blobs.put(b"forgotten")
     done = command("collect", "--json")
@@ -80,8 +82,7 @@ def test_collect(command: Command, store_settings: Settings, factory: Sessions) 
         assert session.scalars(select(AuditEvent)).all() == []
 
 
-def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -> None:
-    """On a folder, where a blob can be made old."""
+def test_collect_deletes_old_blobs_of_a_folder(tmp_path: Path, database_url: str, factory: Sessions) -> None:
     settings = Settings(data_dir=tmp_path, database_url=SecretStr(database_url))
     blobs = open_store(settings)
     forgotten, named = blobs.put(b"forgotten"), blobs.put(b"named")
@@ -107,13 +108,13 @@ def test_collect_deletes(tmp_path: Path, database_url: str, factory: Sessions) -
         ({"EMENDER_STORE": "s3://UPPER/../x"}, 2, "Give a folder, or a bucket as s3://bucket/prefix."),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, given: dict[str, str], code: int, said: str) -> None:
+def test_invalid_settings_are_errors(tmp_path: Path, given: dict[str, str], code: int, said: str) -> None:
     done = emender("scrub", EMENDER_DATA_DIR=str(tmp_path), **given)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_bucket_that_does_not_answer(tmp_path: Path, database_url: str, clean_database: Engine) -> None:
+def test_bucket_that_is_down_is_an_error(tmp_path: Path, database_url: str, clean_database: Engine) -> None:
     given = {"EMENDER_STORE": "s3://bucket", "EMENDER_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "key"}
     secret = {"AWS_SECRET_ACCESS_KEY": "what nobody shall see", "EMENDER_DATABASE_URL": database_url}
     done = emender("scrub", EMENDER_DATA_DIR=str(tmp_path), **given, **secret)

@@ -38,12 +38,12 @@ def run_emender(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def last_line(done) -> list[str]:
-    """The words of what the command printed; the worker's log lines come before it."""
+    """Split the last line of the output; lines of the worker's log come before it."""
     return done.output.splitlines()[-1].split()
 
 
 def code(done) -> int:
-    """What the process would exit with."""
+    """Find the exit code that the process would have."""
     return done.exception.code if isinstance(done.exception, CommandError) else done.exit_code
 
 
@@ -53,7 +53,7 @@ def as_json(done) -> Any:
 
 @pytest.fixture
 def run(service: Service, monkeypatch: pytest.MonkeyPatch):
-    """Run a command against the service, as a key with these scopes."""
+    """Run a command against the service with a key that has a scope."""
 
     def invoke(*arguments: str, scope: str = "admin"):
         token = service.keys[scope]["Authorization"].removeprefix("Bearer ")
@@ -121,7 +121,7 @@ class TestProcess:
 
 
 class TestCommands:
-    def test_apply_waits_and_lists(self, run, service):
+    def test_apply_waits_for_the_checkpoint(self, run, service):
         edit = service.edit("fox")
         done = run("apply", "tiny", "--edit", str(edit), "--alpha", "0.6", "--alias", "staging", "--wait")
         assert done.exit_code == 0, done.output
@@ -131,7 +131,7 @@ class TestCommands:
         listed = run("checkpoints", "list", "tiny")
         assert "v1" in listed.output and "staging" in listed.output
 
-    def test_dry_run(self, run, service):
+    def test_dry_run_shows_the_plan_and_creates_nothing(self, run, service):
         old, new = service.edit("fox"), service.edit("fox")
         done = run("apply", "tiny", "--dry-run")
         assert done.exit_code == 0
@@ -139,21 +139,21 @@ class TestCommands:
         assert f"{old}  left out" in done.output
         assert service.get("/v1/models/tiny/checkpoints")["items"] == []
 
-    def test_problem_is_readable(self, run, service):
+    def test_rejected_request_names_the_field(self, run, service):
         service.edit("fox")
         done = run("apply", "tiny", "--alpha", "1")
         assert code(done) == ExitCode.REJECTED
         assert str(done.exception).splitlines()[0].startswith("Invalid request (422): ")
         assert "  /alpha: " in str(done.exception)
 
-    def test_failed_checkpoint(self, run, service, monkeypatch):
+    def test_failed_build_is_an_error(self, run, service, monkeypatch):
         service.edit("fox")
         monkeypatch.setattr("app.worker.tasks.build_checkpoint.card", lambda *_, **__: 1 / 0)
         done = run("apply", "tiny", "--wait")
         assert str(done.exception).startswith("v1 failed: ")
         assert code(done) == ExitCode.FAILED
 
-    def test_edit_by_text(self, run, service):
+    def test_edit_is_created_with_settings(self, run, service):
         done = run(
             "edits",
             "create",
@@ -174,7 +174,7 @@ class TestCommands:
         assert (edit["source"], edit["destination"]) == ("fox", {"prompt": "owl"})
         assert edit["settings"]["optimization_steps"] == 3
 
-    def test_edit_by_images_and_erasure(self, run, service, tmp_path):
+    def test_edit_by_images_and_erasure_is_created(self, run, service, tmp_path):
         from PIL import Image
 
         Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
@@ -189,18 +189,18 @@ class TestCommands:
         assert edit["reason"] == "LEGAL-7"
 
     @pytest.mark.parametrize("destination", [[], ["--destination", "owl", "--erase"]])
-    def test_edit_with_no_or_two_destinations(self, run, destination):
+    def test_edit_needs_exactly_one_destination(self, run, destination):
         done = run("edits", "create", "tiny", "fox", *destination)
         assert code(done) == ExitCode.USAGE
 
-    def test_model_add(self, run):
+    def test_failed_registration_is_an_error(self, run):
         done = run("models", "register", "other", "nowhere", "--wait")
         assert str(done.exception).startswith("other failed: ")
         assert "nowhere" in str(done.exception)
         done = run("models", "register", "third", "../etc")
         assert "  /source: " in str(done.exception)
 
-    def test_webhooks(self, run, service):
+    def test_webhooks_are_created_changed_and_deleted(self, run, service):
         service.settings.webhook_secret_key = SecretStr("k" * 40)
         url = "https://deploy.example/emender"
         made = as_json(run("webhooks", "create", url, "--event", "alias.moved", "--event", "edit.ready", "--json"))
@@ -222,8 +222,7 @@ class TestCommands:
         assert made["id"] in run("webhooks", "list").output
         assert code(run("webhooks", "list", scope="read")) == ExitCode.UNAUTHORIZED
 
-    def test_webhook_deliveries(self, run, service, monkeypatch):
-        """A ping is tried, as by a worker, at a name that has no address; another waits in vain."""
+    def test_webhook_deliveries_are_listed_and_repeated(self, run, service, monkeypatch):
         service.settings.webhook_secret_key = SecretStr("k" * 40)
         made = as_json(run("webhooks", "create", "https://a.invalid/", "--event", "alias.moved", "--json"))
 
@@ -243,15 +242,14 @@ class TestCommands:
         unsent = run("webhooks", "test", made["id"], "--wait")
         assert "EMENDER_WEBHOOK_SECRET_KEY" in str(unsent.exception)
 
-    def test_a_license_for_the_model_cards(self, run, service):
+    def test_license_is_registered(self, run, service):
         given = ["--license", "other", "--license-name", "own", "--license-link", "https://a.example"]
         run("models", "register", "licensed", "nowhere", *given)
         license = {"id": "other", "name": "own", "link": "https://a.example"}
         assert service.get("/v1/models/licensed")["license"] == license
         assert "--license" in str(run("models", "register", "fourth", "nowhere", "--license-name", "own").exception)
 
-    def test_statistics_of_a_file(self, run, service, tmp_path):
-        """The captions sent are those of the file, from the column named, as many as asked for."""
+    def test_statistics_are_estimated_over_a_column_of_a_file(self, run, service, tmp_path):
         captions = [f"a picture of thing {n}" for n in range(80)]
         (tmp_path / "set.csv").write_text("id,alt\n" + "".join(f"{n},{line}\n" for n, line in enumerate(captions)))
         done = run(
@@ -264,7 +262,7 @@ class TestCommands:
         encoder = service.runner.context.pipeline(service.model.id).encoder
         assert digest == editing.estimate_second_moments(encoder, captions[:70]).digest
 
-    def test_statistics_of_no_file(self, run, tmp_path):
+    def test_file_without_captions_is_an_error(self, run, tmp_path):
         (tmp_path / "set.csv").write_text("id,title\n1,a cat\n")
         done = run("statistics", "create", "tiny", str(tmp_path / "set.csv"))
         assert "set.csv, caption 1: there is no column 'caption' or 'text'" in str(done.exception)
@@ -272,13 +270,13 @@ class TestCommands:
         done = run("statistics", "create", "tiny", str(tmp_path / "set.txt"))
         assert str(done.exception) == "set.txt has no captions."
 
-    def test_statistics_that_failed(self, run, service, tmp_path, monkeypatch):
+    def test_failed_estimate_is_an_error(self, run, service, tmp_path, monkeypatch):
         (tmp_path / "set.txt").write_text("a cat\n")
         monkeypatch.setattr(service.runner.context.pipelines, "get", lambda *_, **__: 1 / 0)
         done = run("statistics", "create", "tiny", str(tmp_path / "set.txt"), "--wait")
         assert str(done.exception).startswith("uploaded failed: ")
 
-    def test_models(self, run, service):
+    def test_models_are_listed_and_shown(self, run, service):
         assert "tiny" in run("models", "list", scope="read").output
         (listed,) = as_json(run("models", "list", "--json"))
         assert as_json(run("models", "show", "tiny", "--json")) == listed
@@ -286,7 +284,7 @@ class TestCommands:
         assert listed["statistics"]["id"] in run("statistics", "list", "tiny").output
         assert last_line(run("models", "watch", "tiny")) == ["tiny", "ready"]
 
-    def test_batch(self, run, service, tmp_path):
+    def test_batch_is_created_from_a_file(self, run, service, tmp_path):
         (tmp_path / "edits.csv").write_text("source,destination\nfox,owl\noak,elm\n")
         made = as_json(run("edits", "batch", "tiny", str(tmp_path / "edits.csv"), "--json"))
         assert [edit["source"] for edit in made["edits"]] == ["fox", "oak"]
@@ -294,7 +292,7 @@ class TestCommands:
         assert "  /0/destination: " in str(run("edits", "batch", "tiny", str(tmp_path / "edits.jsonl")).exception)
         assert code(run("edits", "batch", "tiny", __file__)) == ExitCode.USAGE
 
-    def test_life_of_an_edit(self, run, service):
+    def test_edits_are_cancelled_and_retried(self, run, service):
         ids = [
             last_line(run("edits", "create", "tiny", source, "--destination", "owl"))[0] for source in ("fox", "oak")
         ]
@@ -309,14 +307,14 @@ class TestCommands:
             assert text in run("edits", "list").output and text in run("edits", "show", ids[0]).output
         assert code(run("edits", "value", ids[0], "unused")) == ExitCode.CONFLICT
 
-    def test_value(self, run, service, tmp_path):
+    def test_value_is_saved_as_safetensors(self, run, service, tmp_path):
         import safetensors
 
         done = run("edits", "value", str(service.edit("fox")), str(tmp_path / "value.safetensors"), "--json")
         with safetensors.safe_open(as_json(done)["file"], framework="np") as file:
             assert set(file.keys()) == {"text_encoder.delta", "text_encoder.hidden"}
 
-    def test_what_there_is_instead(self, run, service):
+    def test_unknown_names_suggest_existing_ones(self, run, service):
         unknown = run("checkpoints", "list", "tinny")
         assert code(unknown) == ExitCode.NOT_FOUND
         assert str(unknown.exception).splitlines()[1] == "Existing models: tiny. `emender models list` lists all."
@@ -332,7 +330,7 @@ class TestVersions:
         ids = [str(service.edit(source)) for source in ("fox", "owl")]
         return [service.apply(edits=ids[:1], alias="production"), service.apply(edits=ids)]
 
-    def test_shown_and_compared(self, run, versions):
+    def test_checkpoints_are_shown_and_compared(self, run, versions):
         shown = run("checkpoints", "show", "tiny", "v1").output
         assert versions[0]["commit"] in shown and "fox" in shown and "text_encoder/model.safetensors" in shown
         assert as_json(run("checkpoints", "show", "tiny", "production", "--json"))["version"] == "v1"
@@ -341,7 +339,7 @@ class TestVersions:
         assert as_json(run("checkpoints", "diff", "tiny", "v1", "--json"))["against"] == "base"
         assert last_line(run("checkpoints", "watch", "tiny", "v2"))[:2] == ["v2", "published"]
 
-    def test_alias_and_rollback(self, run, versions, service):
+    def test_alias_is_moved_and_rolled_back(self, run, versions, service):
         assert last_line(run("aliases", "show", "tiny", "production")) == ["production", "v1"]
         late = run("aliases", "move", "tiny", "production", "v2", "--expected", "v3")
         assert code(late) == ExitCode.CONFLICT and "points at v1, not at v3" in str(late.exception)
@@ -360,7 +358,7 @@ class TestVersions:
         events = service.client.get("/v1/audit?action=alias.move", headers=service.keys["admin"]).json()["items"]
         assert [event["reason"] for event in events[:3]] == [None, "rollback", "better"]
 
-    def test_retracted_and_traced(self, run, versions):
+    def test_checkpoint_is_retracted_and_traced(self, run, versions):
         sha256 = next(file["sha256"] for file in versions[1]["files"] if file["path"].startswith("text_encoder/m"))
         traced = as_json(run("files", "trace", sha256, "--json"))
         assert [origin["version"] for origin in traced["origins"]] == ["v2"]
@@ -368,7 +366,7 @@ class TestVersions:
         assert last_line(run("checkpoints", "retract", "tiny", "v2", "--reason", "wrong flag")) == ["v2", "retracted"]
         assert code(run("checkpoints", "diff", "tiny", "v2")) == ExitCode.NOT_FOUND
 
-    def test_preview(self, run, versions, tmp_path):
+    def test_preview_is_drawn_and_downloaded(self, run, versions, tmp_path):
         quick = ["--prompt", "a photo of fox", "--seed", "3", "--num-inference-steps", "2"]
         folder = tmp_path / "a"
         made = as_json(run("previews", "create", "tiny", "v1", *quick, "--wait", "--folder", str(folder), "--json"))
@@ -384,7 +382,7 @@ class TestVersions:
         without = run("evaluations", "create", "tiny", "v1", "--seed", "1")
         assert code(without) == ExitCode.CONFLICT and "classifier" in str(without.exception)
 
-    def test_completion(self, run, versions):
+    def test_names_are_completed(self, run, versions):
         def completed(*arguments):
             run("models", "list")  # so that commands know the service
             words = " ".join(["emender", *arguments])
@@ -398,7 +396,7 @@ class TestVersions:
 
 
 def commands(group=None, path=()):
-    """(path, command) of all that do something."""
+    """Iterate over (path, command) of all commands."""
     group = group or typer.main.get_command(build_command())
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
@@ -408,11 +406,11 @@ def commands(group=None, path=()):
 
 
 class TestReference:
-    def test_every_command_writes_json(self):
+    def test_every_command_has_json_output(self):
         lacking = [path for path, command in commands() if "--json" not in {o for p in command.params for o in p.opts}]
         assert lacking == []
 
-    def test_everything_is_explained(self):
+    def test_every_command_and_option_has_help(self):
         for path, command in commands():
             assert command.help, path
             assert [param.name for param in command.params if not param.help] == [], path
@@ -427,7 +425,7 @@ EDIT = {
 
 
 class TestTerminals:
-    """The real command against a service that takes an edit and is never done with it."""
+    """The command in a process, against a service whose work never ends."""
 
     @pytest.fixture
     def stub(self):
@@ -467,7 +465,7 @@ class TestTerminals:
             thread.join()
 
     def interrupt(self, stub, stderr, awaited, **environment):
-        """Press Ctrl-C once it says so; the exit code and what it wrote. `stderr`: where to read it, and its end."""
+        """Press Ctrl-C after the awaited output. Return the exit code, stdout and stderr."""
         here, there = stderr
         command = [
             sys.executable,
@@ -497,7 +495,7 @@ class TestTerminals:
         os.close(here)
         return process.returncode, out.decode(), written.decode()
 
-    def test_interrupted_in_a_pipe(self, stub):
+    def test_interrupted_wait_names_the_command_that_shows_the_work(self, stub):
         code, out, err = self.interrupt(stub, os.pipe(), b"optimizing")
         assert (code, out) == (ExitCode.INTERRUPTED, "")
         assert err == (
@@ -505,12 +503,12 @@ class TestTerminals:
             f"Interrupted: optimizing dog continues. `emender edits watch {EDIT['id']}` shows it.\n"
         )
 
-    def test_waited_in_vain(self, stub):
+    def test_wait_ends_after_the_timeout(self, stub):
         done = run_emender("edits", "watch", EDIT["id"], "--timeout", "1", EMENDER_URL=stub, EMENDER_API_KEY="em_a_b")
         assert done.returncode == ExitCode.TIMED_OUT
         assert done.stderr.endswith("is still optimizing.\n")
 
-    def test_bar_on_a_terminal_without_colour(self, stub):
+    def test_terminal_without_color_gets_a_plain_bar(self, stub):
         plain = {"NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "120"}
         code, out, err = self.interrupt(stub, os.openpty(), b"25%", **plain)
         assert (code, out) == (ExitCode.INTERRUPTED, "")
