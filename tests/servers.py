@@ -20,6 +20,7 @@ import redis
 from app.local.child_process import die_with_parent
 from app.local.supervisor import to_environment
 from app.settings import Settings
+from tests.patience import patience
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
@@ -54,7 +55,7 @@ class ApiServer:
                 stderr=log,
                 preexec_fn=die_with_parent(),
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while not self.ready():
             assert self._process.poll() is None, "the API has ended: " + self.log.read_text()[-2000:]
             assert time.monotonic() < deadline, "the API does not answer"
@@ -94,7 +95,7 @@ class RedisServer:
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent()
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience(20)
         while time.monotonic() < deadline:
             try:
                 with self.client() as client:
@@ -158,7 +159,7 @@ class S3Server:
                 preexec_fn=die_with_parent(signal.SIGKILL),
             )
         self.url = f"http://127.0.0.1:{given['s3.port']}"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while time.monotonic() < deadline:
             try:
                 if httpx.get(self.url, trust_env=False).status_code == 403:

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0012"
 down_revision = "0011"
+breaking = True  # stop the service first: code from before cannot use the new names
 
 SETTINGS = {
     "steps": "optimization_steps",

@@ -33,6 +33,7 @@ from emender import pull
 from tests.app.checkpoints.conftest import base_folder, ready_edit, register_folder
 from tests.app.conftest import Headers, issue_keys
 from tests.faults.outcomes import Outcome, Outcomes, pytest_addoption, pytest_configure, pytest_terminal_summary
+from tests.patience import patience
 from tests.pipelines import LAYERS, WIDTH, write_pipeline
 from tests.servers import ApiServer, RedisServer, environment, require_redis
 
@@ -40,7 +41,7 @@ __all__ = ["base_folder", "pytest_addoption", "pytest_configure", "pytest_termin
 
 Found = TypeVar("Found")
 
-LEASE_SECONDS = 6.0
+LEASE_SECONDS = patience(6.0)
 EVERY_STEP = {"objective": "text", "text_optimizer": "adam", "tolerance": 0}  # L-BFGS ends early
 SLOW = EVERY_STEP | {"optimization_steps": 1500}  # several seconds on the tiny pipeline
 QUICK = {"objective": "text", "optimization_steps": 3}
@@ -322,18 +323,19 @@ class Site:
 
 
 def until(condition: Callable[[], object], *, timeout: float, every: float = 0.05) -> float:
-    """Wait for it; returns the seconds that it took."""
-    began = time.monotonic()
+    """Wait for the condition, longer on a busy machine; returns the seconds that it took."""
+    began, limit = time.monotonic(), patience(timeout)
     while not condition():
-        assert time.monotonic() - began < timeout, f"waited {timeout:.0f} s in vain"
+        assert time.monotonic() - began < limit, f"waited {limit:.0f} s in vain"
         time.sleep(every)
     return time.monotonic() - began
 
 
 def wait(read: Callable[[], Found], condition: Callable[[Found], bool], *, timeout: float) -> Found:
-    deadline = time.monotonic() + timeout
+    limit = patience(timeout)
+    deadline = time.monotonic() + limit
     while not condition(found := read()):
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s in vain; last seen: {vars(found)}"
+        assert time.monotonic() < deadline, f"waited {limit:.0f} s in vain; last seen: {vars(found)}"
         time.sleep(0.05)
     return found
 

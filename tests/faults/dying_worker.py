@@ -54,7 +54,7 @@ def arm(step: str) -> None:
         case "rename":
             os.replace = die
         case "manifest":
-            replace(build_checkpoint, "_papers", die)
+            replace(build_checkpoint, "_write_metadata_files", die)
         case "rows":
             replace(publish, "move_requested_alias", die)
         case "alias":

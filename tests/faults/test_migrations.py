@@ -42,7 +42,10 @@ def downgrade(engine: Engine, revision: str) -> None:
 @pytest.fixture
 def old_code(tmp_path: Path) -> Path:
     """Our code as it was before the newest migration."""
-    newest = ScriptDirectory.from_config(config()).get_revision("head").path
+    script = ScriptDirectory.from_config(config()).get_revision("head")
+    if getattr(script.module, "breaking", False):
+        pytest.skip("the newest migration needs the service to be stopped")
+    newest = script.path
     git = ["git", "-C", str(ROOT)]
     log = [*git, "log", "--diff-filter=A", "--format=%H", "--", newest]
     added = subprocess.run(log, capture_output=True, text=True).stdout.split()

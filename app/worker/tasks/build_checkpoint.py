@@ -84,7 +84,7 @@ def _build(context: JobContext, lease: Lease) -> None:
 
 
 def _write_metadata_files(
-    store: Store, work: "Work", weights: Sequence[File], *, signer: SigningKey | None
+    store: Store, work: "BuildInputs", weights: Sequence[File], *, signer: SigningKey | None
 ) -> list[File]:
     """Store the card, the manifest and, if there is a key, the signature of every file that the revision serves."""
     edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
@@ -98,7 +98,7 @@ def _write_metadata_files(
     return [readme, manifest, store_content(store, SIGNATURE, signature)]
 
 
-def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline") -> list["Update"]:
+def updates_of(context: JobContext, lease: Lease, work: "BuildInputs", pipeline: "EditablePipeline") -> list["Update"]:
     """Stage II, for one text encoder after the other."""
     values = [editing.EditValue.from_safetensors(content) for content in work.values]
     total = sum(map(len, work.inputs.layers.values()))
@@ -129,7 +129,7 @@ def updates_of(context: JobContext, lease: Lease, work: "Work", pipeline: "Edita
 
 
 def _cross_attention_update(
-    context: JobContext, lease: Lease, work: "Work", pipeline: "EditablePipeline", updates: Sequence["Update"]
+    context: JobContext, lease: Lease, work: "BuildInputs", pipeline: "EditablePipeline", updates: Sequence["Update"]
 ) -> "CrossAttentionUpdate":
     """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
 
@@ -143,7 +143,7 @@ def _cross_attention_update(
 
 
 @dataclass(frozen=True)
-class Work:
+class BuildInputs:
     """What the job needs, out of the database, in the checkpoint's order."""
 
     model_id: UUID
@@ -158,7 +158,7 @@ class Work:
     """The base model's."""
 
 
-def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
+def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
     """What the checkpoint is built from, whether it is already or not."""
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
@@ -198,7 +198,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> Work:
         layers={encoder: tuple(own) for encoder, own in layers.items()},
         options=options,
     )
-    return Work(
+    return BuildInputs(
         model_id=model.id,
         inputs=inputs,
         edits=tuple(concept_edit(edit, store=store) for edit in in_text_encoder),
@@ -216,7 +216,7 @@ def _stored_value(edit: Edit) -> bytes:
     return value.content
 
 
-def _report(work: Work, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
+def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
     """What was left undone: per edit the larger residual of the text encoders, or that of cross-attention; each
     conflict within a method once."""
     ids = [str(edit.id) for edit in work.inputs.edits_by("text_encoder")]

@@ -75,7 +75,7 @@ class _Work:
     files: Sequence[File]
     facts: Mapping[str, Any]
     """Of the version, for the report."""
-    built: build_checkpoint.Work | None
+    built: build_checkpoint.BuildInputs | None
     """What the version was built from, where some of its edits are to be built alone."""
 
 

@@ -32,6 +32,7 @@ from app.worker.tasks import deliver_webhook
 from app.worker.tasks.deliver_webhook import DELAYS
 from emender.schemas.webhooks import DeliveryOut
 from tests.app.webhooks.conftest import KEY, Receiver
+from tests.patience import patience
 
 Deliver = Callable[..., int]
 
@@ -324,7 +325,7 @@ def test_two_workers_never_call_a_receiver_at_once(
             if not runner.work():
                 time.sleep(0.02)
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -375,7 +376,7 @@ def test_a_delivery_of_a_killed_worker_is_sent_again(
     move(factory)
     environment = to_environment(settings.model_copy(update={"lease_seconds": 4.0}))
     child = subprocess.Popen([sys.executable, "-c", CHILD], cwd=ROOT, env=environment, preexec_fn=die_with_parent())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while not receiver.received and time.monotonic() < deadline:
         time.sleep(0.02)
     child.kill()
