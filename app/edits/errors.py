@@ -19,9 +19,7 @@ class EditNotReady(Conflict):
         super().__init__(f"The edit {edit_id} is {state}; it has a value once it is ready.")
 
 
-class EditHasEnded(Conflict):
-    title = "Edit has ended"
-
+class EditAlreadyFinished(Conflict):
     def __init__(self, edit_id: UUID, state: str) -> None:
         super().__init__(f"The edit {edit_id} is {state} already: there is nothing to cancel.")
 

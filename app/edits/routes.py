@@ -15,7 +15,7 @@ from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.edits import batch, service
 from app.edits.arrivals import Arrivals
-from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
+from app.edits.errors import EditAlreadyFinished, EditNotFound, EditNotReady, EditNotRetryable
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import ContentTooLarge, MalformedBody, UnsupportedMedia, documented
 from emender.schemas.common import Page
@@ -129,7 +129,7 @@ def get_value(session: SessionDep, _: ReadPrincipal, edit_id: UUID) -> Response:
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/edits/{edit_id}/cancel", status_code=202, responses=documented(EditNotFound, EditHasEnded))
+@router.post("/edits/{edit_id}/cancel", status_code=202, responses=documented(EditNotFound, EditAlreadyFinished))
 def cancel_edit(session: SessionDep, principal: EditPrincipal, edit_id: UUID) -> EditOut:
     """Cancel an edit: at once while it is queued, at its next step while it is optimised."""
     return service.cancel_edit(session, edit_id=edit_id, actor=principal.actor)

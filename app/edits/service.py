@@ -18,7 +18,7 @@ from app.db.models import AuditEvent, Edit, EditValue, Model
 from app.db.pagination import PageCursor
 from app.db.rows import insert_rows
 from app.edits import queries
-from app.edits.errors import EditHasEnded, EditNotFound, EditNotReady, EditNotRetryable
+from app.edits.errors import EditAlreadyFinished, EditNotFound, EditNotReady, EditNotRetryable
 from app.edits.validation import check
 from app.jobs.enqueue import enqueue, enqueue_many
 from app.jobs.kinds import OPTIMIZE_EDIT
@@ -182,14 +182,14 @@ def value_file(session: Session, *, edit_id: UUID) -> bytes:
 def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     """A queued edit is cancelled at once; one at work is asked to stop. Cancelling twice changes nothing.
 
-    Raises `EditHasEnded` for one that is ready or failed.
+    Raises `EditAlreadyFinished` for one that is ready or failed.
     """
     if session.get(Edit, edit_id) is None:
         raise EditNotFound(edit_id)
     job = latest_job(session, target_id=edit_id)
     edit = session.get_one(Edit, edit_id, with_for_update=True, populate_existing=True)
     if edit.state in ("ready", "failed"):
-        raise EditHasEnded(edit_id, edit.state)
+        raise EditAlreadyFinished(edit_id, edit.state)
     if (was := edit.state) in ("queued", "optimizing"):
         if cancel(session, job):
             edit.state, edit.problem = "cancelled", CANCELLED
