@@ -1,6 +1,6 @@
-"""Every call of a client, in an environment that has none of our code: `python calls.py FACTS`, JSON in and out.
+"""Run every call of a Hub client, in an environment without our code: `python calls.py FACTS`, both in JSON.
 
-Prints, for each call, `null` where it did what it should, else what went wrong.
+Prints `null` for each call that passed, else its traceback.
 """
 
 import hashlib
@@ -116,7 +116,7 @@ def refs() -> None:
 def exists() -> None:
     expect([API.file_exists(REPO, path) for path in (WEIGHTS, "none.txt")], [True, False])
     expect([API.revision_exists(REPO, revision) for revision in ("v1", "v9")], [True, False])
-    expect([API.repo_exists(repo) for repo in (REPO, "emender/nobody")], [True, False])
+    expect([API.repo_exists(repo) for repo in (REPO, "emender/missing")], [True, False])
 
 
 @call("whoami, auth_check")
@@ -128,7 +128,7 @@ def whoami() -> None:
 @call("errors")
 def errors() -> None:
     wanted: list[tuple[type[Exception], Callable[[], object]]] = [
-        (RepositoryNotFoundError, lambda: hf_hub_download("emender/nobody", "x")),
+        (RepositoryNotFoundError, lambda: hf_hub_download("emender/missing", "x")),
         (RevisionNotFoundError, lambda: hf_hub_download(REPO, WEIGHTS, revision="v9")),
         (EntryNotFoundError, lambda: hf_hub_download(REPO, "none.txt")),
         (HfHubHTTPError, lambda: API.model_info(REPO, token="em_0_wrong")),
@@ -164,7 +164,7 @@ def tokenizer() -> None:
 
 @call("DiffusionPipeline.from_pretrained")
 def pipeline() -> None:
-    """Draws with the edited text encoder: as from the downloaded folder, and not as the base model does."""
+    """Draw with the edited text encoder: as from the downloaded folder, and not as the base model does."""
     import numpy
     import torch
     from diffusers import DiffusionPipeline

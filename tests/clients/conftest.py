@@ -1,4 +1,4 @@
-"""The table of what each client did, written where `--clients-table` says."""
+"""The table of clients and calls, written to the path of `--clients-table`."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def table(request: pytest.FixtureRequest) -> Iterator[Table]:
-    """By client's version: whether each call did what it should."""
+    """Whether each call passed, by the client's version."""
     found: Table = {}
     yield found
     path = request.config.getoption("--clients-table", default=None)

@@ -1,4 +1,4 @@
-"""Virtual environments of the clients, made once from pinned requirements; nothing of ours is in them."""
+"""Virtual environments of the clients, made once from pinned requirements, without our code."""
 
 import hashlib
 import shutil
@@ -26,13 +26,13 @@ class ClientEnvironment:
 
     @property
     def folder(self) -> Path:
-        """Named by what is in it, so that a changed requirement makes another."""
+        """The folder, named by a hash of its requirements, so that changed ones make another."""
         made_of = f"{sys.version}\n{self.requirements.read_text()}"
         return ROOT / "out" / "clients" / f"{self.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
 
     @property
     def bin(self) -> Path:
-        """Its programs, once it is there; it is made where it is not, with pip, which needs a package index."""
+        """The folder of its programs. It is made with pip if missing, which needs a package index."""
         ready = self.folder / "ready"
         if not ready.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -52,7 +52,7 @@ class ClientEnvironment:
         return self.folder / "bin"
 
     def _lend_torch(self) -> None:
-        """By symbolic links to ours: it is the largest by far, and no client asks for another."""
+        """Link to our torch: it is by far the largest package, and every client accepts it."""
         ours = Path(torch.__file__).parents[1]
         (theirs,) = self.folder.glob("lib/python*/site-packages")
         for pattern in ("torch", "torchgen", "functorch", "torch-*.dist-info"):

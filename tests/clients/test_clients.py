@@ -1,4 +1,4 @@
-"""The clients that deployment tooling has, each in an environment of its own, against a real server: `make clients`."""
+"""Real Hub clients in environments of their own, against a real server: `make clients`."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def published(service: Service) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def environment(service: Service, tmp_path: Path) -> dict[str, str]:
-    """What a client's process sees: no path to our code."""
+    """The environment of a client's process, without a path to our code."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LD_LIBRARY_PATH")}
     return kept | {"HF_TOKEN": token_of(service), "HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
 
@@ -48,7 +48,7 @@ def token_of(service: Service) -> str:
     return service.keys["read"]["Authorization"].removeprefix("Bearer ")
 
 
-def test_every_call(
+def test_every_call_of_the_client_passes(
     client: ClientEnvironment,
     server: str,
     service: Service,
@@ -87,7 +87,7 @@ def test_every_call(
     assert found["version"].startswith(client.name)
 
 
-def test_hf_download(
+def test_hf_download_gets_a_whole_checkpoint(
     client: ClientEnvironment,
     server: str,
     published: list[dict[str, Any]],
@@ -95,7 +95,6 @@ def test_hf_download(
     table: Table,
     tmp_path: Path,
 ) -> None:
-    """The command line: a whole snapshot, of one commit."""
     folder = tmp_path / "pulled"
     command: list[str | Path] = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
     done = subprocess.run(
@@ -156,8 +155,7 @@ def test_an_interrupted_download_resumes(
     table: Table,
     tmp_path: Path,
 ) -> None:
-    """100 MB, the connection broken on the way: the client asks for the rest, at once or when it is run again, and the
-    bytes are equal."""
+    """The connection breaks at 40 of 100 MB. The client requests the rest, at once or when it runs again."""
     content = secrets.token_bytes(100 * 10**6)
     with service.sessions() as session:
         model = session.scalars(select(Model).where(Model.name == "tiny")).one()
@@ -180,7 +178,7 @@ def test_an_interrupted_download_resumes(
     assert int(ranges[-1].removeprefix("bytes=").partition("-")[0]) > 10**7
 
 
-def test_an_alias_that_moves_in_between(
+def test_snapshot_has_one_commit_while_its_alias_moves(
     client: ClientEnvironment,
     wire: Wire,
     service: Service,
@@ -189,7 +187,6 @@ def test_an_alias_that_moves_in_between(
     table: Table,
     tmp_path: Path,
 ) -> None:
-    """The snapshot is of the one commit that the alias had at its beginning."""
     wire.pause = WEIGHTS
     code = f"import huggingface_hub as h; print(h.snapshot_download({REPO!r}, revision='production', max_workers=1))"
     command: list[str | Path] = [client.bin / "python", "-W", "ignore", "-c", code]
