@@ -9,23 +9,18 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 import editing
-from app import problems
 from app.admin import application as pages
-from app.api.dependencies import TRANSACTIONS
 from app.api.documentation import router as documentation
-from app.api.middleware.body_limit import BodyLimit
-from app.api.middleware.rate_limit import RateLimitHeaders, RateLimits, TooManyRequests
-from app.api.middleware.request_log import RequestLog
-from app.api.middleware.security_headers import SecurityHeaders
+from app.api.middleware.requests import RequestMiddleware
 from app.api.openapi import describe
-from app.api.waiting import Watch
+from app.api.problems import install_handlers
+from app.api.rate_limit import RateLimits
+from app.api.waiting import StatusWatcher
 from app.audit.events import subscribe
 from app.audit.routes import router as audit
-from app.auth.dependencies import key_lookups
 from app.auth.routes import router as keys
 from app.checkpoints.routes import router as checkpoints
 from app.db.engine import connect, sessions
-from app.edits.arrivals import arrivals
 from app.edits.routes import router as edits
 from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
@@ -37,31 +32,29 @@ from app.observability import logging
 from app.observability.database_metrics import DatabaseMetrics
 from app.observability.health import Health
 from app.observability.routes import router as watching
-from app.problems import Forbidden, Unauthorized, Unavailable, Unprocessable, documented
+from app.problems import Forbidden, TooManyRequests, Unauthorized, Unavailable, Unprocessable, documented
 from app.settings import Settings, get_settings
 from app.signing.routes import router as signing_keys
 from app.storage import open_store
 from app.webhooks.openapi import describe_events
 from app.webhooks.routes import router as webhooks
-from app.webhooks.subscriptions import enqueue_deliveries
+from app.webhooks.subscriptions import EVENTS, enqueue_deliveries
 
-DECODERS = 2  # uploaded images decoded at once
+LOCK_SECONDS = 5.0  # that a request waits for a lock, such as that of its Idempotency-Key
+DECODERS = 2  # images that are decoded at once; a large one takes seconds and 300 MB
 EVERYWHERE = (Unauthorized, Forbidden, Unprocessable, TooManyRequests, Unavailable)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application on the given settings; `database_url` must be set."""
+    """Return the application. Its settings must have a `database_url`."""
     if settings.database_url is None:
         raise ValueError("EMENDER_DATABASE_URL is not set; set it, or use `emender serve --embedded`")
-    engine = connect(settings.database_url.get_secret_value())
+    engine = connect(settings.database_url.get_secret_value(), lock_seconds=LOCK_SECONDS)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.transactions = CapacityLimiter(TRANSACTIONS)
         app.state.decoders = CapacityLimiter(DECODERS)
-        app.state.watch = Watch(app.state.sessions)
-        app.state.key_lookups = key_lookups(app)
-        app.state.arrivals = arrivals(app)
+        app.state.watcher = StatusWatcher(app.state.sessions)
         yield
         engine.dispose()
 
@@ -72,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=editing.__version__,
         summary="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
         lifespan=lifespan,
-        # FastAPI's own spans, where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; its logs would have what was sent.
+        # Spans are exported if OTEL_EXPORTER_OTLP_ENDPOINT is set. FastAPI's logs would have the bodies of requests.
         telemetry={"auto_configure": True, "metrics": False, "logs": False},
     )
     app.state.settings = settings
@@ -82,12 +75,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.rate_limits = RateLimits(settings)
     app.state.health = Health(app.state.sessions, app.state.store, app.state.rate_limits)
     app.state.database_metrics = DatabaseMetrics(app.state.sessions, folder=settings.store_dir)
-    subscribe(enqueue_deliveries)
-    problems.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout_seconds)
-    app.add_middleware(RateLimitHeaders)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(RequestLog)
+    subscribe(enqueue_deliveries, actions=EVENTS)
+    install_handlers(app)
+    app.add_middleware(RequestMiddleware)
 
     for router in (keys, models, images, edits, checkpoints, evaluations, signing_keys, audit, webhooks):
         app.include_router(router, prefix="/v1", responses=documented(*EVERYWHERE))
@@ -101,10 +91,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def application() -> FastAPI:
-    """The factory that uvicorn calls."""
+    """Return the application with the settings of the environment, for uvicorn."""
     logging.configure()
     app = create_app(get_settings())
-    # What the start made stays: the garbage collector need not look through it again with every few hundred requests.
+    # What was created so far lives as long as the process: the garbage collector need not search it again.
     gc.collect()
     gc.freeze()
     return app

@@ -1,7 +1,7 @@
 """What to change: a source concept, its destination, and how stage I is to look for the value. Free of torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -218,6 +218,37 @@ class ConceptEdit:
     def objective(self) -> Objective:
         """The objective that stage I follows: reference images have a noise loss only."""
         return "noise" if isinstance(self.destination, ReferenceImages) else self.settings.objective
+
+
+def parse_edit(
+    *,
+    source: str,
+    destination: Mapping[str, Any],
+    templates: Sequence[str],
+    settings: Mapping[str, Any],
+    read_image: Callable[[str], Image],
+) -> ConceptEdit:
+    """Build an edit from the JSON of the API. `read_image` returns the image of an id.
+
+    Raises `InvalidEdit` for what this version does not know.
+    """
+    parsed: Destination
+    match destination:
+        case {"prompt": str(prompt)}:
+            parsed = DestinationPrompt(prompt)
+        case {"images": [*ids]}:
+            parsed = ReferenceImages(tuple(map(read_image, ids)))
+        case {"erase": True}:
+            parsed = Erasure(destination.get("neutral", ""))
+        case {"balance": dict(weights)}:
+            parsed = Balance(weights)
+        case _:
+            raise InvalidEdit("an unknown kind of destination", pointer="/destination")
+    try:
+        stage_one = StageOneSettings(**settings)
+    except TypeError as error:
+        raise InvalidEdit(f"an unknown setting: {error}", pointer="/settings") from error
+    return ConceptEdit(source, parsed, tuple(templates), stage_one)
 
 
 def split_template(template: str, *, pointer: str = "") -> tuple[str, str]:

@@ -70,7 +70,7 @@ def seed(
     moved = client.put("/v1/models/emoji/aliases/production", headers=keys["apply"], json={"version": "v1"})
     assert moved.status_code == 201
     key = session.scalars(select(ApiKey).where(ApiKey.name == "test read")).one()
-    browser_sessions.begin(session, key_id=key.id)
+    browser_sessions.begin_session(session, key_id=key.id)
     session.commit()
     parameters = {
         "model": "emoji",

@@ -8,33 +8,35 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Form, Request, Response
 
-from app.api.dependencies import SessionDep
-from app.api.middleware.rate_limit import RateLimitsDep, address_of
 from app.api.routing import TransactionRoute
 from app.auth import browser_sessions
-from app.auth.dependencies import Principal
+from app.auth.service import Principal, ScopeMissing
 from app.problems import Forbidden, Unauthorized
 from emender.schemas.keys import Scope
 
 COOKIE = "emender_session"
 
 
-def get_principal(request: Request, session: SessionDep, limits: RateLimitsDep) -> Principal:
+def get_principal(request: Request) -> Principal:
     """Return the principal of the session's key. Raises `Unauthorized` without a valid session."""
     token = request.cookies.get(COOKIE)
-    key = browser_sessions.find_key(session, token=token) if token else None
-    request.state.rate_limit = limits.count(f"key:{key.prefix}" if key else address_of(request))
-    if key is None:
+    with request.app.state.sessions() as session:
+        principal = browser_sessions.find_principal(session, token=token) if token else None
+    host = request.client.host if request.client else ""
+    actor = principal.actor if principal else None
+    request.state.rate_limit_headers = request.app.state.rate_limits.count(host, actor=actor)
+    if principal is None:
         raise Unauthorized("Sign in to see this page.")
-    request.state.principal = Principal.of(key)
-    return Principal.of(key)
+    request.state.principal = principal
+    return principal
 
 
 def require_scope(scope: Scope) -> Callable[[Principal], Principal]:
     """Return a dependency that requires a session of a key with this scope."""
 
     def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
-        principal.require(scope)
+        if not principal.may(scope):
+            raise ScopeMissing(principal, scope)
         return principal
 
     return check

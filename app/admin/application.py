@@ -11,6 +11,7 @@ from app.admin import aliases, apply, audit, checkpoints, edits, evaluations, ke
 from app.admin.access import PageRoute, Reader
 from app.admin.forms import DropEmptyQueryMiddleware
 from app.admin.view import respond
+from app.api.problems import install_handlers
 
 PATH = "/admin"
 
@@ -30,7 +31,7 @@ def mount(app: FastAPI) -> None:
     """Serve the pages with the settings, the store and the database of `app`."""
     pages = FastAPI(openapi_url=None)
     pages.state = app.state
-    problems.install(pages, respond=respond)
+    install_handlers(pages, respond=respond)
     pages.add_middleware(DropEmptyQueryMiddleware)
     pages.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     for router in ROUTERS:

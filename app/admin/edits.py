@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
@@ -15,13 +14,14 @@ from app.admin.forms import FormData, checked, lines, validate, weights
 from app.admin.plots import curve
 from app.admin.view import View, ViewDep
 from app.api.dependencies import NumberedPageDep, PageDep, SettingsDep, StoreDep
+from app.api.routing import accept_large_body
 from app.audit import service as audit
 from app.audit.service import AuditFilter
-from app.auth.dependencies import Principal
+from app.auth.service import Principal
 from app.checkpoints.routes import ModelName
 from app.edits import service
 from app.images import service as images
-from app.images.reencode import reencode_upload
+from app.images.reencode import Picture, reencode_upload
 from app.images.routes import ImageId
 from app.models.queries import get_model
 from app.problems import Problem, Unprocessable
@@ -57,25 +57,42 @@ def show_form(view: ViewDep, _: Editor, model: ModelName) -> Response:
     return view.render("edit_form.html", model=model, defaults=StageOneSettings(), templates=DEFAULT_TEMPLATES)
 
 
+Upload = tuple[str, Picture | Problem]
+"""The name of an uploaded image, and the image or what is wrong with it."""
+
+
+async def reencode_files(request: Request, _: Editor) -> list[Upload]:
+    state, uploads = request.app.state, list[Upload]()
+    for file in (await request.form()).getlist("files")[: MAX_IMAGES + 1]:
+        if isinstance(file, UploadFile) and file.filename:
+            try:
+                picture = await reencode_upload(file.file, settings=state.settings, decoders=state.decoders)
+                uploads.append((file.filename, picture))
+            except Problem as problem:
+                uploads.append((file.filename, problem))
+    return uploads
+
+
 @router.post("/models/{model}/edits")
-async def create_edit(
-    view: ViewDep, settings: SettingsDep, store: StoreDep, editor: Editor, model: ModelName
+@accept_large_body
+def create_edit(
+    view: ViewDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    editor: Editor,
+    model: ModelName,
+    uploads: Annotated[list[Upload], Depends(reencode_files)],
 ) -> Response:
     """Create an edit. Uploaded images are kept, and stay in the form, also if the edit is refused."""
     image_ids, problem = list(view.form.values(IMAGES)), None
-    sent = (await view.request.form()).getlist("files")
-    files = [file for file in sent if isinstance(file, UploadFile) and file.filename]
-    if len(image_ids) + len(files) > MAX_IMAGES:
-        files, problem = [], Unprocessable.at(IMAGES, f"An edit takes at most {MAX_IMAGES} images.")
-    for file in files:
-        try:
-            picture = await reencode_upload(file.file, settings=settings, decoders=view.request.app.state.decoders)
-            image = await run_in_threadpool(
-                images.add_image, view.session, picture=picture, store=store, actor=editor.actor
-            )
+    if len(image_ids) + len(uploads) > MAX_IMAGES:
+        uploads, problem = [], Unprocessable.at(IMAGES, f"An edit takes at most {MAX_IMAGES} images.")
+    for name, picture in uploads:
+        if isinstance(picture, Problem):
+            problem = Unprocessable.at(IMAGES, f"{name}: {picture.detail}")
+        else:
+            image = images.add_image(view.session, picture=picture, store=store, actor=editor.actor)
             image_ids.append(image.id)
-        except Problem as refusal:
-            problem = Unprocessable.at(IMAGES, f"{file.filename}: {refusal.detail}")
     view.form = replace(view.form, fields={**view.form.fields, IMAGES: list(dict.fromkeys(image_ids))})
 
     def act() -> str:
@@ -87,7 +104,7 @@ async def create_edit(
         )
         return f"/edits/{created.id}"
 
-    return await run_in_threadpool(view.submit, act, lambda: show_form(view, editor, model))
+    return view.submit(act, lambda: show_form(view, editor, model))
 
 
 def _parse_edit(form: FormData) -> EditCreate:

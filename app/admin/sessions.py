@@ -3,17 +3,19 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials
 from starlette.responses import Response
 
 from app.admin import access
 from app.admin.view import redirect, render
 from app.api.dependencies import SessionDep
-from app.api.middleware.rate_limit import RateLimitsDep, TooManyRequests
 from app.auth import browser_sessions
-from app.auth.dependencies import Principal, find_keys
-from app.problems import Forbidden, Problem, Unauthorized
+from app.auth.dependencies import RequireScope
+from app.problems import Forbidden, TooManyRequests, Unauthorized
 
 router = APIRouter(route_class=access.PageRoute)
+
+authenticate = RequireScope("read")
 
 
 @router.get("/sign-in")
@@ -29,26 +31,22 @@ def show_sign_in(request: Request, to: Annotated[str, Query(max_length=2_000)] =
 def sign_in(
     request: Request,
     session: SessionDep,
-    limits: RateLimitsDep,
     key: Annotated[str, Form(max_length=200)] = "",
     to: Annotated[str, Form(max_length=2_000)] = "",
 ) -> Response:
-    """Start a session with a new token. Wrong keys count against their address, as in the API."""
+    """Start a session with a new token. The rate limits of the API apply."""
     try:
-        (found,) = find_keys(session, limits, [(request, key.strip())])
-        if isinstance(found, Problem):
-            raise found
-        Principal.of(found).require("read")
+        principal = authenticate(request, HTTPAuthorizationCredentials(scheme="Bearer", credentials=key.strip()))
     except (Unauthorized, Forbidden, TooManyRequests) as error:
         return render(request, "sign_in.html", status=error.status, headers=error.headers, to=to, error=error.detail)
     response = redirect(request, f"/{to.lstrip('/')}")
-    access.set_cookie(request, response, browser_sessions.begin(session, key_id=found.id))
+    access.set_cookie(request, response, browser_sessions.begin_session(session, key_id=principal.key_id))
     return response
 
 
 @router.post("/sign-out")
 def sign_out(request: Request, session: SessionDep) -> Response:
-    browser_sessions.end(session, token=request.cookies[access.COOKIE])
+    browser_sessions.end_session(session, token=request.cookies[access.COOKIE])
     response = redirect(request, "/sign-in")
     response.delete_cookie(access.COOKIE, path=request.scope["root_path"])
     return response

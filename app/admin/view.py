@@ -6,28 +6,33 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request
+from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.admin.access import COOKIE, form_token
 from app.admin.forms import EMPTY_FORM, FormData, parse_form
 from app.admin.templates import TEMPLATES
-from app.api.dependencies import SessionDep
-from app.api.middleware.security_headers import policy
-from app.auth.dependencies import Principal
+from app.api.middleware.security_headers import content_policy
+from app.auth.service import Principal
 from app.problems import Problem
 
 Result = TypeVar("Result")
 
 PLAIN = ("style-src 'self'", "img-src 'self'", "form-action 'self'")
-POLICY = policy(*PLAIN)
-LIVE_POLICY = policy(*PLAIN, "script-src 'self'", "connect-src 'self'")
+POLICY = content_policy(*PLAIN)
+LIVE_POLICY = content_policy(*PLAIN, "script-src 'self'", "connect-src 'self'")
 
 
 class View:
     """The request of a page, its form, which is empty for GET, and the database session."""
 
-    def __init__(self, request: Request, session: SessionDep, form: FormData) -> None:
-        self.request, self.session, self.form = request, session, form
+    def __init__(self, request: Request, form: FormData) -> None:
+        self.request, self.form = request, form
+
+    @property
+    def session(self) -> Session:
+        session: Session = self.request.state.session  # of the endpoint's transaction
+        return session
 
     def render(self, template: str, *, status: int = HTTPStatus.OK, live: bool = False, **context: Any) -> Response:
         return render(self.request, template, status=status, live=live, form=self.form, **context)
@@ -53,8 +58,8 @@ class View:
             return problem
 
 
-async def get_view(request: Request, session: SessionDep) -> View:
-    return View(request, session, await parse_form(request) if request.method == "POST" else EMPTY_FORM)
+async def get_view(request: Request) -> View:
+    return View(request, await parse_form(request) if request.method == "POST" else EMPTY_FORM)
 
 
 ViewDep = Annotated[View, Depends(get_view)]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.responses import HTMLResponse
 
-from app.api.middleware.security_headers import policy
+from app.api.middleware.security_headers import content_policy
 
 STATIC = "/static-offline-docs"  # where FastAPIOffline has the scripts and styles
 INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -47,7 +47,7 @@ def redoc(request: Request) -> HTMLResponse:
 def _guarded(page: HTMLResponse) -> HTMLResponse:
     """With a policy for exactly this page, which holds nothing that a client gave: its own inline scripts run."""
     hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in INLINE.findall(page.body))
-    page.headers["Content-Security-Policy"] = policy(
+    page.headers["Content-Security-Policy"] = content_policy(
         " ".join(("script-src 'self'", *(f"'sha256-{digest}'" for digest in hashes))),
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data:",

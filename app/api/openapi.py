@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.problems import MEDIA_TYPE, ContentTooLarge, MalformedBody, RequestTimeout, documented
+from app.api.problems import MEDIA_TYPE
+from app.problems import ContentTooLarge, MalformedBody, RequestTimeout, documented
 
 PROBLEM = {"$ref": "#/components/schemas/ProblemDocument"}
 OF_BODIES = documented(MalformedBody, RequestTimeout, ContentTooLarge)

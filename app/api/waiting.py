@@ -1,7 +1,7 @@
-"""Waiting for work: the long poll (`Prefer: wait`, RFC 7240) and the stream of server-sent events.
+"""Wait for work to finish: the long poll (`Prefer: wait`, RFC 7240) and the stream of server-sent events.
 
-Who waits holds neither a thread nor a connection: the database is looked at now and then in a short read. Those reads
-take turns at few threads of their own, and are the rarer the more clients wait.
+Waiting requests hold no thread or connection between their reads of the status. Few threads read, and each request
+reads less often the more requests wait.
 """
 
 import hashlib
@@ -23,92 +23,93 @@ from app.db.engine import Sessions
 from app.problems import Unavailable
 from emender.schemas.common import ENDED, WorkStatus
 
-PAUSE = 0.5
-READERS = 4
+POLL_SECONDS = 0.5
+READER_THREADS = 4
 READS_PER_SECOND = 100
-MOST_WAITING = 1_000
-KEEP_ALIVE = 15.0
-LONGEST_WAIT = 60
+MAX_WAITING = 1_000
+KEEP_ALIVE_SECONDS = 15.0
+MAX_WAIT_SECONDS = 60
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 
 STATUS = WorkStatus.model_json_schema(ref_template="#/components/schemas/{model}")
 STATUS.pop("$defs")
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events `state` and `progress`, until the work has ended",
+        "description": "Server-sent events `state` and `progress`, until the work is done",
         "content": {"text/event-stream": {"schema": STATUS}},
     },
-    204: {"description": "the work has ended, and `Last-Event-ID` was its last event: do not reconnect"},
+    204: {"description": "The work is done and `Last-Event-ID` names its last event: do not reconnect"},
 }
-"""For the `responses=` of a route that streams events."""
+"""The `responses=` of a route that streams events."""
 
 Out = TypeVar("Out")
 Read = Callable[[Session], Out]
 
 
-class Watch:
-    """Those who wait in this process; made where its event loop runs, one for the application."""
+class StatusWatcher:
+    """Reads the status of work for the waiting requests of this process. Create it in the event loop."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
         self.waiting = 0
-        self.readers = CapacityLimiter(READERS)
+        self.readers = CapacityLimiter(READER_THREADS)
 
-    async def settled(self, status: Read[WorkStatus], read: Read[Out], *, seconds: int) -> Out:
-        """What is read once the work has ended, or as it is after so many seconds."""
+    async def wait_until_done(self, status: Read[WorkStatus], read: Read[Out], *, seconds: int) -> Out:
+        """Return the result of `read` once the work is done, or after so many seconds."""
         deadline = time.monotonic() + seconds
         if seconds:
-            with self._one_more():
-                while (await self._status(status)).state not in ENDED:
+            with self._count_waiting():
+                while (await self._read_status(status)).state not in ENDED:
                     left = deadline - time.monotonic()
                     if left <= 0:
                         break
-                    await anyio.sleep(min(self._pause, left))
+                    await anyio.sleep(min(self._poll_seconds, left))
         return await run_in_threadpool(self._read, read)
 
-    async def events(self, status: Read[WorkStatus], *, known: str | None) -> Response:
-        """A stream of the status as it is, unless that is `known`, then of each change, until the work has ended.
+    async def stream_events(self, status: Read[WorkStatus], *, last_event_id: str | None) -> Response:
+        """Stream the status and each change of it until the work is done.
 
-        An event tells all that there is to know, so one who was away misses nothing but steps in between.
+        Every event has the whole status. So a client that reconnects misses nothing but steps in between.
         """
-        first = await self._status(status)
-        if first.state in ENDED and known == event_id(first):
+        first = await self._read_status(status)
+        if first.state in ENDED and last_event_id == event_id(first):
             return Response(status_code=204)
-        if self.waiting >= MOST_WAITING:
-            raise Unavailable(f"{self.waiting} clients wait here already; retry.", headers={"Retry-After": "5"})
+        if self.waiting >= MAX_WAITING:
+            raise Unavailable(f"{self.waiting} clients are waiting already; retry.", headers={"Retry-After": "5"})
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._changes(status, known), media_type="text/event-stream", headers=headers)
+        events = self._events(status, last_event_id)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
-    async def _changes(self, status: Read[WorkStatus], known: str | None) -> AsyncIterator[bytes]:
-        state, sent = None, time.monotonic()
-        with self._one_more():
+    async def _events(self, status: Read[WorkStatus], last_id: str | None) -> AsyncIterator[bytes]:
+        last_state, sent_at = None, time.monotonic()
+        with self._count_waiting():
             while True:
-                found = await self._status(status)
-                now = event_id(found)
-                if now != known:
-                    name = "progress" if found.state == state else "state"
-                    yield format_sse_event(data_str=found.model_dump_json(), event=name, id=now)
-                    known, state, sent = now, found.state, time.monotonic()
-                elif time.monotonic() - sent > KEEP_ALIVE:
-                    yield b": still here\n\n"
-                    sent = time.monotonic()
-                if found.state in ENDED:
+                current = await self._read_status(status)
+                current_id = event_id(current)
+                if current_id != last_id:
+                    name = "progress" if current.state == last_state else "state"
+                    yield format_sse_event(data_str=current.model_dump_json(), event=name, id=current_id)
+                    last_id, last_state, sent_at = current_id, current.state, time.monotonic()
+                elif time.monotonic() - sent_at > KEEP_ALIVE_SECONDS:
+                    yield format_sse_event(comment="keep-alive")
+                    sent_at = time.monotonic()
+                if current.state in ENDED:
                     return
-                await anyio.sleep(self._pause)
+                await anyio.sleep(self._poll_seconds)
 
     @property
-    def _pause(self) -> float:
-        return max(PAUSE, self.waiting / READS_PER_SECOND)
+    def _poll_seconds(self) -> float:
+        return max(POLL_SECONDS, self.waiting / READS_PER_SECOND)
 
     @contextmanager
-    def _one_more(self) -> Iterator[None]:
+    def _count_waiting(self) -> Iterator[None]:
         self.waiting += 1
         try:
             yield
         finally:
             self.waiting -= 1
 
-    async def _status(self, status: Read[WorkStatus]) -> WorkStatus:
+    async def _read_status(self, status: Read[WorkStatus]) -> WorkStatus:
         return await to_thread.run_sync(self._read, status, limiter=self.readers)
 
     def _read(self, read: Read[Out]) -> Out:
@@ -117,36 +118,38 @@ class Watch:
 
 
 def event_id(status: WorkStatus) -> str:
-    """Names what a client knows; equal ids mean that there is nothing new to tell."""
+    """Return an id of the status: a client that has it knows the status."""
     return hashlib.sha256(status.model_dump_json().encode()).hexdigest()[:16]
 
 
-async def get_watch(request: Request) -> Watch:
-    watch: Watch = request.app.state.watch
-    return watch
+async def get_watcher(request: Request) -> StatusWatcher:
+    watcher: StatusWatcher = request.app.state.watcher
+    return watcher
+
+
+WatcherDep = Annotated[StatusWatcher, Depends(get_watcher)]
 
 
 async def get_wait(
-    watch: Annotated[Watch, Depends(get_watch)],
+    watcher: WatcherDep,
     response: Response,
     prefer: Annotated[
         str | None,
         Header(
-            description=f"`wait=30` answers once the work has ended, at most so many seconds (up to {LONGEST_WAIT}) "
-            "later: RFC 7240",
+            description="`wait=30`: respond once the work is done, after at most 30 seconds "
+            f"(maximum {MAX_WAIT_SECONDS}); RFC 7240",
             examples=["wait=30"],
         ),
     ] = None,
 ) -> int:
-    """The seconds that the client is willing to wait, as many as are granted: none where too many wait already."""
+    """Return the seconds that the client prefers to wait, or 0 if too many clients wait already."""
     wait = WAIT.search(prefer or "")
-    if wait is None or watch.waiting >= MOST_WAITING:
+    if wait is None or watcher.waiting >= MAX_WAITING:
         return 0
-    seconds = min(int(wait[1]), LONGEST_WAIT)
+    seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
     response.headers["Preference-Applied"] = f"wait={seconds}"
     return seconds
 
 
-WatchDep = Annotated[Watch, Depends(get_watch)]
 WaitDep = Annotated[int, Depends(get_wait)]
-LastEventId = Annotated[str | None, Header(description="what the client knows already", max_length=64)]
+LastEventId = Annotated[str | None, Header(description="the id of the last event that was received", max_length=64)]

@@ -1,6 +1,7 @@
-"""Subscribers to audit events. The audit log emits each event in its transaction and knows no subscriber by name."""
+"""Subscribers to audit events. The audit log calls them in the event's transaction and knows none of them by name."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 from sqlalchemy.orm import Session
 
@@ -8,15 +9,12 @@ from app.db.models import AuditEvent
 
 Subscriber = Callable[[Session, AuditEvent], None]
 
-_subscribers: list[Subscriber] = []
+SUBSCRIBERS: defaultdict[str, list[Subscriber]] = defaultdict(list)
+"""The subscribers by the action of the event."""
 
 
-def subscribe(subscriber: Subscriber) -> None:
-    """Call `subscriber` with each event from now on, in the event's transaction."""
-    if subscriber not in _subscribers:
-        _subscribers.append(subscriber)
-
-
-def emit(session: Session, event: AuditEvent) -> None:
-    for subscriber in _subscribers:
-        subscriber(session, event)
+def subscribe(subscriber: Subscriber, *, actions: Iterable[str]) -> None:
+    """Call `subscriber` with each event of these actions from now on, in the event's transaction."""
+    for action in actions:
+        if subscriber not in SUBSCRIBERS[action]:
+            SUBSCRIBERS[action].append(subscriber)

@@ -2,21 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, literal_column, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app.audit.events import emit
+from app.audit.events import SUBSCRIBERS
 from app.db.models import AuditEvent, JsonObject
 from app.db.pagination import PageCursor
-from app.db.rows import column_values, insert_rows
+from app.db.rows import column_values
 from emender.schemas.audit import AuditEventOut, Verification
 from emender.schemas.common import Page
 
@@ -40,7 +39,13 @@ def record(
     `before` and `after` are the changed parts of the target; None if it did not exist, or was deleted. The request's id
     and address are those of the session. Never pass a secret.
     """
+    session.flush()  # before the lock, which serializes all writers of events
+    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    newest = select(AuditEvent.sequence, AuditEvent.hash).order_by(AuditEvent.sequence.desc()).limit(1)
+    sequence, previous = session.execute(newest).one_or_none() or (0, GENESIS)
     event = AuditEvent(
+        sequence=sequence + 1,
+        at=datetime.now(UTC),
         actor=actor,
         action=action,
         target=target,
@@ -50,22 +55,12 @@ def record(
         reason=reason,
         request_id=session.info.get("request_id"),
         address=session.info.get("address"),
+        previous_hash=previous,
     )
-    record_all(session, [event])
-
-
-def record_all(session: Session, events: Sequence[AuditEvent]) -> None:
-    """Add several events, one after the other. Sets their time, sequence and hashes."""
-    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    newest = select(AuditEvent.sequence, AuditEvent.hash).order_by(AuditEvent.sequence.desc()).limit(1)
-    sequence, previous = session.execute(newest).one_or_none() or (0, GENESIS)
-    for event in events:
-        sequence += 1
-        event.sequence, event.at, event.previous_hash = sequence, datetime.now(UTC), previous
-        previous = event.hash = digest(event)
-    insert_rows(session, AuditEvent, [column_values(event) for event in events])
-    for event in events:
-        emit(session, event)
+    event.hash = digest(event)
+    session.add(event)
+    for subscriber in SUBSCRIBERS[action]:
+        subscriber(session, event)
 
 
 def digest(event: AuditEvent) -> bytes:
@@ -79,12 +74,13 @@ def digest(event: AuditEvent) -> bytes:
         "actor": event.actor,
         "action": event.action,
         "target": event.target,
-        "details": _canonical(event.details),
+        "details": event.details,
         "previous": event.previous_hash.hex(),
     }
     for name in ("before", "after", "reason", "request_id", "address"):
         if (value := getattr(event, name)) is not None:
-            content[name] = _canonical(value)
+            content[name] = value
+    content = json.loads(json.dumps(content), parse_float=_canonical_number)
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
@@ -166,12 +162,7 @@ def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _canonical(value: Any) -> Any:
-    """Return the value as jsonb returns it, where 1e22 and 10000000000000000000000 are one number."""
-    if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+def _canonical_number(text: str) -> int | float:
+    """Return a number as jsonb returns it, where 1e22 and 10000000000000000000000 are one number."""
+    number = float(text)
+    return int(number) if number.is_integer() else number

@@ -1,6 +1,6 @@
-"""Who signed in to the pages. A browser holds a random token; the database its sha256, beside the key's id.
+"""Browser sessions of the admin pages. The browser has a random token; the database has its sha256 and the key's id.
 
-The key itself is in no cookie, and a session ends with its key: one that is revoked or has expired is refused at once.
+The cookie never has the key. A session ends with its key: requests are refused once that is revoked or expired.
 """
 
 import hashlib
@@ -11,15 +11,14 @@ from uuid import UUID
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from app.auth.service import VALID
+from app.auth.service import IS_VALID, Principal
 from app.db.models import ApiKey, BrowserSession
-from emender.schemas.keys import ApiKeyOut
 
 LIFETIME = timedelta(hours=12)
 
 
-def begin(session: Session, *, key_id: UUID) -> str:
-    """The token of a new session of this key. Those that have expired, of whatever key, are deleted."""
+def begin_session(session: Session, *, key_id: UUID) -> str:
+    """Create a session of the key and return its token. Deletes all expired sessions."""
     token = secrets.token_urlsafe(32)
     session.execute(delete(BrowserSession).where(BrowserSession.expires_at <= func.now()))
     expires_at = session.scalars(select(func.now() + LIFETIME)).one()
@@ -28,20 +27,19 @@ def begin(session: Session, *, key_id: UUID) -> str:
     return token
 
 
-def find_key(session: Session, *, token: str) -> ApiKeyOut | None:
-    """The key that this session was begun with; None if it is unknown or expired, or the key no longer valid."""
+def find_principal(session: Session, *, token: str) -> Principal | None:
+    """Return the principal of a session, unless it or its key is unknown or expired."""
     query = (
         select(ApiKey)
         .join(BrowserSession, BrowserSession.key_id == ApiKey.id)
-        .where(BrowserSession.token_sha256 == _digest(token), BrowserSession.expires_at > func.now())
-        .where(VALID)
+        .where(BrowserSession.token_sha256 == _digest(token), BrowserSession.expires_at > func.now(), IS_VALID)
     )
     key = session.scalars(query).one_or_none()
-    return ApiKeyOut.model_validate(key) if key else None
+    return Principal(key.id, f"key:{key.prefix}", key.name, frozenset(key.scopes)) if key else None
 
 
-def end(session: Session, *, token: str) -> None:
-    """From now on the session is refused; one that is unknown is no error."""
+def end_session(session: Session, *, token: str) -> None:
+    """Delete a session, if there is one with this token."""
     session.execute(delete(BrowserSession).where(BrowserSession.token_sha256 == _digest(token)))
 
 

@@ -5,7 +5,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep
-from app.api.idempotency import keep_instead
+from app.api.idempotency import store_instead
 from app.api.routing import Route
 from app.auth import service
 from app.auth.dependencies import AdminPrincipal
@@ -25,7 +25,7 @@ def create_key(
         session, name=key.name, scopes=key.scopes, actor=principal.actor, expires_at=key.expires_at
     )
     response.headers["Cache-Control"] = "no-store"
-    keep_instead(request, ApiKeyCreated(**created.model_dump(), token=None))
+    store_instead(request, ApiKeyCreated(**created.model_dump(), token=None))
     return ApiKeyCreated(**created.model_dump(), token=token)
 
 

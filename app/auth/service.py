@@ -1,28 +1,40 @@
-"""API keys. A token is `em_<prefix>_<secret>`; the database holds the prefix and the secret's sha256.
+"""API keys. A token is `em_<prefix>_<secret>`; the database has the prefix and the sha256 of the secret.
 
-A plain sha256 is enough, since the secret is 256 random bits: there is nothing to guess that a slow hash would protect.
+A plain sha256 is enough: the secret has 256 random bits, which a slow hash would not protect better.
 """
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 from uuid import UUID
 
-from sqlalchemy import ARRAY, String, and_, any_, func, literal, or_, select, update
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.db.models import ApiKey
 from app.db.pagination import PageCursor
-from app.problems import NotFound, Unprocessable
+from app.problems import Forbidden, NotFound, Unprocessable
 from emender.schemas.common import Page
 from emender.schemas.keys import ApiKeyOut, Scope
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-MARK = "em_"
+TOKEN = re.compile(r"em_([0-9a-f]{12})_(.+)", re.ASCII | re.DOTALL)
+IS_VALID = and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()))
+"""Whether a key is neither revoked nor expired, by the database's clock."""
+USED_RECENTLY = ApiKey.last_used_at > func.now() - timedelta(minutes=1)
+
+
+class ScopeMissing(Forbidden):
+    title = Forbidden.title
+
+    def __init__(self, principal: "Principal", scope: Scope) -> None:
+        super().__init__(f"This needs the scope {scope!r}; the key has {', '.join(sorted(principal.scopes))}.")
 
 
 class ApiKeyNotFound(NotFound):
@@ -32,16 +44,26 @@ class ApiKeyNotFound(NotFound):
         super().__init__(f"There is no API key {key_id}.")
 
 
-VALID = and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()))
-"""That a key was not revoked and has not expired, by the database's clock."""
+@dataclass(frozen=True)
+class Principal:
+    """The API key behind a request. Rows and audit events name it by `actor`: `key:<prefix>`."""
+
+    key_id: UUID
+    actor: str
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the key has the scope; `admin` includes the others."""
+        return scope in self.scopes or "admin" in self.scopes
 
 
 def create_key(
     session: Session, *, name: str, scopes: Sequence[str], actor: str, expires_at: datetime | None = None
 ) -> tuple[ApiKeyOut, str]:
-    """A new key and its token, which is never to be had again.
+    """Create a key. Return it and its token, which cannot be read again.
 
-    Raises `Unprocessable` for an unknown scope, and for an end that has passed.
+    Raises `Unprocessable` for an unknown scope or a past `expires_at`.
     """
     for index, scope in enumerate(scopes):
         if scope not in SCOPES:
@@ -49,10 +71,18 @@ def create_key(
     if not scopes:
         raise Unprocessable.at("/scopes", "A key needs at least one scope.")
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise Unprocessable.at("/expires_at", "This moment has passed; a key expires later, or never.")
+        raise Unprocessable.at(
+            "/expires_at", "This time is in the past; give a later one, or none for a key that does not expire."
+        )
     prefix, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     ordered = [scope for scope in SCOPES if scope in scopes]
-    key = ApiKey(name=name, prefix=prefix, secret_sha256=_digest(secret), scopes=ordered, expires_at=expires_at)
+    key = ApiKey(
+        name=name,
+        prefix=prefix,
+        secret_sha256=hashlib.sha256(secret.encode()).digest(),
+        scopes=ordered,
+        expires_at=expires_at,
+    )
     session.add(key)
     session.flush()
     record(
@@ -63,37 +93,26 @@ def create_key(
         details={"name": name, "scopes": ordered},
         after={"revoked": False, "expires_at": expires_at.isoformat() if expires_at else None},
     )
-    return ApiKeyOut.model_validate(key), f"{MARK}{prefix}_{secret}"
+    return ApiKeyOut.model_validate(key), f"em_{prefix}_{secret}"
 
 
-def authenticate(session: Session, *, tokens: Sequence[str]) -> list[ApiKeyOut | None]:
-    """The key of each token; None if it is malformed, unknown, revoked or expired. Notes the use of a key at most once
-    a minute.
-
-    Expiry is by the database's clock. All are looked up by one statement.
-    """
-    parts = [_parts(token) for token in tokens]
-    unnoted = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
-    prefixes = list({prefix for prefix, _ in filter(None, parts)})
-    query = select(ApiKey, unnoted, VALID).where(ApiKey.prefix == any_(literal(prefixes, ARRAY(String))))
-    rows = {key.prefix: (key, due, valid) for key, due, valid in session.execute(query)} if prefixes else {}
-    found: list[ApiKeyOut | None] = []
-    due_ids = set()
-    for part in parts:
-        key, due, valid = rows.get(part[0], (None, False, False)) if part else (None, False, False)
-        expected = key.secret_sha256 if key else bytes(32)
-        if part is None or not hmac.compare_digest(_digest(part[1]), expected) or key is None or not valid:
-            found.append(None)
-            continue
-        if due:
-            due_ids.add(key.id)
-        found.append(ApiKeyOut.model_validate(key))
-    if due_ids:
-        session.execute(update(ApiKey).where(ApiKey.id.in_(due_ids), unnoted).values(last_used_at=func.now()))
-    return found
+def find_principal(session: Session, *, token: str) -> Principal | None:
+    """Return the principal of a valid token. Sets `last_used_at` of its key, at most once a minute."""
+    found = TOKEN.fullmatch(token)
+    if found is None:
+        return None
+    query = select(ApiKey, USED_RECENTLY).where(ApiKey.prefix == found[1], IS_VALID)
+    key, used_recently = session.execute(query).one_or_none() or (None, None)
+    secret_sha256 = key.secret_sha256 if key else bytes(32)  # an unknown key takes as long as a wrong secret
+    if not hmac.compare_digest(hashlib.sha256(found[2].encode()).digest(), secret_sha256) or key is None:
+        return None
+    if not used_recently:
+        key.last_used_at = func.now()
+    return Principal(key.id, f"key:{key.prefix}", key.name, frozenset(key.scopes))
 
 
 def list_keys(session: Session, *, page: PageCursor[UUID]) -> Page[ApiKeyOut]:
+    """List all keys, newest first."""
     rows, next_cursor = page.fetch(session, select(ApiKey), ApiKey.id)
     return Page(items=[ApiKeyOut.model_validate(row) for row in rows], next=next_cursor)
 
@@ -106,7 +125,7 @@ def get_key(session: Session, *, key_id: UUID) -> ApiKeyOut:
 
 
 def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
-    """From now on the key is refused. Its row stays, since the audit log names it; revoking twice changes nothing."""
+    """Revoke a key. Its row stays, because the audit log names it. Revoking it again changes nothing."""
     key = session.get(ApiKey, key_id, with_for_update=True)
     if key is None:
         raise ApiKeyNotFound(key_id)
@@ -121,15 +140,3 @@ def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
             before={"revoked": False},
             after={"revoked": True},
         )
-
-
-def _parts(token: str) -> tuple[str, str] | None:
-    """Prefix and secret of a token; None for what is no token of ours."""
-    if not token.startswith(MARK) or not token.isascii() or "\0" in token:
-        return None
-    prefix, _, secret = token.removeprefix(MARK).partition("_")
-    return prefix, secret
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

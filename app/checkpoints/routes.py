@@ -8,8 +8,8 @@ from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.api.file_response import file_route, send_file
-from app.api.routing import Route
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
+from app.api.routing import Route, accept_large_body
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
 from app.checkpoints import aliases, difference, service
 from app.checkpoints import apply as apply_service
@@ -68,6 +68,7 @@ NOT_SERVED = (ModelNotFound, CheckpointNotFound, CheckpointNotPublished, Checkpo
         **documented(ModelNotFound, ModelNotReady, StatisticsMissing),
     },
 )
+@accept_large_body
 def apply(
     session: SessionDep,
     settings: SettingsDep,
@@ -103,12 +104,12 @@ def list_checkpoints(
 
 @router.get("/models/{model}/checkpoints/{revision}", responses=documented(ModelNotFound, CheckpointNotFound))
 async def read_checkpoint(
-    watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, wait: WaitDep
+    watcher: WatcherDep, _: ReadPrincipal, model: ModelName, revision: Revision, wait: WaitDep
 ) -> CheckpointOut:
     """Read a checkpoint: its state, files, aliases, and edits with the residual of each."""
     status = partial(service.checkpoint_status, model_name=model, revision=revision)
     read = partial(service.read_checkpoint, model_name=model, revision=revision)
-    return await watch.settled(status, read, seconds=wait)
+    return await watcher.wait_until_done(status, read, seconds=wait)
 
 
 @router.get(
@@ -117,11 +118,11 @@ async def read_checkpoint(
     responses={**EVENTS, **documented(ModelNotFound, CheckpointNotFound)},
 )
 async def follow_checkpoint(
-    watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, last_event_id: LastEventId = None
+    watcher: WatcherDep, _: ReadPrincipal, model: ModelName, revision: Revision, last_event_id: LastEventId = None
 ) -> Response:
     """Follow the build of a checkpoint. Each event has the whole state and progress; `Last-Event-ID` resumes."""
     status = partial(service.checkpoint_status, model_name=model, revision=revision)
-    return await watch.events(status, known=last_event_id)
+    return await watcher.stream_events(status, last_event_id=last_event_id)
 
 
 @file_route(router, "/models/{model}/checkpoints/{revision}/files/{path:path}", *NOT_SERVED, FileNotFound)

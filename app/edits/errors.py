@@ -1,4 +1,4 @@
-"""Why an edit cannot be had, or not be changed."""
+"""Why an edit cannot be read or changed."""
 
 from uuid import UUID
 
@@ -21,11 +21,11 @@ class EditNotReady(Conflict):
 
 class EditAlreadyFinished(Conflict):
     def __init__(self, edit_id: UUID, state: str) -> None:
-        super().__init__(f"The edit {edit_id} is {state} already: there is nothing to cancel.")
+        super().__init__(f"The edit {edit_id} is {state}, so it cannot be cancelled.")
 
 
 class EditNotRetryable(Conflict):
     title = "Edit not retryable"
 
     def __init__(self, edit_id: UUID, state: str) -> None:
-        super().__init__(f"The edit {edit_id} is {state}; only a failed or cancelled one can be retried.")
+        super().__init__(f"The edit {edit_id} is {state}; only a failed or cancelled edit can be retried.")

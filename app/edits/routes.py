@@ -1,4 +1,4 @@
-"""Ask for edits, follow them, read their values."""
+"""Create, list, follow, cancel and retry edits, and read their values."""
 
 import hashlib
 from functools import partial
@@ -7,14 +7,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
-from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep, origin_of, transaction_of
-from app.api.routing import Route
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
+from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep
+from app.api.routing import Route, accept_large_body
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.edits import batch, service
-from app.edits.arrivals import Arrivals
 from app.edits.errors import EditAlreadyFinished, EditNotFound, EditNotReady, EditNotRetryable
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import ContentTooLarge, MalformedBody, UnsupportedMedia, documented
@@ -30,18 +28,19 @@ async def read_body(request: Request) -> bytes:
 
 
 @router.post("/models/{model}/edits", status_code=202, responses=documented(ModelNotFound, ModelNotReady))
-async def create_edit(
-    request: Request, principal: EditPrincipal, model: str, edit: EditCreate, response: Response
+def create_edit(
+    session: SessionDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    principal: EditPrincipal,
+    model: str,
+    edit: EditCreate,
+    response: Response,
 ) -> EditOut:
-    """Ask for one edit. A worker finds its value; it changes nothing until it is applied."""
-    state, transaction = request.app.state, transaction_of(request)
-    if transaction.begun:  # under an Idempotency-Key, whose answer is kept by the transaction that does the work
-        given = {"model": model, "edit": edit, "store": state.store, "folder": state.settings.data_dir}
-        create = partial(service.create_edit, actor=principal.actor, **given)
-        created = await run_in_threadpool(create, await transaction.session())
-    else:
-        arrivals: Arrivals = state.arrivals
-        created = await arrivals.ask(service.Asked(model, edit, principal.actor, origin_of(request)))
+    """Create an edit. A worker computes its value; the model changes only when the edit is applied."""
+    created = service.create_edit(
+        session, model=model, edit=edit, store=store, folder=settings.data_dir, actor=principal.actor
+    )
     response.headers["Location"] = f"/v1/edits/{created.id}"
     return created
 
@@ -49,10 +48,10 @@ async def create_edit(
 @router.post(
     "/models/{model}/edits/batch",
     status_code=202,
-    dependencies=[Depends(read_body)],  # before the request has its transaction
     responses=documented(ModelNotFound, ModelNotReady, UnsupportedMedia, MalformedBody, ContentTooLarge),
     openapi_extra={"requestBody": batch.BODY},
 )
+@accept_large_body
 def create_edits(
     session: SessionDep,
     settings: SettingsDep,
@@ -62,9 +61,9 @@ def create_edits(
     body: Annotated[bytes, Depends(read_body)],
     content_type: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> EditBatchOut:
-    """Ask for many edits, all or none. Errors point into the batch: `/17/templates/0`.
+    """Create many edits, all or none. Errors point into the batch: `/17/templates/0`.
 
-    Two edits of one source are taken: an apply chooses which it writes, and reports the conflict.
+    Edits may have the same source: an apply chooses which of them it writes, and reports conflicts.
     """
     return service.create_edits(
         session,
@@ -94,18 +93,20 @@ def list_edits(
 
 
 @router.get("/edits/{edit_id}", responses=documented(EditNotFound))
-async def get_edit(watch: WatchDep, _: ReadPrincipal, edit_id: UUID, wait: WaitDep) -> EditOut:
-    """An edit: its state, progress and values."""
+async def get_edit(watcher: WatcherDep, _: ReadPrincipal, edit_id: UUID, wait: WaitDep) -> EditOut:
+    """Return an edit with its state, progress and values."""
     status, read = partial(service.edit_status, edit_id=edit_id), partial(service.get_edit, edit_id=edit_id)
-    return await watch.settled(status, read, seconds=wait)
+    return await watcher.wait_until_done(status, read, seconds=wait)
 
 
 @router.get(
     "/edits/{edit_id}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(EditNotFound)}
 )
-async def follow_edit(watch: WatchDep, _: ReadPrincipal, edit_id: UUID, last_event_id: LastEventId = None) -> Response:
-    """Follow an edit. Each event tells its state and progress whole; `Last-Event-ID` resumes."""
-    return await watch.events(partial(service.edit_status, edit_id=edit_id), known=last_event_id)
+async def follow_edit(
+    watcher: WatcherDep, _: ReadPrincipal, edit_id: UUID, last_event_id: LastEventId = None
+) -> Response:
+    """Stream an edit's state and progress. `Last-Event-ID` resumes."""
+    return await watcher.stream_events(partial(service.edit_status, edit_id=edit_id), last_event_id=last_event_id)
 
 
 @router.get(
@@ -120,7 +121,7 @@ async def follow_edit(watch: WatchDep, _: ReadPrincipal, edit_id: UUID, last_eve
     },
 )
 def get_value(session: SessionDep, _: ReadPrincipal, edit_id: UUID) -> Response:
-    """The value vectors of a ready edit."""
+    """Download the value of a ready edit."""
     content = service.value_file(session, edit_id=edit_id)
     headers = {
         "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
@@ -131,11 +132,11 @@ def get_value(session: SessionDep, _: ReadPrincipal, edit_id: UUID) -> Response:
 
 @router.post("/edits/{edit_id}/cancel", status_code=202, responses=documented(EditNotFound, EditAlreadyFinished))
 def cancel_edit(session: SessionDep, principal: EditPrincipal, edit_id: UUID) -> EditOut:
-    """Cancel an edit: at once while it is queued, at its next step while it is optimised."""
+    """Cancel a queued edit at once, or a running one at its next step."""
     return service.cancel_edit(session, edit_id=edit_id, actor=principal.actor)
 
 
 @router.post("/edits/{edit_id}/retry", status_code=202, responses=documented(EditNotFound, EditNotRetryable))
 def retry_edit(session: SessionDep, principal: EditPrincipal, edit_id: UUID) -> EditOut:
-    """Queue a failed or cancelled edit again, as it was asked for."""
+    """Queue a failed or cancelled edit again, unchanged."""
     return service.retry_edit(session, edit_id=edit_id, actor=principal.actor)

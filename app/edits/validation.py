@@ -1,6 +1,6 @@
-"""All that can be known to be wrong with an edit before a worker sees it. Free of torch."""
+"""Check edits before a worker sees them. Free of torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 from sqlalchemy import select
@@ -9,84 +9,50 @@ from sqlalchemy.orm import Session
 from app.db.models import Image as ImageRow
 from app.db.models import Model
 from app.problems import Unprocessable
-from editing.edits import (
-    Balance,
-    ConceptEdit,
-    Destination,
-    DestinationPrompt,
-    Erasure,
-    ReferenceImages,
-    StageOneSettings,
-)
+from editing.edits import parse_edit
 from editing.errors import EditingError
 from editing.prompts import PromptTokenizer, validate_edit
-from emender.schemas import edits as schemas
 from emender.schemas.common import FieldError
+from emender.schemas.edits import EditCreate
 
-MOST_ERRORS = 100
-PICTURE = Image.new("RGB", (1, 1))  # stands for reference images, whose pixels were judged when they were uploaded
+MAX_ERRORS = 100
+PICTURE = Image.new("RGB", (1, 1))  # instead of reference images, which were checked when they were uploaded
 
 
-def check(
-    session: Session, *, model: Model, edits: Mapping[str, schemas.EditCreate], tokenizers: Sequence[PromptTokenizer]
+def check_edits(
+    session: Session, *, model: Model, edits: Mapping[str, EditCreate], tokenizers: Sequence[PromptTokenizer]
 ) -> None:
-    """Raise `Unprocessable` with the first error of each edit; `edits` are by the JSON pointer of each in the body."""
-    errors = list(_errors(model, edits, tokenizers)) + list(_missing_images(session, edits))
-    if errors:
-        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
-        raise Unprocessable(
-            f"The request was rejected: {errors[0].pointer}: {errors[0].detail}{more}.", errors=errors[:MOST_ERRORS]
-        )
-
-
-def _errors(
-    model: Model, edits: Mapping[str, schemas.EditCreate], tokenizers: Sequence[PromptTokenizer]
-) -> Iterator[FieldError]:
+    """Raise `Unprocessable` with the first error of each edit. The keys of `edits` are their pointers in the body."""
+    errors = []
+    images = {}
     layers = min(encoder["layers"] for encoder in model.encoders)
     for pointer, edit in edits.items():
+        destination, settings = edit.destination.model_dump(exclude_none=True), edit.settings.model_dump()
         try:
+            concept = parse_edit(
+                source=edit.source,
+                destination=destination,
+                templates=edit.templates,
+                settings=settings,
+                read_image=lambda _: PICTURE,
+            )
             for tokenizer in tokenizers:
-                validate_edit(_concept(edit), tokenizer)
+                validate_edit(concept, tokenizer)
         except EditingError as error:
-            yield FieldError(pointer=pointer + error.pointer, detail=error.detail)
+            errors.append(FieldError(pointer=pointer + error.pointer, detail=error.detail))
             continue
-        if edit.settings.layer is not None and len(model.encoders) > 1:
-            detail = "the model has several text encoders, which one layer cannot fit: leave it out"
-            yield FieldError(pointer=pointer + "/settings/layer", detail=detail)
-        elif edit.settings.layer is not None and edit.settings.layer >= layers:
+        if (layer := edit.settings.layer) is not None and (len(model.encoders) > 1 or layer >= layers):
             detail = f"the model's text encoder has the layers 0 to {layers - 1}"
-            yield FieldError(pointer=pointer + "/settings/layer", detail=detail)
-
-
-def _missing_images(session: Session, edits: Mapping[str, schemas.EditCreate]) -> Iterator[FieldError]:
-    asked = {
-        f"{pointer}/destination/images/{index}": image.removeprefix("sha256:")
-        for pointer, edit in edits.items()
-        for index, image in enumerate(edit.destination.images or ())
-    }
-    if not asked:
-        return
-    query = select(ImageRow.sha256).where(ImageRow.sha256.in_(set(asked.values())))
-    known: Sequence[str] = session.scalars(query).all()
-    for pointer, sha256 in asked.items():
-        if sha256 not in known:
-            yield FieldError(pointer=pointer, detail="there is no such image; upload it with POST /v1/images")
-
-
-def _concept(edit: schemas.EditCreate) -> ConceptEdit:
-    return ConceptEdit(
-        source=edit.source,
-        destination=_destination(edit.destination),
-        templates=tuple(edit.templates),
-        settings=StageOneSettings(**edit.settings.model_dump()),
-    )
-
-
-def _destination(destination: schemas.Destination) -> Destination:
-    if destination.prompt is not None:
-        return DestinationPrompt(destination.prompt)
-    if destination.images is not None:
-        return ReferenceImages((PICTURE,) * len(destination.images))
-    if destination.balance is not None:
-        return Balance(destination.balance)
-    return Erasure(destination.neutral or "")
+            if len(model.encoders) > 1:
+                detail = "the model has several text encoders with layers of their own: omit the layer"
+            errors.append(FieldError(pointer=pointer + "/settings/layer", detail=detail))
+        for index, image in enumerate(edit.destination.images or ()):
+            images[f"{pointer}/destination/images/{index}"] = image.removeprefix("sha256:")
+    if images:
+        known = set(session.scalars(select(ImageRow.sha256).where(ImageRow.sha256.in_(images.values()))))
+        missing = [pointer for pointer, image in images.items() if image not in known]
+        errors += [FieldError(pointer=pointer, detail="there is no such image; upload it first") for pointer in missing]
+    if errors:
+        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+        detail = f"The request was rejected: {errors[0].pointer}: {errors[0].detail}{more}."
+        raise Unprocessable(detail, errors=errors[:MAX_ERRORS])

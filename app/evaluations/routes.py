@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, StoreDep
 from app.api.file_response import file_route, send_file
 from app.api.routing import Route
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
 from app.auth.dependencies import ApplyPrincipal, ReadPrincipal
 from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted
 from app.checkpoints.routes import ModelName, Revision
@@ -92,12 +92,12 @@ def list_evaluations(
 
 @router.get("/evaluations/{evaluation_id}", responses=documented(*NO_CHECKPOINT, EvaluationNotFound))
 async def read_evaluation(
-    watch: WatchDep, _: ReadPrincipal, model: ModelName, revision: Revision, evaluation_id: UUID, wait: WaitDep
+    watcher: WatcherDep, _: ReadPrincipal, model: ModelName, revision: Revision, evaluation_id: UUID, wait: WaitDep
 ) -> EvaluationOut:
     """Read an evaluation: its state, progress, report and files."""
     arguments: dict[str, Any] = {"model_name": model, "revision": revision, "evaluation_id": evaluation_id}
     status, read = partial(service.evaluation_status, **arguments), partial(service.read_evaluation, **arguments)
-    return await watch.settled(status, read, seconds=wait)
+    return await watcher.wait_until_done(status, read, seconds=wait)
 
 
 @router.get(
@@ -106,7 +106,7 @@ async def read_evaluation(
     responses={**EVENTS, **documented(*NO_CHECKPOINT, EvaluationNotFound)},
 )
 async def follow_evaluation(
-    watch: WatchDep,
+    watcher: WatcherDep,
     _: ReadPrincipal,
     model: ModelName,
     revision: Revision,
@@ -115,7 +115,7 @@ async def follow_evaluation(
 ) -> Response:
     """Follow an evaluation. Each event has the whole state and progress; `Last-Event-ID` resumes."""
     status = partial(service.evaluation_status, model_name=model, revision=revision, evaluation_id=evaluation_id)
-    return await watch.events(status, known=last_event_id)
+    return await watcher.stream_events(status, last_event_id=last_event_id)
 
 
 @file_route(

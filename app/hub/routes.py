@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from app.api.dependencies import NextPageLinkDep, SessionDep, StoreDep
 from app.api.file_response import file_route, send_file
-from app.api.middleware.rate_limit import TooManyRequests
 from app.api.routing import TransactionRoute
-from app.auth.dependencies import Documented, Principal, authenticate, bearer
+from app.auth.dependencies import Credentials, RequireScope
+from app.auth.service import Principal
 from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted
 from app.checkpoints.files import Revision, list_revisions, read_revision
 from app.checkpoints.queries import MAIN
@@ -29,18 +29,21 @@ from app.hub.errors import (
     TokenMissing,
 )
 from app.models.queries import find_model
-from app.problems import Forbidden, Unauthorized, documented
+from app.problems import TooManyRequests, Unauthorized, documented
 from emender.schemas.text import Text
 
 MAX_PAGE = 1000  # entries of a tree per response
 
 
-async def check_key(request: Request, _: Documented = None) -> Principal:
+authenticate = RequireScope(None)
+
+
+def check_key(request: Request, credentials: Credentials) -> Principal:
     """Authenticate by an API key that was sent as a Hub token. Raises the Hub's problems."""
     try:
-        return await authenticate(request)
+        return authenticate(request, credentials)
     except Unauthorized:
-        if await bearer(request) is None:
+        if credentials is None:
             needed = "This endpoint needs a token: an API key with the scope 'read'."
             raise TokenMissing(needed, challenge=True) from None
         raise TokenInvalid(TokenInvalid.MESSAGE, challenge=True) from None
@@ -48,10 +51,8 @@ async def check_key(request: Request, _: Documented = None) -> Principal:
 
 async def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
     """Require the scope `read`."""
-    try:
-        principal.require("read")
-    except Forbidden as error:
-        raise ScopeMissing(error.detail) from None
+    if not principal.may("read"):
+        raise ScopeMissing(f"This needs the scope 'read'; the key has {', '.join(sorted(principal.scopes))}.")
 
 
 EVERYWHERE = documented(RepoNotFound, TokenMissing, ScopeMissing, TooManyRequests)

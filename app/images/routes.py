@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, File, Path, Request, Response, UploadFile
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, File, Path, Request, Response, UploadFile
 
-from app.api.dependencies import SessionDep, SettingsDep, StoreDep
-from app.api.routing import Route
+from app.api.dependencies import SessionDep, StoreDep
+from app.api.routing import Route, accept_large_body
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.images import service
 from app.images.errors import ImageNotFound
-from app.images.reencode import reencode_upload
+from app.images.reencode import Picture, reencode_upload
 from app.problems import ContentTooLarge, InsufficientStorage, UnsupportedMedia, documented
 from emender.schemas.images import ImageOut
 
@@ -19,19 +18,26 @@ router = APIRouter(prefix="/images", tags=["images"], route_class=Route)
 ImageId = Annotated[str, Path(pattern="^sha256:[0-9a-f]{64}$", examples=["sha256:" + "0" * 64])]
 
 
-@router.post("", status_code=201, responses=documented(ContentTooLarge, UnsupportedMedia, InsufficientStorage))
-async def add_image(
+async def reencode_file(
     request: Request,
+    _: EditPrincipal,
+    file: Annotated[UploadFile, File(description="PNG, JPEG or WebP of one frame; the content decides")],
+) -> Picture:
+    state = request.app.state
+    return await reencode_upload(file.file, settings=state.settings, decoders=state.decoders)
+
+
+@router.post("", status_code=201, responses=documented(ContentTooLarge, UnsupportedMedia, InsufficientStorage))
+@accept_large_body
+def add_image(
     session: SessionDep,
-    settings: SettingsDep,
     store: StoreDep,
     principal: EditPrincipal,
-    file: Annotated[UploadFile, File(description="PNG, JPEG or WebP of one frame; the content decides")],
+    picture: Annotated[Picture, Depends(reencode_file)],
     response: Response,
 ) -> ImageOut:
     """Upload a reference image. It is stored as a PNG without metadata; equal images have the same id."""
-    picture = await reencode_upload(file.file, settings=settings, decoders=request.app.state.decoders)
-    image = await run_in_threadpool(service.add_image, session, picture=picture, store=store, actor=principal.actor)
+    image = service.add_image(session, picture=picture, store=store, actor=principal.actor)
     response.headers["Location"] = f"/v1/images/{image.id}"
     return image
 

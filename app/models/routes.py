@@ -7,8 +7,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep
-from app.api.routing import Route
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatchDep
+from app.api.routing import Route, accept_large_body
+from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
 from app.models import service
 from app.models.errors import ModelAlreadyExists, ModelNotFound, ModelNotReady, StatisticsInProgress, StatisticsNotFound
@@ -42,16 +42,18 @@ def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep, link_next:
 
 
 @router.get("/{model}", responses=documented(ModelNotFound))
-async def get_model(watch: WatchDep, _: ReadPrincipal, model: str, wait: WaitDep) -> ModelOut:
+async def get_model(watcher: WatcherDep, _: ReadPrincipal, model: str, wait: WaitDep) -> ModelOut:
     """Read a base model: its family, encoders, digest, state and statistics."""
     status, read = partial(service.model_status, name=model), partial(service.read_model, name=model)
-    return await watch.settled(status, read, seconds=wait)
+    return await watcher.wait_until_done(status, read, seconds=wait)
 
 
 @router.get("/{model}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(ModelNotFound)})
-async def follow_model(watch: WatchDep, _: ReadPrincipal, model: str, last_event_id: LastEventId = None) -> Response:
+async def follow_model(
+    watcher: WatcherDep, _: ReadPrincipal, model: str, last_event_id: LastEventId = None
+) -> Response:
     """Follow a registration. Each event has the whole state and progress; `Last-Event-ID` resumes."""
-    return await watch.events(partial(service.model_status, name=model), known=last_event_id)
+    return await watcher.stream_events(partial(service.model_status, name=model), last_event_id=last_event_id)
 
 
 @router.post(
@@ -59,6 +61,7 @@ async def follow_model(watch: WatchDep, _: ReadPrincipal, model: str, last_event
     status_code=202,
     responses=documented(ModelNotFound, ModelNotReady, StatisticsInProgress, InsufficientStorage),
 )
+@accept_large_body
 def create_statistics(
     session: SessionDep,
     settings: SettingsDep,
@@ -91,12 +94,12 @@ def list_statistics(
 
 @router.get("/{model}/statistics/{statistics_id}", responses=documented(ModelNotFound, StatisticsNotFound))
 async def get_statistics(
-    watch: WatchDep, _: ReadPrincipal, model: str, statistics_id: UUID, wait: WaitDep
+    watcher: WatcherDep, _: ReadPrincipal, model: str, statistics_id: UUID, wait: WaitDep
 ) -> StatisticsOut:
     """Read an estimate: its state, progress and digest."""
     status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
     read = partial(service.read_statistics, name=model, statistics_id=statistics_id)
-    return await watch.settled(status, read, seconds=wait)
+    return await watcher.wait_until_done(status, read, seconds=wait)
 
 
 @router.get(
@@ -105,8 +108,8 @@ async def get_statistics(
     responses={**EVENTS, **documented(ModelNotFound, StatisticsNotFound)},
 )
 async def follow_statistics(
-    watch: WatchDep, _: ReadPrincipal, model: str, statistics_id: UUID, last_event_id: LastEventId = None
+    watcher: WatcherDep, _: ReadPrincipal, model: str, statistics_id: UUID, last_event_id: LastEventId = None
 ) -> Response:
     """Follow an estimate. Each event has the whole state and progress; `Last-Event-ID` resumes."""
     status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
-    return await watch.events(status, known=last_event_id)
+    return await watcher.stream_events(status, last_event_id=last_event_id)

@@ -1,6 +1,5 @@
 """Load the tokenizers of a ready model from the store, once per process. Does not import torch."""
 
-from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
@@ -13,20 +12,21 @@ from app.storage.store import Store
 from editing.families.layout import TOKENIZERS
 from editing.prompts import PromptTokenizer
 
+_cache: dict[UUID, tuple[PromptTokenizer, ...]] = {}
+
 
 def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Path) -> tuple[PromptTokenizer, ...]:
-    """Return the tokenizer of each text encoder. `folder` is `settings.data_dir`.
+    """Return the tokenizer of each text encoder of a ready model, whose files never change.
 
-    Raises `BlobMissing` or `BlobCorrupt` if the store is damaged.
+    They are read and verified once per process. `folder` is the service's data directory. Raises `BlobMissing` or
+    `BlobCorrupt` if the store is damaged.
     """
+    if model_id in _cache:
+        return _cache[model_id]
     inside = or_(*(ModelFile.path.startswith(f"{name}/") for name in TOKENIZERS.values()))
     rows = session.execute(select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id, inside))
     files = [(path, sha256) for path, sha256 in rows]
     laid_out = snapshot(store, files, folder=folder)
-    return tuple(_read(laid_out / name) for name in sorted({path.partition("/")[0] for path, _ in files}))
-
-
-@lru_cache(maxsize=32)
-def _read(folder: Path) -> PromptTokenizer:
-    """Read a tokenizer. The name of a snapshot is the digest of its files, so the cached result stays right."""
-    return PromptTokenizer.from_folder(folder)
+    names = sorted({path.partition("/")[0] for path, _ in files})
+    _cache[model_id] = tuple(PromptTokenizer.from_folder(laid_out / name) for name in names)
+    return _cache[model_id]

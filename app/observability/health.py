@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api.middleware.rate_limit import RateLimits
+from app.api.rate_limit import RateLimits
 from app.db.engine import Sessions
 from app.db.migrate import SchemaBehind, check_schema
 from app.observability.cached import CACHE_SECONDS, Cached
@@ -51,7 +51,7 @@ class Health:
             missing.append(FieldError(pointer="database", detail=detail))
         if problem := self.store_problem.get():
             missing.append(FieldError(pointer="store", detail=problem))
-        if self.limits.redis_answers() is False:
+        if self.limits.redis_responds() is False:
             detail = "It does not respond: workers poll Postgres, and each process counts requests for itself."
             degraded.append(Degraded("redis", detail))
         if missing:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, aliased
 from uuid_utils.compat import uuid7
 
 from app.db.models import Job, Webhook, WebhookDelivery
-from app.jobs.enqueue import enqueue_many
+from app.jobs.enqueue import enqueue
 from app.jobs.kinds import DELIVER_WEBHOOK
 
 RETENTION = timedelta(days=30)  # of deliveries that have ended
@@ -65,8 +65,10 @@ def add_deliveries(
         for delivery_id, webhook_id in zip(ids, webhook_ids, strict=True)
     ]
     session.execute(insert(WebhookDelivery), rows)
-    actors = [f"webhook:{webhook_id}" for webhook_id in webhook_ids]  # fair between webhooks
-    enqueue_many(session, kind=DELIVER_WEBHOOK, targets=list(zip(ids, actors, strict=True)))
+    for delivery_id, webhook_id in zip(ids, webhook_ids, strict=True):
+        enqueue(
+            session, kind=DELIVER_WEBHOOK, target_id=delivery_id, actor=f"webhook:{webhook_id}"
+        )  # fair between them
     return ids
 
 

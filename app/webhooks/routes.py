@@ -5,7 +5,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep
-from app.api.idempotency import keep_instead
+from app.api.idempotency import store_instead
 from app.api.routing import Route
 from app.auth.dependencies import AdminPrincipal
 from app.problems import documented
@@ -109,5 +109,5 @@ def redeliver(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID, 
 def _once(created: WebhookCreated, request: Request, response: Response) -> WebhookCreated:
     """The answer that shows the secret; one that is replayed shows none."""
     response.headers["Cache-Control"] = "no-store"
-    keep_instead(request, created.model_copy(update={"secret": None}))
+    store_instead(request, created.model_copy(update={"secret": None}))
     return created

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import start_http_server
 from sqlalchemy.exc import DBAPIError
 
-from app.api.idempotency import forget
+from app.api.idempotency import delete_expired
 from app.audit.events import subscribe
 from app.db.engine import Sessions, connect, sessions
 from app.jobs import workers
@@ -26,7 +26,7 @@ from app.settings import Settings, get_settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, read_configured_key
 from app.storage import open_store
 from app.webhooks.queries import delete_old_deliveries
-from app.webhooks.subscriptions import enqueue_deliveries
+from app.webhooks.subscriptions import EVENTS, enqueue_deliveries
 from app.worker.claims import claim_delivery
 from app.worker.runner import Runner
 
@@ -48,7 +48,7 @@ def run(settings: Settings) -> None:
     factory = sessions(engine)
     notifier = open_notifier(settings)
     notify_after_commit(factory, notifier)
-    subscribe(enqueue_deliveries)
+    subscribe(enqueue_deliveries, actions=EVENTS)
     start_runner = partial(
         Runner, settings=settings, sessions=factory, store=open_store(settings), worker=name, stopping=stopping
     )
@@ -126,7 +126,7 @@ def run_maintenance(runner: Runner, *, notifier: JobNotifier, stopping: threadin
                 session.commit()
             away = False
             with runner.sessions() as session:
-                forget(session)
+                delete_expired(session)
                 delete_old_deliveries(session)
                 session.commit()
                 renotify_stale_jobs(session, notifier=notifier)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 from tokenizers import pre_tokenizers
 
-from app.api.middleware.rate_limit import RateLimits
+from app.api.rate_limit import RateLimits
 from app.auth.service import SCOPES, create_key
 from app.db.models import Model, ModelFile
 from app.main import create_app

@@ -22,8 +22,8 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from app.api.problems import MEDIA_TYPE
 from app.main import create_app
-from app.problems import MEDIA_TYPE
 from app.settings import Settings
 from app.storage.local import LocalStore
 from emender.schemas.common import ENDED, ProblemDocument

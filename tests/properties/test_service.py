@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.api.middleware.rate_limit import RateLimits
+from app.api.rate_limit import RateLimits
 from app.audit.service import verify
 from app.db.models import Edit, Statistics
 from app.storage.local import LocalStore

@@ -71,7 +71,7 @@ def test_each_key_on_each_route(client: TestClient, keys: Mapping[str, Headers],
         "malformed": {"Authorization": "Basic YTpi"},
         "unknown": {"Authorization": "Bearer em_000000000000_" + "x" * 43},
     }[key]
-    client.app.state.rate_limits.wrong_keys = None  # type: ignore[attr-defined]
+    client.app.state.rate_limits.failed_auth = None  # type: ignore[attr-defined]
     for method, path, scopes in table(built):
         answer = client.request(method, url(path), headers=headers, follow_redirects=False)
         if scopes is None:

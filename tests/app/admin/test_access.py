@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.admin.application import ROUTERS
-from app.api.middleware.rate_limit import RateLimits
+from app.api.rate_limit import RateLimits
 from app.auth import browser_sessions
 from app.auth.service import create_key
 from app.db.models import ApiKey, BrowserSession
@@ -120,7 +120,7 @@ class TestSession:
 
     def test_the_expired_are_deleted_when_another_begins(self, reader, session):
         session.execute(update(BrowserSession).values(expires_at=func.now() - timedelta(seconds=1)))
-        browser_sessions.begin(session, key_id=session.scalars(select(ApiKey.id)).first())
+        browser_sessions.begin_session(session, key_id=session.scalars(select(ApiKey.id)).first())
         assert session.scalar(select(func.count()).select_from(BrowserSession)) == 1
 
     def test_ends_with_its_key(self, reader, client, keys, session):

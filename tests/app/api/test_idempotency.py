@@ -2,11 +2,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.api import idempotency
 from app.db.models import AuditEvent, Edit, IdempotencyKey, Job
+from app.main import create_app
 
 URL = "/v1/models/emoji/edits"
 EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
@@ -18,7 +20,7 @@ def count(session, table=Edit):
 
 
 class TestReplay:
-    def test_done_once_and_answered_twice(self, client, keys, model, session):
+    def test_a_repeated_request_gets_the_first_response_and_creates_one_edit(self, client, keys, model, session):
         first = client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         again = client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         assert "Idempotency-Replayed" not in first.headers
@@ -28,12 +30,12 @@ class TestReplay:
         assert again.headers["Content-Type"] == first.headers["Content-Type"]
         assert (count(session), count(session, Job)) == (1, 1)
 
-    def test_without_a_key_done_twice(self, client, keys, model, session):
+    def test_requests_without_a_key_are_independent(self, client, keys, model, session):
         for _ in range(2):
             client.post(URL, headers=keys["edit"], json=EDIT)
         assert count(session) == 2
 
-    def test_other_request(self, client, keys, model, session):
+    def test_a_different_request_with_the_same_key_is_refused(self, client, keys, model, session):
         client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         others = [
             (URL, EDIT | {"source": "bird"}),
@@ -46,22 +48,22 @@ class TestReplay:
             assert answer.json()["errors"][0]["pointer"] == "Idempotency-Key"
         assert count(session) == 1
 
-    def test_keys_are_each_principals_own(self, client, keys, model, session):
+    def test_two_api_keys_may_use_the_same_key(self, client, keys, model, session):
         client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         assert client.post(URL, headers=keys["admin"] | KEY, json=EDIT | {"source": "bird"}).status_code == 202
         assert count(session) == 2
 
-    def test_refusals_are_not_kept(self, client, keys, model, session):
+    def test_an_invalid_request_does_not_use_up_the_key(self, client, keys, model, session):
         bad = EDIT | {"templates": ["none"]}
         assert client.post(URL, headers=keys["edit"] | KEY, json=bad).status_code == 422
         assert count(session, IdempotencyKey) == 0
         assert client.post(URL, headers=keys["edit"] | KEY, json=EDIT).status_code == 202
 
-    def test_no_scope(self, client, keys, model):
+    def test_a_replay_needs_the_scope_of_the_request(self, client, keys, model):
         client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         assert client.post(URL, headers=keys["read"] | KEY, json=EDIT).status_code == 403
 
-    def test_forgotten_after_a_day(self, client, keys, model, session):
+    def test_a_key_expires_after_a_day(self, client, keys, model, session):
         def age(hours):
             then = session.scalar(select(func.now() - timedelta(hours=hours)))
             session.execute(update(IdempotencyKey).values(created_at=then))
@@ -71,19 +73,19 @@ class TestReplay:
         first = post()
         age(23)
         assert post().content == first.content
-        assert idempotency.forget(session) == 0
+        assert idempotency.delete_expired(session) == 0
         age(25)
         assert post().content != first.content
         age(25)
-        assert idempotency.forget(session) == 1
+        assert idempotency.delete_expired(session) == 1
         assert count(session, IdempotencyKey) == 0
 
     @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é".encode()])
-    def test_bad_key(self, client, keys, model, key):
+    def test_a_malformed_key_is_refused(self, client, keys, model, key):
         answer = client.post(URL, headers=keys["edit"] | {"Idempotency-Key": key}, json=EDIT)
         assert answer.status_code == 422
 
-    def test_no_secret_is_kept(self, client, keys, session):
+    def test_a_secret_in_the_response_is_not_stored(self, client, keys, session):
         body = {"name": "deploy", "scopes": ["read"]}
         first = client.post("/v1/keys", headers=keys["admin"] | KEY, json=body).json()
         again = client.post("/v1/keys", headers=keys["admin"] | KEY, json=body).json()
@@ -94,7 +96,7 @@ class TestReplay:
 
 
 class TestParallel:
-    def test_fifty_at_once_make_one_edit(self, live_client, live_keys, live_model, engine):
+    def test_fifty_concurrent_requests_create_one_edit(self, live_client, live_keys, live_model, engine):
         def post(_):
             return live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
 
@@ -108,36 +110,31 @@ class TestParallel:
             made = select(func.count()).where(AuditEvent.action == "edit.create")
             assert session.scalar(made) == 1
 
-    def test_in_flight(self, live_client, live_keys, live_model, engine, monkeypatch):
-        """Another connection holds the key, as the first request's does while it is at work."""
-        monkeypatch.setattr(idempotency, "PATIENCE", 0.3)
-        with Session(engine) as first:
-            actor = "key:" + live_keys["edit"]["Authorization"].split("_")[1]
-            claimed = idempotency.Claim(first, actor, "one", b"")
-            assert idempotency._try_lock(claimed)
-            answer = live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
+    def test_a_request_whose_first_is_still_running_gets_409(
+        self, settings, live_keys, live_model, engine, monkeypatch
+    ):
+        """Another transaction has inserted the key, as that of a running first request has."""
+        monkeypatch.setattr("app.main.LOCK_SECONDS", 0.3)
+        actor = "key:" + live_keys["edit"]["Authorization"].split("_")[1]
+        with TestClient(create_app(settings)) as client, Session(engine) as first:
+            first.execute(idempotency.CLAIM, {"principal": actor, "key": "one", "request_sha256": b""})
+            answer = client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
             assert answer.status_code == 409
             assert answer.headers["Retry-After"] == "1"
-            first.execute(text("SELECT 1"))
-        # The first died without an answer, and its lock with it.
-        assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
+            first.rollback()  # as Postgres does if the process of the first request dies
+            assert client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
 
-    def test_answer_and_work_are_one(self, live_client, live_keys, live_model, engine, monkeypatch):
-        """Where the answer cannot be kept, the work is not done either."""
-
-        def fail(*_, **__):
-            raise RuntimeError
-
+    def test_the_edit_is_rolled_back_if_the_response_cannot_be_stored(
+        self, live_client, live_keys, live_model, engine, monkeypatch
+    ):
         with monkeypatch.context() as patched:
-            patched.setattr(idempotency, "keep", fail)
+            patched.setattr(idempotency, "STORE", text("SELECT no_such_column"))
             assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 500
         with Session(engine) as session:
             assert (count(session), count(session, Job), count(session, IdempotencyKey)) == (0, 0, 0)
         assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
 
-    def test_many_keys_at_once_starve_nobody(self, live_client, live_keys, live_model, engine):
-        """More requests than threads and connections, each holding a key of its own."""
-
+    def test_more_concurrent_keys_than_connections_all_succeed(self, live_client, live_keys, live_model, engine):
         def post(number):
             key = {"Idempotency-Key": f"key-{number}"}
             return live_client.post(URL, headers=live_keys["edit"] | key, json=EDIT).status_code

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from app.problems import MEDIA_TYPE
+from app.api.problems import MEDIA_TYPE
 
 OPEN = {"/healthz", "/metrics", "/readyz"}
 EXAMPLES = {

@@ -1,4 +1,4 @@
-"""Clients that wait: the long poll and the stream of events, of every noun that has work behind it."""
+"""The long poll and the stream of events, of every resource that has work behind it."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app.api import waiting as following
+from app.api import waiting
 from app.db.models import Edit, Job
 from tests.seeded import seed
 
@@ -19,7 +19,7 @@ EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
 
 @pytest.fixture
 def live(live_client: TestClient, live_model, live_keys):
-    """An edit in a database of its own, which other connections may change meanwhile."""
+    """An edit in a database of its own, which other connections can change."""
     edit = live_client.post("/v1/models/emoji/edits", headers=live_keys["edit"], json=EDIT).json()
     return live_client, live_keys["read"], edit["id"]
 
@@ -40,7 +40,7 @@ def parse(stream):
     return events
 
 
-FOLLOWED = {
+PATHS = {
     "model": "/v1/models/{model}",
     "statistics": "/v1/models/{model}/statistics/{statistics_id}",
     "edit": "/v1/edits/{edit_id}",
@@ -49,11 +49,11 @@ FOLLOWED = {
 }
 
 
-@pytest.mark.parametrize("noun", FOLLOWED)
-def test_everything_with_work_behind_it_can_be_followed(noun, client, session, store, keys, tmp_path, settings):
+@pytest.mark.parametrize("resource", PATHS)
+def test_a_resource_can_be_waited_for_and_followed(resource, client, session, store, keys, tmp_path, settings):
     settings.webhook_secret_key = SecretStr("k" * 40)
-    path = FOLLOWED[noun].format(**seed(session, client, keys, store=store, folder=tmp_path / "tokenizer").parameters)
-    if noun == "evaluation":
+    path = PATHS[resource].format(**seed(session, client, keys, store=store, folder=tmp_path / "tokenizer").parameters)
+    if resource == "evaluation":
         assert client.get(path, headers=keys["read"] | {"Prefer": "wait=1"}).json()["state"] == "queued"
         client.post(f"{path}/cancel", headers=keys["apply"])
     answer = client.get(path, headers=keys["read"] | {"Prefer": "wait=30"})
@@ -66,7 +66,7 @@ def test_everything_with_work_behind_it_can_be_followed(noun, client, session, s
 
 
 class TestWait:
-    def test_answers_when_the_edit_has_ended(self, live, engine):
+    def test_the_response_comes_once_the_edit_is_ready(self, live, engine):
         client, headers, edit_id = live
         timer = threading.Timer(0.7, change, args=(engine,), kwargs={"state": "ready"})
         timer.start()
@@ -77,51 +77,51 @@ class TestWait:
         assert 0.7 <= time.monotonic() - started < 25
         assert answer.headers["Preference-Applied"] == "wait=30"
 
-    def test_answers_after_the_wait(self, live):
+    def test_the_response_comes_after_the_preferred_time(self, live):
         client, headers, edit_id = live
         started = time.monotonic()
         answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=1"})
         assert answer.json()["state"] == "queued"
         assert time.monotonic() - started >= 1
 
-    def test_does_not_wait_unasked(self, live):
+    def test_a_request_without_the_preference_does_not_wait(self, live):
         client, headers, edit_id = live
         assert "Preference-Applied" not in client.get(f"/v1/edits/{edit_id}", headers=headers).headers
 
-    def test_waiting_starves_nobody(self, live):
-        """More wait than there are threads and connections, and the service answers others."""
+    def test_other_requests_succeed_while_many_wait(self, live):
+        """More requests wait than there are threads and connections."""
         client, headers, edit_id = live
-        waiting = [
+        threads = [
             threading.Thread(
                 target=client.get, args=(f"/v1/edits/{edit_id}",), kwargs={"headers": headers | {"Prefer": "wait=4"}}
             )
             for _ in range(60)
         ]
-        for thread in waiting:
+        for thread in threads:
             thread.start()
         time.sleep(1.5)
         assert client.get("/v1/models", headers=headers).status_code == 200
-        assert sum(thread.is_alive() for thread in waiting) > 40
-        for thread in waiting:
+        assert sum(thread.is_alive() for thread in threads) > 40
+        for thread in threads:
             thread.join()
 
-    def test_where_too_many_wait_none_is_promised_to(self, live, monkeypatch):
+    def test_no_more_than_the_maximum_wait(self, live, monkeypatch):
         client, headers, edit_id = live
-        monkeypatch.setattr(following, "MOST_WAITING", 0)
+        monkeypatch.setattr(waiting, "MAX_WAITING", 0)
         answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=30"})
         assert answer.status_code == 200 and "Preference-Applied" not in answer.headers
         refused = client.get(f"/v1/edits/{edit_id}/events", headers=headers)
         assert refused.status_code == 503 and "Retry-After" in refused.headers
 
-    def test_reads_are_the_rarer_the_more_wait(self):
-        watch = following.Watch(lambda: None)
-        assert watch._pause == following.PAUSE
-        watch.waiting = 10 * following.READS_PER_SECOND
-        assert watch._pause == 10
+    def test_reads_are_rarer_the_more_requests_wait(self):
+        watcher = waiting.StatusWatcher(lambda: None)
+        assert watcher._poll_seconds == waiting.POLL_SECONDS
+        watcher.waiting = 10 * waiting.READS_PER_SECOND
+        assert watcher._poll_seconds == 10
 
 
 class TestEvents:
-    def test_follows_to_the_end(self, live, engine):
+    def test_the_stream_has_each_change_until_the_edit_is_ready(self, live, engine):
         client, headers, edit_id = live
 
         def work():
@@ -147,7 +147,7 @@ class TestEvents:
         assert any(event["event"] == "progress" and '"done":2' in event["data"] for event in events)
         assert len({event["id"] for event in events}) == len(events)
 
-    def test_resumes(self, live, engine):
+    def test_the_last_event_id_resumes_the_stream(self, live, engine):
         client, headers, edit_id = live
         change(engine, state="failed")
         first = parse(client.get(f"/v1/edits/{edit_id}/events", headers=headers).text)
@@ -157,7 +157,7 @@ class TestEvents:
         known = client.get(f"/v1/edits/{edit_id}/events", headers=headers | {"Last-Event-ID": first[0]["id"]})
         assert (known.status_code, known.text) == (204, "")
 
-    def test_unknown(self, client, keys):
+    def test_an_unknown_edit_gets_404(self, client, keys):
         answer = client.get("/v1/edits/00000000-0000-7000-8000-000000000000/events", headers=keys["read"])
         assert answer.status_code == 404
         assert answer.headers["Content-Type"] == "application/problem+json"

@@ -50,7 +50,7 @@ def edit(service: Service, source: str, **columns: Any) -> UUID:
         row = Edit(model_id=service.model.id, source=source, created_by="test", **(given | columns))
         session.add(row)
         session.flush()
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(row.id, "test")])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=[row.id])
         session.commit()
         return row.id
 

@@ -23,7 +23,7 @@ def test_a_job_is_part_of_the_transaction(session: Session) -> None:
 
 def test_many_jobs_keep_their_order(session: Session) -> None:
     targets = [uuid7() for _ in range(5)]
-    job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(target, "test") for target in targets])
+    job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=targets)
     assert job_ids == sorted(job_ids)
     assert session.scalars(select(Job.target_id).order_by(Job.id)).all() == targets
 
@@ -40,20 +40,20 @@ def next_actor(session: Session) -> str:
 
 class TestFairOrder:
     def test_a_batch_does_not_delay_another_actor(self, session: Session) -> None:
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:many") for _ in range(5000)])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="key:many", target_ids=[uuid7() for _ in range(5000)])
         enqueue(session, kind=OPTIMIZE_EDIT, target_id=uuid7(), actor="key:one")
         assert "key:one" in [next_actor(session), next_actor(session)]
 
     def test_a_newcomer_alternates_with_a_batch_that_runs(self, session: Session) -> None:
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:many") for _ in range(20)])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="key:many", target_ids=[uuid7() for _ in range(20)])
         for _ in range(10):
             assert next_actor(session) == "key:many"
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:few"), (uuid7(), "key:few")])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="key:few", target_ids=[uuid7(), uuid7()])
         found = [next_actor(session) for _ in range(6)]
         assert found == ["key:many", "key:few", "key:many", "key:few", "key:many", "key:many"]
 
     def test_an_actor_that_was_served_alone_owes_nothing(self, session: Session) -> None:
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "key:many") for _ in range(20)])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="key:many", target_ids=[uuid7() for _ in range(20)])
         for _ in range(20):
             next_actor(session)
         enqueue(session, kind=OPTIMIZE_EDIT, target_id=uuid7(), actor="key:many")

@@ -22,12 +22,12 @@ class TestNotifyAfterCommit:
 
     def test_notifies_of_committed_jobs_only(self, factory: Sessions, notifier: RecordingNotifier) -> None:
         with factory() as session:
-            targets = [(uuid7(), "test"), (uuid7(), "test")]
-            enqueue_many(session, kind=OPTIMIZE_EDIT, targets=targets)
+            targets = [uuid7(), uuid7()]
+            enqueue_many(session, kind=OPTIMIZE_EDIT, target_ids=targets, actor="test")
             session.rollback()
         with factory() as session:
             with session.begin_nested():
-                job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=targets)
+                job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, target_ids=targets, actor="test")
             assert not notifier.called.wait(0.2), "notified at the end of a savepoint"
             session.commit()
         assert notifier.called.wait(10)

@@ -10,10 +10,10 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.api.middleware.rate_limit import RateLimits
+from app.api.problems import MEDIA_TYPE
+from app.api.rate_limit import RateLimits
 from app.db.migrate import list_revisions
 from app.main import create_app
-from app.problems import MEDIA_TYPE
 from app.settings import Settings
 from app.storage import open_store
 from app.storage.local import LocalStore

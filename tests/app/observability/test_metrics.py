@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 import editing
-from app.api.middleware.rate_limit import RateLimits
+from app.api.rate_limit import RateLimits
 from app.db.engine import sessions
 from app.db.models import Edit, Job, Webhook, Worker
 from app.jobs import leases, workers
@@ -119,7 +119,7 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
     metrics = DatabaseMetrics(sessions(clean_database), folder=tmp_path / "none" / "yet", seconds=0)
     hour = timedelta(hours=1)
     with Session(clean_database) as session:
-        jobs = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test") for _ in range(4)])
+        jobs = enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=[uuid7() for _ in range(4)])
         waiting, running, failed, old = [session.get_one(Job, job_id) for job_id in jobs]
         waiting.attempt = 2
         waiting.due_at = session.scalar(select(func.now() - hour))
@@ -137,7 +137,7 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
         )
         session.add_all([hook, off])
         session.flush()
-        (delivery_id,) = enqueue_many(session, kind=DELIVER_WEBHOOK, targets=[(uuid7(), "webhook:1")])
+        (delivery_id,) = enqueue_many(session, kind=DELIVER_WEBHOOK, target_ids=[uuid7()], actor="webhook:1")
         pending = session.get_one(Job, delivery_id)
         pending.attempt, pending.due_at = 3, session.scalar(select(func.now() - hour))
         session.commit()
@@ -175,7 +175,7 @@ def test_database_is_read_once_in_the_cache_time(clean_database: Engine, tmp_pat
     metrics = DatabaseMetrics(sessions(clean_database), folder=tmp_path, seconds=3600)
     first = metrics.text()
     with Session(clean_database) as session:
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test")])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=[uuid7()])
         session.commit()
     assert metrics.text() == first
 
@@ -257,7 +257,7 @@ def test_metrics_of_several_api_processes_are_added_up(tmp_path: Path) -> None:
 def test_expired_leases_are_counted(clean_database: Engine) -> None:
     before = worker_samples()
     with Session(clean_database) as session:
-        enqueue_many(session, kind=REGISTER_MODEL, targets=[(uuid7(), "test")])
+        enqueue_many(session, kind=REGISTER_MODEL, actor="test", target_ids=[uuid7()])
         leases.claim(session, worker="w", lease_seconds=-1, candidates=select(Job.id))
         session.commit()
         assert requeue_expired_jobs(session, max_attempts=5) == 1

@@ -19,7 +19,7 @@ from app.audit.events import subscribe
 from app.db.engine import Sessions, sessions
 from app.settings import Settings
 from app.storage.local import LocalStore
-from app.webhooks.subscriptions import enqueue_deliveries
+from app.webhooks.subscriptions import EVENTS, enqueue_deliveries
 from app.worker.claims import claim_delivery
 from app.worker.runner import Runner
 
@@ -119,7 +119,7 @@ def factory(clean_database: Engine) -> Sessions:
 @pytest.fixture(autouse=True)
 def subscribed() -> None:
     """As the API and the workers do when they start."""
-    subscribe(enqueue_deliveries)
+    subscribe(enqueue_deliveries, actions=EVENTS)
 
 
 @pytest.fixture

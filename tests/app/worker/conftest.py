@@ -100,7 +100,7 @@ def add_edits(factory: Sessions) -> Callable[..., list[UUID]]:
             rows = [Edit(model_id=model.id, **({"source": f"cat {n}"} | given | edit)) for n, edit in enumerate(edits)]
             session.add_all(rows)
             session.flush()
-            job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(row.id, "test") for row in rows])
+            job_ids = enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=[row.id for row in rows])
             session.commit()
             return job_ids
 

@@ -23,7 +23,7 @@ from emender.schemas.common import Progress
 def held(factory: Sessions) -> list[Lease]:
     """Two leases of five seconds."""
     with factory() as session:
-        enqueue_many(session, kind=OPTIMIZE_EDIT, targets=[(uuid7(), "test"), (uuid7(), "test")])
+        enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=[uuid7(), uuid7()])
         claimed = leases.claim(session, worker="w", lease_seconds=5, candidates=select(Job.id), limit=2)
         session.commit()
         return claimed

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from emender.schemas.common import ProblemNote, Progress
 from emender.schemas.presets import STAGE_ONE_PRESETS, Preset, apply_preset
-from emender.schemas.text import Text, normalize
+from emender.schemas.text import NormalText, Text
 
 EditState = Literal["queued", "optimizing", "ready", "failed", "cancelling", "cancelled"]
 MAX_BATCH = 5000
@@ -21,7 +21,7 @@ MAX_IMAGES = 64
 DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
 
 Prompt = Annotated[Text, Field(min_length=1, max_length=500)]
-Source = Annotated[Text, Field(min_length=1, max_length=500), AfterValidator(normalize)]
+Source = Annotated[NormalText, Field(min_length=1, max_length=500)]
 ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 LabelName = Annotated[Text, Field(min_length=1, max_length=64)]

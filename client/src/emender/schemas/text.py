@@ -2,22 +2,17 @@
 
 import re
 import unicodedata
+from functools import partial
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, StringConstraints
 
 PLACEHOLDER = "{}"
 
-
-def check_storable(text: str) -> str:
-    """Return the text. Raise `ValueError` if it has a NUL character or an unpaired surrogate."""
-    if "\0" in text:
-        raise ValueError("must not contain a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must not contain an unpaired surrogate") from None
-    return text
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""Text without a NUL character. pydantic refuses unpaired surrogates."""
+NormalText = Annotated[Text, AfterValidator(partial(unicodedata.normalize, "NFC"))]
+"""Text in NFC, as tokenizers read it, so that texts that look alike are equal."""
 
 
 def check_template(text: str) -> str:
@@ -28,14 +23,6 @@ def check_template(text: str) -> str:
     return text
 
 
-def normalize(text: str) -> str:
-    """Return the text in NFC, as tokenizers read it, so that sources that look alike are equal."""
-    return unicodedata.normalize("NFC", text)
-
-
 def escape_markdown(text: str) -> str:
     """Return the text on one line with its Markdown characters escaped."""
     return re.sub(r"([\\`*_{}\[\]()<>#|~&])", r"\\\1", " ".join(text.split()))
-
-
-Text = Annotated[str, AfterValidator(check_storable)]
