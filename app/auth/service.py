@@ -71,9 +71,7 @@ def create_key(
     if not scopes:
         raise Unprocessable.at("/scopes", "A key needs at least one scope.")
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise Unprocessable.at(
-            "/expires_at", "This time is in the past; give a later one, or none for a key that does not expire."
-        )
+        raise Unprocessable.at("/expires_at", "This time is in the past; give a later one, or none.")
     prefix, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     ordered = [scope for scope in SCOPES if scope in scopes]
     key = ApiKey(

@@ -58,7 +58,7 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
         after={"state": "queued"},
         reason=row.reason,
     )
-    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "values": []}
+    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "value": None}
     return EditOut(**columns, **new, model=found.name, created_at=row.created_at, updated_at=row.updated_at)
 
 

@@ -126,7 +126,7 @@ class TestActions:
         edit = f"/admin/edits/{add_edit('cat').id}"
         answer = editor.submit(edit, f"{edit}/retry")
         assert answer.status_code == 409
-        assert "only a failed or cancelled one can be retried" in answer.text and "<h2>Value</h2>" in answer.text
+        assert "only a failed or cancelled edit can be retried" in answer.text and "<h2>Value</h2>" in answer.text
 
     def test_who_may_only_read_sees_no_buttons(self, reader, create):
         for url in (f"/admin/edits/{create()}", EDITS):

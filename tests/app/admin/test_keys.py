@@ -29,7 +29,7 @@ def test_the_token_is_shown_once(admin, client, session):
 def test_what_is_wrong_stands_in_the_form(admin, session):
     before = len(session.scalars(select(ApiKey)).all())
     fields = {"/name": HOSTILE, "/expires_at": "2020-01-01T00:00"}
-    for scopes, said in (([], "Field required"), (["read"], "This moment has passed"), (["root"], "should be")):
+    for scopes, said in (([], "Field required"), (["read"], "This time is in the past"), (["root"], "should be")):
         answer = admin.submit("/admin/keys", "/admin/keys", **fields | {"/scopes": scopes})
         assert (answer.status_code, said in answer.text) == (422, True), answer.text
         assert 'value="&lt;script&gt;' in answer.text and 'value="2020-01-01T00:00"' in answer.text
