@@ -6,12 +6,12 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request
-from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.admin.access import COOKIE, form_token
 from app.admin.forms import EMPTY_FORM, FormData, parse_form
 from app.admin.templates import TEMPLATES
+from app.api.dependencies import SessionDep
 from app.api.middleware.security_headers import content_policy
 from app.auth.service import Principal
 from app.problems import Problem
@@ -30,8 +30,8 @@ class View:
         self.request, self.form = request, form
 
     @property
-    def session(self) -> Session:
-        session: Session = self.request.state.session  # of the endpoint's transaction
+    def session(self) -> SessionDep:
+        session: SessionDep = self.request.state.session  # of the endpoint's transaction
         return session
 
     def render(self, template: str, *, status: int = HTTPStatus.OK, live: bool = False, **context: Any) -> Response:
