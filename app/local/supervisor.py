@@ -156,6 +156,7 @@ class Stack:
             folder = resources.enter_context(TemporaryDirectory(prefix="emender-metrics-"))
             environment["PROMETHEUS_MULTIPROC_DIR"] = folder
         arguments = uvicorn_arguments("app.main:application", host=self.settings.host, port=self.settings.port)
+        arguments += ["--workers", str(self.settings.api_processes)]
         return ManagedProcess("api", arguments, environment)
 
     def _worker(self, number: int) -> ManagedProcess:
