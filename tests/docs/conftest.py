@@ -18,6 +18,7 @@ SHIMS = {
     "emender": f'exec "{sys.executable}" -m app.cli.main "$@"',
     "pytest": f'exec "{sys.executable}" -m pytest "$@"',
     "hf": f'exec "{Path(sys.executable).parent / "hf"}" "$@"',
+    "model_signing": f'exec "{Path(sys.executable).parent / "model_signing"}" "$@"',
 }
 PATIENCE = 240  # seconds for a page
 
