@@ -171,7 +171,7 @@ def test_an_interrupted_download_resumes(
             break
     assert done.returncode == 0, done.stderr
     assert not wire.cut, "the connection was never broken"
-    ranges = [asked for path, asked in wire.seen if path.endswith("big.bin") and asked]
+    ranges = [asked for path, asked in wire.requests if path.endswith("big.bin") and asked]
     right = (tmp_path / "big.bin").read_bytes() == content and ranges != []
     table.setdefault(version_of(client), {})["an interrupted download resumes"] = right
     assert right

@@ -33,7 +33,7 @@ class Wire:
 
     port: int
     url: str = ""
-    seen: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and `Range` of each GET, in order."""
     tamper: str = ""
     """Flip a bit of this file."""
@@ -48,13 +48,13 @@ class Wire:
 
     def files(self) -> list[str]:
         """Return the files that were downloaded since the last call."""
-        paths = [path.partition("/resolve/")[2].partition("/")[2] for path, _ in self.seen if "/resolve/" in path]
-        self.seen.clear()
+        paths = [path.partition("/resolve/")[2].partition("/")[2] for path, _ in self.requests if "/resolve/" in path]
+        self.requests.clear()
         return paths
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         if request.command == "GET":
-            self.seen.append((request.path, request.headers.get("Range")))
+            self.requests.append((request.path, request.headers.get("Range")))
         upstream = http.client.HTTPConnection("127.0.0.1", self.port)
         upstream.request(request.command, request.path, headers=dict(request.headers))
         answer = upstream.getresponse()

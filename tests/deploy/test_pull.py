@@ -55,8 +55,8 @@ def test_a_folder_follows_the_alias_and_rolls_back(
 
     unchanged = event | {"event": "unchanged", "downloaded": 0, "bytes": 0}
     assert machine.pull("--exit-code") == (0, unchanged)
-    assert [path.partition("?")[0] for path, _ in wire.seen] == ["/api/models/emender/tiny/revision/production"]
-    wire.seen.clear()
+    assert [path.partition("?")[0] for path, _ in wire.requests] == ["/api/models/emender/tiny/revision/production"]
+    wire.requests.clear()
 
     # The next checkpoint: files that both share are one file, the others are downloaded
     move("v2")
@@ -81,7 +81,7 @@ def test_a_folder_follows_the_alias_and_rolls_back(
     # A missing file is repaired in place; a file that was added is an error
     (machine.folder / second / WEIGHTS).unlink()
     assert machine.pull("--check")[0] == 6
-    wire.seen.clear()
+    wire.requests.clear()
     code, event = machine.pull()
     assert (code, event["event"], machine.is_whole()) == (0, "changed", True)
     assert set(wire.files()) == {WEIGHTS, "manifest.json", "model.sig"}
@@ -127,7 +127,7 @@ def test_nothing_altered_or_cut_or_killed_becomes_current(
         assert name in event["detail"]
         assert not (machine.folder / "current").exists()
     wire.tamper = ""
-    wire.seen.clear()
+    wire.requests.clear()
 
     # Only the altered file is downloaded again, also if the connection breaks
     wire.cut[WEIGHTS] = 1000
@@ -160,9 +160,9 @@ def test_nothing_altered_or_cut_or_killed_becomes_current(
     assert list(staged.rglob("*.incomplete"))
     wire.stall.clear()
     wire.ended.set()
-    wire.seen.clear()
+    wire.requests.clear()
     assert machine.pull()[0] == 0
-    downloads = [(path.partition(published[1] + "/")[2], ranged) for path, ranged in wire.seen if "/resolve/" in path]
+    downloads = [(path.partition(published[1] + "/")[2], ranged) for path, ranged in wire.requests if "/resolve/" in path]
     assert downloads == [(WEIGHTS, None)]
     assert machine.current == published[1] and machine.is_whole()
     assert not list(machine.folder.rglob("*.incomplete")) and not staged.exists()
@@ -174,7 +174,7 @@ def test_nothing_altered_or_cut_or_killed_becomes_current(
     content[-1] ^= 1
     shared.write_bytes(content)
     assert machine.pull("--check")[0] == 6
-    wire.seen.clear()
+    wire.requests.clear()
     assert machine.pull()[0] == 0
     assert sorted(wire.files()) == ["manifest.json", "model.sig", "unet/diffusion_pytorch_model.safetensors"]
     assert machine.current == published[1] and machine.is_whole()
@@ -217,7 +217,7 @@ def test_a_large_file_is_resumed_and_a_moving_alias_changes_nothing_midway(
     assert process.returncode == 0, out
     assert machine.current == first and machine.is_whole()
     assert (machine.folder / "current" / "unet" / "big.bin").read_bytes() == content
-    whole, resumed = (ranged for path, ranged in wire.seen if path.endswith("big.bin"))
+    whole, resumed = (ranged for path, ranged in wire.requests if path.endswith("big.bin"))
     assert whole is None and resumed is not None  # huggingface_hub writes pieces of 10 MiB
     assert 30 * 10**6 <= int(resumed.removeprefix("bytes=").removesuffix("-")) <= 40 * 10**6
     wire.pause = ""

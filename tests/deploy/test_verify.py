@@ -238,6 +238,14 @@ def test_the_puller_needs_only_its_three_packages() -> None:
     assert (Path(__file__).parents[2] / "deploy" / "pull.py").resolve() == Path(pull.__file__).resolve()
 
 
+def test_the_puller_runs_where_it_is() -> None:
+    """Also beside modules with the names of packages, which the folder of a script puts on the path."""
+    script = Path(__file__).parents[2] / "deploy" / "pull.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--rollback" in done.stdout
+
+
 def test_exit_codes_are_those_of_the_command() -> None:
     from emender.cli.errors import ExitCode
 
