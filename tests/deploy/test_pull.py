@@ -162,7 +162,9 @@ def test_nothing_altered_or_cut_or_killed_becomes_current(
     wire.ended.set()
     wire.requests.clear()
     assert machine.pull()[0] == 0
-    downloads = [(path.partition(published[1] + "/")[2], ranged) for path, ranged in wire.requests if "/resolve/" in path]
+    downloads = [
+        (path.partition(published[1] + "/")[2], ranged) for path, ranged in wire.requests if "/resolve/" in path
+    ]
     assert downloads == [(WEIGHTS, None)]
     assert machine.current == published[1] and machine.is_whole()
     assert not list(machine.folder.rglob("*.incomplete")) and not staged.exists()

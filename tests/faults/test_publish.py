@@ -35,7 +35,7 @@ class Reader:
 
     def __init__(self, site: Site) -> None:
         self.statuses: set[int] = set()
-        self.requests: list[tuple[str, str]] = []
+        self.seen: list[tuple[str, str]] = []
         """The commit and the sha256 of the bytes, of each answer."""
         self._site = site
         self._ended = threading.Event()
@@ -52,7 +52,7 @@ class Reader:
     @property
     def commits(self) -> list[str]:
         """Those that were served, each as often as it came up anew."""
-        found = [commit for commit, _ in self.requests]
+        found = [commit for commit, _ in self.seen]
         return [commit for before, commit in zip(["", *found], found, strict=False) if commit != before]
 
     def _read(self) -> None:
@@ -63,7 +63,7 @@ class Reader:
                 self.statuses.add(answer.status_code)
                 if answer.is_success:
                     assert answer.headers["ETag"].strip('"') == hashlib.sha256(answer.content).hexdigest()
-                    self.requests.append((answer.headers["X-Repo-Commit"], answer.headers["ETag"].strip('"')))
+                    self.seen.append((answer.headers["X-Repo-Commit"], answer.headers["ETag"].strip('"')))
 
 
 def publish_first(site: Site) -> str:
