@@ -30,7 +30,7 @@ class JobNotifier(Protocol):
         """Wake a worker for each of these jobs. Raises `NotifierUnavailable`."""
 
     def needs_notification(self) -> bool:
-        """Whether no notification is under way, so that stale jobs need another. Raises `NotifierUnavailable`."""
+        """Whether no notification is queued, so that stale jobs need another. Raises `NotifierUnavailable`."""
 
     def listen(self, work: Work, *, stopping: threading.Event) -> None:
         """Call `work` at each notification until `stopping` is set."""

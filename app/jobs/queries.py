@@ -1,4 +1,4 @@
-"""The jobs of domain rows: the latest of each, how one is cancelled, and how many wait."""
+"""Read and cancel the jobs of resources, and count the queue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ def is_in_queue(queue: str) -> ColumnElement[bool]:
 
 
 def latest_job(session: Session, *, target_id: UUID) -> Job:
-    """The row's latest job, locked. Jobs are locked before domain rows, here as by the workers."""
+    """Return the row's latest job, locked. Jobs are locked before the rows they work on."""
     query = select(Job).where(Job.target_id == target_id).order_by(Job.id.desc()).limit(1)
     return session.scalars(query.with_for_update(), execution_options={"populate_existing": True}).one()
 
 
 def latest_jobs(session: Session, target_ids: Sequence[UUID]) -> Mapping[UUID, Job]:
-    """The latest job of each row that has one, unlocked."""
+    """Return the latest job of each row that has one."""
     query = select(Job).where(Job.target_id.in_(target_ids)).order_by(Job.target_id, Job.id.desc())
     jobs = session.scalars(query.ext(distinct_on(Job.target_id)), execution_options={"populate_existing": True})
     return {job.target_id: job for job in jobs}
@@ -41,7 +41,7 @@ def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping
 
 
 def work_status(session: Session, row: Model | Statistics | Edit | Checkpoint | Evaluation) -> WorkStatus:
-    """The state of a row, and how far the job behind it is."""
+    """Return the state of a row and the progress of its job."""
     job = latest_jobs(session, [row.id]).get(row.id)
     return WorkStatus(
         id=row.id,
@@ -64,7 +64,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Queue:
-    """What waits, what runs, and what the newest `RECENT` jobs tell of workers and failures."""
+    """The queue, and the workers and failures of the newest `RECENT` jobs."""
 
     queued: int
     running: int
@@ -75,10 +75,11 @@ class Queue:
 
 
 def queue(session: Session, *, listed: int) -> Queue:
-    """The queue as it is; of the jobs at work the oldest, and of the failed the newest, so many at most."""
-    waiting = select(Job.state, func.count(), func.min(Job.created_at)).where(Job.state.in_(("queued", "running")))
+    """Read the queue of work, with the oldest `listed` running jobs and the newest `listed` failed ones."""
+    waiting = select(Job.state, func.count(), func.min(Job.created_at))
+    waiting = waiting.where(is_in_queue("work"), Job.state.in_(("queued", "running")))
     counts = {state: (count, oldest) for state, count, oldest in session.execute(waiting.group_by(Job.state))}
-    newest = select(Job.id).order_by(Job.id.desc()).limit(RECENT)
+    newest = select(Job.id).where(is_in_queue("work")).order_by(Job.id.desc()).limit(RECENT)
     seen_at = func.max(func.coalesce(Job.finished_at, func.now()))
     running = func.count().filter(Job.state == "running")
     of_workers = (
@@ -88,7 +89,7 @@ def queue(session: Session, *, listed: int) -> Queue:
         .group_by(Job.worker)
         .order_by(seen_at.desc(), Job.worker)
     )
-    at_work = select(Job).where(Job.state == "running").order_by(Job.id).limit(listed)
+    at_work = select(Job).where(is_in_queue("work"), Job.state == "running").order_by(Job.id).limit(listed)
     failed = select(Job).where(Job.id.in_(newest), Job.state == "failed").order_by(Job.id.desc()).limit(listed)
     return Queue(
         queued=counts.get("queued", (0, None))[0],
@@ -101,7 +102,7 @@ def queue(session: Session, *, listed: int) -> Queue:
 
 
 def cancel(session: Session, job: Job) -> bool:
-    """End a locked job that is queued, and return True; ask one at work to stop, and return False."""
+    """Cancel a locked job that is queued and return True; request the cancel of a running one and return False."""
     if job.state == "queued":
         job.state, job.problem, job.finished_at = "cancelled", CANCELLED, session.scalar(select(func.now()))
         return True

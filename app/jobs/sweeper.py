@@ -45,7 +45,7 @@ def requeue_expired_jobs(session: Session, *, max_attempts: int) -> int:
 def renotify_stale_jobs(session: Session, *, notifier: JobNotifier, limit: int = 1000) -> int:
     """Notify workers again of jobs that are due and not claimed; returns how many.
 
-    Does nothing while other notifications are under way. Raises `NotifierUnavailable`.
+    Does nothing while other notifications are queued. Raises `NotifierUnavailable`.
     """
     if not notifier.needs_notification():
         return 0

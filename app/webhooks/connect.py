@@ -50,7 +50,7 @@ def resolve(host: str, port: int) -> Sequence[str]:
 
 
 def post(url: str, *, headers: Mapping[str, str], body: bytes, networks: Sequence[Network], seconds: float) -> Response:
-    """POST `body` and return the response, whatever its status. All of it takes at most `seconds`.
+    """POST `body` and return the response of any status. All of it takes at most `seconds`.
 
     Raises `NotReached`, also for an address that may not be called.
     """

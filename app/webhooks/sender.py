@@ -28,7 +28,7 @@ class Message:
 class Attempt:
     """The result of one attempt to send a delivery."""
 
-    at: datetime
+    sent_at: datetime
     seconds: float
     status: int | None = None
     error: str | None = None
@@ -43,7 +43,7 @@ class Attempt:
     def as_json(self, *, number: int) -> JsonObject:
         return {
             "number": number,
-            "at": self.at.isoformat(),
+            "at": self.sent_at.isoformat(),
             "seconds": self.seconds,
             "status": self.status,
             "error": self.error,
@@ -53,19 +53,19 @@ class Attempt:
 
 def send(message: Message, *, networks: Sequence[Network], seconds: float) -> Attempt:
     """POST the signed message within `seconds`. `networks` may be called besides public addresses."""
-    at, started = datetime.now(UTC), time.monotonic()
+    sent_at, started = datetime.now(UTC), time.monotonic()
     headers = {
         "content-type": "application/json",
         "user-agent": f"Emender/{editing.__version__}",
-        **signing.headers(message_id=message.message_id, at=at, body=message.body, secrets=message.secrets),
+        **signing.headers(message_id=message.message_id, at=sent_at, body=message.body, secrets=message.secrets),
     }
     try:
         response = post(message.url, headers=headers, body=message.body.encode(), networks=networks, seconds=seconds)
     except NotReached as reason:
-        return Attempt(at, _since(started), error=str(reason))
+        return Attempt(sent_at, _since(started), error=str(reason))
     retry_after = response.retry_after if response.status in (429, 503) else None
     return Attempt(
-        at,
+        sent_at,
         _since(started),
         status=response.status,
         excerpt=response.excerpt,

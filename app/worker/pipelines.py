@@ -1,4 +1,4 @@
-"""The one pipeline that a worker keeps in memory, what judges its pictures, and the last second moments."""
+"""The pipeline that a worker keeps in memory, with its classifier and second moments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class WarmPipeline:
-    """Loads a model's pipeline from the store on first use and keeps it until another model is asked for."""
+    """Loads a model's pipeline from the store on first use, and keeps it until another model's is needed."""
 
     def __init__(
         self, store: Store, *, folder: Path, model_roots: Sequence[Path], device: str, threads: int | None
@@ -54,7 +54,7 @@ class WarmPipeline:
         return self._pipeline
 
     def classifier(self, session: Session, *, model_id: UUID) -> "Classifier | None":
-        """What judges the model's pictures, kept until another is asked for; None where nothing does."""
+        """The model's classifier, kept until another is needed; None if it has none."""
         source = session.get_one(Model, model_id).classifier
         if source is None:
             return None

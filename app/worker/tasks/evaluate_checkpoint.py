@@ -193,7 +193,7 @@ def _evaluation(
         lambda: _published(context.store, work.files, pipeline),
         num_inference_steps=request["num_inference_steps"],
         guidance_scale=request["guidance_scale"],
-        scales={count: _alone(context, lease, work, pipeline, replaced[:count]) for count in counts},
+        scales={count: _apply_subset(context, lease, work, pipeline, replaced[:count]) for count in counts},
         progress=partial(context.advance, lease, "judging"),
     )
     report: JsonObject = {
@@ -242,7 +242,7 @@ def _suspects(work: _Work) -> set[int]:
     return set(order[:CHECKED])
 
 
-def _alone(
+def _apply_subset(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline", ids: Sequence[str]
 ) -> Callable[[], AbstractContextManager[None]]:
     """The pipeline with these edits of the version alone, built as the version was."""

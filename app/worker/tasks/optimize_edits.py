@@ -54,7 +54,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 def _optimize(
     context: JobContext, pipeline: "EditablePipeline", leases: Sequence[Lease], edits: Sequence[editing.ConceptEdit]
 ) -> Sequence["editing.EditValue | Exception"]:
-    """Return an outcome for each edit. A batch that fails, perhaps for lack of memory, is retried edit by edit."""
+    """Return an outcome for each edit. A batch that fails, as for lack of memory, is retried edit by edit."""
 
     def progress(now: "StageOneProgress") -> None:
         losses = {"text_loss": now.text_loss, "noise_loss": now.noise_loss}
