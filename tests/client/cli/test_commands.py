@@ -148,7 +148,7 @@ class TestCommands:
 
     def test_failed_build_is_an_error(self, run, service, monkeypatch):
         service.edit("fox")
-        monkeypatch.setattr("app.worker.tasks.build_checkpoint.card", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("app.worker.tasks.build_checkpoint.write_card", lambda *_, **__: 1 / 0)
         done = run("apply", "tiny", "--wait")
         assert str(done.exception).startswith("v1 failed: ")
         assert code(done) == ExitCode.FAILED
