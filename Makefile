@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
-PAGES := README.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md demo/README.md docs/benchmarks.md docs/evaluation.md docs/glossary.md docs/index.md docs/tutorial.md docs/decisions docs/explanation docs/how-to
+PAGES := README.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md demo/README.md docs/benchmarks.md docs/evaluation.md docs/glossary.md docs/index.md docs/tutorial.md docs/reference/problems.md docs/decisions docs/explanation docs/how-to
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 # The interpreter of .venv and the wanted one. Without PYTHON=..., an interpreter that works is kept.

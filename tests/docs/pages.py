@@ -9,6 +9,7 @@
 | `sh` that calls nothing but make | its targets are in the Makefile |
 | any, titled `Not run here: …` | parsed |
 | other languages | parsed |
+| without a language | the commands by which figures were measured: their options exist |
 
 `python -m tests.docs.pages` counts them.
 """
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r'^```(?P<language>\w*)(?: title="(?P<title>[^"]*)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
-RECORDED = re.compile(r"^    ((?:\w+=\S+ )*(?:\S*python|make) .*)$", re.MULTILINE)
+RECORDED = re.compile(r"^((?:\w+=\S+ )*(?:\S*python|make) .*)$", re.MULTILINE)
 RUN = ("sh", "python")
 OUTPUT, PART, NOT_RUN = "Output", "Output, in part", "Not run here: "
 FILE = re.compile(r"[\w./-]+\.\w+")
@@ -91,8 +92,10 @@ def blocks(page: Path) -> list[Block]:
 
 
 def recorded(page: Path) -> Iterator[str]:
-    """The indented commands of a page: how its figures were measured."""
-    yield from RECORDED.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    """Yield the commands in blocks without a language: how the figures of a page were measured."""
+    for block in blocks(page):
+        if not block.language:
+            yield from RECORDED.findall(block.text)
 
 
 def parse(block: Block) -> str | None:
@@ -110,7 +113,7 @@ def parse(block: Block) -> str | None:
                 json.loads(block.text)
             case "yaml":
                 list(yaml.safe_load_all(block.text))
-            case "csv" | "text" | "http" | "ini" | "toml" | "promql" | "console":  # console: a synopsis
+            case "" | "csv" | "text" | "http" | "ini" | "toml" | "promql" | "console":  # console: a synopsis
                 pass
             case language:
                 return f"nothing is known of the language {language!r}"

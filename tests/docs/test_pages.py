@@ -45,7 +45,7 @@ def test_every_block_can_be_read(page: Path) -> None:
 
 def test_make_knows_what_is_made() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    targets = set(re.findall(r"^make (\w+)|`make (\w+)", text, re.MULTILINE))
+    targets = set(re.findall(r"^make ([\w-]+)|`make ([\w-]+)", text, re.MULTILINE))
     for target in sorted({first or second for first, second in targets}):
         known = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert "No rule to make target" not in known.stderr, target
