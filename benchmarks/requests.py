@@ -4,7 +4,7 @@
 
 The bare routes do the same work in plain form, through the ORM and pydantic, in one session each: POST inserts an edit,
 its job, its chained audit event and the idempotency key with the response; the list reads 50 edits with their jobs and
-values; the checkpoint is read with its edits and files. They check no API key, no limit and no prompt. CPU time is that
+values; the checkpoint is read with its model, edits, files, aliases, evaluations and job. They check no API key, no limit and no prompt. CPU time is that
 of the server's processes. Sides take turns, and each figure is the median of the repeats.
 
 The last line on stdout is JSON: `post_ratio`, `list_ratio` and `checkpoint_ratio` are ours over the bare CPU time per
@@ -38,7 +38,18 @@ from uuid_utils.compat import uuid7
 from app.audit.service import LOCK
 from app.auth.service import create_key
 from app.db.engine import connect, sessions
-from app.db.models import AuditEvent, Checkpoint, Edit, EditValue, IdempotencyKey, Job, Model, ModelFile
+from app.db.models import (
+    Alias,
+    AuditEvent,
+    Checkpoint,
+    Edit,
+    EditValue,
+    Evaluation,
+    IdempotencyKey,
+    Job,
+    Model,
+    ModelFile,
+)
 from app.local.child_process import ManagedProcess
 from app.local.supervisor import Stack, uvicorn_arguments
 from app.settings import Settings
@@ -131,7 +142,12 @@ def application() -> FastAPI:
     def read_checkpoint() -> BareCheckpointOut:
         with factory() as session:
             query = select(Checkpoint).options(selectinload(Checkpoint.edits), selectinload(Checkpoint.files))
-            return BareCheckpointOut.model_validate(session.scalars(query).one())
+            checkpoint = session.scalars(query).one()
+            session.get_one(Model, checkpoint.model_id)
+            for kind, column in ((Alias, Alias.checkpoint_id), (Evaluation, Evaluation.checkpoint_id)):
+                session.scalars(select(kind).where(column == checkpoint.id)).all()
+            session.scalars(select(Job).where(Job.target_id == checkpoint.id)).all()
+            return BareCheckpointOut.model_validate(checkpoint)
 
     return app
 
@@ -198,7 +214,8 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
         arguments = uvicorn_arguments(BARE, host="127.0.0.1", port=port)
         bare = ManagedProcess("bare", arguments, os.environ | {"BARE_DATABASE_URL": url})
         bare.start()
-        running.callback(lambda: (bare.terminate(), bare.wait(time.monotonic() + 10)))
+        running.callback(lambda: bare.wait(time.monotonic() + 10))
+        running.callback(bare.terminate)
         plain = f"http://127.0.0.1:{port}"
         while not _answers(plain):
             time.sleep(0.2)
