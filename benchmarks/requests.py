@@ -2,10 +2,11 @@
 
     python -m benchmarks.requests --json requests.json 2> requests.log
 
-The bare routes do the same work in plain form, through the ORM and pydantic, in one session each: POST inserts an edit,
-its job, its chained audit event and the idempotency key with the response; the list reads 50 edits with their jobs and
-values; the checkpoint is read with its model, edits, files, aliases, evaluations and job. They check no API key, no limit and no prompt. CPU time is that
-of the server's processes. Sides take turns, and each figure is the median of the repeats.
+The bare routes do the same work in plain form, through the ORM and pydantic, in one session each. POST inserts an edit,
+its job, its chained audit event and the idempotency key with the response. The list reads 50 edits with their jobs and
+values. The checkpoint is read with its model, edits, files, aliases, evaluations and job. The bare routes check no API
+key, no limit and no prompt. CPU time is that of the server's processes. Sides take turns, and each figure is the median
+of the repeats.
 
 The last line on stdout is JSON: `post_ratio`, `list_ratio` and `checkpoint_ratio` are ours over the bare CPU time per
 request; `processes_ratio` is the list's requests per second of two API processes over those of one.
