@@ -93,7 +93,7 @@ def test_cancels_what_waits(version: Service) -> None:
 
 def test_cancels_what_is_drawn(version: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     location = ask(version, **QUICK).headers["Location"]
-    draw = editing.draw
+    draw = editing.draw_pictures
 
     def cancel_first(*arguments: Any, **options: Any) -> Any:
         assert version.get(location)["state"] == "running"
@@ -101,7 +101,7 @@ def test_cancels_what_is_drawn(version: Service, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(version.runner.heartbeat, "is_cancelled", lambda lease: True)
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(editing, "draw", cancel_first)
+    monkeypatch.setattr(editing, "draw_pictures", cancel_first)
     assert version.runner.work()
     assert version.get(location)["state"] == "cancelled"
     ended = version.client.post(f"{location}/cancel", headers=version.keys["apply"])
