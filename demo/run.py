@@ -21,12 +21,12 @@ from typing import Any
 
 import diffusers
 import httpx2
+import huggingface_hub
 import transformers
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-import emender
 from app.local.child_process import die_with_parent
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
@@ -105,14 +105,15 @@ def _quiet() -> None:
     """No bars of the libraries between ours."""
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()
 
 
 def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stages) -> Json:
     base = load_pipeline(weights / SOURCE)
-    with _running(service, weights=weights, stages=stages) as client:
+    with _running(service, weights=weights, stages=stages) as (client, hub):
         checkpoint = _correct(client, base, stages=stages)
-        with stages("pull", f"Pulling {checkpoint.version}"):
-            client.checkpoints.pull(MODEL, ALIAS, out / "pulled")
+        with stages("pull", f"Pulling {checkpoint.version} with huggingface_hub"):
+            huggingface_hub.snapshot_download(f"emender/{MODEL}", revision=ALIAS, local_dir=out / "pulled", **hub)
         with stages("check", "Waiting for the service's own check of it"):
             check = _check(client, checkpoint.version)
     published = next(file.sha256 for file in checkpoint.files if file.path == ENCODER)
@@ -129,7 +130,7 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
         **report_of(CORRECTIONS, before=before, after=after),
         "check": check,
         "checkpoint": {"version": checkpoint.version, "sha256": published},
-        "pulled": {"sha256": pulled, "with": f"emender-client {emender.__version__}"},
+        "pulled": {"sha256": pulled, "with": f"huggingface_hub {huggingface_hub.__version__}"},
     }
 
 
@@ -199,8 +200,8 @@ def _judge(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stage
 
 
 @contextmanager
-def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[Client]:
-    """The embedded service in a process of its own on a free port, as `emender serve --embedded` runs it."""
+def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[tuple[Client, dict[str, str]]]:
+    """Run `emender serve --embedded` on a free port. Yields a client, and endpoint and token for Hub clients."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -220,8 +221,9 @@ def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[Client]
     try:
         with stages("start", "Starting Postgres, API and worker"):
             _await_service(process, url, folder=folder)
-        with Client(url, api_key=(folder / "admin-key").read_text().strip()) as client:
-            yield client
+        key = (folder / "admin-key").read_text().strip()
+        with Client(url, api_key=key) as client:
+            yield client, {"endpoint": url, "token": key}
     finally:
         process.terminate()
         process.wait()
