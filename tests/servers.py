@@ -68,7 +68,7 @@ class ApiServer:
             return False
 
     def kill(self) -> None:
-        """`kill -9`, in the middle of whatever it answers."""
+        """`kill -9`, in the middle of a response."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -175,7 +175,7 @@ class S3Server:
             self._process.kill()
             self._process.wait()
             self._process = None
-        for port in self._ports:  # its sockets lie there, whatever it is told
+        for port in self._ports:  # its sockets are always there
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink()
 

@@ -1,7 +1,7 @@
 """The whole schema on one page.
 
-`jobs` is the only ledger of work: whatever a worker does has a row there, with its attempt and its lease. Domain rows
-(models, edits, checkpoints) carry the state that clients see and change it in the same transaction as their job.
+`jobs` has a row for each piece of work, with its attempt and its lease. Resources (models, edits, checkpoints) have the
+state that clients see. It changes in the same transaction as the job.
 """
 
 from datetime import datetime
@@ -137,7 +137,7 @@ class Image(Base):
 
 
 class Edit(Identified, Base):
-    """One correction, as it was asked for. Immutable but for its state."""
+    """One requested change. Only its state changes."""
 
     __tablename__ = "edits"
     __table_args__ = (
@@ -339,7 +339,7 @@ class Job(Identified, Base):
 
 
 class Worker(Base):
-    """A worker that was alive of late. One that ends by itself deletes its row."""
+    """A worker with a recent heartbeat. A worker that ends deletes its row."""
 
     __tablename__ = "workers"
 

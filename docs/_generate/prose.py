@@ -28,6 +28,7 @@ SKIPPED = (
     "tests/docs/_generate/test_prose.py",
 )
 MESSAGE = re.compile(r"\w+(?:[ ,]+\S+){3}")  # a string of at least four words
+SQL = re.compile(r"\b(?:SELECT|INSERT INTO|UPDATE|ALTER TABLE|CREATE) ")
 CODE = re.compile(r"```.*?```|~~~.*?~~~|`[^`\n]+`|\{[^{}\n]*\}|https?://\S+|\]\([^)\n]*\)", re.DOTALL)
 SENTENCE = re.compile(r"[^.!?:;|\n]+(?:\n(?!\s*\n|\s*[-*|#>\d])[^.!?:;|\n]+)*")
 WORD = re.compile(r"[A-Za-z][\w'’-]*")
@@ -65,7 +66,9 @@ def read_prose(path: Path) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:", "# fmt", "#!")):
             yield token.start[0], token.string.lstrip("# ")
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and MESSAGE.search(node.value):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if SQL.search(node.value) or not MESSAGE.search(node.value):
+                continue
             yield node.lineno, node.value
 
 

@@ -74,7 +74,7 @@ def test_what_is_asked_for_is_exported(expression: str) -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    """Or is a count beside a sum that is: nothing is exported that nobody looks at."""
+    """The dashboard shows each exported metric, or its sum."""
     shown = " ".join(expressions())
     assert [metric.name for metric in METRICS if not any(series in shown for series in metric.series)] == []
 

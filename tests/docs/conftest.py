@@ -71,7 +71,7 @@ class Reader:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("checkout")
     for above in (folder, folder.parent, folder.parent.parent):
-        above.chmod(0o711)  # under root Postgres runs as nobody
+        above.chmod(0o711)  # under root Postgres runs as `nobody`
     for entry in ROOT.iterdir():
         if entry.name not in PRIVATE:
             (folder / entry.name).symlink_to(entry)

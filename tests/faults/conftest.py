@@ -335,7 +335,7 @@ def wait(read: Callable[[], Found], condition: Callable[[Found], bool], *, timeo
     limit = patience(timeout)
     deadline = time.monotonic() + limit
     while not condition(found := read()):
-        assert time.monotonic() < deadline, f"waited {limit:.0f} s in vain; last seen: {vars(found)}"
+        assert time.monotonic() < deadline, f"not within {limit:.0f} s; last seen: {vars(found)}"
         time.sleep(0.05)
     return found
 

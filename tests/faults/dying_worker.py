@@ -44,8 +44,10 @@ def read_half(file: BinaryIO) -> Iterator[bytes]:
 
 
 def arm(step: str) -> None:
-    """Die in the middle of the first blob, before it is on the disk, before it has its name, before there is a
-    manifest, with the rows written, with the alias moved, and before and after all that is committed."""
+    """Die at the chosen step of a publication.
+
+    The steps: writing the first blob, its fsync, its rename, the manifest, the rows, the alias, and before and after
+    the commit."""
     match step:
         case "write":
             replace(local, "read_chunks", read_half)

@@ -1,4 +1,4 @@
-"""Many who ask the API at once, and an API that is killed: what was accepted is done, once."""
+"""Parallel requests, and an API that is killed: each accepted request is done once."""
 
 import time
 from collections import Counter

@@ -20,7 +20,7 @@ StartWorker = Callable[..., WorkerProcess]
 
 @pytest.fixture
 def worker(start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer) -> WorkerProcess:
-    """A worker on Redis that has registered the model. The ledger notifies it of jobs."""
+    """A worker on Redis that has registered the model. The test's sessions notify it of jobs."""
     notify_after_commit(ledger.factory, RedisNotifier(redis_server.url, poll_seconds=1))
     worker = start_worker(EMENDER_REDIS_URL=redis_server.url)
     ledger.await_state(ledger.register(), "succeeded")

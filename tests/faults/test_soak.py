@@ -37,7 +37,7 @@ DRAIN = 600.0
 
 
 class Load:
-    """Clients in threads: they edit, cancel, apply, move the alias and pull, whatever becomes of the servers."""
+    """Clients in threads: they edit, cancel, apply, move the alias and pull while servers fail."""
 
     def __init__(self, site: Site, *, seed: int) -> None:
         self.site = site
@@ -176,7 +176,7 @@ class Faults:
         self._continue(all_of_them=True)
 
     def kill_worker(self) -> None:
-        """One that works: a start takes long where much else runs, and nobody would ever work."""
+        """Return a worker that has started."""
         working = [worker for worker in self._workers if worker.says("worker started")]
         if len(working) < 2:
             return

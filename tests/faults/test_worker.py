@@ -72,7 +72,7 @@ def test_killed_in_the_middle_of_an_edit(
     ledger.await_state(job_id, "succeeded")
     assert_done_once(ledger, job_id, attempt=2)
     tally = ledger.tally([ledger.edit(job_id).id])
-    outcome(1, "`kill -9` of a worker in an edit", recovery=recovery, note="attempt 2 under way, then done", **tally)
+    outcome(1, "`kill -9` of a worker in an edit", recovery=recovery, note="attempt 2 started, then done", **tally)
 
 
 @pytest.mark.long
@@ -111,7 +111,7 @@ def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path,
         second.terminate()
         second.wait(60)
     what = "a worker and its parent" if "worker" in victims else "a worker's parent"
-    note = f"attempt {attempts} under way, after the start of another"
+    note = f"attempt {attempts} started, after the start of another"
     outcome(1, f"`kill -9` of {what} in an edit", recovery=recovery, note=note, **site.ledger.tally([edit_id]))
 
 
@@ -143,7 +143,7 @@ def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: Star
     ledger.await_step(job_id)
     worker.kill()
     time.sleep(LEASE_SECONDS + 1)
-    assert ledger.job(job_id).state == "running"  # nobody has seen it yet
+    assert ledger.job(job_id).state == "running"  # not found yet
     start_worker()
     ledger.await_state(job_id, "succeeded")
     assert_done_once(ledger, job_id, attempt=2)

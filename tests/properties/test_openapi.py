@@ -1,4 +1,4 @@
-"""Whatever is sent to whatever operation, with whatever key: what comes back is what the document says."""
+"""Random requests to each operation with each key: responses match the OpenAPI document."""
 
 import copy
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Who did what, when, why, and which deployments had it: from the audit log alone, for whatever route there is."""
+"""The audit log alone tells who did what, when and why, for each route."""
 
 import re
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def test_what_was_refused_leaves_no_event(client: TestClient, keys: Mapping[str,
 def test_who_caused_this_checkpoint_to_contain_this_concept(
     client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, session: Session, store: LocalStore, batch: bool
 ) -> None:
-    """From a version back to who asked, when and why, and forth to where it was deployed on a day."""
+    """From a version back to its author, time and reason, and on to its deployments on a day."""
 
     def name_of(scope: str) -> str:
         name: str = client.get("/api/whoami-v2", headers=keys[scope]).json()["name"]

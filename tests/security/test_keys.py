@@ -43,7 +43,7 @@ def api(
 
 
 def test_a_key_revoked_in_mid_download(api: Server) -> None:
-    """What was let through ends; whatever is asked afterwards, the rest of the file too, is refused at once."""
+    """A running response ends; later requests, also for the rest of the file, are refused at once."""
     made = api.client.post("/v1/keys", headers=api.keys["admin"], json={"name": "a", "scopes": ["read"]}).json()
     headers = {"Authorization": f"Bearer {made['token']}"}
     with api.client.stream("GET", FILE, headers=headers, timeout=60) as answer:

@@ -1,4 +1,4 @@
-"""Row 15: whatever is put into a path, a file name or an alias, nothing is opened outside the store."""
+"""No path, file name or alias opens a file outside the store."""
 
 import sys
 from collections.abc import Iterator, Mapping

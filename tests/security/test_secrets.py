@@ -77,7 +77,7 @@ def provoke(api: Server, redis_server: RedisServer, database: Engine) -> list[st
     assert api.client.post("/v1/keys", headers=admin, json=wrong).status_code == 422
     redis_server.kill()
     assert api.client.get("/v1/models", headers=admin).status_code == 200
-    with database.begin() as connection:  # an error that nobody foresaw: a traceback in the log
+    with database.begin() as connection:  # an unexpected error: a traceback in the log
         connection.execute(text("ALTER TABLE base_models RENAME TO hidden"))
     try:
         assert api.client.get("/v1/models", headers=admin).status_code == 500

@@ -39,7 +39,7 @@ def upload(api: Server, content: bytes, *, name: str = "a.png", kind: str = "ima
 
 
 def png_bomb(width: int, height: int) -> bytes:
-    """A true PNG of one colour whose rows deflate to almost nothing."""
+    """A true PNG of one color whose rows deflate to almost nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, by whatever hand, is answered as a problem."""
+"""Each error is answered as a problem document."""
 
 import errno
 import json

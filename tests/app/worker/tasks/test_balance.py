@@ -1,4 +1,4 @@
-"""A balance through the ledger: the real method on a tiny pipeline, judged by the emoji model's classifier."""
+"""A balance as a job: the real method on a tiny pipeline, judged by the emoji model's classifier."""
 
 import threading
 from collections.abc import Callable

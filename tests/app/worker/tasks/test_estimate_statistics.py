@@ -91,7 +91,7 @@ def test_a_stop_between_two_batches_gives_it_back(
 
 @pytest.fixture
 def estimates(settings: Settings) -> Path:
-    """Where the worker keeps the sums of estimates that are under way."""
+    """The folder with the sums of running estimates."""
     return settings.data_dir / "estimates"
 
 

@@ -1,4 +1,4 @@
-"""Stage I through the ledger, with the real method on a tiny pipeline."""
+"""Stage I as a job, with the real method on a tiny pipeline."""
 
 import hashlib
 import io
