@@ -33,7 +33,7 @@ def list_webhooks(as_json: AsJson = False) -> None:
 
 @webhooks.command("create")
 def create_webhook(
-    url: Annotated[str, typer.Argument(help="URL: https, or http for a receiver in EMENDER_WEBHOOK_NETWORKS.")],
+    url: Annotated[str, typer.Argument(help="URL: https, or http for a receiver in EMENDER_WEBHOOK_ALLOWED_NETWORKS.")],
     event: Events = None,
     description: Description = None,
     as_json: AsJson = False,
