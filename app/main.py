@@ -27,7 +27,6 @@ from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.jobs.notifier import notify_after_commit
-from app.jobs.redis_notifier import open_notifier
 from app.local.child_process import die_with_parent
 from app.models.routes import router as models
 from app.observability import logging
@@ -72,7 +71,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.sessions = sessions(engine)
-    notify_after_commit(app.state.sessions, open_notifier(settings))
+    if settings.redis_url is not None:
+        from app.jobs.redis_notifier import open_notifier  # loads rq, which the API needs only with Redis
+
+        notify_after_commit(app.state.sessions, open_notifier(settings))
     app.state.store = open_store(settings)
     app.state.rate_limits = RateLimits(settings)
     app.state.health = Health(app.state.sessions, app.state.store, app.state.rate_limits)
