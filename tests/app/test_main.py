@@ -24,7 +24,7 @@ print(json.dumps({"modules": sorted(sys.modules), "paths": sorted(app.openapi()[
 
 
 class TestImports:
-    def test_no_torch(self):
+    def test_no_torch(self) -> None:
         """A process with every router in place has loaded neither torch nor what would load it."""
         ran = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True)
         seen = json.loads(ran.stdout)
@@ -36,24 +36,24 @@ class TestImports:
 
 
 class TestRequestId:
-    def test_given_one_comes_back(self, client):
+    def test_given_one_comes_back(self, client: TestClient) -> None:
         assert client.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["X-Request-ID"] == "abc-1"
 
     @pytest.mark.parametrize("given", ["", "a b", "x" * 65, '"}{'])
-    def test_odd_one_is_replaced(self, client, given):
+    def test_odd_one_is_replaced(self, client: TestClient, given: str) -> None:
         answered = client.get("/healthz", headers={"X-Request-ID": given}).headers["X-Request-ID"]
         assert len(answered) == 36
         assert answered != given
 
 
-def test_needs_a_database():
+def test_needs_a_database() -> None:
     with pytest.raises(ValueError, match="EMENDER_DATABASE_URL"):
         create_app(Settings(database_url=None))
 
 
 class TestDocumentation:
     @pytest.mark.parametrize("page", ["/docs", "/redoc"])
-    def test_nothing_on_the_page_comes_from_another_host(self, page: str):
+    def test_nothing_on_the_page_comes_from_another_host(self, page: str) -> None:
         nowhere = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nowhere"))
         with TestClient(create_app(nowhere)) as client:
             sources = re.findall(r'(?:src|href)="([^"]+)"', client.get(page).text)

@@ -2,13 +2,17 @@
 
 import json
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from emender import (
     ApiError,
+    Client,
     Conflict,
     ConnectionFailed,
     EmenderError,
@@ -22,48 +26,50 @@ from emender.requests import MAX_DELAY_SECONDS
 from emender.schemas.common import Progress
 from emender.schemas.edits import EditBatchOut
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "id": "00000000-0000-7000-8000-000000000000", "name": "emoji", "namespace": "emender", "source": "pipeline",
     "revision": None, "classifier": None, "license": None, "state": "ready", "family": "sd1", "encoders": [],
     "digest": None, "problem": None, "created_by": "test", "created_at": "2026-11-24T12:00:00Z",
 }  # fmt: skip
 
 
-def status(state, **more):
+def status(state: Any, **more: Any) -> Any:
     return {"id": MODEL["id"], "state": state, "attempt": 1, "progress": None, "problem": None} | more
 
 
 class Stream(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     """Events, and then an error of the connection."""
 
-    def __init__(self, *events, then=None):
+    def __init__(self, *events: Any, then: Any = None) -> None:
         self.events, self.then = events, then
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         yield b": still here\n\n"
         for number, event in self.events:
             yield f"event: state\nid: {number}\ndata: {json.dumps(event)}\n\n".encode()
         if self.then is not None:
             raise self.then
 
-    async def __aiter__(self):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self:
             yield chunk
 
 
-def stream(*events, then=None):
+def stream(*events: Any, then: Any = None) -> Any:
     headers = {"Content-Type": "text/event-stream"}
     return httpx2.Response(200, headers=headers, stream=Stream(*events, then=then))
 
 
 @pytest.fixture
-def answered(create_client, delays):
+def answered(
+    create_client: Callable[..., Client], delays: list[float]
+) -> Callable[..., tuple[Client, list[httpx2.Request]]]:
     """A client that gets these responses in turn, and the requests that it sends."""
 
-    def make(*answers, **options):
+    def make(*answers: Any, **options: Any) -> Any:
         sent, left = [], list(answers)
 
-        def answer(request):
+        def answer(request: Any) -> Any:
             sent.append(request)
             given = left.pop(0)
             if isinstance(given, Exception):
@@ -77,7 +83,9 @@ def answered(create_client, delays):
 
 
 class TestRetries:
-    def test_post_is_sent_again_under_the_same_key(self, answered, delays):
+    def test_post_is_sent_again_under_the_same_key(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]], delays: list[float]
+    ) -> None:
         busy = httpx2.Response(409, headers={"Retry-After": "3"})
         answers = [httpx2.ConnectError("gone"), httpx2.Response(503), busy, httpx2.Response(202, json=MODEL)]
         client, sent = answered(*answers)
@@ -87,32 +95,38 @@ class TestRetries:
         assert sent[0].headers["Authorization"] == "Bearer em_a_b"
         assert delays[0] < delays[1] and delays[2] == 3
 
-    def test_each_call_has_a_key_of_its_own(self, answered):
+    def test_each_call_has_a_key_of_its_own(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         client, sent = answered(*[httpx2.Response(202, json=MODEL) for _ in "ab"])
         for _ in "ab":
             client.models.register("emoji", source="pipeline")
         assert len({request.headers["Idempotency-Key"] for request in sent}) == 2
 
-    def test_retry_after_is_obeyed(self, answered, delays):
+    def test_retry_after_is_obeyed(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]], delays: list[float]
+    ) -> None:
         client, _ = answered(httpx2.Response(429, headers={"Retry-After": "7"}), httpx2.Response(200, json=MODEL))
         client.models.get("emoji")
         assert delays == [7]
 
-    def test_too_long_a_wait_is_left_to_the_caller(self, answered, delays):
+    def test_too_long_a_wait_is_left_to_the_caller(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]], delays: list[float]
+    ) -> None:
         later = {"Retry-After": str(int(MAX_DELAY_SECONDS) + 1)}
         client, sent = answered(httpx2.Response(429, headers=later))
         with pytest.raises(RateLimited, match="EMENDER_RATE_LIMIT"):
             client.models.get("emoji")
         assert (len(sent), delays) == (1, [])
 
-    def test_connection_that_fails_at_every_attempt(self, answered):
+    def test_connection_that_fails_at_every_attempt(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, sent = answered(*[httpx2.ConnectError("refused")] * 3, retries=2)
         with pytest.raises(ConnectionFailed, match="No response from http://service .refused.") as error:
             client.models.get("emoji")
-        assert "emender serve" in error.value.next_step
+        assert error.value.next_step is not None and "emender serve" in error.value.next_step
         assert len(sent) == 3
 
-    def test_conflict_is_not_retried(self, answered):
+    def test_conflict_is_not_retried(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         client, sent = answered(httpx2.Response(409), httpx2.Response(200, json=MODEL))
         with pytest.raises(Conflict):
             client.models.get("emoji")
@@ -120,7 +134,7 @@ class TestRetries:
 
 
 class TestErrors:
-    def test_problem_names_its_fields(self, answered):
+    def test_problem_names_its_fields(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         document = {
             "type": "https://emender.dev/problems/invalid-request",
             "title": "Invalid request",
@@ -143,26 +157,37 @@ class TestErrors:
         found = error.value
         assert (found.type, found.request_id, found.errors[1].pointer) == (document["type"], "r-1", "/layers/0")
 
-    def test_error_that_is_no_problem_document(self, answered):
+    def test_error_that_is_no_problem_document(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, _ = answered(httpx2.Response(404, text="<html>nginx</html>"))
         with pytest.raises(NotFound, match="Not Found .404.: <html>nginx"):
             client.models.get("emoji")
 
-    def test_success_that_is_not_from_emender(self, answered):
+    def test_success_that_is_not_from_emender(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, _ = answered(httpx2.Response(200, text="<html>hello</html>"))
         with pytest.raises(EmenderError, match="Check that EMENDER_URL"):
             client.models.get("emoji")
 
-    def test_api_key_is_sent_to_no_other_host(self, answered):
+    def test_api_key_is_sent_to_no_other_host(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, sent = answered(httpx2.Response(307, headers={"Location": "https://elsewhere.example/v1/models"}))
         with pytest.raises(ApiError, match="If you trust it, set EMENDER_URL to it"):
             client.models.get("emoji")
         assert [request.url.host for request in sent] == ["service"]
 
-    def test_download_from_a_bucket_sends_no_api_key(self, answered, monkeypatch, tmp_path):
+    def test_download_from_a_bucket_sends_no_api_key(
+        self,
+        answered: Callable[..., tuple[Client, list[httpx2.Request]]],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
         sent_elsewhere = []
 
-        def respond(request):
+        def respond(request: Any) -> Any:
             sent_elsewhere.append(request)
             return httpx2.Response(200, text="x")
 
@@ -174,7 +199,9 @@ class TestErrors:
         assert sent_elsewhere[0].url.host == "bucket.example"
         assert "Authorization" not in sent_elsewhere[0].headers
 
-    def test_damaged_download_leaves_no_file(self, answered, tmp_path):
+    def test_damaged_download_leaves_no_file(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]], tmp_path: Path
+    ) -> None:
         client, _ = answered(httpx2.Response(200, text="x", headers={"ETag": f'"{"0" * 64}"'}))
         with pytest.raises(Exception, match="damaged"):
             client.checkpoints.download("emoji", "v1", "a", tmp_path / "a")
@@ -182,7 +209,9 @@ class TestErrors:
 
 
 class TestWait:
-    def test_wait_returns_at_the_end_of_the_work(self, answered):
+    def test_wait_returns_at_the_end_of_the_work(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         progress = {"stage": "storing", "done": 1, "total": 2}
         events = [("1", status("registering")), ("2", status("registering", progress=progress))]
         client, sent = answered(stream(*events, ("3", status("ready"))), httpx2.Response(200, json=MODEL))
@@ -191,23 +220,27 @@ class TestWait:
         assert seen == ["registering", Progress(stage="storing", done=1, total=2), "ready"]
         assert [request.url.path for request in sent] == ["/v1/models/emoji/events", "/v1/models/emoji"]
 
-    def test_broken_stream_is_resumed(self, answered):
+    def test_broken_stream_is_resumed(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         first = stream(("1", status("registering")), then=httpx2.ReadError("cut"))
         away = [httpx2.ConnectError("restarting"), httpx2.Response(503, headers={"Retry-After": "2"})]
         client, sent = answered(first, *away, stream(("2", status("ready"))))
         assert [found.state for found in client.models.events("emoji")] == ["registering", "ready"]
         assert [request.headers.get("Last-Event-ID") for request in sent] == [None, "1", "1", "1"]
 
-    def test_stream_that_ends_early_is_resumed(self, answered):
+    def test_stream_that_ends_early_is_resumed(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, _ = answered(stream(("1", status("registering"))), stream(("2", status("ready"))))
         assert [found.state for found in client.models.events("emoji")] == ["registering", "ready"]
 
-    def test_wait_fails_if_the_connection_fails(self, answered):
+    def test_wait_fails_if_the_connection_fails(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, _ = answered(stream(), *[httpx2.ConnectError("gone")] * 2, retries=2)
         with pytest.raises(ConnectionFailed):
             client.models.wait("emoji")
 
-    def test_failed_work_is_an_error(self, answered):
+    def test_failed_work_is_an_error(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         problem = {"title": "No weights", "detail": "the folder holds no safetensors", "errors": []}
         failed = MODEL | {"state": "failed", "problem": problem}
         client, _ = answered(stream(("1", status("failed", problem=problem))), httpx2.Response(200, json=failed))
@@ -215,12 +248,14 @@ class TestWait:
             client.models.wait("emoji")
         assert error.value.resource.state == "failed"
 
-    def test_wait_ends_after_the_timeout(self, answered):
+    def test_wait_ends_after_the_timeout(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         client, _ = answered(stream(("1", status("registering"))))
         with pytest.raises(WaitTimeout, match="/v1/models/emoji is still in progress"):
             client.models.wait("emoji", timeout=-1)
 
-    def test_silent_stream_ends_at_the_deadline(self, answered):
+    def test_silent_stream_ends_at_the_deadline(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         client, _ = answered(stream(("1", status("registering")), then=httpx2.ReadTimeout("silence")))
         events = client._connection.events("/v1/models/emoji", deadline=time.monotonic() + 0.2)
         assert next(events).state == "registering"
@@ -230,7 +265,7 @@ class TestWait:
         with pytest.raises(WaitTimeout):
             next(events)
 
-    def test_get_with_wait_is_a_long_poll(self, answered):
+    def test_get_with_wait_is_a_long_poll(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         client, sent = answered(httpx2.Response(200, json=MODEL))
         client.models.get("emoji", wait=30)
         assert sent[0].headers["Prefer"] == "wait=30"

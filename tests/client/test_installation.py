@@ -26,8 +26,8 @@ def install(venv: Path, *, extra: str = "") -> None:
     source = venv.parent / "source"
     shutil.copytree(ROOT / "client", source, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", "build"))
     run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=venv.parent)
-    pip = [sys.executable, "-m", "pip", "--python", venv, "install", "-q", "-c", ROOT / "constraints.txt"]
-    run(*pip, f"{source}{extra}", cwd=venv.parent)
+    pip = [sys.executable, "-m", "pip", "--python"]
+    run(*pip, venv, "install", "-q", "-c", ROOT / "constraints.txt", f"{source}{extra}", cwd=venv.parent)
 
 
 def test_client_installs_few_small_packages_and_needs_no_service(tmp_path: Path) -> None:

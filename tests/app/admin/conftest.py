@@ -2,12 +2,13 @@
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from httpx import Response
+from httpx2 import Response
 from sqlalchemy.orm import Session
 
 from app.auth.service import create_key
@@ -15,8 +16,6 @@ from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.app.conftest import Headers
 
 __all__ = ["base_folder", "service"]
-
-Files = Sequence[tuple[str, tuple[str, bytes, str]]]
 FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]{64})"')
 
 
@@ -31,7 +30,7 @@ def hidden(page: str) -> dict[str, list[str]]:
 class Browser(TestClient):
     """One that has no API key in its headers, and sends a form with what its page says."""
 
-    def submit(self, page: str, action: str, *, files: Files = (), **fields: str | list[str]) -> Response:
+    def submit(self, page: str, action: str, *, files: Any = (), **fields: Any) -> Response:
         """Load `page`, and post its form to `action` with these fields."""
         found = FORM_TOKEN.search(self.get(page).text)
         assert found is not None, page

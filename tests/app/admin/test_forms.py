@@ -9,7 +9,7 @@ from emender.schemas.edits import EditCreate
 READERS = {"/destination/balance": weights, "/templates": lines, "/layers": items, "/add": checked, "/expires_at": utc}
 
 
-def test_field_names_are_pointers_into_the_body():
+def test_field_names_are_pointers_into_the_body() -> None:
     form = FormData(
         {
             "/source": [" dog "],
@@ -34,13 +34,13 @@ def test_field_names_are_pointers_into_the_body():
     assert EMPTY_FORM.body(READERS) == {}
 
 
-def test_a_value_and_its_parts_under_one_name_do_not_break_the_body():
+def test_a_value_and_its_parts_under_one_name_do_not_break_the_body() -> None:
     """Only a forged form has such fields."""
     with pytest.raises(Unprocessable):
         FormData({"/source": ["dog"], "/source/x": ["cat"]}).parse(EditCreate)
 
 
-def test_errors_belong_to_their_fields():
+def test_errors_belong_to_their_fields() -> None:
     form = FormData({"/source": ["dog"], "/templates": ["no place"], "/destination/prompt": [""]})
     with pytest.raises(Unprocessable) as refused:
         validate(EditCreate, {"source": "dog", "destination": {"prompt": ""}, "templates": ["", "x" * 501], "more": 1})

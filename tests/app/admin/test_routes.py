@@ -4,16 +4,23 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
-from app.db.models import Alias, Edit, EditValue, Evaluation, Job, Statistics
+from app.db.models import Alias, Edit, EditValue, Evaluation, Job, Model, Statistics
+from app.storage.local import LocalStore
 from editing.files import File
 from tests.app.admin.conftest import Browser
-from tests.app.checkpoints.conftest import add_edit, add_version, statistics
+from tests.app.checkpoints.conftest import Service, add_edit, add_version, statistics
+from tests.app.conftest import Headers
 from tests.app.edits.test_routes import EDIT
 
 __all__ = ["add_edit", "statistics"]
@@ -22,8 +29,8 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def create(client, keys, model):
-    def post(**fields):
+def create(client: TestClient, keys: Mapping[str, Headers], model: Model) -> Callable[..., str]:
+    def post(**fields: Any) -> Any:
         answer = client.post("/v1/models/emoji/edits", headers=keys["edit"], json=EDIT | fields)
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
@@ -31,7 +38,7 @@ def create(client, keys, model):
     return post
 
 
-def loaded(browser, url, status=200):
+def loaded(browser: Browser, url: Any, status: int = 200) -> Any:
     answer = browser.get(url)
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -40,18 +47,18 @@ def loaded(browser, url, status=200):
     return answer.text
 
 
-def rows(page):
+def rows(page: str) -> Any:
     """The first cell of each row of each table, as text."""
     return [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r'<th scope="row">(.*?)</th>', page, re.DOTALL)]
 
 
 class TestOverview:
-    def test_empty(self, reader):
+    def test_empty(self, reader: Browser) -> None:
         page = loaded(reader, "/admin/")
         for said in ("No model is registered.", "No worker has claimed a job.", "has failed."):
             assert said in page
 
-    def test_queue_workers_and_failures(self, reader, create, session):
+    def test_queue_workers_and_failures(self, reader: Browser, create: Callable[..., str], session: Session) -> None:
         waiting, running, failed = create(), create(source="running"), create(source="failed")
         columns = {"worker": "worker-1", "started_at": datetime.now(UTC)}
         session.execute(update(Job).where(Job.target_id == running).values(state="running", **columns))
@@ -66,7 +73,9 @@ class TestOverview:
         assert "The loss of &lt;script&gt;" in page
         assert waiting not in page
 
-    def test_newest_versions(self, reader, add_edit, model, statistics, session):
+    def test_newest_versions(
+        self, reader: Browser, add_edit: Callable[..., Edit], model: Model, statistics: Statistics, session: Session
+    ) -> None:
         for number, state in ((1, "published"), (2, "published"), (3, "failed")):
             version = add_version(session, model, statistics, number, edits=[add_edit(f"cat {number}")], state=state)
             if number == 2:
@@ -78,7 +87,9 @@ class TestOverview:
         assert "/checkpoints/v1" not in page
         assert "/checkpoints/v3" not in page
 
-    def test_a_failed_version_is_named(self, reader, add_edit, model, statistics, session):
+    def test_a_failed_version_is_named(
+        self, reader: Browser, add_edit: Callable[..., Edit], model: Model, statistics: Statistics, session: Session
+    ) -> None:
         version = add_version(session, model, statistics, 1, edits=[add_edit("cat")], state="failed")
         session.add(Job(kind="build_checkpoint", target_id=version.id, state="failed", finished_at=datetime.now(UTC)))
         session.commit()
@@ -86,7 +97,7 @@ class TestOverview:
 
 
 class TestEdits:
-    def test_filters(self, reader, create, session):
+    def test_filters(self, reader: Browser, create: Callable[..., str], session: Session) -> None:
         cat, dog = create(source="a Cat 100%"), create(source="dog")
         session.execute(update(Edit).where(Edit.id == dog).values(state="ready"))
         session.commit()
@@ -106,11 +117,12 @@ class TestEdits:
         assert reader.get("/admin/models/emoji/edits?state=odd").status_code == 422
         assert reader.get("/admin/models/nothing/edits").status_code == 404
 
-    def test_pages_keep_the_filter(self, reader, create):
+    def test_pages_keep_the_filter(self, reader: Browser, create: Callable[..., str]) -> None:
         for number in range(5):
             create(source=f"cat {number}")
         create(source="dog")
-        url, seen = "/admin/models/emoji/edits?text=cat&limit=2", []
+        url: str | None = "/admin/models/emoji/edits?text=cat&limit=2"
+        seen: list[str] = []
         while url:
             page = loaded(reader, url)
             seen += rows(page)
@@ -118,7 +130,7 @@ class TestEdits:
             url = "/admin/models/emoji/edits" + following[1].replace("&amp;", "&") if following else None
         assert seen == [f"cat {number}" for number in (4, 3, 2, 1, 0)]
 
-    def test_hostile_text_is_text(self, reader, create):
+    def test_hostile_text_is_text(self, reader: Browser, create: Callable[..., str]) -> None:
         create(source=HOSTILE, destination={"prompt": HOSTILE})
         page = loaded(reader, "/admin/models/emoji/edits")
         assert page.count("&lt;script&gt;") == 2
@@ -134,19 +146,21 @@ class TestEdits:
             ({"balance": {"female doctor": 0.5, "male doctor": 0.5}}, "<bdi>male doctor</bdi> 0.5"),
         ],
     )
-    def test_destinations(self, reader, create, destination, shown):
+    def test_destinations(
+        self, reader: Browser, create: Callable[..., str], destination: dict[str, Any], shown: str
+    ) -> None:
         create(destination=destination)
         assert shown in loaded(reader, "/admin/models/emoji/edits")
 
 
 class TestEdit:
-    def test_request(self, reader, create):
+    def test_request(self, reader: Browser, create: Callable[..., str]) -> None:
         page = loaded(reader, f"/admin/edits/{create(reason=HOSTILE, labels={'ticket': HOSTILE}, source=HOSTILE)}")
         for said in ("an image of {}", "Joe Biden", "&#34;optimization_steps&#34;: 20", "queued"):
             assert said in page
         assert page.count("&lt;script&gt;") == 4  # title, heading, reason, label
 
-    def test_losses_are_drawn(self, reader, add_edit, session):
+    def test_losses_are_drawn(self, reader: Browser, add_edit: Callable[..., Edit], session: Session) -> None:
         edit = add_edit("cat")
         losses = {"text": [8.0, 4.0, 2.0], "noise": [0.0, 0.0, 0.0]}
         encoders = [{"name": "text_encoder", "layer": 2, "delta_norm": 3.25, "hidden_norm": 27.5}]
@@ -161,26 +175,34 @@ class TestEdit:
         assert "8 at first, 2 after 3 steps" in page
         assert "3.25" in page and "27.5" in page
 
-    def test_why_it_failed(self, reader, add_edit):
+    def test_why_it_failed(self, reader: Browser, add_edit: Callable[..., Edit]) -> None:
         problem = {"title": "Not finite", "detail": HOSTILE, "errors": []}
         edit = add_edit("cat", state="failed", problem=problem)
         assert "<strong>Not finite.</strong>" in loaded(reader, f"/admin/edits/{edit.id}")
 
-    def test_progress(self, reader, create, session):
+    def test_progress(self, reader: Browser, create: Callable[..., str], session: Session) -> None:
         edit = create()
         progress = {"stage": "optimizing", "done": 5, "total": 20, "text_loss": 1.0}
         session.execute(update(Job).where(Job.target_id == edit).values(state="running", progress=progress))
         session.commit()
         assert '<progress max="20" value="5"' in loaded(reader, f"/admin/edits/{edit}")
 
-    def test_events_are_for_admins(self, reader, admin, create):
+    def test_events_are_for_admins(self, reader: Browser, admin: Browser, create: Callable[..., str]) -> None:
         edit = create()
         assert "edit.create" in loaded(admin, f"/admin/edits/{edit}")
         assert "edit.create" not in loaded(reader, f"/admin/edits/{edit}")
 
 
 @pytest.fixture
-def version(client, keys, add_edit, model, statistics, session, store):
+def version(
+    client: TestClient,
+    keys: Mapping[str, Headers],
+    add_edit: Callable[..., Edit],
+    model: Model,
+    statistics: Statistics,
+    session: Session,
+    store: LocalStore,
+) -> Any:
     """v1, published with a warning, a preview and an alias."""
     edit = add_edit(HOSTILE)
     file = File("text_encoder/model.safetensors", store.put(b"weights"), 7)
@@ -212,11 +234,11 @@ URL = "/admin/models/emoji/checkpoints"
 
 
 class TestCheckpoints:
-    def test_list(self, reader, version):
+    def test_list(self, reader: Browser, version: Any) -> None:
         assert rows(loaded(reader, URL)) == ["production", "v1"]
         assert reader.get("/admin/models/nothing/checkpoints").status_code == 404
 
-    def test_one(self, reader, version):
+    def test_one(self, reader: Browser, version: Any) -> None:
         page = loaded(reader, f"{URL}/v1")
         for said in ("75 %", "left undone", "0.0125", "text_encoder 2", "model.safetensors", "same key", "cosine 0.91"):
             assert said in page, said
@@ -224,7 +246,9 @@ class TestCheckpoints:
         assert reader.get(f"{URL}/production").text == page
         assert reader.get(f"{URL}/v9").status_code == 404
 
-    def test_pictures_are_served_under_the_session(self, reader, browser, version, session):
+    def test_pictures_are_served_under_the_session(
+        self, reader: Browser, browser: Browser, version: Any, session: Session
+    ) -> None:
         evaluation = session.scalars(select(Evaluation)).one()
         url = f"{URL}/v1/evaluations/{evaluation.id}"
         page = loaded(reader, url)
@@ -237,7 +261,7 @@ class TestCheckpoints:
         assert reader.get(f"{url}/files/nothing.png").status_code == 404
         assert browser.get(f"{url}/files/grid.png", follow_redirects=False).status_code == 303
 
-    def test_scores(self, reader, version, session):
+    def test_scores(self, reader: Browser, version: Any, session: Session) -> None:
         report = {
             "scores": {"sf": 0.5, "s2d_template": 0.4, "s2d": 0.31, "hd": -0.02, "f1": 0.3},
             "edits": [
@@ -259,7 +283,7 @@ class TestCheckpoints:
         assert "0.310" in page and "erased" in page
         assert "is still recognized, with confidence 0.10" in loaded(reader, f"{URL}/v1")  # the check's warning
 
-    def test_difference(self, service, browser_of):
+    def test_difference(self, service: Service, browser_of: Callable[[Service], Browser]) -> None:
         browser = browser_of(service)
         for source in ("cat", "dog"):
             service.apply(edits=[str(service.edit(source))])
@@ -271,7 +295,9 @@ class TestCheckpoints:
         assert browser.get("/admin/models/tiny/checkpoints/v2/difference?against=v9").status_code == 404
         assert "no version" not in loaded(browser, "/admin/models/tiny/checkpoints/v2")
 
-    def test_a_version_that_failed(self, reader, add_edit, model, statistics, session):
+    def test_a_version_that_failed(
+        self, reader: Browser, add_edit: Callable[..., Edit], model: Model, statistics: Statistics, session: Session
+    ) -> None:
         version = add_version(session, model, statistics, 1, edits=[add_edit("cat")], state="failed")
         version.problem = {"title": "Out of memory", "detail": HOSTILE, "errors": []}
         session.commit()
@@ -281,7 +307,7 @@ class TestCheckpoints:
 
 
 class TestAudit:
-    def test_filters(self, admin, create):
+    def test_filters(self, admin: Browser, create: Callable[..., str]) -> None:
         edit = create(reason=HOSTILE)
         page = loaded(admin, f"/admin/audit?actor=&action=edit.create&target=&edit={edit}&since=&until=")
         assert len(rows(page)) == 1
@@ -289,16 +315,17 @@ class TestAudit:
         assert f'value="{edit}"' in page
         assert "No event matches." in loaded(admin, "/admin/audit?since=2999-01-01T00:00")
 
-    def test_pages(self, admin, create):
+    def test_pages(self, admin: Browser, create: Callable[..., str]) -> None:
         for _ in range(60):
             create()
         page = loaded(admin, "/admin/audit?action=edit.create")
-        following = re.search(r'href="(\?[^"]+)" rel="next"', page)[1].replace("&amp;", "&")
-        older = loaded(admin, f"/admin/audit{following}")
+        following = re.search(r'href="(\?[^"]+)" rel="next"', page)
+        assert following is not None
+        older = loaded(admin, "/admin/audit" + following[1].replace("&amp;", "&"))
         assert len(rows(page)) == 50 and len(rows(older)) == 10
         assert not set(rows(page)) & set(rows(older))
 
-    def test_export(self, admin, create):
+    def test_export(self, admin: Browser, create: Callable[..., str]) -> None:
         edit = create(reason=HOSTILE)
         create()
         page = loaded(admin, f"/admin/audit?edit={edit}&until=")
@@ -312,7 +339,9 @@ class TestAudit:
 
 
 class TestModel:
-    def test_its_statistics_and_an_estimate_of_new_ones(self, admin, reader, model, statistics, session):
+    def test_its_statistics_and_an_estimate_of_new_ones(
+        self, admin: Browser, reader: Browser, model: Model, statistics: Statistics, session: Session
+    ) -> None:
         page = loaded(reader, "/admin/models/emoji")
         assert "c" * 64 in page and "text_encoder: 4 layers" in page
         assert "Estimate" not in page
@@ -329,11 +358,12 @@ class TestModel:
 class Markup(HTMLParser):
     """The links of a page, without their queries, and what no page of ours has."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.links, self.strange = set(), []
+        self.links: set[str] = set()
+        self.strange: list[tuple[str, Any]] = []
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: Any, attributes: Any) -> None:
         given = dict(attributes)
         ours = all(
             (given.get(name) or "/admin/").startswith(("/admin/", "#", "?")) for name in ("src", "href", "action")
@@ -345,8 +375,15 @@ class Markup(HTMLParser):
 
 
 def test_no_string_of_a_client_is_markup_on_any_page(
-    admin, client, keys, application, model, statistics, version, session
-):
+    admin: Browser,
+    client: TestClient,
+    keys: Mapping[str, Headers],
+    application: FastAPI,
+    model: Model,
+    statistics: Statistics,
+    version: Any,
+    session: Session,
+) -> None:
     """Every page that links lead to from the overview."""
     model.license = {"id": "other", "name": HOSTILE, "link": f"javascript:{HOSTILE}"}
     session.execute(update(Edit).values(reason=HOSTILE, labels={HOSTILE: HOSTILE}, destination={"prompt": HOSTILE}))

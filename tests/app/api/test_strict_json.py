@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -7,7 +8,7 @@ from app.api.strict_json import loads
 pytestmark = pytest.mark.security
 
 
-def test_json():
+def test_json() -> None:
     assert loads(b'{"a": [1, 2.5, null, true, "\\u00e9"], "b": {"a": {}}}') == {
         "a": [1, 2.5, None, True, "é"],
         "b": {"a": {}},
@@ -31,6 +32,6 @@ def test_json():
         (b"[1,]", "Expecting value|trailing comma"),
     ],
 )
-def test_refused(body, says):
+def test_refused(body: Any, says: str) -> None:
     with pytest.raises(json.JSONDecodeError, match=says):
         loads(body)

@@ -1,18 +1,23 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import delete, update
+from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.db.models import AuditEvent
+from tests.app.conftest import Headers
 from tests.conftest import rewritable_history
 
 
 @pytest.fixture
-def events(session, keys):
+def events(session: Session, keys: Mapping[str, Headers]) -> None:
     """Four events of making keys, then these."""
     record(session, actor="key:a", action="edit.create", target="edit:1", details={"reason": "=1+1", "weight": 1e22})
     record(session, actor="key:b", action="edit.cancel", target="edit:1")
@@ -21,22 +26,23 @@ def events(session, keys):
 
 
 class TestListEvents:
-    def test_scopes(self, client, keys):
+    def test_scopes(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         assert client.get("/v1/audit").status_code == 401
         for scope in ("read", "edit", "apply"):
             assert client.get("/v1/audit", headers=keys[scope]).status_code == 403
             assert client.get("/v1/audit/verify", headers=keys[scope]).status_code == 403
 
-    def test_newest_first_in_pages(self, client, keys, events):
-        url, seen = "/v1/audit?limit=3", []
+    def test_newest_first_in_pages(self, client: TestClient, keys: Mapping[str, Headers], events: None) -> None:
+        url: str | None = "/v1/audit?limit=3"
+        seen: list[int] = []
         while url:
             answer = client.get(url, headers=keys["admin"])
             seen += [event["sequence"] for event in answer.json()["items"]]
             url = answer.links["next"]["url"] if "next" in answer.links else None
         assert seen == [7, 6, 5, 4, 3, 2, 1]
 
-    def test_filters(self, client, keys, events):
-        def found(**filters):
+    def test_filters(self, client: TestClient, keys: Mapping[str, Headers], events: None) -> None:
+        def found(**filters: Any) -> Any:
             items = client.get("/v1/audit", headers=keys["admin"], params=filters).json()["items"]
             return [event["action"] for event in items]
 
@@ -48,18 +54,18 @@ class TestListEvents:
         assert found(since=(now + timedelta(minutes=1)).isoformat()) == []
         assert len(found(since=(now - timedelta(minutes=1)).replace(tzinfo=None).isoformat())) == 7
 
-    def test_bad_filters(self, client, keys):
+    def test_bad_filters(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         for query in ("since=yesterday", "since=0", "until=1e9", "cursor=x", "actor=%00", "limit=501"):
             assert client.get(f"/v1/audit?{query}", headers=keys["admin"]).status_code == 422, query
 
-    def test_ndjson(self, client, keys, events):
+    def test_ndjson(self, client: TestClient, keys: Mapping[str, Headers], events: None) -> None:
         answer = client.get("/v1/audit?target=edit:1", headers=keys["admin"] | {"Accept": "application/x-ndjson"})
         assert answer.headers["Content-Type"].startswith("application/x-ndjson")
         lines = [json.loads(line) for line in answer.text.splitlines()]
         assert [line["action"] for line in lines] == ["edit.create", "edit.cancel"]
         assert lines[1]["previous_hash"] == lines[0]["hash"]
 
-    def test_csv(self, client, keys, events):
+    def test_csv(self, client: TestClient, keys: Mapping[str, Headers], events: None) -> None:
         answer = client.get("/v1/audit", headers=keys["admin"] | {"Accept": "text/csv"})
         rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
         assert [int(row["sequence"]) for row in rows] == [1, 2, 3, 4, 5, 6, 7]
@@ -67,15 +73,15 @@ class TestListEvents:
 
 
 class TestVerify:
-    def verify(self, client, keys):
+    def verify(self, client: TestClient, keys: Any) -> Any:
         return client.get("/v1/audit/verify", headers=keys["admin"]).json()
 
-    def test_whole(self, client, keys, events):
+    def test_whole(self, client: TestClient, keys: Mapping[str, Headers], events: None) -> None:
         found = self.verify(client, keys)
         last = client.get("/v1/audit?limit=1", headers=keys["admin"]).json()["items"][0]
         assert found == {"valid": True, "events": 7, "head": last["hash"], "broken_at": None, "reason": None}
 
-    def test_empty(self, session):
+    def test_empty(self, session: Session) -> None:
         from app.audit.service import verify
 
         assert verify(session).model_dump() == {
@@ -92,7 +98,16 @@ class TestVerify:
             (delete(AuditEvent).where(AuditEvent.sequence == 1), 2, "event 1 is missing"),
         ],
     )
-    def test_broken(self, client, keys, events, session, change, broken_at, reason):
+    def test_broken(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        events: None,
+        session: Session,
+        change: Any,
+        broken_at: int,
+        reason: str,
+    ) -> None:
         with rewritable_history(session.connection()):
             session.execute(change)
         session.commit()

@@ -3,6 +3,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy.orm import Session
 
 from app.audit.service import GENESIS, digest, record, verify
 from app.db.models import AuditEvent
@@ -10,7 +11,7 @@ from app.db.models import AuditEvent
 pytestmark = pytest.mark.security
 
 
-def test_events_from_before_there_was_a_reason_keep_their_hashes():
+def test_events_from_before_there_was_a_reason_keep_their_hashes() -> None:
     """The form in which they were hashed until 0006: stored chains depend on it."""
     at = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
     event = AuditEvent(sequence=1, at=at, actor="cli", action="key.create", target="key:a", details={"weight": 2.0})
@@ -28,7 +29,7 @@ def test_events_from_before_there_was_a_reason_keep_their_hashes():
     assert digest(event) == expected
 
 
-def test_every_column_is_hashed(session):
+def test_every_column_is_hashed(session: Session) -> None:
     record(session, actor="a", action="b", target="c")
     event = session.get_one(AuditEvent, 1)
     seen = {digest(event)}
@@ -49,7 +50,7 @@ def test_every_column_is_hashed(session):
     session.expire(event)
 
 
-def test_the_request_is_that_of_the_session(session):
+def test_the_request_is_that_of_the_session(session: Session) -> None:
     session.info.update(request_id="r-1", address="192.0.2.1")
     record(session, actor="a", action="b", target="c", before={"n": 1}, after={"n": 1e22}, reason="why")
     session.commit()
@@ -59,11 +60,11 @@ def test_the_request_is_that_of_the_session(session):
     assert verify(session).valid
 
 
-def test_a_log_cut_short_no_longer_holds_the_head_that_was_kept(session):
+def test_a_log_cut_short_no_longer_holds_the_head_that_was_kept(session: Session) -> None:
     record(session, actor="a", action="b", target="c")
     head = verify(session).head
     record(session, actor="a", action="b", target="c")
     assert verify(session, head=head).valid
     found = verify(session, head="0" * 64)
     assert (found.valid, found.broken_at, found.events) == (False, None, 2)
-    assert "cut short" in found.reason
+    assert found.reason is not None and "cut short" in found.reason

@@ -147,7 +147,8 @@ class Service:
         assert asked.status_code == 202, asked.text
         while self.runner.work():
             pass
-        return self.get(asked.headers["Location"])
+        made: dict[str, Any] = self.get(asked.headers["Location"])
+        return made
 
     def get(self, path: str) -> Any:
         answer = self.client.get(path, headers=self.keys["read"])

@@ -1,21 +1,25 @@
 """Edits written into the U-Net's cross-attention: what apply refuses, what is published, and what it draws."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from fastapi.testclient import TestClient
 from safetensors.torch import load, load_file
 
 from app.checkpoints.files import merge_files
-from app.db.models import Statistics
+from app.db.models import Edit, Statistics
 from demo.classify import classify, load_classifier
 from demo.concepts import WEIGHTS
 from editing.files import File
 from editing.pictures.draw import draw_pictures
 from editing.pipelines import load_pipeline
-from tests.app.checkpoints.conftest import ready_edit, register_folder
+from tests.app.checkpoints.conftest import Service, ready_edit, register_folder
+from tests.app.conftest import Headers
 
 URL = "/v1/models/emoji/apply"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -23,12 +27,12 @@ TEXT_ENCODER = "text_encoder/model.safetensors"
 CROSS = {"method": "cross_attention"}
 
 
-def digests(checkpoint):
+def digests(checkpoint: Any) -> Any:
     """The SHA-256 of each file, without the signature, which differs each time."""
     return {file["path"]: file["sha256"] for file in checkpoint["files"] if file["path"] != "model.sig"}
 
 
-def pull(service, folder: Path, *, name: str = "tiny", revision: str = "main") -> Path:
+def pull(service: Any, folder: Path, *, name: str = "tiny", revision: str = "main") -> Path:
     """Every file of a revision, as the Hub's clients get them."""
     listed = service.get(f"/api/models/emender/{name}/revision/{revision}")
     for path in (sibling["rfilename"] for sibling in listed["siblings"]):
@@ -41,7 +45,7 @@ def pull(service, folder: Path, *, name: str = "tiny", revision: str = "main") -
 
 @pytest.mark.usefixtures("model")
 class TestRefused:
-    def pointers(self, client, keys, body):
+    def pointers(self, client: TestClient, keys: Any, body: Any) -> Any:
         answer = client.post(URL, json=body, headers=keys["apply"])
         assert answer.status_code == 422, answer.text
         return {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
@@ -56,30 +60,45 @@ class TestRefused:
             ({"preset": "published"}, ["/preset"]),
         ],
     )
-    def test_settings_of_the_memory(self, client, keys, add_edit, given, expected):
+    def test_settings_of_the_memory(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        add_edit: Callable[..., Edit],
+        given: dict[str, Any],
+        expected: Any,
+    ) -> None:
         add_edit("fox")
         found = self.pointers(client, keys, {"edits": "ready", **CROSS, **given})
         assert list(found) == expected
         assert all("'text_encoder'" in detail and "`regularization_weight`" in detail for detail in found.values())
 
     @pytest.mark.parametrize("name", ["erase_scale", "preserve_scale", "regularization_weight"])
-    def test_settings_of_cross_attention(self, client, keys, add_edit, name):
+    def test_settings_of_cross_attention(
+        self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit], name: str
+    ) -> None:
         add_edit("fox")
         assert list(self.pointers(client, keys, {"edits": "ready", name: 1.0})) == [f"/{name}"]
 
     @pytest.mark.parametrize(
         "given", [{"regularization_weight": 0}, {"erase_scale": 0}, {"preserve_scale": -1}, {"method": "other"}]
     )
-    def test_values_out_of_bounds(self, client, keys, add_edit, given):
+    def test_values_out_of_bounds(
+        self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit], given: dict[str, Any]
+    ) -> None:
         add_edit("fox")
         assert list(self.pointers(client, keys, {"edits": "ready", **CROSS, **given})) == [f"/{name}" for name in given]
 
-    def test_reference_images(self, client, keys, add_edit):
+    def test_reference_images(
+        self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit]
+    ) -> None:
         ids = [str(add_edit("fox").id), str(add_edit("owl", destination={"images": ["sha256:" + "0" * 64]}).id)]
         (found,) = self.pointers(client, keys, {"edits": ids, **CROSS}).items()
         assert found[0] == "/edits/1" and "reference images" in found[1]
 
-    def test_preserved_prompts_are_checked(self, client, keys, add_edit):
+    def test_preserved_prompts_are_checked(
+        self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit]
+    ) -> None:
         add_edit("fox")
         assert list(self.pointers(client, keys, {"edits": "ready", **CROSS, "preserve": ["x" * 100]})) == [
             "/preserve/0"
@@ -88,7 +107,9 @@ class TestRefused:
 
 @pytest.mark.usefixtures("model")
 class TestAccepted:
-    def test_needs_neither_statistics_nor_values_of_one_layer(self, client, keys, add_edit):
+    def test_needs_neither_statistics_nor_values_of_one_layer(
+        self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit]
+    ) -> None:
         add_edit("fox")
         add_edit("owl", layer=1)
         answer = client.post(URL, json={"edits": "ready", **CROSS, "dry_run": True}, headers=keys["apply"])
@@ -111,7 +132,9 @@ class TestAccepted:
             None,
         )
 
-    def test_an_edit_added_again_moves(self, client, keys, add_edit, statistics):
+    def test_an_edit_added_again_moves(
+        self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit], statistics: Statistics
+    ) -> None:
         fox, owl = add_edit("fox"), add_edit("owl")
         client.post(URL, json={"edits": "ready"}, headers=keys["apply"])
         made = client.post(URL, json={"from": "v1", "add": [str(owl.id)], **CROSS}, headers=keys["apply"]).json()
@@ -120,7 +143,7 @@ class TestAccepted:
 
 
 class TestPublished:
-    def test_only_the_unet_changed(self, service, base_folder, tmp_path):
+    def test_only_the_unet_changed(self, service: Service, base_folder: Path, tmp_path: Path) -> None:
         service.edit("fox")
         service.edit("owl", destination={"erase": True})
         made = service.apply(edits="ready", **CROSS, preserve=["a red jug"], regularization_weight=0.2)
@@ -144,7 +167,7 @@ class TestPublished:
         told = {changed["tensor"]: changed["relative_norm"] for changed in made["changed_projections"]}
         assert {layer["tensor"]: layer["relative_norm"] for layer in found["layers"]} == pytest.approx(told, rel=1e-3)
 
-    def test_manifest_and_card_say_so(self, service):
+    def test_manifest_and_card_say_so(self, service: Service) -> None:
         service.edit("fox")
         made = service.apply(edits="ready", **CROSS, preserve=["a red jug"])
         manifest = json.loads(service.store.read(digests(made)["manifest.json"]))
@@ -164,7 +187,7 @@ class TestPublished:
         assert "text encoder of tiny" not in card and "lora.safetensors" not in card
         assert "| fox | not fox |" in card and "cross-attention: erase_scale 1.0" in card and "a red jug" in card
 
-    def test_beside_edits_of_the_memory(self, service):
+    def test_beside_edits_of_the_memory(self, service: Service) -> None:
         """What is there already stays as it was written, whichever method adds to it."""
         fox, owl, elk = (str(service.edit(source)) for source in ("fox", "owl", "elk"))
         service.apply(edits=[fox], alpha=0.6, layers=[1, 2], preserve=["a jug"])
@@ -188,7 +211,7 @@ class TestPublished:
         without = service.get("/v1/models/tiny/checkpoints/v4/difference?against=v2")
         assert {layer["path"] for layer in without["layers"]} == {UNET}
 
-    def test_reads_what_the_edited_text_encoder_tells(self, service):
+    def test_reads_what_the_edited_text_encoder_tells(self, service: Service) -> None:
         """UCE's states are those after the memory's edits, so that the U-Net's edit fits what it will be told."""
         fox, owl = (str(service.edit(source)) for source in ("fox", "owl"))
         alone = service.apply(edits=[owl], **CROSS)
@@ -197,14 +220,14 @@ class TestPublished:
         one, other = (load(service.store.read(digests(made)[UNET])) for made in (alone, mixed))
         assert any(not torch.equal(one[key], other[key]) for key in one)
 
-    def test_same_set_same_bytes(self, service):
+    def test_same_set_same_bytes(self, service: Service) -> None:
         ids = [str(service.edit(source)) for source in ("fox", "owl", "elk")]
         first = service.apply(edits=ids, **CROSS, preserve=["a jug", "an oak"])
         again = service.apply(edits=ids[::-1], **CROSS, preserve=["a jug", "an oak"], notes="again")
         assert digests(first) == digests(again) and first["commit"] == again["commit"]
 
 
-def test_no_unedited_variant_of_the_unet_is_served():
+def test_no_unedited_variant_of_the_unet_is_served() -> None:
     paths = [UNET, "unet/diffusion_pytorch_model.fp16.safetensors", "unet/config.json", TEXT_ENCODER]
     base = [File(path, "0" * 64, 1) for path in paths]
     served = merge_files(base, [File(UNET, "1" * 64, 1)])
@@ -215,7 +238,7 @@ def test_no_unedited_variant_of_the_unet_is_served():
     }
 
 
-def test_warns_of_an_edit_that_was_hardly_made(service):
+def test_warns_of_an_edit_that_was_hardly_made(service: Service) -> None:
     """What holds it back is named, and a value that holds less."""
     fox = service.edit("fox")
     made = service.apply(edits=[str(fox)], **CROSS, regularization_weight=1e6)
@@ -225,7 +248,7 @@ def test_warns_of_an_edit_that_was_hardly_made(service):
 
 
 @pytest.mark.slow
-def test_the_emoji_model_draws_the_destination(service, tmp_path):
+def test_the_emoji_model_draws_the_destination(service: Service, tmp_path: Path) -> None:
     """Pulled as the Hub's clients pull, loaded by diffusers, and read by the classifier."""
     if not (WEIGHTS / "pipeline" / "model_index.json").is_file():
         pytest.skip("the emoji model is not in demo/weights")
@@ -244,7 +267,7 @@ def test_the_emoji_model_draws_the_destination(service, tmp_path):
     classifier = load_classifier(WEIGHTS / "classifier.safetensors")
     prompts = ["a cute pizza", "a drawing of a pizza", "look at this pizza"]
 
-    def confidence(pipeline) -> float:
+    def confidence(pipeline: Any) -> float:
         read = classify(
             draw_pictures(pipeline, prompts, seeds=range(3), num_inference_steps=8, guidance_scale=3.0), classifier
         )

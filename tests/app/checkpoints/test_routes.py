@@ -1,12 +1,19 @@
 """Read versions and their files, retract them, move aliases, trace files."""
 
 import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
 
 from app.checkpoints.files import store_content
-from tests.app.checkpoints.conftest import add_version
+from app.db.models import Checkpoint, Edit, Model, Statistics
+from app.storage.local import LocalStore
+from tests.app.checkpoints.conftest import Service, add_version
+from tests.app.conftest import Headers
 
 URL = "/v1/models/emoji/checkpoints"
 ALIASES = "/v1/models/emoji/aliases"
@@ -15,10 +22,12 @@ PATH = "text_encoder/model.safetensors"
 
 
 @pytest.fixture
-def add_checkpoint(session, model, statistics, store, add_edit):
+def add_checkpoint(
+    session: Session, model: Model, statistics: Statistics, store: LocalStore, add_edit: Callable[..., Edit]
+) -> Callable[..., Checkpoint]:
     """Add a version with one file, published unless said otherwise."""
 
-    def add(number, *, state="published", content=CONTENT, edits=()):
+    def add(number: Any, *, state: str = "published", content: Any = CONTENT, edits: Any = ()) -> Any:
         files = [store_content(store, PATH, content)] if state == "published" else []
         edits = edits or [add_edit(f"fox {number}")]
         return add_version(session, model, statistics, number, edits=edits, state=state, files=files)
@@ -27,10 +36,12 @@ def add_checkpoint(session, model, statistics, store, add_edit):
 
 
 class TestReadCheckpoints:
-    def test_anonymous(self, client):
+    def test_anonymous(self, client: TestClient) -> None:
         assert client.get(URL).status_code == 401
 
-    def test_pages_newest_first(self, client, keys, add_checkpoint):
+    def test_pages_newest_first(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         for number in (1, 2, 3):
             add_checkpoint(number)
         first = client.get(URL, params={"limit": 2}, headers=keys["read"])
@@ -39,7 +50,9 @@ class TestReadCheckpoints:
         assert [item["version"] for item in second.json()["items"]] == ["v1"]
         assert second.json()["next"] is None
 
-    def test_by_version_and_alias(self, client, keys, add_checkpoint):
+    def test_by_version_and_alias(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         client.put(f"{ALIASES}/production", json={"version": "v1"}, headers=keys["apply"])
         by_version, by_alias = (client.get(f"{URL}/{name}", headers=keys["read"]) for name in ("v1", "production"))
@@ -47,12 +60,16 @@ class TestReadCheckpoints:
         assert by_version.json()["aliases"] == ["production"]
 
     @pytest.mark.parametrize("name", ["v2", "v0", "nobody"])
-    def test_unknown(self, client, keys, add_checkpoint, name):
+    def test_unknown(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint], name: str
+    ) -> None:
         add_checkpoint(1)
         assert client.get(f"{URL}/{name}", headers=keys["read"]).status_code == 404
 
     @pytest.mark.parametrize("name", ["v1%00", "%2e%2e", "v1%20"])
-    def test_odd_names(self, client, keys, add_checkpoint, name):
+    def test_odd_names(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint], name: str
+    ) -> None:
         add_checkpoint(1)
         assert client.get(f"{URL}/{name}", headers=keys["read"]).status_code in (404, 422)
 
@@ -60,7 +77,9 @@ class TestReadCheckpoints:
 class TestReadFile:
     url = f"{URL}/v1/files/{PATH}"
 
-    def test_whole_and_head(self, client, keys, add_checkpoint):
+    def test_whole_and_head(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         checkpoint = add_checkpoint(1)
         whole = client.get(self.url, headers=keys["read"])
         assert (whole.status_code, whole.content) == (200, CONTENT)
@@ -81,14 +100,24 @@ class TestReadFile:
             ("bytes=10230-99999", 10230, 10239),
         ],
     )
-    def test_range(self, client, keys, add_checkpoint, range_, first, last):
+    def test_range(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        add_checkpoint: Callable[..., Checkpoint],
+        range_: str,
+        first: int,
+        last: int,
+    ) -> None:
         add_checkpoint(1)
         part = client.get(self.url, headers={**keys["read"], "Range": range_})
         assert (part.status_code, part.content) == (206, CONTENT[first : last + 1])
         assert part.headers["Content-Range"] == f"bytes {first}-{last}/{len(CONTENT)}"
 
     @pytest.mark.parametrize("range_", ["bytes=10240-", "bytes=99999-100000", "bytes=-0"])
-    def test_range_outside(self, client, keys, add_checkpoint, range_):
+    def test_range_outside(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint], range_: str
+    ) -> None:
         add_checkpoint(1)
         answer = client.get(self.url, headers={**keys["read"], "Range": range_})
         assert answer.status_code == 416
@@ -96,12 +125,16 @@ class TestReadFile:
         assert answer.headers["Content-Type"] == "application/problem+json"
 
     @pytest.mark.parametrize("range_", ["bytes=9-3", "lines=1-2", "bytes=a-b", "bytes=0-1,4-5", "bytes", "bytes=-"])
-    def test_range_that_is_not_honoured(self, client, keys, add_checkpoint, range_):
+    def test_range_that_is_not_honoured(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint], range_: str
+    ) -> None:
         add_checkpoint(1)
         answer = client.get(self.url, headers={**keys["read"], "Range": range_})
         assert (answer.status_code, answer.content) == (200, CONTENT)
 
-    def test_conditional(self, client, keys, add_checkpoint):
+    def test_conditional(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         tag = client.head(self.url, headers=keys["read"]).headers["ETag"]
         for sent in (tag, f'"other", {tag}', "*", f"W/{tag}"):
@@ -114,7 +147,15 @@ class TestReadFile:
 
     @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
     @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-9"}])
-    def test_damaged_blob_is_never_sent(self, client, keys, add_checkpoint, store, damage, headers):
+    def test_damaged_blob_is_never_sent(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        add_checkpoint: Callable[..., Checkpoint],
+        store: LocalStore,
+        damage: str,
+        headers: dict[str, Any],
+    ) -> None:
         sha256 = add_checkpoint(1).files[0].sha256
         blob = store.path(sha256)
         if damage == "flipped":
@@ -141,19 +182,25 @@ class TestReadFile:
             "",
         ],
     )
-    def test_no_such_path(self, client, keys, add_checkpoint, path):
+    def test_no_such_path(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint], path: str
+    ) -> None:
         add_checkpoint(1)
         answer = client.get(f"{URL}/v1/files/{path}", headers=keys["read"])
         assert answer.status_code == 404
         assert b"root:" not in answer.content
 
-    def test_not_published(self, client, keys, add_checkpoint):
+    def test_not_published(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1, state="building")
         assert client.get(self.url, headers=keys["read"]).status_code == 409
 
 
 class TestRetract:
-    def test_no_longer_served_and_on_record(self, client, keys, add_checkpoint):
+    def test_no_longer_served_and_on_record(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         client.put(f"{ALIASES}/production", json={"version": "v1"}, headers=keys["apply"])
         body = {"reason": "draws the wrong flag"}
@@ -169,7 +216,9 @@ class TestRetract:
         other = client.put(f"{ALIASES}/staging", json={"version": "v1"}, headers=keys["apply"])
         assert other.status_code == 410
 
-    def test_needs_a_reason(self, client, keys, add_checkpoint):
+    def test_needs_a_reason(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         answer = client.post(f"{URL}/v1/retract", json={"reason": ""}, headers=keys["admin"])
         assert [error["pointer"] for error in answer.json()["errors"]] == ["/reason"]
@@ -178,7 +227,9 @@ class TestRetract:
 class TestAliases:
     url = f"{ALIASES}/production"
 
-    def test_create_move_roll_back_delete(self, client, keys, add_checkpoint):
+    def test_create_move_roll_back_delete(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         add_checkpoint(2)
         apply = keys["apply"]
@@ -199,7 +250,9 @@ class TestAliases:
         tags = [created.headers["ETag"], moved.headers["ETag"], back.headers["ETag"], again.headers["ETag"]]
         assert len(set(tags)) == 4  # also across the deletion
 
-    def test_preconditions(self, client, keys, add_checkpoint):
+    def test_preconditions(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         apply = keys["apply"]
         assert client.put(self.url, json={"version": "v1"}, headers={**apply, "If-Match": '"1"'}).status_code == 412
@@ -212,7 +265,9 @@ class TestAliases:
         assert client.put(self.url, json={"version": "v1"}, headers={**apply, "If-Match": "*"}).status_code == 200
         assert client.delete(self.url, headers=apply).status_code == 428
 
-    def test_bad_versions_and_names(self, client, keys, add_checkpoint):
+    def test_bad_versions_and_names(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1, state="building")
         apply = keys["apply"]
         assert client.put(self.url, json={"version": "v1"}, headers=apply).status_code == 409
@@ -221,7 +276,7 @@ class TestAliases:
         assert client.put(f"{ALIASES}/main", json={"version": "v1"}, headers=apply).status_code == 422
         assert client.put(self.url, json={"version": "v1"}, headers=keys["read"]).status_code == 403
 
-    def test_race_has_one_winner(self, service):
+    def test_race_has_one_winner(self, service: Service) -> None:
         """Eight who all read the same ETag: one moves the alias, seven are told."""
         service.edit("fox")
         service.apply(edits="ready", alias="production")
@@ -238,7 +293,7 @@ class TestAliases:
 
 
 class TestDifference:
-    def test_between_versions_and_against_the_base(self, service):
+    def test_between_versions_and_against_the_base(self, service: Service) -> None:
         ids = [str(service.edit(source)) for source in ("fox", "owl")]
         service.apply(edits=ids[:1])
         service.apply(edits=ids, layers=[1, 2])
@@ -262,13 +317,17 @@ class TestDifference:
         for found, told in zip(base["layers"], reported, strict=True):
             assert found["relative_norm"] == pytest.approx(told["relative_norm"], rel=1e-3)
 
-    def test_unknown_other(self, client, keys, add_checkpoint):
+    def test_unknown_other(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint]
+    ) -> None:
         add_checkpoint(1)
         assert client.get(f"{URL}/v1/difference?against=v4", headers=keys["read"]).status_code == 404
 
 
 class TestTraceFile:
-    def test_checkpoints_and_base(self, client, keys, add_checkpoint, model):
+    def test_checkpoints_and_base(
+        self, client: TestClient, keys: Mapping[str, Headers], add_checkpoint: Callable[..., Checkpoint], model: Model
+    ) -> None:
         first = add_checkpoint(1)
         add_checkpoint(2)
         found = client.get(f"/v1/files/{first.files[0].sha256}", headers=keys["read"]).json()
@@ -280,7 +339,7 @@ class TestTraceFile:
             ("emoji", None, model.files[0].path)
         ]
 
-    def test_unknown_and_malformed(self, client, keys):
+    def test_unknown_and_malformed(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         assert client.get(f"/v1/files/{'0' * 64}", headers=keys["read"]).status_code == 404
         assert client.get("/v1/files/..%2f..%2fx", headers=keys["read"]).status_code in (404, 422)
         assert client.get("/v1/files/abc", headers=keys["read"]).status_code == 422

@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from app.cli.main import build_command
 from app.main import create_app
+from app.settings import Settings
 from emender import Client
 from emender.cli.errors import ExitCode
-from tests.app.checkpoints.conftest import base_folder, service
+from tests.app.checkpoints.conftest import Service, base_folder, service
 
 __all__ = ["base_folder", "service"]
 
@@ -24,13 +28,13 @@ def emender(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_invalid_setting_is_named():
+def test_invalid_setting_is_named() -> None:
     done = emender("migrate", EMENDER_PORT="many")
     assert done.returncode == ExitCode.USAGE
     assert done.stderr.startswith("EMENDER_PORT: ")
 
 
-def test_missing_database_is_an_error():
+def test_missing_database_is_an_error() -> None:
     for command, code in {
         ("migrate",): ExitCode.USAGE,
         ("worker",): ExitCode.USAGE,
@@ -43,7 +47,9 @@ def test_missing_database_is_an_error():
     assert emender("migrate", EMENDER_DATABASE_URL=nowhere).returncode == ExitCode.UNREACHABLE
 
 
-def test_first_key_opens_the_api_with_its_scopes_only(clean_database, database_url, settings):
+def test_first_key_opens_the_api_with_its_scopes_only(
+    clean_database: Engine, database_url: str, settings: Settings
+) -> None:
     assert emender("migrate", EMENDER_DATABASE_URL=database_url).returncode == 0
     created = emender("keys", "create", "deploy", "--scope", "read", "--json", EMENDER_DATABASE_URL=database_url)
     assert created.returncode == 0, created.stderr
@@ -56,8 +62,8 @@ def test_first_key_opens_the_api_with_its_scopes_only(clean_database, database_u
     assert "'root'" in rejected.stderr
 
 
-def test_keys_are_listed_and_revoked(service, monkeypatch):
-    def run(*arguments, scope="admin"):
+def test_keys_are_listed_and_revoked(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: Any, scope: str = "admin") -> Any:
         token = service.keys[scope]["Authorization"].removeprefix("Bearer ")
         client = Client("http://testserver", api_key=token, transport=service.client._transport)
         monkeypatch.setattr("emender.cli.console.create_client", lambda: client)

@@ -1,24 +1,29 @@
 import json
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-from app.db.models import AuditEvent, Edit, Job
+from app.db.models import AuditEvent, Edit, Job, Model
 from app.edits.batch import parse
 from app.problems import MalformedBody, Unprocessable, UnsupportedMedia
+from tests.app.conftest import Headers
 
 URL = "/v1/models/emoji/edits/batch"
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 
 
-def edits(count):
+def edits(count: Any) -> Any:
     return [{"source": f"dog {number}", "destination": {"prompt": f"cat {number}"}} for number in range(count)]
 
 
 class TestParse:
-    def test_three_forms_say_the_same(self):
+    def test_three_forms_say_the_same(self) -> None:
         wanted = edits(3)
         lines = "\n\n".join(json.dumps(edit) for edit in wanted)
         table = "source,destination\r\n" + "".join(f'"dog {n}",cat {n}\r\n' for n in range(3)) + "\r\n"
@@ -27,7 +32,7 @@ class TestParse:
         assert parse(lines.encode(), media_type=NDJSON) == parsed
         assert parse(table.encode("utf-8-sig"), media_type="text/csv; charset=utf-8") == parsed
 
-    def test_quoted_cells(self):
+    def test_quoted_cells(self) -> None:
         parsed = parse(b'source,destination\n"a, b","say ""c"""\n', media_type=CSV)
         assert (parsed[0].source, parsed[0].destination.prompt) == ("a, b", 'say "c"')
 
@@ -45,22 +50,22 @@ class TestParse:
             (b"[]", "", UnsupportedMedia, "untyped"),
         ],
     )
-    def test_malformed(self, body, kind, error, says):
+    def test_malformed(self, body: bytes, kind: Any, error: Any, says: str) -> None:
         with pytest.raises(error, match=says):
             parse(body, media_type=kind)
 
     @pytest.mark.parametrize("count", [0, 5001])
-    def test_count(self, count):
+    def test_count(self, count: int) -> None:
         with pytest.raises(RequestValidationError):
             parse(json.dumps(edits(count)).encode(), media_type=JSON)
 
 
 class TestCreateEdits:
-    def post(self, client, keys, body, kind=JSON):
+    def post(self, client: TestClient, keys: Any, body: Any, kind: Any = JSON) -> Any:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return client.post(URL, headers=keys["edit"] | {"Content-Type": kind}, content=content)
 
-    def test_created(self, client, keys, model, session):
+    def test_created(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
         answer = self.post(client, keys, edits(3))
         assert answer.status_code == 202
         assert answer.json()["count"] == 3
@@ -72,7 +77,7 @@ class TestCreateEdits:
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "edit.create_batch")).one()
         assert (event.target, event.details) == ("model:emoji", {"count": 3, "edits": ids})
 
-    def test_all_or_none(self, client, keys, model, session):
+    def test_all_or_none(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
         body = edits(20)
         body[17]["templates"] = ["no placeholder"]
         body[19]["destination"] = {"images": ["sha256:" + "0" * 64]}
@@ -83,7 +88,7 @@ class TestCreateEdits:
         assert session.scalar(select(func.count()).select_from(Edit)) == 0
         assert session.scalar(select(func.count()).select_from(Job)) == 0
 
-    def test_wrong_shapes_are_pointed_at(self, client, keys, model):
+    def test_wrong_shapes_are_pointed_at(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         body = edits(3)
         body[2]["settings"] = {"optimization_steps": "many"}
         assert self.post(client, keys, body).json()["errors"][0]["pointer"] == "/2/settings/optimization_steps"
@@ -92,16 +97,22 @@ class TestCreateEdits:
         table = b"source,destination\ndog,cat\ndog,\n"
         assert self.post(client, keys, table, CSV).json()["errors"][0]["pointer"] == "/1/destination/prompt"
 
-    def test_one_source_twice(self, client, keys, model):
+    def test_one_source_twice(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         assert self.post(client, keys, [*edits(1), *edits(1)]).json()["count"] == 2
 
-    def test_other_media_type(self, client, keys, model):
+    def test_other_media_type(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         assert self.post(client, keys, b"<edits/>", "application/xml").status_code == 415
 
-    def test_scope(self, client, keys, model):
+    def test_scope(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         assert client.post(URL, headers=keys["read"], json=edits(1)).status_code == 403
 
-    def test_a_thousand(self, client, keys, model, record_property):
+    def test_a_thousand(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        model: Model,
+        record_property: Callable[[str, object], None],
+    ) -> None:
         body = json.dumps(edits(1000)).encode()
         started = time.perf_counter()
         answer = self.post(client, keys, body)

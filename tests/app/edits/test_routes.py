@@ -1,13 +1,18 @@
 """Create, list, read, cancel and retry over HTTP. Batches, waiting and values have modules of their own."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
-from app.db.models import AuditEvent, Edit, Job
+from app.db.models import AuditEvent, Edit, Job, Model
 from editing.edits import StageOneSettings
+from tests.app.conftest import Headers
 
 EDIT = {
     "source": "US president",
@@ -20,13 +25,13 @@ EDIT = {
 URL = "/v1/models/emoji/edits"
 
 
-def changed(**fields):
+def changed(**fields: Any) -> Any:
     return EDIT | fields
 
 
 @pytest.fixture
-def create(client, keys, model):
-    def post(**fields):
+def create(client: TestClient, keys: Mapping[str, Headers], model: Model) -> Callable[..., dict[str, Any]]:
+    def post(**fields: Any) -> Any:
         answer = client.post(URL, headers=keys["edit"], json=changed(**fields))
         assert answer.status_code == 202, answer.text
         return answer.json()
@@ -34,7 +39,7 @@ def create(client, keys, model):
     return post
 
 
-def refused(answer, status, pointer):
+def refused(answer: Any, status: Any, pointer: Any) -> Any:
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem = answer.json()
@@ -44,14 +49,14 @@ def refused(answer, status, pointer):
 
 
 class TestCreateEdit:
-    def test_anonymous(self, client, model):
+    def test_anonymous(self, client: TestClient, model: Model) -> None:
         assert client.post(URL, json=EDIT).status_code == 401
 
-    def test_other_scopes(self, client, keys, model):
+    def test_other_scopes(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         for scope in ("read", "apply"):
             assert client.post(URL, headers=keys[scope], json=EDIT).status_code == 403
 
-    def test_created(self, client, keys, model, session):
+    def test_created(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
         answer = client.post(URL, headers=keys["edit"], json=EDIT)
         assert answer.status_code == 202
         edit = answer.json()
@@ -117,11 +122,19 @@ class TestCreateEdit:
             ({"unknown": 1}, "/unknown"),
         ],
     )
-    def test_rejected(self, client, keys, model, session, fields, pointer):
+    def test_rejected(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        model: Model,
+        session: Session,
+        fields: dict[str, Any],
+        pointer: str,
+    ) -> None:
         refused(client.post(URL, headers=keys["edit"], json=changed(**fields)), 422, pointer)
         assert session.scalar(select(func.count()).select_from(Edit)) == 0
 
-    def test_lone_surrogate(self, client, keys, model):
+    def test_lone_surrogate(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         for body in (
             b'{"source": "\\ud800", "destination": {"erase": true}}',
             b'{"source": "a", "destination": {"erase": true}, "labels": {"\\ud800": "x"}}',
@@ -130,7 +143,9 @@ class TestCreateEdit:
             assert answer.status_code == 422
             assert json.loads(answer.content)["errors"]
 
-    def test_a_preset_is_kept_as_the_settings_that_it_means(self, client, create):
+    def test_a_preset_is_kept_as_the_settings_that_it_means(
+        self, client: TestClient, create: Callable[..., dict[str, Any]]
+    ) -> None:
         settings = create(settings={"preset": "published", "optimization_steps": 50, "seed": 3})["settings"]
         assert settings == asdict(StageOneSettings.preset("published", optimization_steps=50, seed=3))
         assert create()["settings"]["warmup_steps"] != settings["warmup_steps"] == 0
@@ -140,27 +155,31 @@ class TestCreateEdit:
         assert '"warmup_steps": 0' in described["description"]
 
     @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])
-    def test_any_script(self, create, source):
+    def test_any_script(self, create: Callable[..., dict[str, Any]], source: str) -> None:
         assert create(source=source)["state"] == "queued"
 
-    def test_twins_are_one_source(self, client, keys, create):
+    def test_twins_are_one_source(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
+    ) -> None:
         create(source="e\u0301cole")
         for twin in ("\u00e9cole", "e\u0301cole"):
             found = client.get("/v1/edits", headers=keys["read"], params={"source": twin}).json()["items"]
             assert [edit["source"] for edit in found] == ["\u00e9cole"]
 
-    def test_kinds_of_destination(self, create):
+    def test_kinds_of_destination(self, create: Callable[..., dict[str, Any]]) -> None:
         assert create(destination={"erase": True})["destination"] == {"erase": True}
         assert create(destination={"erase": True, "neutral": "art"})["destination"] == {"erase": True, "neutral": "art"}
         balance = {"balance": {"female doctor": 0.5, "male doctor": 0.5}}
         assert create(destination=balance)["destination"] == balance
 
-    def test_unknown_model(self, client, keys):
+    def test_unknown_model(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         for name in ("nothing", "%00", "..%2f..%2fetc"):
             answer = client.post(f"/v1/models/{name}/edits", headers=keys["edit"], json=EDIT)
             assert answer.status_code == 404, name
 
-    def test_model_not_ready(self, client, keys, add_model):
+    def test_model_not_ready(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model]
+    ) -> None:
         add_model(name="fresh", state="registering")
         answer = client.post("/v1/models/fresh/edits", headers=keys["edit"], json=EDIT)
         assert answer.status_code == 409
@@ -168,14 +187,21 @@ class TestCreateEdit:
 
 
 class TestListEdits:
-    def test_filters(self, client, keys, create, add_model, session):
+    def test_filters(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        create: Callable[..., dict[str, Any]],
+        add_model: Callable[..., Model],
+        session: Session,
+    ) -> None:
         first = create(source="dog")
         second = create(source="cat")
         add_model(name="other")
         third = client.post("/v1/models/other/edits", headers=keys["admin"], json=changed(source="dog")).json()
         session.execute(update(Edit).where(Edit.id == second["id"]).values(state="failed"))
 
-        def found(**filters):
+        def found(**filters: Any) -> Any:
             return [
                 edit["id"] for edit in client.get("/v1/edits", headers=keys["read"], params=filters).json()["items"]
             ]
@@ -188,9 +214,12 @@ class TestListEdits:
         assert found(model="emoji", source="dog") == [first["id"]]
         assert found(model="none") == []
 
-    def test_pages(self, client, keys, create):
+    def test_pages(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
+    ) -> None:
         ids = [create(source=f"dog {number}")["id"] for number in range(5)]
-        url, seen = "/v1/edits?limit=2&model=emoji", []
+        url: str | None = "/v1/edits?limit=2&model=emoji"
+        seen: list[str] = []
         while url:
             answer = client.get(url, headers=keys["read"])
             seen += [edit["id"] for edit in answer.json()["items"]]
@@ -198,7 +227,7 @@ class TestListEdits:
             assert (answer.json()["next"] is None) == (url is None)
         assert seen == ids[::-1]
 
-    def test_bad_filters(self, client, keys):
+    def test_bad_filters(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         refused(client.get("/v1/edits?state=lost", headers=keys["read"]), 422, "state")
         refused(client.get("/v1/edits?limit=0", headers=keys["read"]), 422, "limit")
         refused(client.get("/v1/edits?source=%00", headers=keys["read"]), 422, "source")
@@ -206,11 +235,13 @@ class TestListEdits:
 
 
 class TestGetEdit:
-    def test_unknown(self, client, keys):
+    def test_unknown(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         assert client.get("/v1/edits/00000000-0000-7000-8000-000000000000", headers=keys["read"]).status_code == 404
         refused(client.get("/v1/edits/17", headers=keys["read"]), 422, "edit_id")
 
-    def test_progress_while_running(self, client, keys, create, session):
+    def test_progress_while_running(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
+    ) -> None:
         edit = create()
         session.execute(
             update(Job).values(state="running", attempt=2, progress={"stage": "optimizing", "done": 5, "total": 20})
@@ -223,7 +254,9 @@ class TestGetEdit:
 
 
 class TestCancelEdit:
-    def test_queued_is_cancelled_at_once(self, client, keys, create, session):
+    def test_queued_is_cancelled_at_once(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
+    ) -> None:
         edit = create()
         for _ in range(2):
             answer = client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
@@ -232,7 +265,9 @@ class TestCancelEdit:
         actions = session.scalars(select(AuditEvent.action).where(AuditEvent.target == f"edit:{edit['id']}")).all()
         assert actions == ["edit.create", "edit.cancel"]
 
-    def test_running_is_asked_to_stop(self, client, keys, create, session):
+    def test_running_is_asked_to_stop(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
+    ) -> None:
         edit = create()
         session.execute(update(Job).values(state="running", attempt=1))
         session.execute(update(Edit).values(state="optimizing"))
@@ -242,7 +277,14 @@ class TestCancelEdit:
         assert session.execute(select(Job.state, Job.cancel_requested)).one() == ("running", True)
 
     @pytest.mark.parametrize("state", ["ready", "failed"])
-    def test_ended(self, client, keys, create, session, state):
+    def test_ended(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        create: Callable[..., dict[str, Any]],
+        session: Session,
+        state: str,
+    ) -> None:
         edit = create()
         session.execute(update(Edit).values(state=state))
         session.commit()
@@ -250,14 +292,16 @@ class TestCancelEdit:
         assert answer.status_code == 409
         assert state in answer.json()["detail"]
 
-    def test_unknown(self, client, keys):
+    def test_unknown(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         url = "/v1/edits/00000000-0000-7000-8000-000000000000"
         assert client.post(f"{url}/cancel", headers=keys["edit"]).status_code == 404
         assert client.post(f"{url}/retry", headers=keys["edit"]).status_code == 404
 
 
 class TestRetryEdit:
-    def test_failed_is_queued_again(self, client, keys, create, session):
+    def test_failed_is_queued_again(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
+    ) -> None:
         edit = create()
         problem = {"title": "Worker lost", "detail": "…", "errors": []}
         session.execute(update(Job).values(state="failed", attempt=5))
@@ -268,10 +312,14 @@ class TestRetryEdit:
         assert (answer.json()["state"], answer.json()["problem"], answer.json()["attempt"]) == ("queued", None, 0)
         assert session.scalars(select(Job.state).order_by(Job.id)).all() == ["failed", "queued"]
 
-    def test_cancelled_is_queued_again(self, client, keys, create):
+    def test_cancelled_is_queued_again(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
+    ) -> None:
         edit = create()
         client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
         assert client.post(f"/v1/edits/{edit['id']}/retry", headers=keys["edit"]).json()["state"] == "queued"
 
-    def test_queued(self, client, keys, create):
+    def test_queued(
+        self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
+    ) -> None:
         assert client.post(f"/v1/edits/{create()['id']}/retry", headers=keys["edit"]).status_code == 409

@@ -14,7 +14,12 @@ from tests.app.checkpoints.conftest import Service
 
 PREVIEWS = "/v1/models/tiny/checkpoints/v1/previews"
 EVALUATIONS = "/v1/models/tiny/checkpoints/v1/evaluations"
-QUICK = {"prompts": ["a photo of cat"], "controls": ["a photo of sea"], "seeds": [3, 4], "num_inference_steps": 2}
+QUICK: dict[str, Any] = {
+    "prompts": ["a photo of cat"],
+    "controls": ["a photo of sea"],
+    "seeds": [3, 4],
+    "num_inference_steps": 2,
+}
 
 
 @pytest.fixture
@@ -33,7 +38,8 @@ def ask(service: Service, expected: int = 202, **body: Any) -> Any:
 def drawn(service: Service, **body: Any) -> dict[str, Any]:
     location = ask(service, **(QUICK | body)).headers["Location"]
     assert service.runner.work()
-    return service.get(location)
+    found: dict[str, Any] = service.get(location)
+    return found
 
 
 def grid_of(service: Service, evaluation: dict[str, Any]) -> Image.Image:

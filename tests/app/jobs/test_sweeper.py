@@ -62,7 +62,9 @@ class TestRequeueExpiredJobs:
         requeue_expired_jobs(session, max_attempts=5)
         job = read(session, job_id)
         assert job.state == edit.state == "failed" and job.problem == edit.problem is not None
-        assert job.problem["title"] == "Worker lost" and "5 attempts" in job.problem["detail"]
+        assert (
+            job.problem is not None and job.problem["title"] == "Worker lost" and "5 attempts" in job.problem["detail"]
+        )
         event = session.scalars(select(AuditEvent)).one()
         assert (event.action, event.target, event.before) == ("edit.failed", f"edit:{edit.id}", {"state": "optimizing"})
 

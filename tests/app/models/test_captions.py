@@ -1,13 +1,13 @@
 from app.models.captions import pack_captions
 
 
-def test_lines_come_back():
+def test_lines_come_back() -> None:
     captions = ["a dog", "  a \t cat\u2028sat ", "", "\n", "a\x0bbird"]
     content, count = pack_captions(captions, samples=100)
     assert content.decode().splitlines() == ["a dog", "a cat sat", "a bird"]
     assert count == 3
 
 
-def test_samples():
+def test_samples() -> None:
     assert pack_captions(iter(["a", " ", "b", "c"]), samples=2) == (b"a\nb\n", 2)
     assert pack_captions([], samples=2) == (b"", 0)

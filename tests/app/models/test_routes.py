@@ -1,11 +1,20 @@
-import pytest
-from sqlalchemy import select, update
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-from app.db.models import AuditEvent, Job, Statistics
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.db.models import AuditEvent, Job, Model, Statistics
+from app.settings import Settings
+from app.storage.local import LocalStore
+from tests.app.conftest import Headers
 
 
 @pytest.fixture
-def root(settings, tmp_path):
+def root(settings: Settings, tmp_path: Path) -> Path:
     """A model root with one folder and one caption list."""
     root = tmp_path / "root"
     (root / "tiny").mkdir(parents=True)
@@ -15,14 +24,19 @@ def root(settings, tmp_path):
 
 
 class TestRegisterModel:
-    def test_scopes(self, client, keys):
+    def test_scopes(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         body = {"name": "m", "source": "a/b"}
         assert client.post("/v1/models", json=body).status_code == 401
         for scope in ("read", "edit", "apply"):
             assert client.post("/v1/models", headers=keys[scope], json=body).status_code == 403
 
-    def test_hub_id(self, client, keys, session):
-        body = {"name": "turbo", "source": "stabilityai/sd-turbo", "revision": "main", "namespace": "acme"}
+    def test_hub_id(self, client: TestClient, keys: Mapping[str, Headers], session: Session) -> None:
+        body: dict[str, Any] = {
+            "name": "turbo",
+            "source": "stabilityai/sd-turbo",
+            "revision": "main",
+            "namespace": "acme",
+        }
         body["classifier"] = "google/vit-base-patch16-224"
         body["license"] = {"id": "other", "name": "sai-nc-community", "link": "https://stability.ai/license"}
         answer = client.post("/v1/models", headers=keys["admin"], json=body)
@@ -38,12 +52,12 @@ class TestRegisterModel:
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.register")).one()
         assert event.details == {key: value for key, value in body.items() if key != "name"}
 
-    def test_null_is_the_same_as_nothing(self, client, keys):
+    def test_null_is_the_same_as_nothing(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         body = {"name": "m", "source": "a/b", "revision": None, "namespace": None, "classifier": None}
         answer = client.post("/v1/models", headers=keys["admin"], json=body)
         assert answer.status_code == 202, answer.text
 
-    def test_folder(self, client, keys, root):
+    def test_folder(self, client: TestClient, keys: Mapping[str, Headers], root: Path) -> None:
         answer = client.post("/v1/models", headers=keys["admin"], json={"name": "tiny", "source": "tiny"})
         assert (answer.status_code, answer.json()["namespace"]) == (202, "emender")
         answer = client.post("/v1/models", headers=keys["admin"], json={"name": "other", "source": "absent"})
@@ -88,16 +102,18 @@ class TestRegisterModel:
             ({"name": "m"}, "/source"),
         ],
     )
-    def test_rejected(self, client, keys, body, pointer):
+    def test_rejected(self, client: TestClient, keys: Mapping[str, Headers], body: Any, pointer: Any) -> None:
         answer = client.post("/v1/models", headers=keys["admin"], json=body)
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"] == pointer
 
-    def test_name_taken(self, client, keys, model):
+    def test_name_taken(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         answer = client.post("/v1/models", headers=keys["admin"], json={"name": "emoji", "source": "a/b"})
         assert answer.status_code == 409
 
-    def test_failed_one_may_be_registered_again(self, client, keys, add_model, session):
+    def test_failed_one_may_be_registered_again(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model], session: Session
+    ) -> None:
         before = add_model(state="failed", problem={"title": "Unsafe pipeline", "detail": "…", "errors": []})
         answer = client.post("/v1/models", headers=keys["admin"], json={"name": "emoji", "source": "a/b"})
         assert answer.status_code == 202
@@ -107,7 +123,7 @@ class TestRegisterModel:
 
 
 class TestGetModel:
-    def test_ready(self, client, keys, model, session):
+    def test_ready(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
         session.add_all(
             [
                 Statistics(model_id=model.id, state="ready", captions_name="a", digest="a" * 64, created_by="test"),
@@ -120,12 +136,14 @@ class TestGetModel:
         assert seen["encoders"] == [{"name": "text_encoder", "layers": 4, "width": 64, "mlp_width": 256}]
         assert (seen["statistics"]["state"], seen["statistics"]["captions_name"]) == ("ready", "a")
 
-    def test_failed_shows_the_problem(self, client, keys, add_model):
+    def test_failed_shows_the_problem(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model]
+    ) -> None:
         problem = {"title": "Unsafe pipeline", "detail": "pickles", "errors": [{"pointer": "/source", "detail": "p"}]}
         add_model(state="failed", problem=problem)
         assert client.get("/v1/models/emoji", headers=keys["read"]).json()["problem"] == problem
 
-    def test_progress(self, client, keys, model, session):
+    def test_progress(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
         session.add(
             Job(
                 kind="register_model",
@@ -138,10 +156,10 @@ class TestGetModel:
         assert client.get("/v1/models/emoji", headers=keys["read"]).json()["progress"]["done"] == 3
 
     @pytest.mark.parametrize("name", ["nothing", "%00", "..", "%2e%2e%2fetc"])
-    def test_unknown(self, client, keys, name):
+    def test_unknown(self, client: TestClient, keys: Mapping[str, Headers], name: str) -> None:
         assert client.get(f"/v1/models/{name}", headers=keys["read"]).status_code == 404
 
-    def test_list(self, client, keys, add_model):
+    def test_list(self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model]) -> None:
         for name in ("a", "b", "c"):
             add_model(name=name)
         first = client.get("/v1/models?limit=2", headers=keys["read"])
@@ -153,7 +171,9 @@ class TestGetModel:
 class TestCreateStatistics:
     url = "/v1/models/emoji/statistics"
 
-    def test_list_of_captions(self, client, keys, model, session, store):
+    def test_list_of_captions(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session, store: LocalStore
+    ) -> None:
         body = {"captions": ["a dog", "  ", "a\ncat", "a bird"], "samples": 2}
         answer = client.post(self.url, headers=keys["admin"], json=body)
         assert answer.status_code == 202
@@ -166,7 +186,9 @@ class TestCreateStatistics:
         job = session.scalars(select(Job)).one()
         assert (job.kind, str(job.target_id)) == ("estimate_statistics", made["id"])
 
-    def test_named_list(self, client, keys, model, root, store):
+    def test_named_list(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, root: Path, store: LocalStore
+    ) -> None:
         answer = client.post(self.url, headers=keys["admin"], json={"captions": "captions"})
         assert answer.json()["captions_name"] == "captions"
         assert store.read(answer.json()["captions_sha256"]) == b"a red dog\na blue cat\na bird\n"
@@ -174,26 +196,34 @@ class TestCreateStatistics:
     @pytest.mark.parametrize(
         "captions", ["absent", "../captions", "captions.txt/..", "", [], ["   "], ["a\0"], [""], ["x" * 2001], 7]
     )
-    def test_rejected(self, client, keys, model, root, captions):
+    def test_rejected(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, root: Path, captions: Any
+    ) -> None:
         answer = client.post(self.url, headers=keys["admin"], json={"captions": captions})
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"].startswith("/captions")
 
-    def test_model_not_ready(self, client, keys, add_model):
+    def test_model_not_ready(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model]
+    ) -> None:
         add_model(state="registering")
         assert client.post(self.url, headers=keys["admin"], json={"captions": ["a"]}).status_code == 409
 
-    def test_one_at_a_time(self, client, keys, model, session):
+    def test_one_at_a_time(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         assert client.post(self.url, headers=keys["admin"], json={"captions": ["a"]}).status_code == 202
         assert client.post(self.url, headers=keys["admin"], json={"captions": ["a"]}).status_code == 409
         session.execute(update(Statistics).values(state="failed"))
         session.commit()
         assert client.post(self.url, headers=keys["admin"], json={"captions": ["a"]}).status_code == 202
 
-    def test_of_another_model(self, client, keys, add_model, model):
+    def test_of_another_model(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model], model: Model
+    ) -> None:
         add_model(name="other")
         made = client.post(self.url, headers=keys["admin"], json={"captions": ["a"]}).json()
         assert client.get(f"/v1/models/other/statistics/{made['id']}", headers=keys["read"]).status_code == 404
 
-    def test_scope(self, client, keys, model):
+    def test_scope(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         assert client.post(self.url, headers=keys["apply"], json={"captions": ["a"]}).status_code == 403

@@ -24,7 +24,7 @@ except ValueError:
 """
 
 
-def test_logs_are_json_lines_without_secrets():
+def test_logs_are_json_lines_without_secrets() -> None:
     ran = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     assert [line["event"] for line in lines] == ["edit ready", "started here", "failed"]
@@ -36,7 +36,7 @@ def test_logs_are_json_lines_without_secrets():
     assert ran.stdout == ""
 
 
-def test_import_configures_no_logger():
+def test_import_configures_no_logger() -> None:
     probe = "import logging, app.observability.logging, app.main; assert not logging.getLogger().handlers"
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
     assert logging.getLogger("uvicorn.error").level == logging.NOTSET

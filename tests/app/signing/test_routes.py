@@ -1,10 +1,19 @@
 """The public keys over HTTP: the current key and the earlier ones."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
+
 from app.signing.keys import create_key
 from app.signing.service import record_key
+from tests.app.conftest import Headers
 
 
-def test_the_key_used_last_is_current(client, keys, session, tmp_path):
+def test_the_key_used_last_is_current(
+    client: TestClient, keys: Mapping[str, Headers], session: Session, tmp_path: Path
+) -> None:
     """Also when an older key is used again."""
     read = keys["read"]
     assert client.get("/v1/signing-key", headers=read).status_code == 404

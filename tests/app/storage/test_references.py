@@ -68,6 +68,7 @@ def version(add: Callable[..., Any]) -> Checkpoint:
     evaluation = {"kind": "evaluation", "request": {}, "created_by": "test"}
     add(Evaluation(checkpoint_id=checkpoint.id, files=files, **evaluation))
     add(Evaluation(checkpoint_id=checkpoint.id, **evaluation))
+    assert isinstance(checkpoint, Checkpoint)
     return checkpoint
 
 

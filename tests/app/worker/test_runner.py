@@ -23,7 +23,8 @@ from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
 from app.jobs.leases import Lease, LeaseLost
 from app.jobs.states import CANCELLED
 from app.settings import Settings
-from app.storage.local import BlobCorrupt, LocalStore
+from app.storage.local import LocalStore
+from app.storage.store import BlobCorrupt
 from app.worker import runner as module
 from app.worker.problems import INTERNAL
 from app.worker.runner import JobContext, Runner

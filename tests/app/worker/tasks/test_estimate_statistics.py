@@ -7,12 +7,13 @@ import pytest
 
 import editing
 from app.db.engine import Sessions
-from app.db.models import AuditEvent, Job, JsonObject, Model, Statistics
+from app.db.models import AuditEvent, Job, Model, Statistics
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import ESTIMATE_STATISTICS
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
+from emender.schemas.common import Progress
 
 CAPTIONS = [f"a picture of thing number {n}" for n in range(100)]
 
@@ -110,7 +111,7 @@ def test_an_estimate_goes_on_where_it_was_interrupted(
     runner.work()
     assert [path.name for path in (estimates / str(row_id)).iterdir()] == ["text_encoder.safetensors"]
     stopping.clear()
-    seen: list[JsonObject] = []
+    seen: list[Progress] = []
     monkeypatch.setattr(runner.heartbeat, "report", lambda _, progress: seen.append(progress))
     runner.work()
     assert [progress.done for progress in seen] == [64, 100]
