@@ -280,20 +280,24 @@ BATCH = EditBatchOut.model_validate({"count": 2, "edits": [{"id": EDIT["id"], "s
 
 
 class TestWaitForBatch:
-    def test_returns_all_edits_in_order_with_failed_ones(self, answered):
+    def test_returns_all_edits_in_order_with_failed_ones(
+        self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
+    ) -> None:
         states = [{"state": "optimizing"}, {"source": "a"}, {"source": "b", "state": "failed"}]
         client, sent = answered(*[httpx2.Response(200, json=EDIT | fields) for fields in states])
         edits = client.edits.wait_batch(BATCH)
         assert [(edit.source, edit.state) for edit in edits] == [("a", "ready"), ("b", "failed")]
         assert {request.headers["Prefer"] for request in sent} == {"wait=10"}
 
-    def test_ends_after_the_timeout(self, answered):
+    def test_ends_after_the_timeout(self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]) -> None:
         client, _ = answered(httpx2.Response(200, json=EDIT | {"state": "queued"}))
         with pytest.raises(WaitTimeout, match="2 of 2 edits have not ended"):
             client.edits.wait_batch(BATCH, timeout=-1)
 
 
-def test_wait_with_progress_prints_each_state(answered, capsys):
+def test_wait_with_progress_prints_each_state(
+    answered: Callable[..., tuple[Client, list[httpx2.Request]]], capsys: pytest.CaptureFixture[str]
+) -> None:
     events = [("1", status("registering")), ("2", status("ready"))]
     client, _ = answered(stream(*events), httpx2.Response(200, json=MODEL))
     client.models.wait("emoji", progress=True)

@@ -32,7 +32,7 @@ def find_html(cell: Mapping[str, Any]) -> str:
 def test_notebook_runs_and_shows_thumbnails(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in client_environment(reader).items():
         monkeypatch.setenv(name, value)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": tmp_path}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     (shown,) = [cell for cell in cells if '<img src="data:image/png;base64,' in find_html(cell)]
@@ -61,7 +61,7 @@ def test_batch_script_prints_the_checkpoint(reader: Reader, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_have_no_outputs(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.id for cell in cells if cell.outputs or cell.execution_count is not None] == []

@@ -4,7 +4,10 @@ import base64
 import errno
 import json
 import re
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load
 from sqlalchemy import select
@@ -16,21 +19,35 @@ from app.signing.keys import create_key, read_key
 from app.storage.local import LocalStore
 from editing.files import File
 from editing.weights import read_base
+from tests.app.checkpoints.conftest import Service
 
 WEIGHTS = "text_encoder/model.safetensors"
 
 
-def digests(checkpoint):
+def digests(checkpoint: Any) -> Any:
     """The SHA-256 of each file, without the signature, which differs each time."""
     return {file["path"]: file["sha256"] for file in checkpoint["files"] if file["path"] != "model.sig"}
 
 
-def signature_of(checkpoint):
+def signature_of(checkpoint: Any) -> Any:
     return next((file["sha256"] for file in checkpoint["files"] if file["path"] == "model.sig"), None)
 
 
+def card_data(service: Service, checkpoint: dict[str, Any]) -> Any:
+    """The metadata of the model card."""
+    from huggingface_hub import ModelCard
+
+    return ModelCard(service.store.read(digests(checkpoint)["README.md"]).decode()).data
+
+
+def signing_key_file(service: Service) -> Path:
+    file = service.settings.signing_key_file
+    assert isinstance(file, Path)
+    return file
+
+
 class TestPublished:
-    def test_whole_checkpoint(self, service, base_folder):
+    def test_whole_checkpoint(self, service: Service, base_folder: Path) -> None:
         """State, files, residuals, conflicts, audit; only fc2 of the edited layers differs from the base."""
         ids = [service.edit("fox"), service.edit("owl", destination={"erase": True})]
         made = service.apply(edits="ready", alpha=0.6, layers=[1, 2], notes="first", alias="production")
@@ -61,7 +78,7 @@ class TestPublished:
             actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.sequence)).all()
         assert actions[-4:] == ["checkpoint.apply", "signing_key.first_use", "alias.move", "checkpoint.published"]
 
-    def test_warns_of_an_edit_that_did_not_take(self, service):
+    def test_warns_of_an_edit_that_did_not_take(self, service: Service) -> None:
         fox = str(service.edit("fox"))
         resisting, taken = service.apply(edits=[fox], moment_weight=1e9), service.apply(edits=[fox], moment_weight=1)
         assert resisting["edits"][0]["relative_residual"] > 0.9
@@ -71,7 +88,7 @@ class TestPublished:
         assert taken["edits"][0]["relative_residual"] < 0.1
         assert taken["warnings"] == []
 
-    def test_manifest_names_every_input(self, service):
+    def test_manifest_names_every_input(self, service: Service) -> None:
         edit = service.edit("fox")
         made = service.apply(edits=[str(edit)], preserve=["a red fox"])
         manifest = json.loads(service.store.read(digests(made)["manifest.json"]))
@@ -90,7 +107,7 @@ class TestPublished:
         assert [(e["source"], e["value"]) for e in manifest["edits"]] == [("fox", value.sha256)]
         assert manifest["files"][WEIGHTS] == digests(made)[WEIGHTS]
 
-    def test_many_contexts(self, service):
+    def test_many_contexts(self, service: Service) -> None:
         """An edit that is written in many prompts is another version, which says so."""
         edit = str(service.edit("fox"))
         own, many = service.apply(edits=[edit]), service.apply(edits=[edit], contexts="many", preserve=["red fox"])
@@ -101,7 +118,7 @@ class TestPublished:
         preserved_alone = service.apply(edits=[edit], preserve=["red fox"])
         assert digests(preserved_alone)[WEIGHTS] not in (digests(own)[WEIGHTS], digests(many)[WEIGHTS])
 
-    def test_card_names_every_concept(self, service):
+    def test_card_names_every_concept(self, service: Service) -> None:
         service.edit("a | `fox`\n# <b>", destination={"prompt": "owl"})
         elk = service.edit("elk", destination={"erase": True, "neutral": "art"}, reason="LEGAL_7: it | was\nasked")
         service.edit("jay", destination={"balance": {"blue jay": 0.5, "gray jay": 0.5}})
@@ -110,10 +127,10 @@ class TestPublished:
         assert "| a \\| \\`fox\\` \\# \\<b\\> | owl |" in card
         assert f"| elk | erased to art | LEGAL\\_7: it \\| was asked | {elk} |" in card
         assert "| jay | blue jay (0.5), gray jay (0.5) |" in card
-        assert service.model.digest in card
+        assert service.model.digest and service.model.digest in card
         assert "NSFW" in card
 
-    def test_failure_is_told_and_publishes_nothing(self, service):
+    def test_failure_is_told_and_publishes_nothing(self, service: Service) -> None:
         """A value whose bytes are not those that were stored."""
         edit = service.edit("fox")
         with service.sessions() as session:
@@ -125,7 +142,7 @@ class TestPublished:
         assert service.get("/v1/models/tiny/aliases") == []
         assert service.apply(edits="ready")["version"] == "v2"  # the number is not used again
 
-    def test_full_disk(self, service, monkeypatch):
+    def test_full_disk(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         """The disk fills while the weights are written: a readable problem, no row, no alias."""
         service.edit("fox")
 
@@ -140,7 +157,7 @@ class TestPublished:
 
 
 class TestPurity:
-    def test_same_set_same_bytes(self, service):
+    def test_same_set_same_bytes(self, service: Service) -> None:
         """Twice the same, and once in another order: the same commit, so the same bytes in every file."""
         ids = [str(service.edit(source)) for source in ("fox", "owl", "elk")]
         first = service.apply(edits=ids)
@@ -149,7 +166,7 @@ class TestPurity:
         assert digests(first) == digests(second)
         assert first["commit"] == second["commit"]
 
-    def test_removal_equals_never_had_it(self, service):
+    def test_removal_equals_never_had_it(self, service: Service) -> None:
         ids = [str(service.edit(source)) for source in ("fox", "owl", "elk")]
         never = service.apply(edits=[ids[0], ids[2]])
         had = service.apply(edits=ids)
@@ -157,7 +174,7 @@ class TestPurity:
         assert digests(removed) == digests(never)
         assert digests(had)[WEIGHTS] != digests(never)[WEIGHTS]
 
-    def test_one_by_one_equals_all_at_once(self, service):
+    def test_one_by_one_equals_all_at_once(self, service: Service) -> None:
         """Versions that each add an edit to the last end at the bytes of the version that took all together."""
         first, *others = [str(service.edit(source)) for source in ("fox", "owl", "elk", "old oak")]
         growing = service.apply(edits=[first])
@@ -167,7 +184,7 @@ class TestPurity:
         assert growing["version"] == "v4"
         assert digests(growing) == digests(batch)
 
-    def test_factors_lie_beside_the_blobs_and_a_damaged_one_changes_nothing(self, service):
+    def test_factors_lie_beside_the_blobs_and_a_damaged_one_changes_nothing(self, service: Service) -> None:
         service.edit("fox")
         first = service.apply(edits="ready")
         factors = sorted((service.store.folder / "factors").rglob("text_encoder.layer_*.safetensors"))
@@ -178,7 +195,7 @@ class TestPurity:
         assert digests(service.apply(edits="ready")) == digests(first)
         assert factors[1].read_bytes() == content
 
-    def test_other_settings_other_bytes(self, service):
+    def test_other_settings_other_bytes(self, service: Service) -> None:
         service.edit("fox")
         made = [service.apply(edits="ready", **settings) for settings in ({}, {"alpha": 0.6}, {"layers": [1, 2]})]
         assert len({digests(checkpoint)[WEIGHTS] for checkpoint in made}) == 3
@@ -186,7 +203,7 @@ class TestPurity:
 
 
 class TestSignature:
-    def test_covers_every_file_of_the_revision(self, service):
+    def test_covers_every_file_of_the_revision(self, service: Service) -> None:
         """The edited files, those of the base model, the card and the manifest."""
         service.edit("fox", reason="LEGAL-7")
         made = service.apply(edits="ready")
@@ -199,16 +216,16 @@ class TestSignature:
         assert manifest["engine"]["libraries"]["torch"] == torch.__version__
         assert (manifest["edits"][0]["reason"], manifest["edits"][0]["settings"]) == ("LEGAL-7", {})
         bundle = json.loads(service.store.read(signature_of(made)))
-        assert bundle["verificationMaterial"]["publicKey"]["hint"] == read_key(service.settings.signing_key_file).id
+        assert bundle["verificationMaterial"]["publicKey"]["hint"] == read_key(signing_key_file(service)).id
         resources = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]["resources"]
         assert {file["name"]: file["digest"] for file in resources} == base | digests(made)
 
-    def test_the_key_changes_neither_the_commit_nor_a_file(self, service, tmp_path):
+    def test_the_key_changes_neither_the_commit_nor_a_file(self, service: Service, tmp_path: Path) -> None:
         service.edit("fox")
         made = [service.apply(edits="ready")]
-        for setting in (tmp_path / "newer.pem", "none"):
-            if setting != "none":
-                create_key(setting)
+        newer = tmp_path / "newer.pem"
+        create_key(newer)
+        for setting in (newer, "none"):
             context = service.runner.context
             context.settings = context.settings.model_copy(update={"signing_key_file": setting})
             made.append(service.apply(edits="ready"))
@@ -216,16 +233,16 @@ class TestSignature:
         assert digests(made[0]) == digests(made[1]) == digests(made[2])
         assert signature_of(made[0]) != signature_of(made[1]) and signature_of(made[2]) is None
 
-    def test_a_key_that_is_gone_fails_the_version(self, service):
+    def test_a_key_that_is_gone_fails_the_version(self, service: Service) -> None:
         service.edit("fox")
-        service.settings.signing_key_file.unlink()
+        signing_key_file(service).unlink()
         made = service.apply(edits="ready")
         assert (made["state"], made["problem"]["title"]) == ("failed", "Signing key unusable")
         assert str(service.settings.signing_key_file) not in made["problem"]["detail"]
 
 
 class TestCard:
-    def test_leads_to_its_evaluations(self, service):
+    def test_leads_to_its_evaluations(self, service: Service) -> None:
         """From the card by the weights' sha256 to the version, and from there to what was drawn of it."""
         service.edit("fox")
         made = service.apply(edits="ready")
@@ -240,19 +257,17 @@ class TestCard:
         assert service.get(link["url"])["id"] == link["id"]
         assert service.get("/v1/models/tiny/checkpoints/v1")["evaluations"] == [link]
 
-    def test_the_hub_reads_its_header(self, service):
-        from huggingface_hub import ModelCard
+    def test_the_hub_reads_its_header(self, service: Service) -> None:
 
         service.edit("fox")
         made = service.apply(edits="ready")
-        card = ModelCard(service.store.read(digests(made)["README.md"]).decode())
-        assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
-        assert set(card.data.tags) == {"text-to-image", "concept-editing", "emender"}
-        assert card.data.license is None
+        data = card_data(service, made)
+        assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
+        assert set(data.tags) == {"text-to-image", "concept-editing", "emender"}
+        assert data.license is None
         assert "license" not in json.loads(service.store.read(digests(made)["manifest.json"]))["base_model"]
 
-    def test_the_license_is_the_base_model_s(self, service):
-        from huggingface_hub import ModelCard
+    def test_the_license_is_the_base_model_s(self, service: Service) -> None:
 
         license = {"id": "other", "name": "a: b", "link": "https://a.example/license"}
         with service.sessions() as session:
@@ -260,13 +275,13 @@ class TestCard:
             session.commit()
         service.edit("fox")
         made = service.apply(edits="ready")
-        data = ModelCard(service.store.read(digests(made)["README.md"]).decode()).data
+        data = card_data(service, made)
         assert [data.license, data.license_name, data.license_link] == list(license.values())
         assert json.loads(service.store.read(digests(made)["manifest.json"]))["base_model"]["license"] == license
 
 
 class TestAliasAtPublication:
-    def test_moved_meanwhile(self, service):
+    def test_moved_meanwhile(self, service: Service) -> None:
         """While v2 is built for `staging`, someone points it elsewhere: their move stands, and v2 says so."""
         service.edit("fox")
         service.apply(edits="ready")
@@ -285,7 +300,7 @@ class TestAliasAtPublication:
 
 
 class TestServedFiles:
-    def test_edited_over_base_and_no_unedited_variant(self):
+    def test_edited_over_base_and_no_unedited_variant(self) -> None:
         def stored(path: str, digit: str) -> File:
             return File(path, digit * 64, 1)
 
@@ -309,7 +324,7 @@ class TestServedFiles:
             "unet/diffusion_pytorch_model.fp16.safetensors": "a",
         }
 
-    def test_commit_changes_with_path_and_content(self):
+    def test_commit_changes_with_path_and_content(self) -> None:
         commits = {
             compute_commit(files) for files in ([("a", "1")], [("b", "1")], [("a", "2")], [("a", "1"), ("b", "2")])
         }
@@ -317,7 +332,7 @@ class TestServedFiles:
         assert compute_commit([("a", "1"), ("b", "2")]) == compute_commit([("b", "2"), ("a", "1")])
 
 
-def test_lora_gives_the_same_update(service, base_folder):
+def test_lora_gives_the_same_update(service: Service, base_folder: Path) -> None:
     """base + up · down of the adapter is the published weight, to float32 and one rounding."""
     service.edit("fox")
     service.edit("owl")

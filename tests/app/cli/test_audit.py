@@ -1,21 +1,23 @@
 import csv
 import io
 import json
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import update
+from sqlalchemy import Engine, update
 from typer.testing import CliRunner
 
 from app.audit.service import record
 from app.cli.main import build_command
 from app.db.engine import sessions
 from app.db.models import AuditEvent
+from app.settings import Settings
 from tests.conftest import rewritable_history
 
 
 @pytest.fixture
-def log(clean_database, settings, database_url, monkeypatch):
+def log(clean_database: Engine, settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An audit log of three events."""
     mine = settings.model_copy(update={"database_url": SecretStr(database_url)})
     monkeypatch.setattr("app.cli.audit.read_settings", lambda: mine)
@@ -26,12 +28,12 @@ def log(clean_database, settings, database_url, monkeypatch):
     return clean_database
 
 
-def emender(*arguments):
+def emender(*arguments: Any) -> Any:
     return CliRunner().invoke(build_command(), ["audit", *arguments])
 
 
 class TestVerify:
-    def test_valid_log_is_verified(self, log):
+    def test_valid_log_is_verified(self, log: Engine) -> None:
         done = emender("verify")
         assert done.exit_code == 0
         head = done.stdout.split()[-1]
@@ -41,7 +43,7 @@ class TestVerify:
         assert cut.exit_code == 1
         assert "cut short" in cut.stderr
 
-    def test_changed_event_is_named(self, log):
+    def test_changed_event_is_named(self, log: Engine) -> None:
         with log.begin() as connection, rewritable_history(connection):
             connection.execute(update(AuditEvent).where(AuditEvent.sequence == 2).values(reason="another"))
         done = emender("verify")
@@ -51,17 +53,17 @@ class TestVerify:
 
 
 class TestExport:
-    def test_ndjson_has_one_event_per_line(self, log):
+    def test_ndjson_has_one_event_per_line(self, log: Engine) -> None:
         lines = [json.loads(line) for line in emender("export").stdout.splitlines()]
         assert [line["sequence"] for line in lines] == [1, 2, 3]
         assert lines[0]["reason"] == "=1+1"
         assert emender("export", "--target", "edit:2").stdout.count("\n") == 1
         assert emender("export", "--until", "2020-01-01").stdout == ""
 
-    def test_csv_has_no_formulas(self, log):
+    def test_csv_has_no_formulas(self, log: Engine) -> None:
         rows = list(csv.DictReader(io.StringIO(emender("export", "--format", "csv").stdout, newline="")))
         assert [row["target"] for row in rows] == ["edit:1", "edit:2", "edit:3"]
         assert rows[0]["reason"] == "'=1+1"
 
-    def test_unknown_format_is_an_error(self, log):
+    def test_unknown_format_is_an_error(self, log: Engine) -> None:
         assert emender("export", "--format", "xml").exit_code == 2

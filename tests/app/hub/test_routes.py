@@ -1,26 +1,32 @@
 """The Hub's read protocol: its answers and headers, and that the real clients understand them."""
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from app.storage.local import LocalStore
+from tests.app.checkpoints.conftest import Service
 
 URL = "/emender/tiny/resolve"
 WEIGHTS = "text_encoder/model.safetensors"
 
 
 @pytest.fixture
-def published(service):
+def published(service: Service) -> list[dict[str, Any]]:
     """v1 (fox), v2 (fox and owl); `production` at v1."""
     ids = [str(service.edit(source)) for source in ("fox", "owl")]
     return [service.apply(edits=ids[:1], alias="production"), service.apply(edits=ids)]
 
 
-def sha256_of(checkpoint, path=WEIGHTS):
+def sha256_of(checkpoint: Any, path: Any = WEIGHTS) -> Any:
     return next(file["sha256"] for file in checkpoint["files"] if file["path"] == path)
 
 
 class TestResolve:
-    def test_head_and_get(self, service, published):
+    def test_head_and_get(self, service: Service, published: list[dict[str, Any]]) -> None:
         read = service.keys["read"]
         head = service.client.head(f"{URL}/v1/{WEIGHTS}", headers=read)
         assert head.status_code == 200
@@ -36,11 +42,11 @@ class TestResolve:
         outside = service.client.get(f"{URL}/v1/{WEIGHTS}", headers={**read, "Range": "bytes=99999999-"})
         assert (outside.status_code, outside.headers["Content-Range"]) == (416, f"bytes */{len(get.content)}")
 
-    def test_revisions(self, service, published):
+    def test_revisions(self, service: Service, published: list[dict[str, Any]]) -> None:
         """Versions, aliases, commits; `main` is production, and without it the newest."""
         read, apply = service.keys["read"], service.keys["apply"]
 
-        def commit(revision):
+        def commit(revision: Any) -> Any:
             return service.client.head(f"{URL}/{revision}/{WEIGHTS}", headers=read).headers["X-Repo-Commit"]
 
         first, second = (checkpoint["commit"] for checkpoint in published)
@@ -62,7 +68,7 @@ class TestResolve:
         assert commit("main") == second
 
     @pytest.mark.usefixtures("published")
-    def test_unedited_files_are_the_base_model_s(self, service, base_folder):
+    def test_unedited_files_are_the_base_model_s(self, service: Service, base_folder: Path) -> None:
         read = service.keys["read"]
         for path in ("unet/diffusion_pytorch_model.safetensors", "model_index.json", "tokenizer/merges.txt"):
             answers = [service.client.get(f"{URL}/{version}/{path}", headers=read) for version in ("v1", "v2")]
@@ -84,14 +90,16 @@ class TestResolve:
         ],
     )
     @pytest.mark.parametrize("method", ["HEAD", "GET"])
-    def test_not_found(self, service, published, method, url, status, code):
+    def test_not_found(
+        self, service: Service, published: list[dict[str, Any]], method: str, url: str, status: int, code: str
+    ) -> None:
         answer = service.client.request(method, url, headers=service.keys["read"])
         assert (answer.status_code, answer.headers["X-Error-Code"]) == (status, code)
         assert answer.headers["X-Error-Message"].isascii()
         if code == "EntryNotFound":
             assert answer.headers["X-Repo-Commit"] == published[0]["commit"]
 
-    def test_retracted(self, service, published):
+    def test_retracted(self, service: Service, published: list[dict[str, Any]]) -> None:
         revisions = ("v1", "production", "main", published[0]["commit"])
         for revision in revisions:  # lists the files of the commit once
             assert service.client.head(f"{URL}/{revision}/{WEIGHTS}", headers=service.keys["read"]).status_code == 200
@@ -101,9 +109,10 @@ class TestResolve:
             answer = service.client.get(f"{URL}/{revision}/{WEIGHTS}", headers=service.keys["read"])
             assert (answer.status_code, answer.headers["X-Error-Code"]) == (410, "RevisionNotFound")
 
-    def test_damaged_blob_is_never_sent(self, service, published):
+    def test_damaged_blob_is_never_sent(self, service: Service, published: list[dict[str, Any]]) -> None:
         sha256 = sha256_of(published[0])
         assert service.client.get(f"{URL}/v1/{WEIGHTS}", headers=service.keys["read"]).status_code == 200
+        assert isinstance(service.store, LocalStore)
         blob = service.store.path(sha256)
         content = bytearray(blob.read_bytes())
         content[-1] ^= 1
@@ -113,7 +122,7 @@ class TestResolve:
         assert len(answer.content) < 2000
 
     @pytest.mark.usefixtures("published")
-    def test_who_may_read(self, service):
+    def test_who_may_read(self, service: Service) -> None:
         url = f"{URL}/v1/{WEIGHTS}"
         anonymous = service.client.get(url)
         assert (anonymous.status_code, anonymous.headers["X-Error-Code"]) == (401, "RepoNotFound")
@@ -125,7 +134,7 @@ class TestResolve:
 
 
 class TestApi:
-    def test_info(self, service, published):
+    def test_info(self, service: Service, published: list[dict[str, Any]]) -> None:
         info = service.get("/api/models/emender/tiny/revision/v2?blobs=True")
         assert (info["id"], info["sha"], info["private"], info["gated"]) == (
             "emender/tiny",
@@ -139,7 +148,7 @@ class TestApi:
         assert service.get("/api/models/emender/tiny")["sha"] == published[0]["commit"]
 
     @pytest.mark.usefixtures("published")
-    def test_tree(self, service):
+    def test_tree(self, service: Service) -> None:
         top = service.get("/api/models/emender/tiny/tree/v1")
         assert {"type": "file", "path": "model_index.json"}.items() <= next(
             entry for entry in top if entry["path"] == "model_index.json"
@@ -162,10 +171,11 @@ class TestApi:
         assert service.client.get(url, headers=service.keys["read"]).headers["X-Error-Code"] == "EntryNotFound"
 
     @pytest.mark.usefixtures("published")
-    def test_tree_in_pages(self, service):
+    def test_tree_in_pages(self, service: Service) -> None:
         url = "/api/models/emender/tiny/tree/production?recursive=true"
         whole = service.get(url)
-        paths, following = [], f"{url}&limit=4"
+        paths: list[str] = []
+        following: str | None = f"{url}&limit=4"
         while following:
             answer = service.client.get(following, headers=service.keys["read"])
             assert 0 < len(answer.json()) <= 4
@@ -176,7 +186,7 @@ class TestApi:
             answer = service.client.get(f"{url}&{bad}", headers=service.keys["read"])
             assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
 
-    def test_tree_names_the_last_commit_when_asked(self, service, published):
+    def test_tree_names_the_last_commit_when_asked(self, service: Service, published: list[dict[str, Any]]) -> None:
         (entry,) = (
             entry
             for entry in service.get("/api/models/emender/tiny/tree/v1/text_encoder?expand=True")
@@ -184,7 +194,7 @@ class TestApi:
         )
         assert (entry["lastCommit"]["id"], entry["lastCommit"]["title"]) == (published[0]["commit"], "v1")
 
-    def test_revisions_as_refs_names_them(self, service, published):
+    def test_revisions_as_refs_names_them(self, service: Service, published: list[dict[str, Any]]) -> None:
         """Each `ref` of /refs is a revision, slashes escaped or not; other references are none."""
         refs = service.get("/api/models/emender/tiny/refs")
         for ref in refs["branches"] + refs["tags"]:
@@ -199,7 +209,7 @@ class TestApi:
             answer = service.client.get(f"/api/models/emender/tiny/revision/{none}", headers=service.keys["read"])
             assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "RevisionNotFound")
 
-    def test_paths_info(self, service, published):
+    def test_paths_info(self, service: Service, published: list[dict[str, Any]]) -> None:
         url = "/api/models/emender/tiny/paths-info/v2"
         asked = {"paths": [WEIGHTS, "unet", "nothing"], "expand": "False"}
         found = service.client.post(url, data=asked, headers=service.keys["read"]).json()
@@ -208,20 +218,20 @@ class TestApi:
         answer = service.client.post(url, json={}, headers=service.keys["read"])
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/paths")
 
-    def test_whoami(self, service):
+    def test_whoami(self, service: Service) -> None:
         for scope, role in (("read", "read"), ("edit", "write")):
             seen = service.client.get("/api/whoami-v2", headers=service.keys[scope]).json()
             assert (seen["fullname"], seen["auth"]["accessToken"]["role"]) == (f"test {scope}", role)
         assert service.client.get("/api/whoami-v2").status_code == 401
 
-    def test_auth_check(self, service):
+    def test_auth_check(self, service: Service) -> None:
         url = "/api/models/emender/tiny/auth-check"
         assert service.client.get(url, headers=service.keys["read"]).status_code == 204
         assert service.client.get(url, headers=service.keys["edit"]).headers["X-Error-Code"] == "GatedRepo"
         nobody = service.client.get("/api/models/emender/missing/auth-check", headers=service.keys["read"])
         assert nobody.headers["X-Error-Code"] == "RepoNotFound"
 
-    def test_refs(self, service, published):
+    def test_refs(self, service: Service, published: list[dict[str, Any]]) -> None:
         refs = service.get("/api/models/emender/tiny/refs")
         assert [(ref["name"], ref["targetCommit"]) for ref in refs["branches"]] == [
             ("main", published[0]["commit"]),
@@ -229,14 +239,14 @@ class TestApi:
         ]
         assert [ref["name"] for ref in refs["tags"]] == ["v1", "v2"]
 
-    def test_nothing_published(self, service):
+    def test_nothing_published(self, service: Service) -> None:
         answer = service.client.get("/api/models/emender/tiny", headers=service.keys["read"])
         assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "RevisionNotFound")
 
 
 @pytest.mark.slow
 class TestRealClients:
-    def test_huggingface_hub(self, pull, published):
+    def test_huggingface_hub(self, pull: Callable[..., Any], published: list[dict[str, Any]]) -> None:
         """Snapshots, single files, listings, references, the CLI; and the exception that each error becomes."""
         seen = pull(
             """
@@ -282,7 +292,7 @@ print(json.dumps({
         assert "RepositoryNotFoundError" in seen["no repo"]
         assert "RepositoryNotFoundError" in seen["no token"]
 
-    def test_from_pretrained(self, pull, published, service):
+    def test_from_pretrained(self, pull: Callable[..., Any], published: list[dict[str, Any]], service: Service) -> None:
         """transformers and diffusers load the edited encoder, whole, and the base model's other parts."""
         seen = pull(
             """
@@ -310,7 +320,7 @@ print(json.dumps({
         assert seen["same"] is True
         assert seen["picture"] == [16, 16, 3]
 
-    def test_eval_unlearn(self, pull, published, service):
+    def test_eval_unlearn(self, pull: Callable[..., Any], published: list[dict[str, Any]], service: Service) -> None:
         """Emender's technique for eval-unlearn draws with a version, though the hub is somewhere else."""
         seen = pull(
             """
