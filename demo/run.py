@@ -200,7 +200,7 @@ def _judge(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stage
 
 
 @contextmanager
-def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[tuple[Client, dict[str, str]]]:
+def _running(folder: Path, *, weights: Path, stages: Stages) -> Iterator[tuple[Client, dict[str, Any]]]:
     """Run `emender serve --embedded` on a free port. Yields a client, and endpoint and token for Hub clients."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -115,7 +115,7 @@ def live_model(clean_database: Engine, store: LocalStore, tmp_path: Path) -> Mod
 
 
 def issue_keys(session: Session) -> Mapping[str, Headers]:
-    issued = {}
+    issued: dict[str, Headers] = {}
     for scope in SCOPES:
         _, token = create_key(session, name=f"test {scope}", scopes=[scope], actor="test")
         issued[scope] = {"Authorization": f"Bearer {token}"}

@@ -1,13 +1,19 @@
 """Edits are asked for, cancelled and tried again by forms, as by the API."""
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from app.db.models import AuditEvent, Edit, Image
+from app.db.models import AuditEvent, Edit, Image, Model
+from tests.app.admin.conftest import Browser
 from tests.app.admin.test_routes import HOSTILE, create, loaded
 from tests.app.checkpoints.conftest import add_edit
+from tests.app.conftest import Headers
 from tests.app.images.test_routes import encoded
 
 __all__ = ["add_edit", "create"]
@@ -18,16 +24,18 @@ GIVEN = {"/source": "dog", "kind": "prompt", "/destination/prompt": "cat", "/rea
 
 
 @pytest.fixture
-def editor(signed_in_with):
+def editor(signed_in_with: Callable[..., Browser]) -> Browser:
     return signed_in_with("read", "edit")
 
 
-def newest(session):
+def newest(session: Session) -> Any:
     return session.scalars(select(AuditEvent).order_by(AuditEvent.sequence.desc())).first()
 
 
 class TestPost:
-    def test_is_the_edit_that_the_api_would_make(self, editor, client, keys, model, session):
+    def test_is_the_edit_that_the_api_would_make(
+        self, editor: Browser, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         settings = {"/settings/optimization_steps": "30", "/settings/objective": "text", "/templates": "a {}\r\n{}"}
         answer = editor.submit(NEW, EDITS, **GIVEN, **settings)
         assert answer.status_code == 303, answer.text
@@ -49,12 +57,14 @@ class TestPost:
             ({"kind": "balance", "/destination/balance": "1 cat\n3 red cat"}, {"balance": {"cat": 1, "red cat": 3}}),
         ],
     )
-    def test_destinations(self, editor, model, session, fields, made):
+    def test_destinations(
+        self, editor: Browser, model: Model, session: Session, fields: dict[str, Any], made: dict[str, Any]
+    ) -> None:
         """What was typed for another kind of destination is not sent."""
         assert editor.submit(NEW, EDITS, **GIVEN | fields).status_code == 303
         assert session.scalars(select(Edit)).one().destination == made
 
-    def test_with_images(self, editor, model, session):
+    def test_with_images(self, editor: Browser, model: Model, session: Session) -> None:
         files = [("files", (f"{n}.png", encoded(color=(n, 2, 3)), "image/png")) for n in (1, 2)]
         answer = editor.submit(NEW, EDITS, files=files, **GIVEN | {"kind": "images"})
         assert answer.status_code == 303, answer.text
@@ -80,7 +90,9 @@ class TestPost:
             ({"/source": "a\0b"}, "/source"),
         ],
     )
-    def test_what_is_wrong_stands_at_its_field(self, editor, model, session, wrong, said):
+    def test_what_is_wrong_stands_at_its_field(
+        self, editor: Browser, model: Model, session: Session, wrong: dict[str, Any], said: str
+    ) -> None:
         typed = GIVEN | {"/reason": HOSTILE} | wrong
         answer = editor.submit(NEW, EDITS, **typed)
         assert answer.status_code == 422, answer.text
@@ -92,7 +104,7 @@ class TestPost:
             assert wrong["/destination/balance"] in answer.text
         assert session.scalars(select(Edit)).all() == []
 
-    def test_images_stay_where_something_else_is_wrong(self, editor, model, session):
+    def test_images_stay_where_something_else_is_wrong(self, editor: Browser, model: Model, session: Session) -> None:
         files = [
             ("files", ("a.png", encoded(color=(1, 2, 3)), "image/png")),
             ("files", (f"{HOSTILE}.png", b"no image", "image/png")),
@@ -106,7 +118,9 @@ class TestPost:
         assert again.status_code == 303, again.text
         assert session.scalars(select(Edit)).one().destination == {"images": [kept]}
 
-    def test_more_images_than_an_edit_takes_are_not_even_decoded(self, editor, model, session):
+    def test_more_images_than_an_edit_takes_are_not_even_decoded(
+        self, editor: Browser, model: Model, session: Session
+    ) -> None:
         files = [("files", (f"{n}.png", encoded(color=(n, 2, 3)), "image/png")) for n in range(65)]
         refused = editor.submit(NEW, EDITS, files=files, **GIVEN | {"kind": "images"})
         assert (refused.status_code, "at most 64 images" in refused.text) == (422, True)
@@ -114,7 +128,7 @@ class TestPost:
 
 
 class TestActions:
-    def test_cancel_and_retry(self, editor, create, session):
+    def test_cancel_and_retry(self, editor: Browser, create: Callable[..., str], session: Session) -> None:
         edit = f"/admin/edits/{create()}"
         assert 'action="' + edit + '/cancel"' in loaded(editor, edit)
         for action in ("cancel", "retry"):
@@ -122,19 +136,21 @@ class TestActions:
             assert newest(session).action == f"edit.{action}"
         loaded(editor, edit)
 
-    def test_what_cannot_be_done_is_said_on_the_page(self, editor, add_edit):
+    def test_what_cannot_be_done_is_said_on_the_page(self, editor: Browser, add_edit: Callable[..., Edit]) -> None:
         edit = f"/admin/edits/{add_edit('cat').id}"
         answer = editor.submit(edit, f"{edit}/retry")
         assert answer.status_code == 409
         assert "only a failed or cancelled edit can be retried" in answer.text and "<h2>Value</h2>" in answer.text
 
-    def test_who_may_only_read_sees_no_buttons(self, reader, create):
+    def test_who_may_only_read_sees_no_buttons(self, reader: Browser, create: Callable[..., str]) -> None:
         for url in (f"/admin/edits/{create()}", EDITS):
             page = loaded(reader, url)
             assert page.count("<button") == page.count("Filter</button>") + page.count("Sign out</button>")
             assert "New edit" not in page and "Apply" not in page
 
-    def test_progress_is_followed_until_the_edit_has_ended(self, reader, create, add_edit):
+    def test_progress_is_followed_until_the_edit_has_ended(
+        self, reader: Browser, create: Callable[..., str], add_edit: Callable[..., Edit]
+    ) -> None:
         edit = f"/admin/edits/{create()}"
         page = loaded(reader, edit)
         assert f'hx-get="{edit}?seen=queued"' in page
@@ -143,6 +159,6 @@ class TestActions:
         assert "hx-get" not in ended and "<script" not in ended
         assert "Now ready." in ended
 
-    def test_a_session_that_has_ended_is_said_to_htmx(self, browser, create):
+    def test_a_session_that_has_ended_is_said_to_htmx(self, browser: Browser, create: Callable[..., str]) -> None:
         answer = browser.get(f"/admin/edits/{create()}", headers={"HX-Request": "true"}, follow_redirects=False)
         assert (answer.status_code, answer.headers["HX-Refresh"]) == (401, "true")

@@ -1,18 +1,22 @@
 """Keys are made, shown once and revoked."""
 
 import re
+from typing import Any
 
+from fastapi.testclient import TestClient
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.db.models import ApiKey, AuditEvent
+from tests.app.admin.conftest import Browser
 from tests.app.admin.test_routes import HOSTILE, loaded, rows
 
 
-def newest(session):
+def newest(session: Session) -> Any:
     return session.scalars(select(AuditEvent).order_by(AuditEvent.sequence.desc())).first()
 
 
-def test_the_token_is_shown_once(admin, client, session):
+def test_the_token_is_shown_once(admin: Browser, client: TestClient, session: Session) -> None:
     made = admin.submit("/admin/keys", "/admin/keys", **{"/name": HOSTILE, "/scopes": ["read", "apply"]})
     assert made.status_code == 201
     (token,) = re.findall(r'id="token" value="(em_[^"]+)"', made.text)
@@ -26,7 +30,7 @@ def test_the_token_is_shown_once(admin, client, session):
     assert (key.scopes, newest(session).action) == (["read", "apply"], "key.create")
 
 
-def test_what_is_wrong_stands_in_the_form(admin, session):
+def test_what_is_wrong_stands_in_the_form(admin: Browser, session: Session) -> None:
     before = len(session.scalars(select(ApiKey)).all())
     fields = {"/name": HOSTILE, "/expires_at": "2020-01-01T00:00"}
     for scopes, said in (([], "Field required"), (["read"], "This time is in the past"), (["root"], "should be")):
@@ -36,7 +40,7 @@ def test_what_is_wrong_stands_in_the_form(admin, session):
     assert len(session.scalars(select(ApiKey)).all()) == before
 
 
-def test_revoke(admin, reader, session):
+def test_revoke(admin: Browser, reader: Browser, session: Session) -> None:
     key = session.scalars(select(ApiKey).where(ApiKey.name == "test read")).one()
     url = f"/admin/keys/{key.id}/revoke"
     assert "you will be signed out" not in loaded(admin, url)

@@ -1,26 +1,33 @@
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select, text, update
+from httpx2 import Response
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.api import idempotency
-from app.db.models import AuditEvent, Edit, IdempotencyKey, Job
+from app.db.models import AuditEvent, Edit, IdempotencyKey, Job, Model
 from app.main import create_app
+from app.settings import Settings
+from tests.app.conftest import Headers
 
 URL = "/v1/models/emoji/edits"
 EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
 KEY = {"Idempotency-Key": "one"}
 
 
-def count(session, table=Edit):
+def count(session: Session, table: Any = Edit) -> Any:
     return session.scalar(select(func.count()).select_from(table))
 
 
 class TestReplay:
-    def test_a_repeated_request_gets_the_first_response_and_creates_one_edit(self, client, keys, model, session):
+    def test_a_repeated_request_gets_the_first_response_and_creates_one_edit(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         first = client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         again = client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         assert "Idempotency-Replayed" not in first.headers
@@ -30,12 +37,16 @@ class TestReplay:
         assert again.headers["Content-Type"] == first.headers["Content-Type"]
         assert (count(session), count(session, Job)) == (1, 1)
 
-    def test_requests_without_a_key_are_independent(self, client, keys, model, session):
+    def test_requests_without_a_key_are_independent(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         for _ in range(2):
             client.post(URL, headers=keys["edit"], json=EDIT)
         assert count(session) == 2
 
-    def test_a_different_request_with_the_same_key_is_refused(self, client, keys, model, session):
+    def test_a_different_request_with_the_same_key_is_refused(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         others = [
             (URL, EDIT | {"source": "bird"}),
@@ -48,28 +59,38 @@ class TestReplay:
             assert answer.json()["errors"][0]["pointer"] == "Idempotency-Key"
         assert count(session) == 1
 
-    def test_two_api_keys_may_use_the_same_key(self, client, keys, model, session):
+    def test_two_api_keys_may_use_the_same_key(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         assert client.post(URL, headers=keys["admin"] | KEY, json=EDIT | {"source": "bird"}).status_code == 202
         assert count(session) == 2
 
-    def test_an_invalid_request_does_not_use_up_the_key(self, client, keys, model, session):
+    def test_an_invalid_request_does_not_use_up_the_key(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         bad = EDIT | {"templates": ["none"]}
         assert client.post(URL, headers=keys["edit"] | KEY, json=bad).status_code == 422
         assert count(session, IdempotencyKey) == 0
         assert client.post(URL, headers=keys["edit"] | KEY, json=EDIT).status_code == 202
 
-    def test_a_replay_needs_the_scope_of_the_request(self, client, keys, model):
+    def test_a_replay_needs_the_scope_of_the_request(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model
+    ) -> None:
         client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
         assert client.post(URL, headers=keys["read"] | KEY, json=EDIT).status_code == 403
 
-    def test_a_key_expires_after_a_day(self, client, keys, model, session):
-        def age(hours):
+    def test_a_key_expires_after_a_day(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
+        def age(hours: Any) -> None:
             then = session.scalar(select(func.now() - timedelta(hours=hours)))
             session.execute(update(IdempotencyKey).values(created_at=then))
             session.commit()
 
-        post = lambda: client.post(URL, headers=keys["edit"] | KEY, json=EDIT)  # noqa: E731
+        def post() -> Response:
+            return client.post(URL, headers=keys["edit"] | KEY, json=EDIT)
+
         first = post()
         age(23)
         assert post().content == first.content
@@ -81,23 +102,29 @@ class TestReplay:
         assert count(session, IdempotencyKey) == 0
 
     @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é".encode()])
-    def test_a_malformed_key_is_refused(self, client, keys, model, key):
+    def test_a_malformed_key_is_refused(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, key: Any
+    ) -> None:
         answer = client.post(URL, headers=keys["edit"] | {"Idempotency-Key": key}, json=EDIT)
         assert answer.status_code == 422
 
-    def test_a_secret_in_the_response_is_not_stored(self, client, keys, session):
+    def test_a_secret_in_the_response_is_not_stored(
+        self, client: TestClient, keys: Mapping[str, Headers], session: Session
+    ) -> None:
         body = {"name": "deploy", "scopes": ["read"]}
         first = client.post("/v1/keys", headers=keys["admin"] | KEY, json=body).json()
         again = client.post("/v1/keys", headers=keys["admin"] | KEY, json=body).json()
         assert first["token"]
         assert again == first | {"token": None}
         kept = session.scalars(select(IdempotencyKey)).one()
-        assert first["token"].split("_", 2)[2].encode() not in kept.body
+        assert kept.body is not None and first["token"].split("_", 2)[2].encode() not in kept.body
 
 
 class TestParallel:
-    def test_fifty_concurrent_requests_create_one_edit(self, live_client, live_keys, live_model, engine):
-        def post(_):
+    def test_fifty_concurrent_requests_create_one_edit(
+        self, live_client: TestClient, live_keys: Mapping[str, Headers], live_model: Model, engine: Engine
+    ) -> None:
+        def post(_: Any) -> Any:
             return live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT)
 
         with ThreadPoolExecutor(50) as pool:
@@ -111,8 +138,13 @@ class TestParallel:
             assert session.scalar(made) == 1
 
     def test_a_request_whose_first_is_still_running_gets_409(
-        self, settings, live_keys, live_model, engine, monkeypatch
-    ):
+        self,
+        settings: Settings,
+        live_keys: Mapping[str, Headers],
+        live_model: Model,
+        engine: Engine,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """Another transaction has inserted the key, as that of a running first request has."""
         monkeypatch.setattr("app.main.LOCK_SECONDS", 0.3)
         actor = "key:" + live_keys["edit"]["Authorization"].split("_")[1]
@@ -125,8 +157,13 @@ class TestParallel:
             assert client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
 
     def test_the_edit_is_rolled_back_if_the_response_cannot_be_stored(
-        self, live_client, live_keys, live_model, engine, monkeypatch
-    ):
+        self,
+        live_client: TestClient,
+        live_keys: Mapping[str, Headers],
+        live_model: Model,
+        engine: Engine,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         with monkeypatch.context() as patched:
             patched.setattr(idempotency, "STORE", text("SELECT no_such_column"))
             assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 500
@@ -134,8 +171,10 @@ class TestParallel:
             assert (count(session), count(session, Job), count(session, IdempotencyKey)) == (0, 0, 0)
         assert live_client.post(URL, headers=live_keys["edit"] | KEY, json=EDIT).status_code == 202
 
-    def test_more_concurrent_keys_than_connections_all_succeed(self, live_client, live_keys, live_model, engine):
-        def post(number):
+    def test_more_concurrent_keys_than_connections_all_succeed(
+        self, live_client: TestClient, live_keys: Mapping[str, Headers], live_model: Model, engine: Engine
+    ) -> None:
+        def post(number: Any) -> Any:
             key = {"Idempotency-Key": f"key-{number}"}
             return live_client.post(URL, headers=live_keys["edit"] | key, json=EDIT).status_code
 

@@ -1,10 +1,15 @@
 """The OpenAPI document is complete, and what it says about access is so."""
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from app.api.problems import MEDIA_TYPE
+from tests.app.conftest import Headers
 
 OPEN = {"/healthz", "/metrics", "/readyz"}
 EXAMPLES = {
@@ -16,7 +21,7 @@ SCOPES = {"read", "edit", "apply", "admin"}
 
 
 @pytest.fixture
-def operations(built):
+def operations(built: FastAPI) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (method, path, operation)
         for path, methods in built.openapi()["paths"].items()
@@ -25,28 +30,28 @@ def operations(built):
 
 
 @pytest.fixture
-def ours(operations):
+def ours(operations: list[tuple[str, str, dict[str, Any]]]) -> list[tuple[str, str, dict[str, Any]]]:
     """Those under /v1, which speak our problems; the Hub's protocol has errors of its own."""
     return [(method, path, operation) for method, path, operation in operations if path.startswith("/v1/")]
 
 
-def url(path):
+def url(path: Any) -> Any:
     return re.sub(r"\{(\w+?)(?::path)?\}", lambda match: EXAMPLES.get(match[1], UUID), path)
 
 
-def test_every_operation_is_described(operations):
+def test_every_operation_is_described(operations: list[tuple[str, str, dict[str, Any]]]) -> None:
     for method, path, operation in operations:
         assert operation.get("summary"), (method, path)
         assert operation.get("description"), (method, path)
         assert operation.get("tags"), (method, path)
 
 
-def test_every_operation_needs_a_key(operations):
+def test_every_operation_needs_a_key(operations: list[tuple[str, str, dict[str, Any]]]) -> None:
     bare = {path for _, path, operation in operations if not operation.get("security")}
     assert bare == OPEN
 
 
-def test_every_operation_lists_its_problems(ours):
+def test_every_operation_lists_its_problems(ours: list[tuple[str, str, dict[str, Any]]]) -> None:
     for method, path, operation in ours:
         responses = operation["responses"]
         wanted = {"401", "403", "422"} | ({"404"} if "{" in path else set())
@@ -59,13 +64,13 @@ def test_every_operation_lists_its_problems(ours):
                 assert response["description"], (method, path, status)
 
 
-def test_every_post_takes_an_idempotency_key(ours):
+def test_every_post_takes_an_idempotency_key(ours: list[tuple[str, str, dict[str, Any]]]) -> None:
     for method, path, operation in ours:
         names = {parameter["name"].lower() for parameter in operation.get("parameters", [])}
         assert ("idempotency-key" in names) == (method == "post"), (method, path)
 
 
-def test_every_json_body_has_an_example(built, ours):
+def test_every_json_body_has_an_example(built: FastAPI, ours: list[tuple[str, str, dict[str, Any]]]) -> None:
     schemas = built.openapi()["components"]["schemas"]
     for method, path, operation in ours:
         content = operation.get("requestBody", {}).get("content", {}).get("application/json")
@@ -79,10 +84,10 @@ def test_every_json_body_has_an_example(built, ours):
         )
 
 
-def test_every_reference_leads_somewhere(built):
+def test_every_reference_leads_somewhere(built: FastAPI) -> None:
     document = built.openapi()
 
-    def references(node):
+    def references(node: Any) -> Iterator[Any]:
         if isinstance(node, dict):
             if "$ref" in node:
                 yield node["$ref"]
@@ -98,14 +103,18 @@ def test_every_reference_leads_somewhere(built):
             node = node[part]
 
 
-def test_without_a_key_every_operation_is_refused(client, operations):
+def test_without_a_key_every_operation_is_refused(
+    client: TestClient, operations: list[tuple[str, str, dict[str, Any]]]
+) -> None:
     for method, path, operation in operations:
         answer = client.request(method, url(path), follow_redirects=False)
         expected = 401 if operation.get("security") else 200
         assert answer.status_code == expected, (method, path, answer.text)
 
 
-def test_each_operation_is_refused_to_other_scopes(client, keys, ours):
+def test_each_operation_is_refused_to_other_scopes(
+    client: TestClient, keys: Mapping[str, Headers], ours: list[tuple[str, str, dict[str, Any]]]
+) -> None:
     """Each operation takes `admin` and one other scope, or `admin` alone; every other key is 403."""
     table = {}
     for method, path, _ in ours:

@@ -3,28 +3,36 @@
 import json
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import update
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session, sessionmaker
 
 from app.api import waiting
-from app.db.models import Edit, Job
+from app.db.models import Edit, Job, Model
+from app.settings import Settings
+from app.storage.local import LocalStore
+from tests.app.conftest import Headers
 from tests.seeded import seed
 
 EDIT = {"source": "dog", "destination": {"prompt": "cat"}}
 
 
 @pytest.fixture
-def live(live_client: TestClient, live_model, live_keys):
+def live(
+    live_client: TestClient, live_model: Model, live_keys: Mapping[str, Headers]
+) -> tuple[TestClient, Headers, str]:
     """An edit in a database of its own, which other connections can change."""
     edit = live_client.post("/v1/models/emoji/edits", headers=live_keys["edit"], json=EDIT).json()
     return live_client, live_keys["read"], edit["id"]
 
 
-def change(engine, *, state, **job):
+def change(engine: Any, *, state: Any, **job: Any) -> None:
     with Session(engine) as session:
         session.execute(update(Edit).values(state=state))
         if job:
@@ -32,7 +40,7 @@ def change(engine, *, state, **job):
         session.commit()
 
 
-def parse(stream):
+def parse(stream: Any) -> Any:
     events = []
     for block in stream.split("\n\n"):
         if block.strip() and not block.startswith(":"):
@@ -50,7 +58,15 @@ PATHS = {
 
 
 @pytest.mark.parametrize("resource", PATHS)
-def test_a_resource_can_be_waited_for_and_followed(resource, client, session, store, keys, tmp_path, settings):
+def test_a_resource_can_be_waited_for_and_followed(
+    resource: Any,
+    client: TestClient,
+    session: Session,
+    store: LocalStore,
+    keys: Mapping[str, Headers],
+    tmp_path: Path,
+    settings: Settings,
+) -> None:
     settings.webhook_secret_key = SecretStr("k" * 40)
     path = PATHS[resource].format(**seed(session, client, keys, store=store, folder=tmp_path / "tokenizer").parameters)
     if resource == "evaluation":
@@ -66,7 +82,9 @@ def test_a_resource_can_be_waited_for_and_followed(resource, client, session, st
 
 
 class TestWait:
-    def test_the_response_comes_once_the_edit_is_ready(self, live, engine):
+    def test_the_response_comes_once_the_edit_is_ready(
+        self, live: tuple[TestClient, Headers, str], engine: Engine
+    ) -> None:
         client, headers, edit_id = live
         timer = threading.Timer(0.7, change, args=(engine,), kwargs={"state": "ready"})
         timer.start()
@@ -77,18 +95,18 @@ class TestWait:
         assert 0.7 <= time.monotonic() - started < 25
         assert answer.headers["Preference-Applied"] == "wait=30"
 
-    def test_the_response_comes_after_the_preferred_time(self, live):
+    def test_the_response_comes_after_the_preferred_time(self, live: tuple[TestClient, Headers, str]) -> None:
         client, headers, edit_id = live
         started = time.monotonic()
         answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=1"})
         assert answer.json()["state"] == "queued"
         assert time.monotonic() - started >= 1
 
-    def test_a_request_without_the_preference_does_not_wait(self, live):
+    def test_a_request_without_the_preference_does_not_wait(self, live: tuple[TestClient, Headers, str]) -> None:
         client, headers, edit_id = live
         assert "Preference-Applied" not in client.get(f"/v1/edits/{edit_id}", headers=headers).headers
 
-    def test_other_requests_succeed_while_many_wait(self, live):
+    def test_other_requests_succeed_while_many_wait(self, live: tuple[TestClient, Headers, str]) -> None:
         """More requests wait than there are threads and connections."""
         client, headers, edit_id = live
         threads = [
@@ -105,7 +123,9 @@ class TestWait:
         for thread in threads:
             thread.join()
 
-    def test_no_more_than_the_maximum_wait(self, live, monkeypatch):
+    def test_no_more_than_the_maximum_wait(
+        self, live: tuple[TestClient, Headers, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         client, headers, edit_id = live
         monkeypatch.setattr(waiting, "MAX_WAITING", 0)
         answer = client.get(f"/v1/edits/{edit_id}", headers=headers | {"Prefer": "wait=30"})
@@ -113,18 +133,20 @@ class TestWait:
         refused = client.get(f"/v1/edits/{edit_id}/events", headers=headers)
         assert refused.status_code == 503 and "Retry-After" in refused.headers
 
-    def test_reads_are_rarer_the_more_requests_wait(self):
-        watcher = waiting.StatusWatcher(lambda: None)
+    def test_reads_are_rarer_the_more_requests_wait(self) -> None:
+        watcher = waiting.StatusWatcher(sessionmaker())
         assert watcher._poll_seconds == waiting.POLL_SECONDS
         watcher.waiting = 10 * waiting.READS_PER_SECOND
         assert watcher._poll_seconds == 10
 
 
 class TestEvents:
-    def test_the_stream_has_each_change_until_the_edit_is_ready(self, live, engine):
+    def test_the_stream_has_each_change_until_the_edit_is_ready(
+        self, live: tuple[TestClient, Headers, str], engine: Engine
+    ) -> None:
         client, headers, edit_id = live
 
-        def work():
+        def work() -> None:
             time.sleep(0.8)
             change(engine, state="optimizing", attempt=1, progress={"stage": "optimizing", "done": 1, "total": 2})
             time.sleep(0.8)
@@ -147,7 +169,7 @@ class TestEvents:
         assert any(event["event"] == "progress" and '"done":2' in event["data"] for event in events)
         assert len({event["id"] for event in events}) == len(events)
 
-    def test_the_last_event_id_resumes_the_stream(self, live, engine):
+    def test_the_last_event_id_resumes_the_stream(self, live: tuple[TestClient, Headers, str], engine: Engine) -> None:
         client, headers, edit_id = live
         change(engine, state="failed")
         first = parse(client.get(f"/v1/edits/{edit_id}/events", headers=headers).text)
@@ -157,7 +179,7 @@ class TestEvents:
         known = client.get(f"/v1/edits/{edit_id}/events", headers=headers | {"Last-Event-ID": first[0]["id"]})
         assert (known.status_code, known.text) == (204, "")
 
-    def test_an_unknown_edit_gets_404(self, client, keys):
+    def test_an_unknown_edit_gets_404(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         answer = client.get("/v1/edits/00000000-0000-7000-8000-000000000000/events", headers=keys["read"])
         assert answer.status_code == 404
         assert answer.headers["Content-Type"] == "application/problem+json"

@@ -147,14 +147,14 @@ def test_values_are_joined_and_split_by_encoder(empty: Engine) -> None:
         before = connection.execute(text("SELECT * FROM edit_values ORDER BY encoder")).mappings().all()
     upgrade(empty)
     with Session(empty) as session:
-        row = session.scalars(select(EditValue)).one()
+        stored = session.scalars(select(EditValue)).one()
         value = editing.EditValue(
             {name: EncoderValue(len(both), *both.chunk(2)) for name, both in vectors.items()}, engine_version="3"
         )
-        assert row.content == value.to_safetensors()
-        assert row.sha256 == hashlib.sha256(row.content).hexdigest()
-        assert row.encoders == [{"name": name, "layer": len(both), **norms} for name, both in vectors.items()]
-        assert (row.losses, row.balance) == ({"text": [2.0, 1.0], "noise": []}, {"note": "n"})
+        assert stored.content == value.to_safetensors()
+        assert stored.sha256 == hashlib.sha256(stored.content).hexdigest()
+        assert stored.encoders == [{"name": name, "layer": len(both), **norms} for name, both in vectors.items()]
+        assert (stored.losses, stored.balance) == ({"text": [2.0, 1.0], "noise": []}, {"note": "n"})
     downgrade(empty, "0011")
     with empty.connect() as connection:
         after = connection.execute(text("SELECT * FROM edit_values ORDER BY encoder")).mappings().all()

@@ -99,7 +99,7 @@ def test_every_apply_is_checked(emoji: Service) -> None:
 
     made, check = judged(emoji, edits=[dog, pizza], moment_weight=1e9)
     assert [verdict["succeeded"] for verdict in check["report"]["edits"]] == [False, False]
-    details = {warning["edit"]: [] for warning in made["warnings"]}
+    details: dict[str, list[str]] = {warning["edit"]: [] for warning in made["warnings"]}
     for warning in made["warnings"]:
         details[warning["edit"]].append(warning["detail"])
     assert details.keys() == {dog, pizza}

@@ -1,9 +1,10 @@
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, event, func, select, update
+from sqlalchemy import Engine, event, false, func, select, update
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -49,7 +50,7 @@ class TestClaim:
 
     def test_claims_candidates_only(self, session: Session) -> None:
         add_jobs(session)
-        assert leases.claim(session, worker="w", lease_seconds=1, candidates=select(Job.id).where(False)) == []
+        assert leases.claim(session, worker="w", lease_seconds=1, candidates=select(Job.id).where(false())) == []
 
     def test_a_running_job_is_not_claimed_again(self, session: Session) -> None:
         add_jobs(session)
@@ -58,7 +59,7 @@ class TestClaim:
 
     def test_the_queue_is_read_by_its_index_before_it_is_analyzed(self, session: Session) -> None:
         add_jobs(session, 500)
-        statements: list[tuple[str, object]] = []
+        statements: list[tuple[str, Any]] = []
 
         def note(_: object, __: object, statement: str, parameters: object, *___: object) -> None:
             statements.append((statement, parameters))

@@ -39,7 +39,10 @@ def test_ready_service_leaves_no_files(client: TestClient, store: LocalStore) ->
 def test_every_missing_dependency_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "file"
     folder.write_text("")
-    away = {"database_url": SecretStr("postgresql://127.0.0.1:1/x"), "redis_url": SecretStr("redis://127.0.0.1:1/0")}
+    away: dict[str, Any] = {
+        "database_url": SecretStr("postgresql://127.0.0.1:1/x"),
+        "redis_url": SecretStr("redis://127.0.0.1:1/0"),
+    }
     with TestClient(create_app(Settings(**away, data_dir=folder))) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         found = missing(client)

@@ -109,7 +109,9 @@ def test_an_edit_is_counted_from_request_to_pull(service: Service) -> None:
     assert worker_increase("emender_stage_one_loss_count", loss="text") == 1
     assert worker_increase("emender_residual_count", method="text_encoder") == 1
     with service.sessions() as session:
-        (losses,) = [edit.value.losses for edit in session.scalars(select(Edit)) if edit.source == "a secret fox"]
+        edit = session.scalars(select(Edit).where(Edit.source == "a secret fox")).one()
+        assert edit.value is not None
+        losses = edit.value.losses
     assert worker_increase("emender_stage_one_loss_sum", loss="text") == pytest.approx(losses["text"][-1])
     (edit,) = made["edits"]
     assert worker_increase("emender_residual_sum", method="text_encoder") == pytest.approx(edit["relative_residual"])
@@ -122,7 +124,7 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
         jobs = enqueue_many(session, kind=OPTIMIZE_EDIT, actor="test", target_ids=[uuid7() for _ in range(4)])
         waiting, running, failed, old = [session.get_one(Job, job_id) for job_id in jobs]
         waiting.attempt = 2
-        waiting.due_at = session.scalar(select(func.now() - hour))
+        waiting.due_at = session.scalars(select(func.now() - hour)).one()
         running.state, running.attempt = "running", 2
         failed.state, failed.attempt, failed.finished_at = "failed", 5, session.scalar(select(func.now()))
         old.state, old.attempt, old.finished_at = "failed", 5, session.scalar(select(func.now() - hour))
@@ -139,7 +141,7 @@ def test_database_metrics_match_the_rows(clean_database: Engine, tmp_path: Path)
         session.flush()
         (delivery_id,) = enqueue_many(session, kind=DELIVER_WEBHOOK, target_ids=[uuid7()], actor="webhook:1")
         pending = session.get_one(Job, delivery_id)
-        pending.attempt, pending.due_at = 3, session.scalar(select(func.now() - hour))
+        pending.attempt, pending.due_at = 3, session.scalars(select(func.now() - hour)).one()
         session.commit()
     samples = parse(metrics.text().decode())
     assert value(samples, "emender_jobs", kind="optimize_edit", state="queued") == 1

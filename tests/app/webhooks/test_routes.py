@@ -1,20 +1,29 @@
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.db.models import AuditEvent, Webhook
+from app.settings import Settings
+from tests.app.conftest import Headers
 
 ASKED = {"url": "https://deploy.example/emender", "events": ["alias.moved", "checkpoint.published"]}
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 
-def create(client, keys, **given):
+def create(client: TestClient, keys: Any, **given: Any) -> Any:
     answer = client.post("/v1/webhooks", headers=keys["admin"], json=ASKED | given)
     assert answer.status_code == 201, answer.text
     return answer.json()
 
 
 class TestCreate:
-    def test_the_secret_is_shown_once_and_not_stored(self, client, keys, session):
+    def test_the_secret_is_shown_once_and_not_stored(
+        self, client: TestClient, keys: Mapping[str, Headers], session: Session
+    ) -> None:
         headers = keys["admin"] | {"Idempotency-Key": "a"}
         first = client.post("/v1/webhooks", headers=headers, json=ASKED)
         created = first.json()
@@ -25,10 +34,12 @@ class TestCreate:
         row = session.scalars(select(Webhook)).one()
         assert created["secret"][6:].encode() not in row.secret_salt
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "webhook.create")).one()
-        assert event.after["host"] == "deploy.example:443"
+        assert event.after is not None and event.after["host"] == "deploy.example:443"
         assert "emender" not in str(event.after)
 
-    def test_without_a_key_the_problem_names_the_setting(self, client, keys, settings):
+    def test_without_a_key_the_problem_names_the_setting(
+        self, client: TestClient, keys: Mapping[str, Headers], settings: Settings
+    ) -> None:
         settings.webhook_secret_key = None
         answer = client.post("/v1/webhooks", headers=keys["admin"], json=ASKED)
         assert answer.status_code == 409
@@ -45,18 +56,18 @@ class TestCreate:
             "https://a.example:/", "https://" + "a" * 2001,
         ],
     )  # fmt: skip
-    def test_urls_that_are_refused(self, client, keys, url):
+    def test_urls_that_are_refused(self, client: TestClient, keys: Mapping[str, Headers], url: str) -> None:
         answer = client.post("/v1/webhooks", headers=keys["admin"], json=ASKED | {"url": url})
         assert answer.status_code == 422, answer.text
         assert answer.json()["errors"][0]["pointer"] == "/url"
 
     @pytest.mark.parametrize("given", [{"events": []}, {"events": ["edit.created"]}, {"secret": "x"}])
-    def test_invalid_bodies(self, client, keys, given):
+    def test_invalid_bodies(self, client: TestClient, keys: Mapping[str, Headers], given: dict[str, Any]) -> None:
         assert client.post("/v1/webhooks", headers=keys["admin"], json=ASKED | given).status_code == 422
 
 
 class TestUpdate:
-    def test_disable_and_enable(self, client, keys):
+    def test_disable_and_enable(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         url = f"/v1/webhooks/{create(client, keys)['id']}"
         ping = client.post(f"{url}/test", headers=keys["admin"])
         assert (ping.status_code, ping.json()["state"]) == (202, "pending")
@@ -66,18 +77,18 @@ class TestUpdate:
         assert client.post(f"{url}/test", headers=keys["admin"]).status_code == 409
         assert client.patch(url, headers=keys["admin"], json={"enabled": True}).json()["disabled_reason"] is None
 
-    def test_an_empty_change_is_refused(self, client, keys):
+    def test_an_empty_change_is_refused(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         url = f"/v1/webhooks/{create(client, keys)['id']}"
         assert client.patch(url, headers=keys["admin"], json={}).status_code == 422
 
-    def test_rotation_shows_another_secret(self, client, keys):
+    def test_rotation_shows_another_secret(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         created = create(client, keys)
         rotated = client.post(f"/v1/webhooks/{created['id']}/rotate", headers=keys["admin"]).json()
         assert rotated["secret"].startswith("whsec_") and rotated["secret"] != created["secret"]
 
 
 class TestDelete:
-    def test_a_webhook_is_deleted_with_its_deliveries(self, client, keys):
+    def test_a_webhook_is_deleted_with_its_deliveries(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         url = f"/v1/webhooks/{create(client, keys)['id']}"
         client.post(f"{url}/test", headers=keys["admin"])
         assert client.delete(url, headers=keys["admin"]).status_code == 204

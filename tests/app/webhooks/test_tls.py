@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from standardwebhooks import Webhook as Verifier
 
 from app.db.engine import Sessions
 from app.db.models import Webhook
@@ -17,7 +19,7 @@ from app.webhooks import connect
 from app.webhooks.connect import NotReached, Response, post, tls_context
 from app.webhooks.signing import WebhookKey, new_salt
 from tests.app.webhooks.conftest import KEY, LOOPBACK, Receiver, receiving
-from tests.app.webhooks.test_deliveries import Verifier, delivery, move
+from tests.app.webhooks.test_deliveries import delivery, move
 
 HOST = "hooks.example"
 
@@ -105,7 +107,7 @@ def test_a_signed_event_arrives_over_tls(factory: Sessions, authority: Authority
 )
 def test_a_wrong_certificate_is_refused(authority: Authority, tmp_path: Path, wrong: str, reason: str) -> None:
     """Nothing is sent: the event itself is for the receiver alone."""
-    certificates = {
+    certificates: dict[str, Callable[[], Any]] = {
         "authority": lambda: Authority(tmp_path, "other").issue(HOST),
         "name": lambda: authority.issue("other.example"),
         "expired": lambda: authority.issue(HOST, expired=True),

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import typer
+from click.testing import Result
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -37,25 +39,26 @@ def run_emender(*arguments: str, **environment: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def last_line(done) -> list[str]:
+def last_line(done: Any) -> list[str]:
     """Split the last line of the output; lines of the worker's log come before it."""
-    return done.output.splitlines()[-1].split()
+    words: list[str] = done.output.splitlines()[-1].split()
+    return words
 
 
-def code(done) -> int:
+def code(done: Any) -> int:
     """Find the exit code that the process would have."""
     return done.exception.code if isinstance(done.exception, CommandError) else done.exit_code
 
 
-def as_json(done) -> Any:
+def as_json(done: Any) -> Any:
     return json.loads(done.output.splitlines()[-1])
 
 
 @pytest.fixture
-def run(service: Service, monkeypatch: pytest.MonkeyPatch):
+def run(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command against the service with a key that has a scope."""
 
-    def invoke(*arguments: str, scope: str = "admin"):
+    def invoke(*arguments: str, scope: str = "admin") -> Any:
         token = service.keys[scope]["Authorization"].removeprefix("Bearer ")
 
         def connect(**options: Any) -> Client:
@@ -82,46 +85,50 @@ def run(service: Service, monkeypatch: pytest.MonkeyPatch):
 
 
 class TestProcess:
-    def test_no_command_imports_the_service_at_its_start(self):
+    def test_no_command_imports_the_service_at_its_start(self) -> None:
         heavy = ("torch", "transformers", "diffusers", "fastapi", "pyarrow", "sqlalchemy")
         code = f"import sys, emender.cli.main as m; m.load_commands(); sys.exit(sum(n in sys.modules for n in {heavy}))"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
-    def test_missing_api_key_is_an_error(self, tmp_path):
+    def test_missing_api_key_is_an_error(self, tmp_path: Path) -> None:
         done = run_emender("checkpoints", "list", "tiny", EMENDER_DATA_DIR=str(tmp_path))
         assert (done.returncode, done.stdout) == (ExitCode.UNAUTHORIZED, "")
         assert "EMENDER_API_KEY" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_service_that_does_not_respond_is_an_error(self):
+    def test_service_that_does_not_respond_is_an_error(self) -> None:
         done = run_emender("checkpoints", "list", "tiny", EMENDER_URL="http://127.0.0.1:9", EMENDER_API_KEY="em_a_b")
         assert done.returncode == ExitCode.UNREACHABLE
         assert "No response from http://127.0.0.1:9" in done.stderr
 
-    def test_api_key_is_read_from_the_secrets_of_a_container(self, tmp_path, monkeypatch):
+    def test_api_key_is_read_from_the_secrets_of_a_container(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "emender_api_key").write_text("em_a_b\n")
         monkeypatch.setattr("emender.cli.console.SECRETS", tmp_path)
         monkeypatch.delenv("EMENDER_API_KEY", raising=False)
         assert read_api_key() == "em_a_b"
 
-    def test_api_key_of_the_embedded_service_is_the_default(self, tmp_path, monkeypatch):
+    def test_api_key_of_the_embedded_service_is_the_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "admin-key").write_text("em_c_d\n")
         monkeypatch.setenv("EMENDER_DATA_DIR", str(tmp_path))
         monkeypatch.delenv("EMENDER_API_KEY", raising=False)
         assert read_api_key() == "em_c_d"
 
-    def test_file_that_cannot_be_written_is_an_error(self, capsys):
-        def write():
+    def test_file_that_cannot_be_written_is_an_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def write() -> None:
             Path("/none/value.safetensors").write_bytes(b"")
 
         with pytest.raises(SystemExit) as ended:
-            cli.run(write)
+            cli.run(cast(typer.Typer, write))
         assert ended.value.code == ExitCode.DISK
         assert capsys.readouterr().err == "/none/value.safetensors: No such file or directory.\n"
 
 
 class TestCommands:
-    def test_apply_waits_for_the_checkpoint(self, run, service):
+    def test_apply_waits_for_the_checkpoint(self, run: Callable[..., Result], service: Service) -> None:
         edit = service.edit("fox")
         done = run("apply", "tiny", "--edit", str(edit), "--alpha", "0.6", "--alias", "staging", "--wait")
         assert done.exit_code == 0, done.output
@@ -131,7 +138,7 @@ class TestCommands:
         listed = run("checkpoints", "list", "tiny")
         assert "v1" in listed.output and "staging" in listed.output
 
-    def test_dry_run_shows_the_plan_and_creates_nothing(self, run, service):
+    def test_dry_run_shows_the_plan_and_creates_nothing(self, run: Callable[..., Result], service: Service) -> None:
         old, new = service.edit("fox"), service.edit("fox")
         done = run("apply", "tiny", "--dry-run")
         assert done.exit_code == 0
@@ -139,21 +146,23 @@ class TestCommands:
         assert f"{old}  left out" in done.output
         assert service.get("/v1/models/tiny/checkpoints")["items"] == []
 
-    def test_rejected_request_names_the_field(self, run, service):
+    def test_rejected_request_names_the_field(self, run: Callable[..., Result], service: Service) -> None:
         service.edit("fox")
         done = run("apply", "tiny", "--alpha", "1")
         assert code(done) == ExitCode.REJECTED
         assert str(done.exception).splitlines()[0].startswith("Invalid request (422): ")
         assert "  /alpha: " in str(done.exception)
 
-    def test_failed_build_is_an_error(self, run, service, monkeypatch):
+    def test_failed_build_is_an_error(
+        self, run: Callable[..., Result], service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         service.edit("fox")
         monkeypatch.setattr("app.worker.tasks.build_checkpoint.write_card", lambda *_, **__: 1 / 0)
         done = run("apply", "tiny", "--wait")
         assert str(done.exception).startswith("v1 failed: ")
         assert code(done) == ExitCode.FAILED
 
-    def test_edit_is_created_with_settings(self, run, service):
+    def test_edit_is_created_with_settings(self, run: Callable[..., Result], service: Service) -> None:
         done = run(
             "edits",
             "create",
@@ -174,7 +183,9 @@ class TestCommands:
         assert (edit["source"], edit["destination"]) == ("fox", {"prompt": "owl"})
         assert edit["settings"]["optimization_steps"] == 3
 
-    def test_edit_by_images_and_erasure_is_created(self, run, service, tmp_path):
+    def test_edit_by_images_and_erasure_is_created(
+        self, run: Callable[..., Result], service: Service, tmp_path: Path
+    ) -> None:
         from PIL import Image
 
         Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
@@ -189,18 +200,18 @@ class TestCommands:
         assert edit["reason"] == "LEGAL-7"
 
     @pytest.mark.parametrize("destination", [[], ["--destination", "owl", "--erase"]])
-    def test_edit_needs_exactly_one_destination(self, run, destination):
+    def test_edit_needs_exactly_one_destination(self, run: Callable[..., Result], destination: Any) -> None:
         done = run("edits", "create", "tiny", "fox", *destination)
         assert code(done) == ExitCode.USAGE
 
-    def test_failed_registration_is_an_error(self, run):
+    def test_failed_registration_is_an_error(self, run: Callable[..., Result]) -> None:
         done = run("models", "register", "other", "nowhere", "--wait")
         assert str(done.exception).startswith("other failed: ")
         assert "nowhere" in str(done.exception)
         done = run("models", "register", "third", "../etc")
         assert "  /source: " in str(done.exception)
 
-    def test_webhooks_are_created_changed_and_deleted(self, run, service):
+    def test_webhooks_are_created_changed_and_deleted(self, run: Callable[..., Result], service: Service) -> None:
         service.settings.webhook_secret_key = SecretStr("k" * 40)
         url = "https://deploy.example/emender"
         made = as_json(run("webhooks", "create", url, "--event", "alias.moved", "--event", "edit.ready", "--json"))
@@ -222,7 +233,9 @@ class TestCommands:
         assert made["id"] in run("webhooks", "list").output
         assert code(run("webhooks", "list", scope="read")) == ExitCode.UNAUTHORIZED
 
-    def test_webhook_deliveries_are_listed_and_repeated(self, run, service, monkeypatch):
+    def test_webhook_deliveries_are_listed_and_repeated(
+        self, run: Callable[..., Result], service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         service.settings.webhook_secret_key = SecretStr("k" * 40)
         made = as_json(run("webhooks", "create", "https://a.invalid/", "--event", "alias.moved", "--json"))
 
@@ -242,14 +255,16 @@ class TestCommands:
         unsent = run("webhooks", "test", made["id"], "--wait")
         assert "EMENDER_WEBHOOK_SECRET_KEY" in str(unsent.exception)
 
-    def test_license_is_registered(self, run, service):
+    def test_license_is_registered(self, run: Callable[..., Result], service: Service) -> None:
         given = ["--license", "other", "--license-name", "own", "--license-link", "https://a.example"]
         run("models", "register", "licensed", "nowhere", *given)
         license = {"id": "other", "name": "own", "link": "https://a.example"}
         assert service.get("/v1/models/licensed")["license"] == license
         assert "--license" in str(run("models", "register", "fourth", "nowhere", "--license-name", "own").exception)
 
-    def test_statistics_are_estimated_over_a_column_of_a_file(self, run, service, tmp_path):
+    def test_statistics_are_estimated_over_a_column_of_a_file(
+        self, run: Callable[..., Result], service: Service, tmp_path: Path
+    ) -> None:
         captions = [f"a picture of thing {n}" for n in range(80)]
         (tmp_path / "set.csv").write_text("id,alt\n" + "".join(f"{n},{line}\n" for n, line in enumerate(captions)))
         done = run(
@@ -262,7 +277,7 @@ class TestCommands:
         encoder = service.runner.context.pipeline(service.model.id).encoder
         assert digest == editing.estimate_second_moments(encoder, captions[:70]).digest
 
-    def test_file_without_captions_is_an_error(self, run, tmp_path):
+    def test_file_without_captions_is_an_error(self, run: Callable[..., Result], tmp_path: Path) -> None:
         (tmp_path / "set.csv").write_text("id,title\n1,a cat\n")
         done = run("statistics", "create", "tiny", str(tmp_path / "set.csv"))
         assert "set.csv, caption 1: there is no column 'caption' or 'text'" in str(done.exception)
@@ -270,13 +285,15 @@ class TestCommands:
         done = run("statistics", "create", "tiny", str(tmp_path / "set.txt"))
         assert str(done.exception) == "set.txt has no captions."
 
-    def test_failed_estimate_is_an_error(self, run, service, tmp_path, monkeypatch):
+    def test_failed_estimate_is_an_error(
+        self, run: Callable[..., Result], service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "set.txt").write_text("a cat\n")
         monkeypatch.setattr(service.runner.context.pipelines, "get", lambda *_, **__: 1 / 0)
         done = run("statistics", "create", "tiny", str(tmp_path / "set.txt"), "--wait")
         assert str(done.exception).startswith("uploaded failed: ")
 
-    def test_models_are_listed_and_shown(self, run, service):
+    def test_models_are_listed_and_shown(self, run: Callable[..., Result], service: Service) -> None:
         assert "tiny" in run("models", "list", scope="read").output
         (listed,) = as_json(run("models", "list", "--json"))
         assert as_json(run("models", "show", "tiny", "--json")) == listed
@@ -284,7 +301,7 @@ class TestCommands:
         assert listed["statistics"]["id"] in run("statistics", "list", "tiny").output
         assert last_line(run("models", "watch", "tiny")) == ["tiny", "ready"]
 
-    def test_batch_is_created_from_a_file(self, run, service, tmp_path):
+    def test_batch_is_created_from_a_file(self, run: Callable[..., Result], service: Service, tmp_path: Path) -> None:
         (tmp_path / "edits.csv").write_text("source,destination\nfox,owl\noak,elm\n")
         made = as_json(run("edits", "batch", "tiny", str(tmp_path / "edits.csv"), "--json"))
         assert [edit["source"] for edit in made["edits"]] == ["fox", "oak"]
@@ -292,7 +309,7 @@ class TestCommands:
         assert "  /0/destination: " in str(run("edits", "batch", "tiny", str(tmp_path / "edits.jsonl")).exception)
         assert code(run("edits", "batch", "tiny", __file__)) == ExitCode.USAGE
 
-    def test_edits_are_cancelled_and_retried(self, run, service):
+    def test_edits_are_cancelled_and_retried(self, run: Callable[..., Result], service: Service) -> None:
         ids = [
             last_line(run("edits", "create", "tiny", source, "--destination", "owl"))[0] for source in ("fox", "oak")
         ]
@@ -307,14 +324,14 @@ class TestCommands:
             assert text in run("edits", "list").output and text in run("edits", "show", ids[0]).output
         assert code(run("edits", "value", ids[0], "unused")) == ExitCode.CONFLICT
 
-    def test_value_is_saved_as_safetensors(self, run, service, tmp_path):
+    def test_value_is_saved_as_safetensors(self, run: Callable[..., Result], service: Service, tmp_path: Path) -> None:
         import safetensors
 
         done = run("edits", "value", str(service.edit("fox")), str(tmp_path / "value.safetensors"), "--json")
         with safetensors.safe_open(as_json(done)["file"], framework="np") as file:
             assert set(file.keys()) == {"text_encoder.delta", "text_encoder.hidden"}
 
-    def test_unknown_names_suggest_existing_ones(self, run, service):
+    def test_unknown_names_suggest_existing_ones(self, run: Callable[..., Result], service: Service) -> None:
         unknown = run("checkpoints", "list", "tinny")
         assert code(unknown) == ExitCode.NOT_FOUND
         assert str(unknown.exception).splitlines()[1] == "Existing models: tiny. `emender models list` lists all."
@@ -325,12 +342,14 @@ class TestCommands:
 
 class TestVersions:
     @pytest.fixture
-    def versions(self, service):
+    def versions(self, service: Service) -> list[dict[str, Any]]:
         """v1 (fox) under `production`, v2 (fox and owl)."""
         ids = [str(service.edit(source)) for source in ("fox", "owl")]
         return [service.apply(edits=ids[:1], alias="production"), service.apply(edits=ids)]
 
-    def test_checkpoints_are_shown_and_compared(self, run, versions):
+    def test_checkpoints_are_shown_and_compared(
+        self, run: Callable[..., Result], versions: list[dict[str, Any]]
+    ) -> None:
         shown = run("checkpoints", "show", "tiny", "v1").output
         assert versions[0]["commit"] in shown and "fox" in shown and "text_encoder/model.safetensors" in shown
         assert as_json(run("checkpoints", "show", "tiny", "production", "--json"))["version"] == "v1"
@@ -339,7 +358,9 @@ class TestVersions:
         assert as_json(run("checkpoints", "diff", "tiny", "v1", "--json"))["against"] == "base"
         assert last_line(run("checkpoints", "watch", "tiny", "v2"))[:2] == ["v2", "published"]
 
-    def test_alias_is_moved_and_rolled_back(self, run, versions, service):
+    def test_alias_is_moved_and_rolled_back(
+        self, run: Callable[..., Result], versions: list[dict[str, Any]], service: Service
+    ) -> None:
         assert last_line(run("aliases", "show", "tiny", "production")) == ["production", "v1"]
         late = run("aliases", "move", "tiny", "production", "v2", "--expected", "v3")
         assert code(late) == ExitCode.CONFLICT and "points at v1, not at v3" in str(late.exception)
@@ -358,7 +379,9 @@ class TestVersions:
         events = service.client.get("/v1/audit?action=alias.move", headers=service.keys["admin"]).json()["items"]
         assert [event["reason"] for event in events[:3]] == [None, "rollback", "better"]
 
-    def test_checkpoint_is_retracted_and_traced(self, run, versions):
+    def test_checkpoint_is_retracted_and_traced(
+        self, run: Callable[..., Result], versions: list[dict[str, Any]]
+    ) -> None:
         sha256 = next(file["sha256"] for file in versions[1]["files"] if file["path"].startswith("text_encoder/m"))
         traced = as_json(run("files", "trace", sha256, "--json"))
         assert [origin["version"] for origin in traced["origins"]] == ["v2"]
@@ -366,7 +389,9 @@ class TestVersions:
         assert last_line(run("checkpoints", "retract", "tiny", "v2", "--reason", "wrong flag")) == ["v2", "retracted"]
         assert code(run("checkpoints", "diff", "tiny", "v2")) == ExitCode.NOT_FOUND
 
-    def test_preview_is_drawn_and_downloaded(self, run, versions, tmp_path):
+    def test_preview_is_drawn_and_downloaded(
+        self, run: Callable[..., Result], versions: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
         quick = ["--prompt", "a photo of fox", "--seed", "3", "--num-inference-steps", "2"]
         folder = tmp_path / "a"
         made = as_json(run("previews", "create", "tiny", "v1", *quick, "--wait", "--folder", str(folder), "--json"))
@@ -382,8 +407,8 @@ class TestVersions:
         without = run("evaluations", "create", "tiny", "v1", "--seed", "1")
         assert code(without) == ExitCode.CONFLICT and "classifier" in str(without.exception)
 
-    def test_names_are_completed(self, run, versions):
-        def completed(*arguments):
+    def test_names_are_completed(self, run: Callable[..., Result], versions: list[dict[str, Any]]) -> None:
+        def completed(*arguments: Any) -> Any:
             run("models", "list")  # so that commands know the service
             words = " ".join(["emender", *arguments])
             asked = {"_EMENDER_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
@@ -395,7 +420,7 @@ class TestVersions:
         assert "fox, ready" in completed("edits", "show", "0")
 
 
-def commands(group=None, path=()):
+def commands(group: Any = None, path: Any = ()) -> Iterator[Any]:
     """Iterate over (path, command) of all commands."""
     group = group or typer.main.get_command(build_command())
     for name, command in group.commands.items():
@@ -406,11 +431,11 @@ def commands(group=None, path=()):
 
 
 class TestReference:
-    def test_every_command_has_json_output(self):
+    def test_every_command_has_json_output(self) -> None:
         lacking = [path for path, command in commands() if "--json" not in {o for p in command.params for o in p.opts}]
         assert lacking == []
 
-    def test_every_command_and_option_has_help(self):
+    def test_every_command_and_option_has_help(self) -> None:
         for path, command in commands():
             assert command.help, path
             assert [param.name for param in command.params if not param.help] == [], path
@@ -428,16 +453,16 @@ class TestTerminals:
     """The command in a process, against a service whose work never ends."""
 
     @pytest.fixture
-    def stub(self):
+    def stub(self) -> Iterator[str]:
         ended = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
+            def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.answer(202, json.dumps(EDIT).encode(), "application/json")
 
-            def do_GET(self):
-                status = {"id": EDIT["id"], "attempt": 1, "problem": None}
+            def do_GET(self) -> None:
+                status: dict[str, Any] = {"id": EDIT["id"], "attempt": 1, "problem": None}
                 status |= {"state": "optimizing", "progress": {"stage": "optimizing", "done": 1, "total": 4}}
                 self.send_response(200)
                 self.end_headers()
@@ -445,14 +470,14 @@ class TestTerminals:
                 self.wfile.flush()
                 ended.wait(60)
 
-            def answer(self, status, content, kind):
+            def answer(self, status: Any, content: Any, kind: Any) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, *_):
+            def log_message(self, *_: Any) -> None:
                 pass
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -464,7 +489,7 @@ class TestTerminals:
             server.shutdown()
             thread.join()
 
-    def interrupt(self, stub, stderr, awaited, **environment):
+    def interrupt(self, stub: Any, stderr: Any, awaited: Any, **environment: Any) -> Any:
         """Press Ctrl-C after the awaited output. Return the exit code, stdout and stderr."""
         here, there = stderr
         command = [
@@ -495,7 +520,7 @@ class TestTerminals:
         os.close(here)
         return process.returncode, out.decode(), written.decode()
 
-    def test_interrupted_wait_names_the_command_that_shows_the_work(self, stub):
+    def test_interrupted_wait_names_the_command_that_shows_the_work(self, stub: str) -> None:
         code, out, err = self.interrupt(stub, os.pipe(), b"optimizing")
         assert (code, out) == (ExitCode.INTERRUPTED, "")
         assert err == (
@@ -503,12 +528,14 @@ class TestTerminals:
             f"Interrupted: optimizing dog continues. `emender edits watch {EDIT['id']}` shows it.\n"
         )
 
-    def test_wait_ends_after_the_timeout(self, stub):
-        done = run_emender("edits", "watch", EDIT["id"], "--timeout", "1", EMENDER_URL=stub, EMENDER_API_KEY="em_a_b")
+    def test_wait_ends_after_the_timeout(self, stub: str) -> None:
+        done = run_emender(
+            "edits", "watch", str(EDIT["id"]), "--timeout", "1", EMENDER_URL=stub, EMENDER_API_KEY="em_a_b"
+        )
         assert done.returncode == ExitCode.TIMED_OUT
         assert done.stderr.endswith("is still optimizing.\n")
 
-    def test_terminal_without_color_gets_a_plain_bar(self, stub):
+    def test_terminal_without_color_gets_a_plain_bar(self, stub: str) -> None:
         plain = {"NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "120"}
         code, out, err = self.interrupt(stub, os.openpty(), b"25%", **plain)
         assert (code, out) == (ExitCode.INTERRUPTED, "")

@@ -1,9 +1,13 @@
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.api.middleware.security_headers import SECURITY_HEADERS
+from tests.app.conftest import Headers
 
 pytestmark = pytest.mark.security
 
@@ -11,7 +15,7 @@ pytestmark = pytest.mark.security
 @pytest.mark.parametrize(
     ("path", "status"), [("/healthz", 200), ("/v1/keys", 401), ("/nothing", 404), ("/openapi.json", 200)]
 )
-def test_every_response_has_the_headers(client, path, status):
+def test_every_response_has_the_headers(client: TestClient, path: str, status: int) -> None:
     answer = client.get(path)
     assert answer.status_code == status
     for name, value in SECURITY_HEADERS.items():
@@ -19,8 +23,10 @@ def test_every_response_has_the_headers(client, path, status):
     assert "Strict-Transport-Security" not in answer.headers
 
 
-def test_an_unexpected_error_has_the_headers_and_the_request_s_id(client, keys, monkeypatch):
-    def fail(*_, **__):
+def test_an_unexpected_error_has_the_headers_and_the_request_s_id(
+    client: TestClient, keys: Mapping[str, Headers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a secret")
 
     monkeypatch.setattr("app.models.service.list_models", fail)
@@ -30,13 +36,13 @@ def test_an_unexpected_error_has_the_headers_and_the_request_s_id(client, keys, 
     assert answer.headers["X-Request-ID"] == "r-1"
 
 
-def test_https_responses_have_hsts(application):
+def test_https_responses_have_hsts(application: FastAPI) -> None:
     with TestClient(application, base_url="https://testserver") as client:
         assert client.get("/healthz").headers["Strict-Transport-Security"].startswith("max-age=")
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
-def test_documentation_pages_may_run_only_their_own_scripts(client, page):
+def test_documentation_pages_may_run_only_their_own_scripts(client: TestClient, page: str) -> None:
     answer = client.get(page)
     policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
