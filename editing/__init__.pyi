@@ -7,6 +7,7 @@ from .edits import ReferenceImages as ReferenceImages
 from .edits import StageOneSettings as StageOneSettings
 from .errors import EditingError as EditingError
 from .families.layout import describe_pipeline as describe_pipeline
+from .pictures.comparison import draw_comparison as draw_comparison
 from .pictures.draw import draw_pictures as draw_pictures
 from .pictures.grid import GridRow as GridRow
 from .pictures.grid import draw_grid as draw_grid
@@ -27,6 +28,7 @@ from .values import EditValue as EditValue
 from .weights import export_lora as export_lora
 from .weights import export_text_encoder as export_text_encoder
 from .weights import export_unet as export_unet
+from .weights import load_components_temporarily as load_components_temporarily
 from .weights import load_temporarily as load_temporarily
 
 __version__: str

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -89,6 +89,17 @@ def load_temporarily(module: nn.Module, path: str | Path) -> Iterator[None]:
         with torch.no_grad():
             for key, tensor in before.items():
                 own[key].copy_(tensor)
+
+
+@contextmanager
+def load_components_temporarily(pipeline: EditablePipeline, files: Iterable[tuple[str, str | Path]]) -> Iterator[None]:
+    """The pipeline with the weights of these files, each with the name of its component; on leaving, with its own."""
+    modules: dict[str, nn.Module] = {encoder.name: encoder.model for encoder in pipeline.encoders}
+    with ExitStack() as stack:
+        for component, path in files:
+            module = modules.get(component) or getattr(pipeline, component)
+            stack.enter_context(load_temporarily(module, path))
+        yield
 
 
 def export_unet(pipeline: EditablePipeline, update: CrossAttentionUpdate, folder: str | Path) -> tuple[Path, ...]:

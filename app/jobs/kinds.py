@@ -12,12 +12,11 @@ class JobKind:
     resource: str
     """The word for the row in audit actions: `edit` gives `edit.ready`."""
     table: str
-    task: str
-    """The module with the code. Only workers import it."""
-    queued: str
-    """The state of the row while the job is queued."""
     running: str
-    done: str
+    """The state of the row while the job is running."""
+    queued: str = "queued"
+    """The state of the row while the job is queued."""
+    done: str = "ready"
     """The state of the row once the job has succeeded."""
     batches: bool = False
     """Whether one worker takes several jobs of one model at once."""
@@ -28,59 +27,30 @@ class JobKind:
     audited: bool = True
     """Whether the resource keeps the job's problem and its end is an audit event."""
 
+    @property
+    def task(self) -> str:
+        """The module with the code. Only workers import it."""
+        return f"app.worker.tasks.{self.name}"
+
 
 REGISTER_MODEL = JobKind(
-    name="register_model",
-    resource="model",
-    table="base_models",
-    task="app.worker.tasks.register_model",
-    queued="registering",
-    running="registering",
-    done="ready",
+    "register_model", resource="model", table="base_models", queued="registering", running="registering"
 )
-ESTIMATE_STATISTICS = JobKind(
-    name="estimate_statistics",
-    resource="statistics",
-    table="statistics",
-    task="app.worker.tasks.estimate_statistics",
-    queued="queued",
-    running="estimating",
-    done="ready",
-)
-OPTIMIZE_EDIT = JobKind(
-    name="optimize_edit",
-    resource="edit",
-    table="edits",
-    task="app.worker.tasks.optimize_edits",
-    queued="queued",
-    running="optimizing",
-    done="ready",
-    batches=True,
-)
+ESTIMATE_STATISTICS = JobKind("estimate_statistics", resource="statistics", table="statistics", running="estimating")
+OPTIMIZE_EDIT = JobKind("optimize_edit", resource="edit", table="edits", running="optimizing", batches=True)
 BUILD_CHECKPOINT = JobKind(
-    name="build_checkpoint",
+    "build_checkpoint",
     resource="checkpoint",
     table="checkpoints",
-    task="app.worker.tasks.build_checkpoint",
     queued="building",
     running="building",
     done="published",
 )
-EVALUATE_CHECKPOINT = JobKind(
-    name="evaluate_checkpoint",
-    resource="evaluation",
-    table="evaluations",
-    task="app.worker.tasks.evaluate_checkpoint",
-    queued="queued",
-    running="running",
-    done="ready",
-)
-
+EVALUATE_CHECKPOINT = JobKind("evaluate_checkpoint", resource="evaluation", table="evaluations", running="running")
 DELIVER_WEBHOOK = JobKind(
-    name="deliver_webhook",
+    "deliver_webhook",
     resource="delivery",
     table="webhook_deliveries",
-    task="app.worker.tasks.deliver_webhook",
     queued="pending",
     running="pending",
     done="delivered",
@@ -89,14 +59,5 @@ DELIVER_WEBHOOK = JobKind(
     audited=False,
 )
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        REGISTER_MODEL,
-        ESTIMATE_STATISTICS,
-        OPTIMIZE_EDIT,
-        BUILD_CHECKPOINT,
-        EVALUATE_CHECKPOINT,
-        DELIVER_WEBHOOK,
-    )
-}
+_ALL = (REGISTER_MODEL, ESTIMATE_STATISTICS, OPTIMIZE_EDIT, BUILD_CHECKPOINT, EVALUATE_CHECKPOINT, DELIVER_WEBHOOK)
+KINDS = {kind.name: kind for kind in _ALL}

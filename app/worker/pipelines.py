@@ -1,6 +1,5 @@
 """The pipeline that a worker keeps in memory, with its classifier and second moments."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -12,6 +11,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.db.models import Model, ModelFile
 from app.models.snapshot import snapshot
+from app.settings import Settings
 from app.storage.store import Store
 from app.worker.sources import open_classifier
 from editing.errors import UnsupportedPipeline
@@ -27,14 +27,9 @@ log = structlog.get_logger()
 class WarmPipeline:
     """Loads a model's pipeline from the store on first use, and keeps it until another model's is needed."""
 
-    def __init__(
-        self, store: Store, *, folder: Path, model_roots: Sequence[Path], device: str, threads: int | None
-    ) -> None:
+    def __init__(self, store: Store, settings: Settings) -> None:
         self.store = store
-        self.model_roots = model_roots
-        self.folder = folder
-        self.device = device
-        self.threads = threads
+        self.settings = settings
         self._digest: str | None = None
         self._classifier: tuple[str, Classifier] | None = None
         self._pipeline: EditablePipeline | None = None
@@ -59,7 +54,7 @@ class WarmPipeline:
         if source is None:
             return None
         if self._classifier is None or self._classifier[0] != source:
-            self._classifier = (source, open_classifier(source, roots=self.model_roots, device=self.prepare()))
+            self._classifier = (source, open_classifier(source, roots=self.settings.model_roots, device=self.prepare()))
         return self._classifier[1]
 
     def moments(self, statistics: str, *, encoder: str) -> "FactoredMoments":
@@ -88,12 +83,12 @@ class WarmPipeline:
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        if self.device != "auto":
-            return self.device
+        if self.settings.torch_threads is not None:
+            torch.set_num_threads(self.settings.torch_threads)
+        if self.settings.device != "auto":
+            return self.settings.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
         device = self.prepare()
-        return editing.load_pipeline(snapshot(self.store, files, folder=self.folder), device=device)
+        return editing.load_pipeline(snapshot(self.store, files, folder=self.settings.data_dir), device=device)

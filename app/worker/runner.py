@@ -41,7 +41,7 @@ class Task(Protocol):
     """The module of a job kind. Importing it loads no torch: `editing.<name>` does on first use."""
 
     def run(self, context: "JobContext", leases: Sequence[Lease]) -> None:
-        """Do the work of these leases, all of one kind.
+        """Do the work of these leases, all of one kind. There are several only if the kind is batched.
 
         Write each result in one transaction, `with context.result(lease) as session:`. The runner ends jobs that are
         left unfinished: failed with the problem of the exception raised, cancelled if that was requested, or back to
@@ -70,13 +70,7 @@ class JobContext:
         self.store = store
         self.heartbeat = heartbeat
         self.stopping = stopping
-        self.pipelines = WarmPipeline(
-            store,
-            folder=settings.data_dir,
-            model_roots=settings.model_roots,
-            device=settings.device,
-            threads=settings.torch_threads,
-        )
+        self.pipelines = WarmPipeline(store, settings)
         self.unfinished: dict[UUID, Lease] = {}
         """Leases of the current run whose jobs have not ended."""
 

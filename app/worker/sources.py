@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,17 +15,14 @@ from yaml import YAMLError
 
 from app.models.roots import find_folder, find_outside_link
 from app.settings import Settings
-from editing.errors import ClassifierUnusable, EditingError, UnsafePipeline
+from editing.errors import ClassifierUnusable, EditingError
+from editing.families.layout import select_files
 from emender.schemas.models import License
 
 if TYPE_CHECKING:
     from editing.evaluation.classifiers import Classifier
 
 log = structlog.get_logger()
-
-WANTED = {".json", ".txt", ".safetensors", ".model"}
-VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
-PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 
 class SourceUnavailable(EditingError):
@@ -110,33 +107,9 @@ def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Clas
     return classifiers.HuggingFaceClassifier.load(folder, device=device)
 
 
-def wanted(names: Sequence[str]) -> list[str]:
-    """What is fetched of a repository's files: a pipeline's configurations and safetensors, each weight once.
-
-    Raises `UnsafePipeline` where weights are there as pickles and none as safetensors.
-    """
-    paths = [PurePosixPath(name) for name in names]
-    chosen = [
-        path
-        for path in paths
-        if len(path.parts) <= 2
-        and path.suffix in WANTED
-        and not any(variant in path.name for variant in VARIANTS)
-        and not (path.suffix == ".safetensors" and len(path.parts) == 1 and path.name != "second_moments.safetensors")
-    ]
-    weights = any(path.suffix == ".safetensors" for path in chosen)
-    if not weights and any(path.suffix in PICKLES for path in paths):
-        raise UnsafePipeline(
-            "the repository has its weights only as pickles, which can run code when opened: ask for a revision with "
-            "safetensors, or convert them with save_pretrained(..., safe_serialization=True)",
-            pointer="/source",
-        )
-    return sorted(str(path) for path in chosen)
-
-
 def _download(source: str, *, revision: str | None, folder: Path, progress: Callable[[int, int], None]) -> ModelInfo:
     information = HfApi().model_info(source, revision=revision)
-    names = wanted([sibling.rfilename for sibling in information.siblings or []])
+    names = select_files([sibling.rfilename for sibling in information.siblings or []])
     for done, name in enumerate(names):
         progress(done, len(names))
         hf_hub_download(source, name, revision=information.sha, local_dir=folder)

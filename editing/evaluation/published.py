@@ -10,6 +10,11 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
+import diffusers
+import torch
+import transformers
+
+from editing import ENGINE_VERSION
 from editing.edits import ConceptEdit, DestinationPrompt, Erasure, fill_template
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Part, Prompt, Question, Scores, Task
@@ -61,6 +66,11 @@ class Verdict:
             return self.after <= SUCCESS_RATIO * self.before
         return self.after >= SUCCESS_RATIO * self.destination_score
 
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        del fields["index"]
+        return fields | {"succeeded": self.succeeded}
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -81,6 +91,26 @@ class Judgement:
             "destination": asdict(self.destination),
         }
         return {"scores": scores, "confidences": confidences, "scales": scales}
+
+
+def choose_held_out(classifier: Classifier, edits: Sequence[ConceptEdit], *, count: int) -> list[str]:
+    """Choose classes that no edit names, at even distances in the classifier's list."""
+    named = {edit.source for edit in edits}
+    named |= {edit.destination.prompt for edit in edits if isinstance(edit.destination, DestinationPrompt)}
+    names = [name for name in classifier.names if name not in named]
+    count = min(count, len(names))
+    return [names[number * len(names) // count] for number in range(count)]
+
+
+def describe_environment(pipeline: EditablePipeline) -> dict[str, Any]:
+    """Describe what pictures depend on besides the request: sampler, precision, device and versions."""
+    return {
+        "sampler": type(pipeline.scheduler).__name__,
+        "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
+        "engine": ENGINE_VERSION,
+        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+    }
 
 
 def plan(

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
@@ -19,10 +20,13 @@ UNET_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 """Where a U-Net has its weights in several files."""
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The component that makes the ids that each text encoder reads."""
+SECOND_MOMENTS = "second_moments.safetensors"
+"""A file of second moments that may lie beside `model_index.json`."""
 _NEEDED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
 _NEEDED_BY_SDXL = ("text_encoder_2", "tokenizer_2")
 _LAST_EDITED = {("sdxl", "text_encoder"): 3, ("sdxl", "text_encoder_2"): 5}
 _SERVED = {".json", ".txt", ".safetensors", ".model"}
+_VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 
 
@@ -60,6 +64,30 @@ def describe_pipeline(folder: Path) -> PipelineDescription:
     lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
     return PipelineDescription(family=detect_family(folder), encoders=encoders, files=files, digest=digest)
+
+
+def select_files(names: Sequence[str]) -> list[str]:
+    """Select from a repository's files a pipeline's configurations and safetensors, each weight once.
+
+    Raises `UnsafePipeline` if it has weights as pickles and none as safetensors.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    chosen = [
+        path
+        for path in paths
+        if len(path.parts) <= 2
+        and path.suffix in _SERVED
+        and not any(variant in path.name for variant in _VARIANTS)
+        and not (path.suffix == ".safetensors" and len(path.parts) == 1 and path.name != SECOND_MOMENTS)
+    ]
+    weights = any(path.suffix == ".safetensors" for path in chosen)
+    if not weights and any(path.suffix in _PICKLES for path in paths):
+        raise UnsafePipeline(
+            "the repository has its weights only as pickles, which can run code when opened: ask for a revision with "
+            "safetensors, or convert them with save_pretrained(..., safe_serialization=True)",
+            pointer="/source",
+        )
+    return sorted(str(path) for path in chosen)
 
 
 def detect_family(folder: Path) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from editing.errors import EditingError, InvalidEdit
+from editing.families.layout import SECOND_MOMENTS, EncoderDescription
 
 FIRST = "text_encoder"
 
@@ -49,6 +50,17 @@ class SecondMoments:
             if part.encoder == encoder:
                 return replace(part, others=())
         raise InvalidEdit(f"the second moments do not cover {encoder}: estimate them for it, and join the sets")
+
+    def require_encoders(self, encoders: Iterable[EncoderDescription], *, pointer: str) -> None:
+        """Raise `InvalidEdit` at `pointer` unless these are moments of the text encoders."""
+        for encoder in encoders:
+            for layer, moment in self.of(encoder.name).moments.items():
+                if not 0 <= layer < encoder.layers or moment.shape[0] != encoder.mlp_width:
+                    raise InvalidEdit(
+                        f"{SECOND_MOMENTS} is of another text encoder: it has a layer {layer} of width "
+                        f"{moment.shape[0]}, and {encoder.name} has {encoder.layers} layers of {encoder.mlp_width}",
+                        pointer=pointer,
+                    )
 
     @cached_property
     def digest(self) -> str:

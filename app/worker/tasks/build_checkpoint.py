@@ -43,12 +43,8 @@ LORA = "adapters/lora.safetensors"
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
-    """Build and publish the checkpoint of each lease."""
-    for lease in leases:
-        _build(context, lease)
-
-
-def _build(context: JobContext, lease: Lease) -> None:
+    """Build and publish the checkpoint."""
+    (lease,) = leases
     with context.sessions() as session:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
     signer = read_configured_key(context.settings.signing_key_file or UNSIGNED)

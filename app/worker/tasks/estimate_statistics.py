@@ -30,11 +30,7 @@ log = structlog.get_logger()
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
     """Estimate the second moments, store them by sha256, and make the statistics ready."""
-    for lease in leases:
-        _estimate(context, lease)
-
-
-def _estimate(context: JobContext, lease: Lease) -> None:
+    (lease,) = leases
     home = context.settings.data_dir / "estimates"
     with context.sessions() as session:
         statistics = session.get_one(Statistics, lease.target_id)

@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,20 +23,19 @@ from app.storage.store import Store
 from app.worker.edits import concept_edit
 from app.worker.runner import JobContext
 from app.worker.tasks import build_checkpoint
-from editing.edits import ConceptEdit, DestinationPrompt, fill_template
+from editing.edits import ConceptEdit, fill_template
 from editing.errors import ClassifierUnusable
 from editing.files import File
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from editing.evaluation.classifiers import Classifier
     from editing.pipelines import EditablePipeline
 
 SHOWN_EDITS = 20
 HELD_OUT = 30
 CHECKED = 40  # edits that a quick check draws at most
 GRID_SEEDS = (0, 1, 2)
+SETTINGS = ("num_inference_steps", "guidance_scale", "seed", "prompts", "held_out_prompts")
+"""The fields of the request that a reader needs to get the same numbers."""
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
@@ -109,56 +108,28 @@ def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
 def _preview(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
 ) -> tuple[JsonObject, list[File]]:
-    """Every prompt at every seed, before and after, as one picture."""
-    request = work.request
-    prompts = request["prompts"] or _first_prompts(work)
-    controls, seeds = request["controls"], request["seeds"]
-    grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=seeds)
-    return {"prompts": list(prompts), "controls": list(controls), "seeds": list(seeds)}, [grid]
+    """Draw every prompt at every seed, before and after, as one picture."""
+    shown = {name: list(work.request[name]) for name in ("prompts", "controls", "seeds")}
+    shown["prompts"] = shown["prompts"] or _first_prompts(work)
+    return shown, [_draw(context, lease, work, pipeline, **shown)]
 
 
 def _first_prompts(work: _Work) -> list[str]:
     return [fill_template(edit.templates[0], edit.source) for edit in work.edits[:SHOWN_EDITS]]
 
 
-def _grid(
-    context: JobContext,
-    lease: Lease,
-    work: _Work,
-    pipeline: "EditablePipeline",
-    *,
-    prompts: Sequence[str],
-    controls: Sequence[str],
-    seeds: Sequence[int],
-) -> File:
-    drawn = (*prompts, *controls)
-    report = partial(context.advance, lease, "drawing")
-    total = 2 * len(drawn) * len(seeds)
-    steps, guidance_scale = work.request["num_inference_steps"], work.request["guidance_scale"]
-
-    def draw(*, done: int) -> list[list["Image.Image"]]:
-        rows: list[list[Image.Image]] = []
-        for prompt in drawn:
-            report(done, total)
-            rows.append(
-                editing.draw_pictures(
-                    pipeline,
-                    [prompt] * len(seeds),
-                    seeds=seeds,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance_scale,
-                )
-            )
-            done += len(seeds)
-        return rows
-
-    before = draw(done=0)
-    with _published(context.store, work.files, pipeline):
-        after = draw(done=total // 2)
-    rows = [editing.GridRow(prompt, "", *pictures) for prompt, *pictures in zip(drawn, before, after, strict=True)]
-    sections = [("Edited", rows[: len(prompts)]), ("Controls", rows[len(prompts) :])]
+def _draw(context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline", **shown: Sequence[Any]) -> File:
+    """Store the pictures of prompts and controls, before and after, as one file."""
     grid = io.BytesIO()
-    editing.draw_grid(work.title, [section for section in sections if section[1]]).save(grid, format="PNG")
+    editing.draw_comparison(
+        pipeline,
+        _publish_temporarily(context.store, work.files, pipeline),
+        title=work.title,
+        num_inference_steps=work.request["num_inference_steps"],
+        guidance_scale=work.request["guidance_scale"],
+        progress=partial(context.advance, lease, "drawing"),
+        **shown,
+    ).save(grid, format="PNG")
     return store_content(context.store, "before-after.png", grid.getvalue())
 
 
@@ -178,7 +149,7 @@ def _evaluation(
         work.edits,
         classifier,
         prompts=request["prompts"],
-        held_out=_evenly(classifier, work) if held_out is None else held_out,
+        held_out=published.choose_held_out(classifier, work.edits, count=HELD_OUT) if held_out is None else held_out,
         held_out_prompts=request["held_out_prompts"],
         seed=request["seed"],
         templates=work.kind != "check",
@@ -190,10 +161,10 @@ def _evaluation(
         pipeline,
         classifier,
         asked,
-        lambda: _published(context.store, work.files, pipeline),
+        partial(_publish_temporarily, context.store, work.files, pipeline),
         num_inference_steps=request["num_inference_steps"],
         guidance_scale=request["guidance_scale"],
-        scales={count: _apply_subset(context, lease, work, pipeline, replaced[:count]) for count in counts},
+        scales={count: partial(_apply_subset, context, lease, work, pipeline, replaced[:count]) for count in counts},
         progress=partial(context.advance, lease, "judging"),
     )
     report: JsonObject = {
@@ -201,12 +172,7 @@ def _evaluation(
         "edits": [
             {
                 "edit": work.ids[verdict.index],
-                "source": verdict.source,
-                "destination": verdict.destination,
-                "before": verdict.before,
-                "after": verdict.after,
-                "destination_score": verdict.destination_score,
-                "succeeded": verdict.succeeded,
+                **verdict.as_json(),
                 "relative_residual": work.residuals.get(work.ids[verdict.index]),
             }
             for verdict in judgement.verdicts
@@ -216,13 +182,18 @@ def _evaluation(
             for index, reason in asked.not_evaluated
         ],
         "held_out": [concept.name for concept in asked.replaced.held_out],
-        "settings": _settings(work, pipeline),
+        "settings": {
+            **published.describe_environment(pipeline),
+            **{name: request[name] for name in SETTINGS},
+            **work.facts,
+            "files": {file.path: file.sha256 for file in work.files},
+        },
     }
     if work.kind == "check":
         return report, []
     controls = [fill_template(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
     prompts = _first_prompts(work)
-    grid = _grid(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
+    grid = _draw(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
     plots = []
     if counts:
         scales = {**judgement.scales, len(replaced): judgement.scores}
@@ -242,10 +213,11 @@ def _suspects(work: _Work) -> set[int]:
     return set(order[:CHECKED])
 
 
+@contextmanager
 def _apply_subset(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline", ids: Sequence[str]
-) -> Callable[[], AbstractContextManager[None]]:
-    """The pipeline with these edits of the version alone, built as the version was."""
+) -> Iterator[None]:
+    """Apply these edits of the version alone, computed as for the version."""
     built = work.built
     assert built is not None
     kept = [place for place, edit in enumerate(built.inputs.edits_by("text_encoder")) if str(edit.id) in ids]
@@ -253,54 +225,18 @@ def _apply_subset(
         built, edits=tuple(built.edits[place] for place in kept), values=tuple(built.values[place] for place in kept)
     )
 
-    @contextmanager
-    def held() -> Iterator[None]:
-        updates = build_checkpoint.updates_of(context, lease, few, pipeline)
-        with editing.apply_all_temporarily(pipeline.encoders, updates):
-            yield
-
-    return held
-
-
-def _evenly(classifier: "Classifier", work: _Work) -> list[str]:
-    """Classes over the whole of what it knows, without those that an edit names."""
-    named = {edit.source for edit in work.edits}
-    named |= {edit.destination.prompt for edit in work.edits if isinstance(edit.destination, DestinationPrompt)}
-    names = [name for name in classifier.names if name not in named]
-    count = min(HELD_OUT, len(names))
-    return [names[number * len(names) // count] for number in range(count)]
-
-
-def _settings(work: _Work, pipeline: "EditablePipeline") -> JsonObject:
-    """What a reader needs to get the same numbers."""
-    import diffusers
-    import torch
-    import transformers
-
-    request = work.request
-    return {
-        "sampler": type(pipeline.scheduler).__name__,
-        **{
-            name: request[name]
-            for name in ("num_inference_steps", "guidance_scale", "seed", "prompts", "held_out_prompts")
-        },
-        "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
-        "device": pipeline.device.type,
-        "engine": editing.ENGINE_VERSION,
-        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
-        **work.facts,
-        "files": {file.path: file.sha256 for file in work.files},
-    }
-
-
-@contextmanager
-def _published(store: Store, files: Sequence[File], pipeline: "EditablePipeline") -> Iterator[None]:
-    """The pipeline with the version's own weights, each file checked against its sha256."""
-    modules: dict[str, Any] = {encoder.name: encoder.model for encoder in pipeline.encoders}
-    with ExitStack() as stack:
-        for file in files:
-            component, _, name = file.path.partition("/")
-            if file.path.startswith(EDITABLE) and name.endswith(".safetensors"):
-                module = modules.get(component) or getattr(pipeline, component)
-                stack.enter_context(editing.load_temporarily(module, store.fetch(file.sha256)))
+    updates = build_checkpoint.updates_of(context, lease, few, pipeline)
+    with editing.apply_all_temporarily(pipeline.encoders, updates):
         yield
+
+
+def _publish_temporarily(
+    store: Store, files: Sequence[File], pipeline: "EditablePipeline"
+) -> AbstractContextManager[None]:
+    """Put the version's own weights into the pipeline, each file checked against its sha256."""
+    weights = (
+        (file.path.partition("/")[0], store.fetch(file.sha256))
+        for file in files
+        if file.path.startswith(EDITABLE) and file.path.endswith(".safetensors")
+    )
+    return editing.load_components_temporarily(pipeline, weights)

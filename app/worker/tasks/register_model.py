@@ -12,22 +12,17 @@ from app.jobs.states import end_resource
 from app.storage.references import pin_blobs
 from app.worker.runner import JobContext
 from app.worker.sources import obtain, open_classifier
-from editing.errors import EditingError, InvalidEdit
+from editing.errors import EditingError
+from editing.families.layout import SECOND_MOMENTS
 
 if TYPE_CHECKING:
     from editing.families.layout import PipelineDescription
     from editing.second_moments.moments import SecondMoments
 
-SHIPPED = "second_moments.safetensors"
-
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
     """Register the model. Second moments beside its `model_index.json` become its statistics."""
-    for lease in leases:
-        _register(context, lease)
-
-
-def _register(context: JobContext, lease: Lease) -> None:
+    (lease,) = leases
     with context.sessions() as session:
         model = session.get_one(Model, lease.target_id)
 
@@ -43,7 +38,7 @@ def _register(context: JobContext, lease: Lease) -> None:
         if model.classifier is not None:
             context.pipelines.prepare()
             open_classifier(model.classifier, roots=context.settings.model_roots, device="cpu")
-        moments = _shipped_moments(source.folder, description)
+        moments = _read_shipped_moments(source.folder, description)
     digest = context.store.put(moments.to_bytes()) if moments else None
 
     with context.result(lease) as session:
@@ -76,17 +71,10 @@ def _register(context: JobContext, lease: Lease) -> None:
         end_resource(session, lease=lease, state=lease.kind.done, details=details)
 
 
-def _shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":
-    """The second moments in the pipeline's folder, if any. They must be of its own text encoders."""
-    if not (folder / SHIPPED).is_file():
+def _read_shipped_moments(folder: Path, description: "PipelineDescription") -> "SecondMoments | None":
+    """Read the second moments in the pipeline's folder, if any. They must be of its own text encoders."""
+    if not (folder / SECOND_MOMENTS).is_file():
         return None
-    moments = editing.SecondMoments.load(folder / SHIPPED)
-    for encoder in description.encoders:
-        for layer, moment in moments.of(encoder.name).moments.items():
-            if not 0 <= layer < encoder.layers or moment.shape[0] != encoder.mlp_width:
-                raise InvalidEdit(
-                    f"{SHIPPED} is of another text encoder: it has a layer {layer} of width {moment.shape[0]}, and "
-                    f"{encoder.name} has {encoder.layers} layers of {encoder.mlp_width}",
-                    pointer="/source",
-                )
+    moments = editing.SecondMoments.load(folder / SECOND_MOMENTS)
+    moments.require_encoders(description.encoders, pointer="/source")
     return moments
