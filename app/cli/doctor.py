@@ -220,8 +220,7 @@ def _model_roots(settings: Settings) -> Iterator[Finding]:
 
 def _torch(settings: Settings) -> Finding:
     if find_spec("torch") is None:
-        detail = "torch is not installed: this machine can run the API, but no worker."
-        return Finding("torch", "ok", detail)
+        return Finding("torch", "ok", "torch is not installed: this machine can run the API, but no worker.")
     import torch
 
     found = f"torch {torch.__version__}"

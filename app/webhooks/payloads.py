@@ -49,26 +49,36 @@ class Event(BaseModel):
 
 
 class EditReadyEvent(Event):
+    """An edit is ready."""
+
     type: Literal["edit.ready"] = "edit.ready"
     data: EditEnded
 
 
 class EditFailedEvent(Event):
+    """An edit failed; its problem says why."""
+
     type: Literal["edit.failed"] = "edit.failed"
     data: EditEnded
 
 
 class CheckpointPublishedEvent(Event):
+    """A checkpoint was published."""
+
     type: Literal["checkpoint.published"] = "checkpoint.published"
     data: CheckpointPublished
 
 
 class AliasMovedEvent(Event):
+    """An alias was moved, by apply too, or deleted."""
+
     type: Literal["alias.moved"] = "alias.moved"
     data: AliasMoved
 
 
 class PingEvent(Event):
+    """Sent on `POST /v1/webhooks/{webhook_id}/test`."""
+
     type: Literal["webhook.ping"] = "webhook.ping"
     data: Ping
 

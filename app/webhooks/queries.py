@@ -30,17 +30,12 @@ def count(session: Session) -> int:
 
 def find_webhook(session: Session, *, webhook_id: UUID, lock: bool = False) -> Webhook | None:
     """Find a webhook. The lock keeps changes out, not new deliveries."""
-    query = select(Webhook).where(Webhook.id == webhook_id)
-    if lock:
-        query = query.with_for_update(key_share=True)
-    return session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    for_update = {"key_share": True} if lock else None
+    return session.get(Webhook, webhook_id, populate_existing=True, with_for_update=for_update)
 
 
 def find_delivery(session: Session, *, delivery_id: UUID, lock: bool = False) -> WebhookDelivery | None:
-    query = select(WebhookDelivery).where(WebhookDelivery.id == delivery_id)
-    if lock:
-        query = query.with_for_update()
-    return session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    return session.get(WebhookDelivery, delivery_id, populate_existing=True, with_for_update=lock)
 
 
 def find_subscribed(session: Session, *, event: str) -> list[UUID]:
@@ -66,9 +61,8 @@ def add_deliveries(
     ]
     session.execute(insert(WebhookDelivery), rows)
     for delivery_id, webhook_id in zip(ids, webhook_ids, strict=True):
-        enqueue(
-            session, kind=DELIVER_WEBHOOK, target_id=delivery_id, actor=f"webhook:{webhook_id}"
-        )  # fair between them
+        # Each webhook is an actor of its own, so that the order is fair between them.
+        enqueue(session, kind=DELIVER_WEBHOOK, target_id=delivery_id, actor=f"webhook:{webhook_id}")
     return ids
 
 

@@ -14,13 +14,7 @@ from app.jobs.queries import latest_jobs
 from app.problems import Unprocessable
 from app.settings import Settings
 from app.webhooks import queries
-from app.webhooks.errors import (
-    DeliveryNotFound,
-    TooManyWebhooks,
-    WebhookDisabled,
-    WebhookKeyMissing,
-    WebhookNotFound,
-)
+from app.webhooks.errors import DeliveryNotFound, TooManyWebhooks, WebhookDisabled, WebhookKeyMissing, WebhookNotFound
 from app.webhooks.payloads import Ping, PingEvent, body_of
 from app.webhooks.receivers import ReceiverRefused, check_url, parse
 from app.webhooks.signing import WebhookKey, new_salt
@@ -121,39 +115,23 @@ def send_ping(session: Session, *, webhook_id: UUID, actor: str) -> DeliveryOut:
     """Enqueue a `webhook.ping`, to which every webhook subscribes."""
     row = _enabled(session, webhook_id)
     event = PingEvent(timestamp=session.scalars(select(func.now())).one(), data=Ping(webhook=row.id))
-    return _enqueue(session, row, event=event.type, body=body_of(event), action="webhook.test", actor=actor)
+    ids = queries.add_deliveries(session, webhook_ids=[row.id], event=event.type, body=body_of(event))
+    return _record_delivery(session, row, ids[0], action="webhook.test", actor=actor)
 
 
 def redeliver(session: Session, *, webhook_id: UUID, delivery_id: UUID, actor: str) -> DeliveryOut:
     """Enqueue a message again as a new delivery, with the same id and body, and a new signature."""
     row = _enabled(session, webhook_id)
     sent = _delivery(session, webhook_id, delivery_id)
-    return _enqueue(
-        session,
-        row,
-        event=sent.event,
-        body=sent.body,
-        message_id=sent.message_id,
-        action="webhook.redeliver",
-        actor=actor,
-        of=str(sent.id),
+    ids = queries.add_deliveries(
+        session, webhook_ids=[row.id], event=sent.event, body=sent.body, message_id=sent.message_id
     )
+    return _record_delivery(session, row, ids[0], action="webhook.redeliver", actor=actor, of=str(sent.id))
 
 
-def _enqueue(
-    session: Session,
-    row: Webhook,
-    *,
-    event: str,
-    body: str,
-    message_id: str | None = None,
-    action: str,
-    actor: str,
-    **details: str,
+def _record_delivery(
+    session: Session, row: Webhook, delivery_id: UUID, *, action: str, actor: str, **details: str
 ) -> DeliveryOut:
-    (delivery_id,) = queries.add_deliveries(
-        session, webhook_ids=[row.id], event=event, body=body, message_id=message_id
-    )
     details = {"delivery": str(delivery_id), **details}
     record(session, actor=actor, action=action, target=_target(row), details=details)
     return read_delivery(session, webhook_id=row.id, delivery_id=delivery_id)
@@ -223,12 +201,7 @@ def _deliveries_out(session: Session, rows: Sequence[WebhookDelivery]) -> list[D
 
 def _audited(row: Webhook) -> JsonObject:
     """The fields for the audit log; of the URL only host and port, since the rest may hold a secret."""
-    return {
-        "host": parse(row.url).origin,
-        "events": row.events,
-        "description": row.description,
-        "enabled": row.enabled,
-    }
+    return {"host": parse(row.url).origin, "events": row.events, "description": row.description, "enabled": row.enabled}
 
 
 def _target(row: Webhook) -> str:

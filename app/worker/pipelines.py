@@ -43,7 +43,7 @@ class WarmPipeline:
             raise UnsupportedPipeline(f"the model {model.name} is {model.state}, not ready")
         if self._pipeline is None or self._digest != model.digest:
             self._pipeline = None  # before the next is loaded: two may not fit
-            self._pipeline = self._load(self.files(session, model_id=model_id))
+            self._pipeline = self._load(session, model_id=model_id)
             self._digest = model.digest
             log.info("pipeline loaded", model=model.name, digest=model.digest)
         return self._pipeline
@@ -67,11 +67,6 @@ class WarmPipeline:
             )
         return self._moments[encoder]
 
-    def files(self, session: Session, *, model_id: UUID) -> list[tuple[str, str]]:
-        """(path, sha256) of the model's files, by path."""
-        query = select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id)
-        return [(path, sha256) for path, sha256 in session.execute(query.order_by(ModelFile.path))]
-
     def prepare(self) -> str:
         """Import all that the work needs, which takes seconds; returns the device that is meant.
 
@@ -89,6 +84,8 @@ class WarmPipeline:
             return self.settings.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
+    def _load(self, session: Session, *, model_id: UUID) -> "EditablePipeline":
+        query = select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id).order_by(ModelFile.path)
+        files = [(path, sha256) for path, sha256 in session.execute(query)]
         device = self.prepare()
         return editing.load_pipeline(snapshot(self.store, files, folder=self.settings.data_dir), device=device)

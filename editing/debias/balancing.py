@@ -8,8 +8,9 @@ own, with one stage II a round for all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any
 
 from editing.debias.attributes import AttributeClassifier
 from editing.edits import Balance, ConceptEdit, fill_template, split_template
@@ -84,6 +85,15 @@ class DebiasResult:
     def shares(self) -> Mapping[str, float]:
         """As found at the seeds of the search: those of other pictures scatter around them."""
         return self.rounds[self.chosen].shares
+
+    def as_json(self) -> dict[str, Any]:
+        """Return how the mixture was found, without its value."""
+        return {
+            "factors": dict(self.factors),
+            "shares": dict(self.shares),
+            "converged": self.converged,
+            "rounds": [asdict(each) for each in self.rounds],
+        }
 
 
 @dataclass(frozen=True)

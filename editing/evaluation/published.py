@@ -244,6 +244,32 @@ def judge(
     )
 
 
+def describe_edits(
+    asked: Plan,
+    judgement: Judgement,
+    edits: Sequence[ConceptEdit],
+    *,
+    ids: Sequence[str],
+    residuals: Mapping[str, float],
+) -> dict[str, Any]:
+    """Describe each edit by its id: its verdict and what the update left undone, or why it was not evaluated."""
+    return {
+        "edits": [
+            {
+                "edit": ids[verdict.index],
+                **verdict.as_json(),
+                "relative_residual": residuals.get(ids[verdict.index]),
+            }
+            for verdict in judgement.verdicts
+        ],
+        "not_evaluated": [
+            {"edit": ids[index], "source": edits[index].source, "reason": reason}
+            for index, reason in asked.not_evaluated
+        ],
+        "held_out": [concept.name for concept in asked.replaced.held_out],
+    }
+
+
 def _numbered(prompts: Sequence[str], first: int) -> tuple[Prompt, ...]:
     return tuple(Prompt(text, first + number) for number, text in enumerate(prompts))
 

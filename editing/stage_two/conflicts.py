@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from editing.edits import Balance, Destination, DestinationPrompt, Erasure
 
@@ -16,6 +16,10 @@ class Conflict:
     """For "source is a destination": the edit of that source, then the one of that destination."""
     cosine: float | None = None
     """For "same key": the smallest cosine of their keys over the edited layers."""
+
+    def as_json(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Return the fields, with the id of each edit for its position."""
+        return {"kind": self.kind, "edits": [ids[position] for position in self.edits], "cosine": self.cosine}
 
 
 def normalize_source(text: str) -> str:

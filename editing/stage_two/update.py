@@ -74,6 +74,18 @@ class Update:
         """ΔW (d, m) float64 of one layer."""
         return self.layers[layer].dense()
 
+    def describe_layers(self) -> list[dict[str, Any]]:
+        """Return for each edited layer its relative norm and condition number."""
+        return [
+            {
+                "encoder": self.encoder,
+                "layer": layer,
+                "relative_norm": change.relative_norm,
+                "condition": change.condition,
+            }
+            for layer, change in self.layers.items()
+        ]
+
 
 @torch.no_grad()
 def compute_update(

@@ -1,6 +1,5 @@
 """The shares of a balance as shares in pictures: mix the values of its prompts by what the model's classifier sees."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -56,10 +55,7 @@ def balance(
         cancelled=lambda: context.should_stop(lease),
     )
     return found.value, {
-        "factors": dict(found.factors),
-        "shares": dict(found.shares),
-        "converged": found.converged,
-        "rounds": [asdict(each) for each in found.rounds],
+        **found.as_json(),
         "statistics": digest,
         "note": None,
     }

@@ -32,7 +32,6 @@ from app.worker.signature import sign_files
 from editing.edits import ConceptEdit
 from editing.errors import EditingError
 from editing.files import File
-from editing.stage_two.conflicts import Conflict
 
 if TYPE_CHECKING:
     from editing.pipelines import EditablePipeline
@@ -220,26 +219,13 @@ def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "CrossAtten
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
     report: dict[str, Any] = {
         "residuals": dict(zip(ids, map(max, zip(*(update.residuals for update in updates), strict=True)), strict=True)),
-        "layers": [
-            {
-                "encoder": update.encoder,
-                "layer": layer,
-                "relative_norm": change.relative_norm,
-                "condition": change.condition,
-            }
-            for update in updates
-            for layer, change in update.layers.items()
-        ],
-        "conflicts": [_conflict(conflict, ids) for conflict in conflicts.values()],
+        "layers": [layer for update in updates for layer in update.describe_layers()],
+        "conflicts": [conflict.as_json(ids) for conflict in conflicts.values()],
     }
     if crossed is not None:
         report["residuals"] |= dict(zip(crossed_ids, crossed.residuals, strict=True))
         report["projections"] = [
             {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in crossed.relative_norms.items()
         ]
-        report["conflicts"] += [_conflict(conflict, crossed_ids) for conflict in crossed.conflicts]
+        report["conflicts"] += [conflict.as_json(crossed_ids) for conflict in crossed.conflicts]
     return report
-
-
-def _conflict(conflict: Conflict, ids: Sequence[str]) -> JsonObject:
-    return {"kind": conflict.kind, "edits": [ids[i] for i in conflict.edits], "cosine": conflict.cosine}

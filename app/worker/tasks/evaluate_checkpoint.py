@@ -109,26 +109,38 @@ def _preview(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
 ) -> tuple[JsonObject, list[File]]:
     """Draw every prompt at every seed, before and after, as one picture."""
-    shown = {name: list(work.request[name]) for name in ("prompts", "controls", "seeds")}
-    shown["prompts"] = shown["prompts"] or _first_prompts(work)
-    return shown, [_draw(context, lease, work, pipeline, **shown)]
+    request = work.request
+    prompts = request["prompts"] or _first_prompts(work)
+    grid = _draw(context, lease, work, pipeline, prompts, controls=request["controls"], seeds=request["seeds"])
+    return {"prompts": prompts, "controls": request["controls"], "seeds": request["seeds"]}, [grid]
 
 
 def _first_prompts(work: _Work) -> list[str]:
     return [fill_template(edit.templates[0], edit.source) for edit in work.edits[:SHOWN_EDITS]]
 
 
-def _draw(context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline", **shown: Sequence[Any]) -> File:
+def _draw(
+    context: JobContext,
+    lease: Lease,
+    work: _Work,
+    pipeline: "EditablePipeline",
+    prompts: Sequence[str],
+    *,
+    controls: Sequence[str],
+    seeds: Sequence[int],
+) -> File:
     """Store the pictures of prompts and controls, before and after, as one file."""
     grid = io.BytesIO()
     editing.draw_comparison(
         pipeline,
         _publish_temporarily(context.store, work.files, pipeline),
         title=work.title,
+        prompts=prompts,
+        controls=controls,
+        seeds=seeds,
         num_inference_steps=work.request["num_inference_steps"],
         guidance_scale=work.request["guidance_scale"],
         progress=partial(context.advance, lease, "drawing"),
-        **shown,
     ).save(grid, format="PNG")
     return store_content(context.store, "before-after.png", grid.getvalue())
 
@@ -169,19 +181,7 @@ def _evaluation(
     )
     report: JsonObject = {
         **judgement.as_json(),
-        "edits": [
-            {
-                "edit": work.ids[verdict.index],
-                **verdict.as_json(),
-                "relative_residual": work.residuals.get(work.ids[verdict.index]),
-            }
-            for verdict in judgement.verdicts
-        ],
-        "not_evaluated": [
-            {"edit": work.ids[index], "source": work.edits[index].source, "reason": reason}
-            for index, reason in asked.not_evaluated
-        ],
-        "held_out": [concept.name for concept in asked.replaced.held_out],
+        **published.describe_edits(asked, judgement, work.edits, ids=work.ids, residuals=work.residuals),
         "settings": {
             **published.describe_environment(pipeline),
             **{name: request[name] for name in SETTINGS},
@@ -192,8 +192,7 @@ def _evaluation(
     if work.kind == "check":
         return report, []
     controls = [fill_template(request["held_out_prompts"][0], name) for name in report["held_out"][: SHOWN_EDITS // 2]]
-    prompts = _first_prompts(work)
-    grid = _draw(context, lease, work, pipeline, prompts=prompts, controls=controls, seeds=GRID_SEEDS)
+    grid = _draw(context, lease, work, pipeline, _first_prompts(work), controls=controls, seeds=GRID_SEEDS)
     plots = []
     if counts:
         scales = {**judgement.scales, len(replaced): judgement.scores}
@@ -224,7 +223,6 @@ def _apply_subset(
     few = replace(
         built, edits=tuple(built.edits[place] for place in kept), values=tuple(built.values[place] for place in kept)
     )
-
     updates = build_checkpoint.updates_of(context, lease, few, pipeline)
     with editing.apply_all_temporarily(pipeline.encoders, updates):
         yield

@@ -80,10 +80,9 @@ def _balance(
     try:
         with STAGE_SECONDS.labels("balance").time():
             return balance(context, lease, edit, value, model_id=model_id)
-    except EditingError as error:
-        return error, None
     except Exception as error:
-        log.exception("balancing failed unexpectedly")
+        if not isinstance(error, EditingError):
+            log.exception("balancing failed unexpectedly")
         return error, None
 
 

@@ -1,6 +1,7 @@
 """Register a model: store its pipeline's files by sha256, checked to be safe and of a family that can be edited."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,10 +48,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         model.family, model.digest = description.family, description.digest
         if model.license is None and source.license is not None:
             model.license = source.license.model_dump(exclude_none=True)
-        model.encoders = [
-            {"name": encoder.name, "layers": encoder.layers, "width": encoder.width, "mlp_width": encoder.mlp_width}
-            for encoder in description.encoders
-        ]
+        model.encoders = [asdict(encoder) for encoder in description.encoders]
         session.add_all(
             ModelFile(model_id=model.id, path=file.path, sha256=file.sha256, size=file.size)
             for file in description.files
