@@ -103,7 +103,7 @@ def detect_family(folder: Path) -> str:
 
 
 def choose_default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
-    """The layers edited by default, up to `last`, for whose output the values are optimised.
+    """The layers edited by default, up to `last`, for whose output the values are optimized.
 
     As published: 8-10 and 26-30 of SDXL's two encoders, and every layer up to `last` of any other.
     """

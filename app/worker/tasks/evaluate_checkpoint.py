@@ -207,7 +207,7 @@ def _evaluation(
 
 
 def _suspects(work: _Work) -> set[int]:
-    """The edits that a quick check draws, by number: those of which the update left most undone."""
+    """Return the numbers of the edits that a quick check draws: those with the largest residuals."""
     order = sorted(range(len(work.ids)), key=lambda index: -work.residuals.get(work.ids[index], 0.0))
     return set(order[:CHECKED])
 
