@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 import editing
-from app.db.models import Model, ModelFile
+from app.db.engine import Sessions
+from app.db.models import Model
 from app.models.snapshot import snapshot
 from app.settings import Settings
 from app.storage.store import Store
@@ -27,30 +26,34 @@ log = structlog.get_logger()
 class WarmPipeline:
     """Loads a model's pipeline from the store on first use, and keeps it until another model's is needed."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, sessions: Sessions) -> None:
         self.store = store
         self.settings = settings
+        self.sessions = sessions
         self._digest: str | None = None
         self._classifier: tuple[str, Classifier] | None = None
         self._pipeline: EditablePipeline | None = None
         self._statistics: tuple[str, Path] | None = None
         self._moments: dict[str, FactoredMoments] = {}
 
-    def get(self, session: Session, *, model_id: UUID) -> "EditablePipeline":
-        """The pipeline of a ready model, on the worker's device."""
-        model = session.get_one(Model, model_id)
+    def get(self, model_id: UUID) -> "EditablePipeline":
+        """Return the pipeline of a ready model, on the worker's device. Do not change its weights."""
+        with self.sessions() as session:
+            model = session.get_one(Model, model_id)
+            files = [(file.path, file.sha256) for file in model.files]
         if model.digest is None:
             raise UnsupportedPipeline(f"the model {model.name} is {model.state}, not ready")
         if self._pipeline is None or self._digest != model.digest:
             self._pipeline = None  # before the next is loaded: two may not fit
-            self._pipeline = self._load(session, model_id=model_id)
+            self._pipeline = self._load(files)
             self._digest = model.digest
             log.info("pipeline loaded", model=model.name, digest=model.digest)
         return self._pipeline
 
-    def classifier(self, session: Session, *, model_id: UUID) -> "Classifier | None":
-        """The model's classifier, kept until another is needed; None if it has none."""
-        source = session.get_one(Model, model_id).classifier
+    def classifier(self, model_id: UUID) -> "Classifier | None":
+        """Return the model's classifier, kept until another is needed. Raises `ClassifierUnusable`."""
+        with self.sessions() as session:
+            source = session.get_one(Model, model_id).classifier
         if source is None:
             return None
         if self._classifier is None or self._classifier[0] != source:
@@ -84,8 +87,6 @@ class WarmPipeline:
             return self.settings.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def _load(self, session: Session, *, model_id: UUID) -> "EditablePipeline":
-        query = select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id).order_by(ModelFile.path)
-        files = [(path, sha256) for path, sha256 in session.execute(query)]
+    def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
         device = self.prepare()
         return editing.load_pipeline(snapshot(self.store, files, folder=self.settings.data_dir), device=device)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 from uuid import UUID
 
 import structlog
@@ -26,10 +26,6 @@ from app.worker.pipelines import WarmPipeline
 from app.worker.problems import INTERNAL, problem_of
 from editing.errors import Cancelled, EditingError
 from emender.schemas.common import Progress
-
-if TYPE_CHECKING:
-    from editing.evaluation.classifiers import Classifier
-    from editing.pipelines import EditablePipeline
 
 log = structlog.get_logger()
 
@@ -70,7 +66,7 @@ class JobContext:
         self.store = store
         self.heartbeat = heartbeat
         self.stopping = stopping
-        self.pipelines = WarmPipeline(store, settings)
+        self.pipelines = WarmPipeline(store, settings, sessions)
         self.unfinished: dict[UUID, Lease] = {}
         """Leases of the current run whose jobs have not ended."""
 
@@ -129,16 +125,6 @@ class JobContext:
             if ending.cancel_requested:
                 raise Cancelled("a cancel was requested before the failure was written")
             states.fail(ending.session, lease=lease, problem=problem)
-
-    def pipeline(self, model_id: UUID) -> "EditablePipeline":
-        """The model's pipeline, kept in memory until another model's is needed. Do not change its weights."""
-        with self.sessions() as session:
-            return self.pipelines.get(session, model_id=model_id)
-
-    def classifier(self, model_id: UUID) -> "Classifier | None":
-        """The classifier of the model's pictures, if it has one. Raises `ClassifierUnusable`."""
-        with self.sessions() as session:
-            return self.pipelines.classifier(session, model_id=model_id)
 
     def _lock(self, session: Session, lease: Lease) -> bool:
         away = False

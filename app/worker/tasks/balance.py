@@ -27,7 +27,7 @@ def balance(
 
     assert isinstance(edit.destination, Balance)
     shares = edit.destination.shares
-    classifier = context.classifier(model_id)
+    classifier = context.pipelines.classifier(model_id)
     judge = find_attribute_classifier(classifier, list(shares)) if classifier else None
     with context.sessions() as session:
         statistics = newest_statistics(session, model_id=model_id)
@@ -36,7 +36,7 @@ def balance(
     if statistics is None or statistics.digest is None:
         return value, _unjudged(shares, "the model has no statistics, which drawing with the edit needs")
 
-    pipeline, digest = context.pipeline(model_id), statistics.digest
+    pipeline, digest = context.pipelines.get(model_id), statistics.digest
     settings = edit.settings
 
     def progress(now: "DebiasProgress") -> None:

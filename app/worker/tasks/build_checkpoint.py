@@ -49,7 +49,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     signer = read_configured_key(context.settings.signing_key_file or UNSIGNED)
     context.advance(lease, "loading")
     with STAGE_SECONDS.labels("loading").time():
-        pipeline = context.pipeline(work.model_id)
+        pipeline = context.pipelines.get(work.model_id)
     updates = updates_of(context, lease, work, pipeline) if work.edits else []
     crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
     context.report(lease, "publishing")

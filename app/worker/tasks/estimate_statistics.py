@@ -38,7 +38,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     if statistics.captions_sha256 is None:
         raise EditingError("these statistics name no captions", pointer="/captions")
     captions = context.store.read(statistics.captions_sha256).decode().splitlines()
-    pipeline = context.pipeline(statistics.model_id)
+    pipeline = context.pipelines.get(statistics.model_id)
     scratch = home / str(statistics.id)
     scratch.mkdir(parents=True, exist_ok=True)
 

@@ -44,7 +44,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         with context.sessions() as session:
             work = _read(session, context.store, lease.target_id)
         context.report(lease, "loading")
-        pipeline = context.pipeline(work.model_id)
+        pipeline = context.pipelines.get(work.model_id)
         if work.kind == "preview":
             report, files = _preview(context, lease, work, pipeline)
         else:
@@ -152,7 +152,7 @@ def _evaluation(
     from editing.evaluation import published
     from editing.evaluation.plot import plot_scales
 
-    classifier = context.classifier(work.model_id)
+    classifier = context.pipelines.classifier(work.model_id)
     if classifier is None:
         raise ClassifierUnusable("the model has no classifier any more")
     request = work.request

@@ -33,7 +33,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     with context.sessions() as session:
         query = select(Edit).where(Edit.id.in_([lease.target_id for lease in leases]))
         rows = {edit.id: edit for edit in session.scalars(query)}
-    pipeline = context.pipeline(rows[leases[0].target_id].model_id)
+    pipeline = context.pipelines.get(rows[leases[0].target_id].model_id)
 
     chosen: list[Lease] = []
     edits: list[editing.ConceptEdit] = []

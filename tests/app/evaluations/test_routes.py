@@ -65,8 +65,7 @@ def test_draws_the_base_and_the_version_at_the_same_seeds(version: Service) -> N
     grid = grid_of(version, found)
     before, after = (tiles(grid, row=0, seeds=2, after=after, heading=1) for after in (False, True))
     assert all(one != other for one, other in zip(before, after, strict=True))  # the edit shows
-    with version.sessions() as session:
-        pipeline = version.runner.context.pipelines.get(session, model_id=version.model.id)
+    pipeline = version.runner.context.pipelines.get(version.model.id)
     picture = editing.draw_pictures(pipeline, ["a photo of cat"] * 2, seeds=[3, 4], num_inference_steps=2)[0]
     assert picture.resize((TILE, TILE), Image.Resampling.LANCZOS).tobytes() == before[0]  # and the model is as it was
 

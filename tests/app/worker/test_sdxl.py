@@ -158,7 +158,7 @@ def _by_the_library(
     runner: Runner, model: Model, edit_id: str, factory: Sessions, store: LocalStore, moments: editing.SecondMoments
 ) -> tuple[Tensor, ...]:
     """What the U-Net is told with the same edit's own values applied by hand."""
-    pipeline = runner.context.pipeline(model.id)
+    pipeline = runner.context.pipelines.get(model.id)
     with factory() as session:
         row = session.get_one(Edit, edit_id)
         edit = concept_edit(row, store=store)

@@ -274,7 +274,7 @@ class TestCommands:
         statistics_id, state, digest = last_line(done)
         made = service.get(f"/v1/models/tiny/statistics/{statistics_id}")
         assert (made["state"], made["captions"], made["digest"], state) == ("ready", 70, digest, "ready")
-        encoder = service.runner.context.pipeline(service.model.id).encoder
+        encoder = service.runner.context.pipelines.get(service.model.id).encoder
         assert digest == editing.estimate_second_moments(encoder, captions[:70]).digest
 
     def test_file_without_captions_is_an_error(self, run: Callable[..., Result], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def judged(add_model: Callable[..., Model], runner: Runner, factory: Sessions) -
 @pytest.fixture
 def measured(judged: Model, runner: Runner, factory: Sessions, store: LocalStore) -> Model:
     """With statistics too."""
-    moments = editing.estimate_second_moments(runner.context.pipeline(judged.id).encoder, CAPTIONS)
+    moments = editing.estimate_second_moments(runner.context.pipelines.get(judged.id).encoder, CAPTIONS)
     with factory() as session:
         given = {"captions_name": "test", "created_by": "test", "state": "ready"}
         session.add(Statistics(model_id=judged.id, digest=store.put(moments.to_bytes()), **given))
@@ -73,7 +73,7 @@ def test_the_value_is_mixed_by_what_the_pictures_show(
     assert found.rounds[0].factors == dict.fromkeys(GENDERS, 0.5)
     assert all(sum(each.shares.values()) == pytest.approx(1) for each in found.rounds)
     assert found.factors in [each.factors for each in found.rounds]
-    pipeline = runner.context.pipeline(measured.id)
+    pipeline = runner.context.pipelines.get(measured.id)
     edits = [concept_edit(each, store=store) for each in (row, edit(other))]
     plain = cast(editing.EditValue, editing.optimize_values(pipeline, edits)[0])
     factors = [found.factors[prompt] for prompt in cast(editing.Balance, edits[0].destination).weights]
@@ -90,7 +90,7 @@ def test_without_a_classifier_the_weights_are_those_of_the_values(
     found = shown(factory, row)
     assert found is not None and found.factors == {"woman doctor": 0.75, "man doctor": 0.25}
     assert found.shares is None and found.rounds == [] and "no classifier" in (found.note or "")
-    pipeline = runner.context.pipeline(registered.id)
+    pipeline = runner.context.pipelines.get(registered.id)
     (plain,) = editing.optimize_values(pipeline, [concept_edit(row, store=store)])
     assert row.value is not None and row.value.content == cast(editing.EditValue, plain).to_safetensors()
 

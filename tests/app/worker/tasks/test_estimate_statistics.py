@@ -56,7 +56,7 @@ def test_the_moments_are_the_methods(
     row_id = ask()
     assert runner.work()
     row = read(row_id)
-    expected = editing.estimate_second_moments(runner.context.pipeline(registered.id).encoder, CAPTIONS)
+    expected = editing.estimate_second_moments(runner.context.pipelines.get(registered.id).encoder, CAPTIONS)
     assert (row.state, row.digest, row.problem) == ("ready", expected.digest, None)
     assert (row.captions, row.tokens) == (100, expected.tokens)
     assert row.digest is not None and store.read(row.digest) == expected.to_bytes()
@@ -115,7 +115,7 @@ def test_an_estimate_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(runner.heartbeat, "report", lambda _, progress: seen.append(progress))
     runner.work()
     assert [progress.done for progress in seen] == [64, 100]
-    expected = editing.estimate_second_moments(runner.context.pipeline(registered.id).encoder, CAPTIONS)
+    expected = editing.estimate_second_moments(runner.context.pipelines.get(registered.id).encoder, CAPTIONS)
     assert read(row_id).digest == expected.digest
     assert list(estimates.iterdir()) == []
 
@@ -127,7 +127,7 @@ def test_sums_that_are_not_its_own_are_dropped(
     (estimates / str(row_id)).mkdir(parents=True)
     (estimates / str(row_id) / "text_encoder.safetensors").write_bytes(b"torn")
     runner.work()
-    expected = editing.estimate_second_moments(runner.context.pipeline(registered.id).encoder, CAPTIONS)
+    expected = editing.estimate_second_moments(runner.context.pipelines.get(registered.id).encoder, CAPTIONS)
     assert (read(row_id).state, read(row_id).digest) == ("ready", expected.digest)
 
 

@@ -65,7 +65,7 @@ def test_the_value_is_the_methods(
     )
     runner.work()
     row = edit(job_id)
-    pipeline = runner.context.pipeline(registered.id)
+    pipeline = runner.context.pipelines.get(registered.id)
     (expected,) = editing.optimize_values(pipeline, [concept_edit(row, store=store)])
     assert isinstance(expected, editing.EditValue)
     value = row.value
@@ -101,7 +101,7 @@ def test_one_that_cannot_be_done_disturbs_no_other(
 def test_a_loss_that_turns_nan(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = runner.context.pipeline(registered.id)
+    pipeline = runner.context.pipelines.get(registered.id)
     weight = pipeline.encoder.fc2(3).weight
     monkeypatch.setattr(weight, "data", weight.data * float("nan"))
     (job_id,) = add_edits(registered, {})
@@ -185,4 +185,4 @@ def test_the_audit_log_names_the_value(
 
 
 def test_the_pipeline_stays_warm(runner: Runner, registered: Model) -> None:
-    assert runner.context.pipeline(registered.id) is runner.context.pipeline(registered.id)
+    assert runner.context.pipelines.get(registered.id) is runner.context.pipelines.get(registered.id)

@@ -76,7 +76,7 @@ def test_every_file_is_in_the_store(register: Register, store: LocalStore, roots
 
 def test_it_can_be_edited_from_the_store(register: Register, runner: Runner, roots: Path) -> None:
     model = register("tiny")
-    ours = runner.context.pipeline(model.id).encoder.fc2(0).weight
+    ours = runner.context.pipelines.get(model.id).encoder.fc2(0).weight
     theirs = editing.load_pipeline(roots / "tiny").encoder.fc2(0).weight
     assert torch.equal(ours, theirs)
 
@@ -210,13 +210,13 @@ def test_the_job_reports_its_stage(register: Register, runner: Runner, monkeypat
 def test_a_classifier_is_opened(register: Register, runner: Runner) -> None:
     model = register("tiny", classifier="emoji")
     assert model.state == "ready"
-    judge = runner.context.classifier(model.id)
+    judge = runner.context.pipelines.classifier(model.id)
     assert judge is not None and "dog" in judge.names
-    assert runner.context.classifier(model.id) is judge  # kept warm
+    assert runner.context.pipelines.classifier(model.id) is judge  # kept warm
 
 
 def test_without_a_classifier_nothing_judges(register: Register, runner: Runner) -> None:
-    assert runner.context.classifier(register("tiny").id) is None
+    assert runner.context.pipelines.classifier(register("tiny").id) is None
 
 
 def test_a_classifier_that_is_not_there(register: Register) -> None:
