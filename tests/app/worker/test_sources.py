@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UnsafePipeline
-from editing.families.layout import select_files
 from tests.servers import free_port
 
 COMMIT = "c" * 40
@@ -118,13 +116,3 @@ def test_a_repository_that_is_not_there(endpoint: str, tmp_path: Path) -> None:
 def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
     result = obtain("some/model", endpoint=f"http://127.0.0.1:{free_port()}", folder=tmp_path)
     assert "retry" in str(result["detail"])
-
-
-def test_pickles_only_is_known_before_anything_is_fetched() -> None:
-    with pytest.raises(UnsafePipeline, match="only as pickles") as caught:
-        select_files(["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin", "v1-5.ckpt"])
-    assert caught.value.pointer == "/source"
-
-
-def test_paths_deeper_than_a_component_are_not_wanted() -> None:
-    assert select_files(["unet/config.json", "unet/deep/config.json", "a/../b.json"]) == ["unet/config.json"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
-from editing.families.layout import choose_default_layers, describe_pipeline, detect_family
+from editing.families.layout import choose_default_layers, describe_pipeline, detect_family, select_files
 from tests.pipelines import LAYERS, LAYERS_1, LAYERS_2, MLP_WIDTH, MLP_WIDTH_2, WIDTH, WIDTH_2, Family, write_pipeline
 
 
@@ -130,3 +130,13 @@ def test_refuses_an_unknown_family(copied: Path) -> None:
     (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     with pytest.raises(UnsupportedPipeline, match="FluxPipeline"):
         detect_family(copied)
+
+
+def test_a_repository_with_pickles_only_is_refused() -> None:
+    with pytest.raises(UnsafePipeline, match="only as pickles") as caught:
+        select_files(["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin", "v1-5.ckpt"])
+    assert caught.value.pointer == "/source"
+
+
+def test_paths_deeper_than_a_component_are_not_selected() -> None:
+    assert select_files(["unet/config.json", "unet/deep/config.json", "a/../b.json"]) == ["unet/config.json"]
