@@ -106,7 +106,7 @@ def test_cancels_what_is_drawn(version: Service, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(version.runner.heartbeat, "is_cancelled", lambda lease: True)
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(editing, "draw_pictures", cancel_first)
+    monkeypatch.setattr("editing.pictures.comparison.draw_pictures", cancel_first)
     assert version.runner.work()
     assert version.get(location)["state"] == "cancelled"
     ended = version.client.post(f"{location}/cancel", headers=version.keys["apply"])
