@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -30,17 +30,6 @@ MAX_WAITING = 1_000
 KEEP_ALIVE_SECONDS = 15.0
 MAX_WAIT_SECONDS = 60
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
-
-STATUS = WorkStatus.model_json_schema(ref_template="#/components/schemas/{model}")
-STATUS.pop("$defs")
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Server-sent events `state` and `progress`, until the work is done",
-        "content": {"text/event-stream": {"schema": STATUS}},
-    },
-    204: {"description": "The work is done and `Last-Event-ID` names its last event: do not reconnect"},
-}
-"""The `responses=` of a route that streams events."""
 
 Out = TypeVar("Out")
 Read = Callable[[Session], Out]
@@ -152,4 +141,3 @@ async def get_wait(
 
 
 WaitDep = Annotated[int, Depends(get_wait)]
-LastEventId = Annotated[str | None, Header(description="the id of the last event that was received", max_length=64)]

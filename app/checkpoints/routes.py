@@ -1,15 +1,13 @@
 """Apply edits, read checkpoints and their files, move aliases, trace files."""
 
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, NumberedPageDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.api.file_response import file_route, send_file
 from app.api.routing import Route, accept_large_body
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
+from app.api.work_routes import work_routes
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
 from app.checkpoints import aliases, difference, service
 from app.checkpoints import apply as apply_service
@@ -102,27 +100,17 @@ def list_checkpoints(
     return link_next(service.list_checkpoints(session, model_name=model, page=page))
 
 
-@router.get("/models/{model}/checkpoints/{revision}", responses=documented(ModelNotFound, CheckpointNotFound))
-async def read_checkpoint(
-    watcher: WatcherDep, _: ReadPrincipal, model: ModelName, revision: Revision, wait: WaitDep
-) -> CheckpointOut:
-    """Read a checkpoint: its state, files, aliases, and edits with the residual of each."""
-    status = partial(service.checkpoint_status, model_name=model, revision=revision)
-    read = partial(service.read_checkpoint, model_name=model, revision=revision)
-    return await watcher.wait_until_done(status, read, seconds=wait)
-
-
-@router.get(
-    "/models/{model}/checkpoints/{revision}/events",
-    response_class=StreamingResponse,
-    responses={**EVENTS, **documented(ModelNotFound, CheckpointNotFound)},
+@work_routes(
+    router,
+    "/models/{model}/checkpoints/{revision}",
+    ModelNotFound,
+    CheckpointNotFound,
+    find=service.find_checkpoint,
+    follow="follow_checkpoint",
 )
-async def follow_checkpoint(
-    watcher: WatcherDep, _: ReadPrincipal, model: ModelName, revision: Revision, last_event_id: LastEventId = None
-) -> Response:
-    """Follow the build of a checkpoint. Each event has the whole state and progress; `Last-Event-ID` resumes."""
-    status = partial(service.checkpoint_status, model_name=model, revision=revision)
-    return await watcher.stream_events(status, last_event_id=last_event_id)
+def read_checkpoint(session: SessionDep, model: ModelName, revision: Revision) -> CheckpointOut:
+    """Read a checkpoint: its state, files, aliases, and edits with the residual of each."""
+    return service.read_checkpoint(session, model_name=model, revision=revision)
 
 
 @file_route(router, "/models/{model}/checkpoints/{revision}/files/{path:path}", *NOT_SERVED, FileNotFound)

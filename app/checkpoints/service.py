@@ -15,7 +15,7 @@ from app.checkpoints.warnings import classifier_warnings, residual_warnings
 from app.db.models import Checkpoint, Edit, Evaluation, Statistics
 from app.db.pagination import PageCursor
 from app.db.rows import column_values
-from app.jobs.queries import running_progress, work_status
+from app.jobs.queries import running_progress
 from app.models.queries import get_model
 from editing.files import File
 from emender.schemas.checkpoints import (
@@ -27,19 +27,18 @@ from emender.schemas.checkpoints import (
     FileOrigin,
     FileProvenance,
 )
-from emender.schemas.common import Page, WorkStatus
+from emender.schemas.common import Page
 
 MAX_ORIGINS = MAX_EVALUATIONS = 100
 
 
 def read_checkpoint(session: Session, *, model_name: str, revision: str) -> CheckpointOut:
-    model = get_model(session, name=model_name)
-    return checkpoint_out(session, checkpoint=get_checkpoint(session, model=model, revision=revision))
+    return checkpoint_out(session, checkpoint=find_checkpoint(session, model=model_name, revision=revision))
 
 
-def checkpoint_status(session: Session, *, model_name: str, revision: str) -> WorkStatus:
-    model = get_model(session, name=model_name)
-    return work_status(session, get_checkpoint(session, model=model, revision=revision))
+def find_checkpoint(session: Session, *, model: str, revision: str) -> Checkpoint:
+    """Return the checkpoint of a model by name. Raises `ModelNotFound` or `CheckpointNotFound`."""
+    return get_checkpoint(session, model=get_model(session, name=model), revision=revision)
 
 
 def list_checkpoints(session: Session, *, model_name: str, page: PageCursor[UUID]) -> Page[CheckpointSummary]:
@@ -60,21 +59,14 @@ def checkpoints_by_id(session: Session, *, ids: Collection[UUID]) -> dict[UUID, 
 
 def retract(session: Session, *, model_name: str, version: str, reason: str, actor: str) -> CheckpointOut:
     """Stop serving a published checkpoint. Its record stays, and its aliases answer 410 until they are moved."""
-    checkpoint = get_checkpoint(session, model=get_model(session, name=model_name), revision=version)
+    checkpoint = find_checkpoint(session, model=model_name, revision=version)
     session.refresh(checkpoint, with_for_update=True)
     require_published(checkpoint)
     checkpoint.state = "retracted"
     checkpoint.retracted_at = session.scalar(select(func.now()))
     checkpoint.problem = {"title": CheckpointRetracted.title, "detail": reason, "errors": []}
-    record(
-        session,
-        actor=actor,
-        action="checkpoint.retract",
-        target=checkpoint.audit_target,
-        before={"state": "published"},
-        after={"state": checkpoint.state},
-        reason=reason,
-    )
+    target, before, after = checkpoint.audit_target, {"state": "published"}, {"state": "retracted"}
+    record(session, actor=actor, action="checkpoint.retract", target=target, before=before, after=after, reason=reason)
     session.flush()
     return checkpoint_out(session, checkpoint=checkpoint)
 

@@ -1,14 +1,13 @@
 """Reads of edits with what clients want to see beside them: the model's name, the job, the values without vectors."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.db.models import Edit, EditValue, Job, Model
+from app.db.rows import column_values
 from app.jobs.queries import latest_jobs
 from emender.schemas.edits import EditOut, ValueOut
 
@@ -21,59 +20,29 @@ def filtered(
     source_part: str | None,
     created_by: str | None,
 ) -> Select[Edit]:
-    query = select(Edit)
-    if model_id is not None:
-        query = query.where(Edit.model_id == model_id)
-    if state is not None:
-        query = query.where(Edit.state == state)
-    if source is not None:
-        query = query.where(Edit.source == source)
+    values = {"model_id": model_id, "state": state, "source": source, "created_by": created_by}
+    query = select(Edit).filter_by(**{name: value for name, value in values.items() if value is not None})
     if source_part is not None:
         query = query.where(Edit.source.icontains(source_part, autoescape=True))
-    if created_by is not None:
-        query = query.where(Edit.created_by == created_by)
     return query
 
 
 def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
     """The edits as clients see them, in three reads however many they are."""
     ids = [edit.id for edit in edits]
-    names = dict(
-        session.execute(select(Model.id, Model.name).where(Model.id.in_({edit.model_id for edit in edits}))).all()
-    )
+    models = select(Model.id, Model.name).where(Model.id.in_({edit.model_id for edit in edits}))
+    names = dict(session.execute(models).all())
     jobs = latest_jobs(session, ids)
     values = _values(session, ids)
-    described = []
-    for edit in edits:
-        described.append(_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), value=values.get(edit.id)))
-    return described
+    return [
+        edit_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), value=values.get(edit.id)) for edit in edits
+    ]
 
 
-def queued(row: Mapping[str, Any], *, model: Model, at: datetime) -> EditOut:
-    """An edit that was inserted and queued just now, of which there is nothing else to read."""
-    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "value": None}
-    return EditOut(**{**row, "model": model.name, **new, "created_at": at, "updated_at": at})
-
-
-def _out(edit: Edit, *, model: str, job: Job | None, value: ValueOut | None) -> EditOut:
-    return EditOut(
-        id=edit.id,
-        model=model,
-        source=edit.source,
-        destination=edit.destination,
-        templates=edit.templates,
-        settings=edit.settings,
-        reason=edit.reason,
-        labels=edit.labels,
-        state=edit.state,
-        progress=job.progress if job and job.state == "running" else None,
-        attempt=job.attempt if job else 0,
-        problem=edit.problem,
-        value=value,
-        created_by=edit.created_by,
-        created_at=edit.created_at,
-        updated_at=edit.updated_at,
-    )
+def edit_out(edit: Edit, *, model: str, job: Job | None = None, value: ValueOut | None = None) -> EditOut:
+    """Describe an edit of the model of that name. A new edit has no job that ran, and no value."""
+    work = {"progress": job.progress if job and job.state == "running" else None, "attempt": job.attempt if job else 0}
+    return EditOut(**column_values(edit) | work, model=model, value=value)
 
 
 def _values(session: Session, ids: Sequence[UUID]) -> dict[UUID, ValueOut]:

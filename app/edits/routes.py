@@ -1,16 +1,14 @@
 """Create, list, follow, cancel and retry edits, and read their values."""
 
 import hashlib
-from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.api.routing import Route, accept_large_body
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
+from app.api.work_routes import work_routes
 from app.auth.dependencies import EditPrincipal, ReadPrincipal
 from app.edits import batch, service
 from app.edits.errors import EditAlreadyFinished, EditNotFound, EditNotReady, EditNotRetryable
@@ -92,21 +90,10 @@ def list_edits(
     )
 
 
-@router.get("/edits/{edit_id}", responses=documented(EditNotFound))
-async def get_edit(watcher: WatcherDep, _: ReadPrincipal, edit_id: UUID, wait: WaitDep) -> EditOut:
+@work_routes(router, "/edits/{edit_id}", EditNotFound, find=service.find_edit, follow="follow_edit")
+def get_edit(session: SessionDep, edit_id: UUID) -> EditOut:
     """Return an edit with its state, progress and values."""
-    status, read = partial(service.edit_status, edit_id=edit_id), partial(service.get_edit, edit_id=edit_id)
-    return await watcher.wait_until_done(status, read, seconds=wait)
-
-
-@router.get(
-    "/edits/{edit_id}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(EditNotFound)}
-)
-async def follow_edit(
-    watcher: WatcherDep, _: ReadPrincipal, edit_id: UUID, last_event_id: LastEventId = None
-) -> Response:
-    """Stream an edit's state and progress. `Last-Event-ID` resumes."""
-    return await watcher.stream_events(partial(service.edit_status, edit_id=edit_id), last_event_id=last_event_id)
+    return service.get_edit(session, edit_id=edit_id)
 
 
 @router.get(

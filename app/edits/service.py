@@ -11,19 +11,19 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app.audit.service import record
-from app.db.models import Edit, EditValue
+from app.db.models import Edit, EditValue, Model
 from app.db.pagination import PageCursor
 from app.edits import queries
 from app.edits.errors import EditAlreadyFinished, EditNotFound, EditNotReady, EditNotRetryable
 from app.edits.validation import check_edits
 from app.jobs.enqueue import enqueue, enqueue_many
 from app.jobs.kinds import OPTIMIZE_EDIT
-from app.jobs.queries import cancel, latest_job, work_status
+from app.jobs.queries import cancel, latest_job
 from app.jobs.states import CANCELLED
 from app.models.queries import find_model, get_ready_model
 from app.models.tokenizers import tokenizers_of
 from app.storage.store import BlobCorrupt, Store
-from emender.schemas.common import Page, WorkStatus
+from emender.schemas.common import Page
 from emender.schemas.edits import EditBatchOut, EditCreate, EditOut, EditRef, Losses
 
 
@@ -35,18 +35,7 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
     found = get_ready_model(session, name=model)
     tokenizers = tokenizers_of(session, model_id=found.id, store=store, folder=folder)
     check_edits(session, model=found, edits={"": edit}, tokenizers=tokenizers)
-    columns: dict[str, Any] = {
-        "id": uuid7(),
-        "source": edit.source,
-        "destination": edit.destination.model_dump(exclude_none=True),
-        "templates": edit.templates,
-        "settings": edit.settings.model_dump(),
-        "reason": edit.reason,
-        "labels": edit.labels,
-        "state": "queued",
-        "created_by": actor,
-    }
-    row = Edit(model_id=found.id, **columns)
+    row = Edit(**_columns(edit, model=found, actor=actor))
     session.add(row)
     enqueue(session, kind=OPTIMIZE_EDIT, target_id=row.id, actor=actor)
     record(
@@ -58,8 +47,7 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
         after={"state": "queued"},
         reason=row.reason,
     )
-    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "value": None}
-    return EditOut(**columns, **new, model=found.name, created_at=row.created_at, updated_at=row.updated_at)
+    return queries.edit_out(row, model=found.name)
 
 
 def create_edits(
@@ -72,14 +60,7 @@ def create_edits(
     found = get_ready_model(session, name=model)
     tokenizers = tokenizers_of(session, model_id=found.id, store=store, folder=folder)
     check_edits(session, model=found, edits={f"/{n}": edit for n, edit in enumerate(edits)}, tokenizers=tokenizers)
-    rows = [
-        {
-            **edit.model_dump(include={"source", "templates", "settings", "reason", "labels"}),
-            "destination": edit.destination.model_dump(exclude_none=True),
-            **{"id": uuid7(), "model_id": found.id, "state": "queued", "created_by": actor},
-        }
-        for edit in edits
-    ]
+    rows = [_columns(edit, model=found, actor=actor) for edit in edits]
     session.execute(insert(Edit), rows)
     enqueue_many(session, kind=OPTIMIZE_EDIT, target_ids=[row["id"] for row in rows], actor=actor)
     reasons = {edit.reason for edit in edits}
@@ -118,17 +99,15 @@ def list_edits(
 
 
 def get_edit(session: Session, *, edit_id: UUID) -> EditOut:
-    edit = session.get(Edit, edit_id, populate_existing=True)
-    if edit is None:
-        raise EditNotFound(edit_id)
-    return queries.describe(session, [edit])[0]
+    return queries.describe(session, [find_edit(session, edit_id=edit_id)])[0]
 
 
-def edit_status(session: Session, *, edit_id: UUID) -> WorkStatus:
-    edit = session.get(Edit, edit_id)
+def find_edit(session: Session, *, edit_id: UUID, lock: bool = False) -> Edit:
+    """Return the edit as it is now. Raises `EditNotFound`."""
+    edit = session.get(Edit, edit_id, with_for_update=lock, populate_existing=True)
     if edit is None:
         raise EditNotFound(edit_id)
-    return work_status(session, edit)
+    return edit
 
 
 def losses(session: Session, *, edit_id: UUID) -> Losses:
@@ -143,9 +122,7 @@ def value_file(session: Session, *, edit_id: UUID) -> bytes:
     δ is what is added to the encoder's state after the value's layer, h that state before any edit. Raises
     `EditNotReady`, and `BlobCorrupt` if the file does not have the sha256 that was stored with it.
     """
-    edit = session.get(Edit, edit_id)
-    if edit is None:
-        raise EditNotFound(edit_id)
+    edit = find_edit(session, edit_id=edit_id)
     if edit.state != "ready":
         raise EditNotReady(edit_id, edit.state)
     value = session.get_one(EditValue, edit_id)
@@ -159,34 +136,26 @@ def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
 
     Raises `EditAlreadyFinished` if it is ready or failed.
     """
-    if session.get(Edit, edit_id) is None:
-        raise EditNotFound(edit_id)
+    find_edit(session, edit_id=edit_id)
     job = latest_job(session, target_id=edit_id)
-    edit = session.get_one(Edit, edit_id, with_for_update=True, populate_existing=True)
+    edit = find_edit(session, edit_id=edit_id, lock=True)
     if edit.state in ("ready", "failed"):
         raise EditAlreadyFinished(edit_id, edit.state)
-    if (was := edit.state) in ("queued", "optimizing"):
+    if edit.state in ("queued", "optimizing"):
+        before = {"state": edit.state}
         if cancel(session, job):
             edit.state, edit.problem = "cancelled", CANCELLED
         else:
             edit.state = "cancelling"
         session.flush()
-        record(
-            session,
-            actor=actor,
-            action="edit.cancel",
-            target=f"edit:{edit_id}",
-            before={"state": was},
-            after={"state": edit.state},
-        )
+        after = {"state": edit.state}
+        record(session, actor=actor, action="edit.cancel", target=f"edit:{edit_id}", before=before, after=after)
     return get_edit(session, edit_id=edit_id)
 
 
 def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     """Queue a failed or cancelled edit again. Raises `EditNotRetryable` for others."""
-    edit = session.get(Edit, edit_id, with_for_update=True, populate_existing=True)
-    if edit is None:
-        raise EditNotFound(edit_id)
+    edit = find_edit(session, edit_id=edit_id, lock=True)
     if edit.state not in ("failed", "cancelled"):
         raise EditNotRetryable(edit_id, edit.state)
     before = {"state": edit.state, "problem": (edit.problem or {}).get("title")}
@@ -196,3 +165,12 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     after = {"state": edit.state, "problem": None}
     record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", before=before, after=after)
     return get_edit(session, edit_id=edit_id)
+
+
+def _columns(edit: EditCreate, *, model: Model, actor: str) -> dict[str, Any]:
+    """Return the columns of a new edit."""
+    return {
+        **edit.model_dump(include={"source", "templates", "settings", "reason", "labels"}),
+        **{"destination": edit.destination.model_dump(exclude_none=True), "model_id": model.id},
+        **{"id": uuid7(), "state": "queued", "problem": None, "created_by": actor},
+    }

@@ -1,16 +1,14 @@
 """Request and read previews and evaluations of published checkpoints."""
 
-from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, StoreDep
 from app.api.file_response import file_route, send_file
 from app.api.routing import Route
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
+from app.api.work_routes import work_routes
 from app.auth.dependencies import ApplyPrincipal, ReadPrincipal
 from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted
 from app.checkpoints.routes import ModelName, Revision
@@ -90,32 +88,17 @@ def list_evaluations(
     return link_next(service.list_evaluations(session, model_name=model, revision=revision, kind=kind, page=page))
 
 
-@router.get("/evaluations/{evaluation_id}", responses=documented(*NO_CHECKPOINT, EvaluationNotFound))
-async def read_evaluation(
-    watcher: WatcherDep, _: ReadPrincipal, model: ModelName, revision: Revision, evaluation_id: UUID, wait: WaitDep
-) -> EvaluationOut:
-    """Read an evaluation: its state, progress, report and files."""
-    arguments: dict[str, Any] = {"model_name": model, "revision": revision, "evaluation_id": evaluation_id}
-    status, read = partial(service.evaluation_status, **arguments), partial(service.read_evaluation, **arguments)
-    return await watcher.wait_until_done(status, read, seconds=wait)
-
-
-@router.get(
-    "/evaluations/{evaluation_id}/events",
-    response_class=StreamingResponse,
-    responses={**EVENTS, **documented(*NO_CHECKPOINT, EvaluationNotFound)},
+@work_routes(
+    router,
+    "/evaluations/{evaluation_id}",
+    *NO_CHECKPOINT,
+    EvaluationNotFound,
+    find=service.find_evaluation,
+    follow="follow_evaluation",
 )
-async def follow_evaluation(
-    watcher: WatcherDep,
-    _: ReadPrincipal,
-    model: ModelName,
-    revision: Revision,
-    evaluation_id: UUID,
-    last_event_id: LastEventId = None,
-) -> Response:
-    """Follow an evaluation. Each event has the whole state and progress; `Last-Event-ID` resumes."""
-    status = partial(service.evaluation_status, model_name=model, revision=revision, evaluation_id=evaluation_id)
-    return await watcher.stream_events(status, last_event_id=last_event_id)
+def read_evaluation(session: SessionDep, model: ModelName, revision: Revision, evaluation_id: UUID) -> EvaluationOut:
+    """Read an evaluation: its state, progress, report and files."""
+    return service.read_evaluation(session, model_name=model, revision=revision, evaluation_id=evaluation_id)
 
 
 @file_route(

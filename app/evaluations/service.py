@@ -6,7 +6,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.audit.service import record
-from app.checkpoints.queries import edit_methods, get_checkpoint, get_published_checkpoint, select_evaluations
+from app.checkpoints.queries import edit_methods, get_published_checkpoint, select_evaluations
+from app.checkpoints.service import find_checkpoint
 from app.db.models import Checkpoint, Evaluation
 from app.db.pagination import PageCursor
 from app.db.rows import column_values
@@ -18,12 +19,12 @@ from app.evaluations.errors import (
 )
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import EVALUATE_CHECKPOINT
-from app.jobs.queries import cancel, latest_job, running_progress, work_status
+from app.jobs.queries import cancel, latest_job, running_progress
 from app.jobs.states import CANCELLED
 from app.models.queries import get_model
 from app.problems import Unprocessable
 from editing.files import File
-from emender.schemas.common import Page, WorkStatus
+from emender.schemas.common import Page
 from emender.schemas.evaluations import (
     FREE_PROMPTS,
     EvaluationCreate,
@@ -77,24 +78,19 @@ def request_check(session: Session, *, checkpoint: Checkpoint) -> None:
 def list_evaluations(
     session: Session, *, model_name: str, revision: str, kind: EvaluationKind | None, page: PageCursor[UUID]
 ) -> Page[EvaluationOut]:
-    checkpoint = get_checkpoint(session, model=get_model(session, name=model_name), revision=revision)
+    checkpoint = find_checkpoint(session, model=model_name, revision=revision)
     rows, next_cursor = page.fetch(session, select_evaluations(checkpoint.id, kind=kind), Evaluation.id)
     return Page(items=_evaluations_out(session, rows), next=next_cursor)
 
 
 def read_evaluation(session: Session, *, model_name: str, revision: str, evaluation_id: UUID) -> EvaluationOut:
-    row = _get_evaluation(session, model_name=model_name, revision=revision, evaluation_id=evaluation_id)
+    row = find_evaluation(session, model=model_name, revision=revision, evaluation_id=evaluation_id)
     return _evaluations_out(session, [row])[0]
-
-
-def evaluation_status(session: Session, *, model_name: str, revision: str, evaluation_id: UUID) -> WorkStatus:
-    row = _get_evaluation(session, model_name=model_name, revision=revision, evaluation_id=evaluation_id)
-    return work_status(session, row)
 
 
 def find_file(session: Session, *, model_name: str, revision: str, evaluation_id: UUID, name: str) -> File:
     """Return a file of an evaluation. Its name is compared with those of the files."""
-    row = _get_evaluation(session, model_name=model_name, revision=revision, evaluation_id=evaluation_id)
+    row = find_evaluation(session, model=model_name, revision=revision, evaluation_id=evaluation_id)
     files = {file["path"]: File(**file) for file in row.files}
     if name not in files:
         raise EvaluationFileNotFound(
@@ -107,7 +103,7 @@ def cancel_evaluation(
     session: Session, *, model_name: str, revision: str, evaluation_id: UUID, actor: str
 ) -> EvaluationOut:
     """Cancel a queued evaluation, or ask the worker to stop a running one. Does nothing the second time."""
-    _get_evaluation(session, model_name=model_name, revision=revision, evaluation_id=evaluation_id)
+    find_evaluation(session, model=model_name, revision=revision, evaluation_id=evaluation_id)
     job = latest_job(session, target_id=evaluation_id)
     evaluation = session.get_one(Evaluation, evaluation_id, with_for_update=True, populate_existing=True)
     before = evaluation.state
@@ -155,13 +151,14 @@ def _create(
     return _evaluations_out(session, [row])[0]
 
 
-def _get_evaluation(session: Session, *, model_name: str, revision: str, evaluation_id: UUID) -> Evaluation:
-    checkpoint = get_checkpoint(session, model=get_model(session, name=model_name), revision=revision)
+def find_evaluation(session: Session, *, model: str, revision: str, evaluation_id: UUID) -> Evaluation:
+    """Return the evaluation as it is now. Raises `EvaluationNotFound`, or the problem of the model or checkpoint."""
+    checkpoint = find_checkpoint(session, model=model, revision=revision)
     row = session.get(Evaluation, evaluation_id, populate_existing=True)
     if row is None or row.checkpoint_id != checkpoint.id:
         raise EvaluationNotFound(
             f"{checkpoint.version} has no evaluation {evaluation_id}; "
-            f"GET /v1/models/{model_name}/checkpoints/{checkpoint.version}/evaluations lists them."
+            f"GET /v1/models/{model}/checkpoints/{checkpoint.version}/evaluations lists them."
         )
     return row
 

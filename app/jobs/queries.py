@@ -14,6 +14,8 @@ from app.jobs.kinds import KINDS
 from app.jobs.states import CANCELLED
 from emender.schemas.common import Progress, WorkStatus
 
+Work = Model | Statistics | Edit | Checkpoint | Evaluation
+
 
 def is_in_queue(queue: str) -> ColumnElement[bool]:
     """Whether a job belongs to the queue, by its kind."""
@@ -40,7 +42,7 @@ def running_progress(session: Session, *, target_ids: Sequence[UUID]) -> Mapping
     return {target_id: Progress.model_validate(progress) for target_id, progress in found if progress is not None}
 
 
-def work_status(session: Session, row: Model | Statistics | Edit | Checkpoint | Evaluation) -> WorkStatus:
+def work_status(session: Session, row: Work) -> WorkStatus:
     """Return the state of a row and the progress of its job."""
     job = latest_jobs(session, [row.id]).get(row.id)
     return WorkStatus(

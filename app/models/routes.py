@@ -1,16 +1,14 @@
 """Register base models and estimate their statistics."""
 
-from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Response
-from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import NextPageLinkDep, PageDep, SessionDep, SettingsDep, StoreDep
 from app.api.routing import Route, accept_large_body
-from app.api.waiting import EVENTS, LastEventId, WaitDep, WatcherDep
+from app.api.work_routes import work_routes
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
-from app.models import service
+from app.models import queries, service
 from app.models.errors import ModelAlreadyExists, ModelNotFound, ModelNotReady, StatisticsInProgress, StatisticsNotFound
 from app.problems import InsufficientStorage, documented
 from emender.schemas.common import Page
@@ -41,19 +39,16 @@ def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep, link_next:
     return link_next(service.list_models(session, page=page))
 
 
-@router.get("/{model}", responses=documented(ModelNotFound))
-async def get_model(watcher: WatcherDep, _: ReadPrincipal, model: str, wait: WaitDep) -> ModelOut:
+@work_routes(
+    router,
+    "/{model}",
+    ModelNotFound,
+    find=lambda session, model: queries.get_model(session, name=model),
+    follow="follow_model",
+)
+def get_model(session: SessionDep, model: str) -> ModelOut:
     """Read a base model: its family, encoders, digest, state and statistics."""
-    status, read = partial(service.model_status, name=model), partial(service.read_model, name=model)
-    return await watcher.wait_until_done(status, read, seconds=wait)
-
-
-@router.get("/{model}/events", response_class=StreamingResponse, responses={**EVENTS, **documented(ModelNotFound)})
-async def follow_model(
-    watcher: WatcherDep, _: ReadPrincipal, model: str, last_event_id: LastEventId = None
-) -> Response:
-    """Follow a registration. Each event has the whole state and progress; `Last-Event-ID` resumes."""
-    return await watcher.stream_events(partial(service.model_status, name=model), last_event_id=last_event_id)
+    return service.read_model(session, name=model)
 
 
 @router.post(
@@ -92,24 +87,14 @@ def list_statistics(
     return link_next(service.list_statistics(session, name=model, page=page))
 
 
-@router.get("/{model}/statistics/{statistics_id}", responses=documented(ModelNotFound, StatisticsNotFound))
-async def get_statistics(
-    watcher: WatcherDep, _: ReadPrincipal, model: str, statistics_id: UUID, wait: WaitDep
-) -> StatisticsOut:
-    """Read an estimate: its state, progress and digest."""
-    status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
-    read = partial(service.read_statistics, name=model, statistics_id=statistics_id)
-    return await watcher.wait_until_done(status, read, seconds=wait)
-
-
-@router.get(
-    "/{model}/statistics/{statistics_id}/events",
-    response_class=StreamingResponse,
-    responses={**EVENTS, **documented(ModelNotFound, StatisticsNotFound)},
+@work_routes(
+    router,
+    "/{model}/statistics/{statistics_id}",
+    ModelNotFound,
+    StatisticsNotFound,
+    find=service.find_statistics,
+    follow="follow_statistics",
 )
-async def follow_statistics(
-    watcher: WatcherDep, _: ReadPrincipal, model: str, statistics_id: UUID, last_event_id: LastEventId = None
-) -> Response:
-    """Follow an estimate. Each event has the whole state and progress; `Last-Event-ID` resumes."""
-    status = partial(service.statistics_status, name=model, statistics_id=statistics_id)
-    return await watcher.stream_events(status, last_event_id=last_event_id)
+def get_statistics(session: SessionDep, model: str, statistics_id: UUID) -> StatisticsOut:
+    """Read an estimate: its state, progress and digest."""
+    return service.read_statistics(session, model=model, statistics_id=statistics_id)

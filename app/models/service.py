@@ -13,7 +13,7 @@ from app.db.models import Model, Statistics
 from app.db.pagination import PageCursor
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import ESTIMATE_STATISTICS, REGISTER_MODEL
-from app.jobs.queries import running_progress, work_status
+from app.jobs.queries import running_progress
 from app.models import roots
 from app.models.captions import pack_captions
 from app.models.errors import ModelAlreadyExists, StatisticsInProgress, StatisticsNotFound
@@ -21,7 +21,7 @@ from app.models.queries import best_statistics, find_model, get_model, get_ready
 from app.problems import Unprocessable
 from app.storage.references import pause_collection
 from app.storage.store import Store
-from emender.schemas.common import Page, WorkStatus
+from emender.schemas.common import Page
 from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
 
 
@@ -75,10 +75,6 @@ def read_model(session: Session, *, name: str) -> ModelOut:
     return _models_out(session, [get_model(session, name=name)])[0]
 
 
-def model_status(session: Session, *, name: str) -> WorkStatus:
-    return work_status(session, get_model(session, name=name))
-
-
 def create_statistics(
     session: Session,
     *,
@@ -107,14 +103,8 @@ def create_statistics(
     session.flush()
     enqueue(session, kind=ESTIMATE_STATISTICS, target_id=row.id, actor=actor)
     details = {"statistics": str(row.id), "captions": row.captions_name, "sha256": row.captions_sha256, "count": count}
-    record(
-        session,
-        actor=actor,
-        action="statistics.create",
-        target=f"model:{model.name}",
-        details=details,
-        after={"state": "queued"},
-    )
+    target, after = f"model:{model.name}", {"state": "queued"}
+    record(session, actor=actor, action="statistics.create", target=target, details=details, after=after)
     session.refresh(row)
     return StatisticsOut.model_validate(row)
 
@@ -125,19 +115,16 @@ def list_statistics(session: Session, *, name: str, page: PageCursor[UUID]) -> P
     return Page(items=_statistics_out(session, rows), next=next_cursor)
 
 
-def read_statistics(session: Session, *, name: str, statistics_id: UUID) -> StatisticsOut:
-    return _statistics_out(session, [_get_statistics(session, name=name, statistics_id=statistics_id)])[0]
+def read_statistics(session: Session, *, model: str, statistics_id: UUID) -> StatisticsOut:
+    return _statistics_out(session, [find_statistics(session, model=model, statistics_id=statistics_id)])[0]
 
 
-def statistics_status(session: Session, *, name: str, statistics_id: UUID) -> WorkStatus:
-    return work_status(session, _get_statistics(session, name=name, statistics_id=statistics_id))
-
-
-def _get_statistics(session: Session, *, name: str, statistics_id: UUID) -> Statistics:
-    model = get_model(session, name=name)
+def find_statistics(session: Session, *, model: str, statistics_id: UUID) -> Statistics:
+    """Return statistics of the model of that name. Raises `ModelNotFound` or `StatisticsNotFound`."""
+    model_id = get_model(session, name=model).id
     row = session.get(Statistics, statistics_id)
-    if row is None or row.model_id != model.id:
-        raise StatisticsNotFound(f"The model {name!r} has no statistics {statistics_id}.")
+    if row is None or row.model_id != model_id:
+        raise StatisticsNotFound(f"The model {model!r} has no statistics {statistics_id}.")
     return row
 
 
