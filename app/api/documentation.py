@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
@@ -19,29 +20,25 @@ router = APIRouter(include_in_schema=False)
 @router.get("/docs")
 def swagger(request: Request) -> HTMLResponse:
     """Try the calls in a browser."""
-    root = request.scope["root_path"]
-    page = get_swagger_ui_html(
-        openapi_url=f"{root}{request.app.openapi_url}",
-        title=request.app.title,
-        swagger_js_url=f"{root}{STATIC}/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}{STATIC}/swagger-ui.css",
-        swagger_favicon_url=f"{root}{STATIC}/favicon.png",
-    )
-    return _guarded(page)
+    static = request.scope["root_path"] + STATIC
+    styles: dict[str, Any] = {
+        "swagger_css_url": f"{static}/swagger-ui.css",
+        "swagger_favicon_url": f"{static}/favicon.png",
+    }
+    script = f"{static}/swagger-ui-bundle.js"
+    return _guarded(get_swagger_ui_html(**_describe(request), swagger_js_url=script, **styles))
 
 
 @router.get("/redoc")
 def redoc(request: Request) -> HTMLResponse:
     """Read the calls in a browser."""
-    root = request.scope["root_path"]
-    page = get_redoc_html(
-        openapi_url=f"{root}{request.app.openapi_url}",
-        title=request.app.title,
-        redoc_js_url=f"{root}{STATIC}/redoc.standalone.js",
-        redoc_favicon_url=f"{root}{STATIC}/favicon.png",
-        with_google_fonts=False,
-    )
-    return _guarded(page)
+    static = request.scope["root_path"] + STATIC
+    urls = {"redoc_js_url": f"{static}/redoc.standalone.js", "redoc_favicon_url": f"{static}/favicon.png"}
+    return _guarded(get_redoc_html(**_describe(request), **urls, with_google_fonts=False))
+
+
+def _describe(request: Request) -> dict[str, Any]:
+    return {"openapi_url": f"{request.scope['root_path']}{request.app.openapi_url}", "title": request.app.title}
 
 
 def _guarded(page: HTMLResponse) -> HTMLResponse:

@@ -68,18 +68,10 @@ def digest(event: AuditEvent) -> bytes:
 
     Empty columns are left out, so events that are older than a column keep their hashes.
     """
-    content = {
-        "sequence": event.sequence,
-        "at": event.at.astimezone(UTC).isoformat(timespec="microseconds"),
-        "actor": event.actor,
-        "action": event.action,
-        "target": event.target,
-        "details": event.details,
-        "previous": event.previous_hash.hex(),
-    }
-    for name in ("before", "after", "reason", "request_id", "address"):
-        if (value := getattr(event, name)) is not None:
-            content[name] = value
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    names = ("sequence", "actor", "action", "target", "details", "before", "after", "reason", "request_id", "address")
+    columns = {name: getattr(event, name) for name in names if getattr(event, name) is not None}
+    content = columns | {"at": at, "previous": event.previous_hash.hex()}
     content = json.loads(json.dumps(content), parse_float=_canonical_number)
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
 

@@ -40,9 +40,6 @@ class ScopeMissing(Forbidden):
 class ApiKeyNotFound(NotFound):
     title = "API key not found"
 
-    def __init__(self, key_id: UUID) -> None:
-        super().__init__(f"There is no API key {key_id}.")
-
 
 @dataclass(frozen=True)
 class Principal:
@@ -74,23 +71,13 @@ def create_key(
         raise Unprocessable.at("/expires_at", "This time is in the past; give a later one, or none.")
     prefix, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     ordered = [scope for scope in SCOPES if scope in scopes]
-    key = ApiKey(
-        name=name,
-        prefix=prefix,
-        secret_sha256=hashlib.sha256(secret.encode()).digest(),
-        scopes=ordered,
-        expires_at=expires_at,
-    )
+    digest = hashlib.sha256(secret.encode()).digest()
+    key = ApiKey(name=name, prefix=prefix, secret_sha256=digest, scopes=ordered, expires_at=expires_at)
     session.add(key)
     session.flush()
-    record(
-        session,
-        actor=actor,
-        action="key.create",
-        target=f"key:{prefix}",
-        details={"name": name, "scopes": ordered},
-        after={"revoked": False, "expires_at": expires_at.isoformat() if expires_at else None},
-    )
+    details = {"name": name, "scopes": ordered}
+    after = {"revoked": False, "expires_at": expires_at.isoformat() if expires_at else None}
+    record(session, actor=actor, action="key.create", target=f"key:{prefix}", details=details, after=after)
     return ApiKeyOut.model_validate(key), f"em_{prefix}_{secret}"
 
 
@@ -116,17 +103,12 @@ def list_keys(session: Session, *, page: PageCursor[UUID]) -> Page[ApiKeyOut]:
 
 
 def get_key(session: Session, *, key_id: UUID) -> ApiKeyOut:
-    key = session.get(ApiKey, key_id)
-    if key is None:
-        raise ApiKeyNotFound(key_id)
-    return ApiKeyOut.model_validate(key)
+    return ApiKeyOut.model_validate(_find_key(session, key_id=key_id))
 
 
 def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
     """Revoke a key. Its row stays, because the audit log names it. Revoking it again changes nothing."""
-    key = session.get(ApiKey, key_id, with_for_update=True)
-    if key is None:
-        raise ApiKeyNotFound(key_id)
+    key = _find_key(session, key_id=key_id, lock=True)
     if key.revoked_at is None:
         key.revoked_at = session.scalar(select(func.now()))
         record(
@@ -138,3 +120,10 @@ def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
             before={"revoked": False},
             after={"revoked": True},
         )
+
+
+def _find_key(session: Session, *, key_id: UUID, lock: bool = False) -> ApiKey:
+    key = session.get(ApiKey, key_id, with_for_update=lock)
+    if key is None:
+        raise ApiKeyNotFound(f"There is no API key {key_id}.")
+    return key

@@ -29,7 +29,10 @@ class Precondition:
 
 def read_alias(session: Session, *, model_name: str, name: str) -> tuple[AliasOut, str]:
     """Return the alias and its ETag."""
-    row = _get_alias(session, model=get_model(session, name=model_name), name=name)
+    model = get_model(session, name=model_name)
+    row = queries.find_alias(session, model_id=model.id, name=name)
+    if row is None:
+        raise _alias_not_found(model, name)
     return _alias_out(row), _etag(row)
 
 
@@ -54,21 +57,17 @@ def read_history(
     rows = session.execute(page.select(query, AliasMove.id)).all()
     if not rows and queries.count_alias_moves(session, model_id=model.id, name=name) == 0:
         raise _alias_not_found(model, name)
-    rows, next_cursor = page.split(rows, keys=[move.id for move, _ in rows])
-    ids = {move.to_checkpoint_id for move, _ in rows if move.to_checkpoint_id}
-    checkpoints = queries.checkpoints_by_id(session, ids=ids)
-    periods = []
-    for move, until in rows:
-        checkpoint = checkpoints[move.to_checkpoint_id] if move.to_checkpoint_id else None
-        periods.append(
-            AliasPeriod(
-                version=checkpoint.version if checkpoint else None,
-                commit=checkpoint.commit if checkpoint else None,
-                since=move.moved_at,
-                until=until,
-                moved_by=move.moved_by,
-            )
+    rows, next_cursor = page.split(rows, keys=[move.id for move, _, _ in rows])
+    periods = [
+        AliasPeriod(
+            version=checkpoint.version if checkpoint else None,
+            commit=checkpoint.commit if checkpoint else None,
+            since=move.moved_at,
+            until=until,
+            moved_by=move.moved_by,
         )
+        for move, until, checkpoint in rows
+    ]
     return Page(items=periods, next=next_cursor)
 
 
@@ -127,17 +126,9 @@ def move_requested_alias(session: Session, *, checkpoint: Checkpoint) -> str | N
     return None
 
 
-def _get_alias(session: Session, *, model: Model, name: str) -> Alias:
-    row = queries.find_alias(session, model_id=model.id, name=name)
-    if row is None:
-        raise _alias_not_found(model, name)
-    return row
-
-
 def _alias_not_found(model: Model, name: str) -> AliasNotFound:
-    return AliasNotFound(
-        f"The model {model.name!r} has no alias {name!r}; GET /v1/models/{model.name}/aliases lists them."
-    )
+    where = f"GET /v1/models/{model.name}/aliases lists them"
+    return AliasNotFound(f"The model {model.name!r} has no alias {name!r}; {where}.")
 
 
 def _alias_out(row: Alias) -> AliasOut:
@@ -177,16 +168,10 @@ def _record_move(
     checkpoint = after or before
     assert checkpoint is not None
     model = checkpoint.model
-    session.add(
-        AliasMove(
-            model_id=model.id,
-            name=name,
-            from_checkpoint_id=before.id if before else None,
-            to_checkpoint_id=after.id if after else None,
-            moved_by=actor,
-        )
-    )
-    old, new = (checkpoint.version if checkpoint else None for checkpoint in (before, after))
+    move = AliasMove(model_id=model.id, name=name, moved_by=actor)
+    move.from_checkpoint_id, move.to_checkpoint_id = (side.id if side else None for side in (before, after))
+    session.add(move)
+    old, new = (side.version if side else None for side in (before, after))
     record(
         session,
         actor=actor,

@@ -7,7 +7,7 @@ together with every other file of the revision.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -88,15 +88,9 @@ def build_manifest(inputs: Inputs, *, files: Mapping[str, str]) -> bytes:
 
 
 def _edit(edit: ManifestEdit) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "id": str(edit.id),
-        "source": edit.source,
-        "destination": dict(edit.destination),
-        "templates": list(edit.templates),
-        "settings": dict(edit.settings),
-        "reason": edit.reason,
-    }
-    return content | ({"value": edit.value} if edit.method == "text_encoder" else {"method": edit.method})
+    content = asdict(edit) | {"id": str(edit.id)}
+    del content["method" if edit.method == "text_encoder" else "value"]
+    return content
 
 
 def compute_commit(files: Iterable[tuple[str, str]]) -> str:

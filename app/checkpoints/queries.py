@@ -123,14 +123,15 @@ def count_alias_moves(session: Session, *, model_id: UUID, name: str) -> int:
 
 def select_alias_periods(
     *, model_id: UUID, name: str, start: datetime | None, end: datetime | None
-) -> Select[AliasMove, datetime | None]:
-    """Select the moves of an alias, each with the time of the next move.
+) -> Select[AliasMove, datetime | None, Checkpoint | None]:
+    """Select the moves of an alias, each with the time of the next move and the checkpoint that it points at since.
 
     With `start` and `end`, only the moves that were in effect at some time between them.
     """
     next_move = func.lead(AliasMove.moved_at).over(order_by=AliasMove.id).label("until")
     moves = select(AliasMove.id, next_move).where(AliasMove.model_id == model_id, AliasMove.name == name).subquery()
-    query = select(AliasMove, moves.c.until).join(moves, moves.c.id == AliasMove.id)
+    query = select(AliasMove, moves.c.until, Checkpoint).join(moves, moves.c.id == AliasMove.id)
+    query = query.outerjoin(Checkpoint, Checkpoint.id == AliasMove.to_checkpoint_id)
     if start is not None:
         query = query.where(or_(moves.c.until.is_(None), moves.c.until > start))
     if end is not None:

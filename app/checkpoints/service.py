@@ -114,16 +114,13 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
     report, options = checkpoint.report or {}, checkpoint.options
     statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
     edits = edits_out(session, checkpoint=checkpoint)
-    in_text_encoder = "moment_weight" in options
     return CheckpointOut.model_validate(
         {
             **_summaries(session, rows=[checkpoint])[0].model_dump(),
             "edits": edits,
-            "residual_schedule": options.get("residual_schedule"),
-            "moment_weight": options.get("moment_weight"),
-            "contexts": options.get("contexts", "own") if in_text_encoder else None,
+            **{name: options.get(name) for name in ("residual_schedule", "moment_weight", "cross_attention")},
+            "contexts": options.get("contexts", "own") if "moment_weight" in options else None,
             "preserve": options.get("preserve", []),
-            "cross_attention": options.get("cross_attention"),
             "statistics": (statistics.digest or "") if statistics else None,
             "files": checkpoint.files,
             "conflicts": report.get("conflicts", []),
@@ -152,8 +149,7 @@ def edits_out(session: Session, *, checkpoint: Checkpoint) -> list[EditInCheckpo
 
 
 def edit_out(edit: Edit, *, relative_residual: float | None = None, method: str) -> EditInCheckpoint:
-    values = column_values(edit) | {"relative_residual": relative_residual, "method": method}
-    return EditInCheckpoint.model_validate(values)
+    return EditInCheckpoint(**column_values(edit), relative_residual=relative_residual, method=method)
 
 
 def _evaluation_links(session: Session, checkpoint: Checkpoint) -> list[EvaluationLink]:
@@ -178,15 +174,13 @@ def _summaries(session: Session, *, rows: Sequence[Checkpoint]) -> list[Checkpoi
     counts = queries.edit_counts(session, checkpoint_ids=ids)
     numbers = queries.numbers(session, ids=[row.parent_id for row in rows if row.parent_id])
     return [
-        CheckpointSummary.model_validate(
-            column_values(row)
-            | {
-                "version": row.version,
-                "model": row.model.name,
-                "edit_count": counts.get(row.id, 0),
-                "aliases": names[row.id],
-                "parent": f"v{numbers[row.parent_id]}" if row.parent_id else None,
-            }
+        CheckpointSummary(
+            **column_values(row),
+            version=row.version,
+            model=row.model.name,
+            edit_count=counts.get(row.id, 0),
+            aliases=names[row.id],
+            parent=f"v{numbers[row.parent_id]}" if row.parent_id else None,
         )
         for row in rows
     ]

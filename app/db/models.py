@@ -386,10 +386,7 @@ class WebhookDelivery(Identified, Base):
     """An event for one receiver: written with the state change. A job sends it after the commit."""
 
     __tablename__ = "webhook_deliveries"
-    __table_args__ = (
-        one_of("state", "pending", "delivered", "failed"),
-        Index(None, "webhook_id", "id"),
-    )
+    __table_args__ = (one_of("state", "pending", "delivered", "failed"), Index(None, "webhook_id", "id"))
 
     webhook_id: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     message_id: Mapped[str]  # the same however often the event is sent to this receiver

@@ -13,12 +13,7 @@ from emender.schemas.edits import EditOut, ValueOut
 
 
 def filtered(
-    *,
-    model_id: UUID | None,
-    state: str | None,
-    source: str | None,
-    source_part: str | None,
-    created_by: str | None,
+    *, model_id: UUID | None, state: str | None, source: str | None, source_part: str | None, created_by: str | None
 ) -> Select[Edit]:
     values = {"model_id": model_id, "state": state, "source": source, "created_by": created_by}
     query = select(Edit).filter_by(**{name: value for name, value in values.items() if value is not None})
@@ -35,12 +30,11 @@ def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
     jobs = latest_jobs(session, ids)
     values = _values(session, ids)
     return [
-        edit_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), value=values.get(edit.id)) for edit in edits
+        _edit_out(edit, model=names[edit.model_id], job=jobs.get(edit.id), value=values.get(edit.id)) for edit in edits
     ]
 
 
-def edit_out(edit: Edit, *, model: str, job: Job | None = None, value: ValueOut | None = None) -> EditOut:
-    """Describe an edit of the model of that name. A new edit has no job that ran, and no value."""
+def _edit_out(edit: Edit, *, model: str, job: Job | None, value: ValueOut | None) -> EditOut:
     work = {"progress": job.progress if job and job.state == "running" else None, "attempt": job.attempt if job else 0}
     return EditOut(**column_values(edit) | work, model=model, value=value)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app.audit.service import record
-from app.db.models import Edit, EditValue, Model
+from app.db.models import Edit, EditValue
 from app.db.pagination import PageCursor
 from app.edits import queries
 from app.edits.errors import EditAlreadyFinished, EditNotFound, EditNotReady, EditNotRetryable
@@ -26,6 +26,9 @@ from app.storage.store import BlobCorrupt, Store
 from emender.schemas.common import Page
 from emender.schemas.edits import EditBatchOut, EditCreate, EditOut, EditRef, Losses
 
+WRITTEN = {"source", "templates", "settings", "reason", "labels"}
+"""The fields of a request that are columns of the edit as they are."""
+
 
 def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store, folder: Path, actor: str) -> EditOut:
     """Check an edit against its model and queue it. `folder` is the service's data directory.
@@ -35,19 +38,19 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
     found = get_ready_model(session, name=model)
     tokenizers = tokenizers_of(session, model_id=found.id, store=store, folder=folder)
     check_edits(session, model=found, edits={"": edit}, tokenizers=tokenizers)
-    row = Edit(**_columns(edit, model=found, actor=actor))
+    columns = {
+        **edit.model_dump(include=WRITTEN),
+        "destination": edit.destination.model_dump(exclude_none=True),
+        **{"id": uuid7(), "model_id": found.id, "state": "queued", "created_by": actor},
+    }
+    row = Edit(**columns)
     session.add(row)
     enqueue(session, kind=OPTIMIZE_EDIT, target_id=row.id, actor=actor)
-    record(
-        session,
-        actor=actor,
-        action="edit.create",
-        target=f"edit:{row.id}",
-        details={"model": found.name, "source": row.source, "destination": row.destination, "reason": row.reason},
-        after={"state": "queued"},
-        reason=row.reason,
-    )
-    return queries.edit_out(row, model=found.name)
+    details = {"model": found.name, "source": row.source, "destination": row.destination, "reason": row.reason}
+    target, after = f"edit:{row.id}", {"state": "queued"}
+    record(session, actor=actor, action="edit.create", target=target, details=details, after=after, reason=row.reason)
+    new: dict[str, Any] = {"progress": None, "attempt": 0, "problem": None, "value": None}
+    return EditOut(**columns, **new, model=found.name, created_at=row.created_at, updated_at=row.updated_at)
 
 
 def create_edits(
@@ -60,7 +63,14 @@ def create_edits(
     found = get_ready_model(session, name=model)
     tokenizers = tokenizers_of(session, model_id=found.id, store=store, folder=folder)
     check_edits(session, model=found, edits={f"/{n}": edit for n, edit in enumerate(edits)}, tokenizers=tokenizers)
-    rows = [_columns(edit, model=found, actor=actor) for edit in edits]
+    rows = [
+        {
+            **edit.model_dump(include=WRITTEN),
+            "destination": edit.destination.model_dump(exclude_none=True),
+            **{"id": uuid7(), "model_id": found.id, "state": "queued", "created_by": actor},
+        }
+        for edit in edits
+    ]
     session.execute(insert(Edit), rows)
     enqueue_many(session, kind=OPTIMIZE_EDIT, target_ids=[row["id"] for row in rows], actor=actor)
     reasons = {edit.reason for edit in edits}
@@ -106,7 +116,7 @@ def find_edit(session: Session, *, edit_id: UUID, lock: bool = False) -> Edit:
     """Return the edit as it is now. Raises `EditNotFound`."""
     edit = session.get(Edit, edit_id, with_for_update=lock, populate_existing=True)
     if edit is None:
-        raise EditNotFound(edit_id)
+        raise EditNotFound(f"There is no edit {edit_id}.")
     return edit
 
 
@@ -124,7 +134,7 @@ def value_file(session: Session, *, edit_id: UUID) -> bytes:
     """
     edit = find_edit(session, edit_id=edit_id)
     if edit.state != "ready":
-        raise EditNotReady(edit_id, edit.state)
+        raise EditNotReady(f"The edit {edit_id} is {edit.state}; it has a value once it is ready.")
     value = session.get_one(EditValue, edit_id)
     if hashlib.sha256(value.content).hexdigest() != value.sha256:
         raise BlobCorrupt(value.sha256)
@@ -140,7 +150,7 @@ def cancel_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     job = latest_job(session, target_id=edit_id)
     edit = find_edit(session, edit_id=edit_id, lock=True)
     if edit.state in ("ready", "failed"):
-        raise EditAlreadyFinished(edit_id, edit.state)
+        raise EditAlreadyFinished(f"The edit {edit_id} is {edit.state}, so it cannot be cancelled.")
     if edit.state in ("queued", "optimizing"):
         before = {"state": edit.state}
         if cancel(session, job):
@@ -157,7 +167,8 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     """Queue a failed or cancelled edit again. Raises `EditNotRetryable` for others."""
     edit = find_edit(session, edit_id=edit_id, lock=True)
     if edit.state not in ("failed", "cancelled"):
-        raise EditNotRetryable(edit_id, edit.state)
+        detail = f"The edit {edit_id} is {edit.state}; only a failed or cancelled edit can be retried."
+        raise EditNotRetryable(detail)
     before = {"state": edit.state, "problem": (edit.problem or {}).get("title")}
     edit.state, edit.problem = "queued", None
     session.flush()
@@ -165,12 +176,3 @@ def retry_edit(session: Session, *, edit_id: UUID, actor: str) -> EditOut:
     after = {"state": edit.state, "problem": None}
     record(session, actor=actor, action="edit.retry", target=f"edit:{edit_id}", before=before, after=after)
     return get_edit(session, edit_id=edit_id)
-
-
-def _columns(edit: EditCreate, *, model: Model, actor: str) -> dict[str, Any]:
-    """Return the columns of a new edit."""
-    return {
-        **edit.model_dump(include={"source", "templates", "settings", "reason", "labels"}),
-        **{"destination": edit.destination.model_dump(exclude_none=True), "model_id": model.id},
-        **{"id": uuid7(), "state": "queued", "problem": None, "created_by": actor},
-    }

@@ -25,13 +25,7 @@ from app.models.queries import get_model
 from app.problems import Unprocessable
 from editing.files import File
 from emender.schemas.common import Page
-from emender.schemas.evaluations import (
-    FREE_PROMPTS,
-    EvaluationCreate,
-    EvaluationKind,
-    EvaluationOut,
-    PreviewCreate,
-)
+from emender.schemas.evaluations import FREE_PROMPTS, EvaluationCreate, EvaluationKind, EvaluationOut, PreviewCreate
 
 
 def create_preview(
@@ -139,14 +133,9 @@ def _create(
     session.add(row)
     session.flush()
     enqueue(session, kind=EVALUATE_CHECKPOINT, target_id=row.id, actor=actor)
-    record(
-        session,
-        actor=actor,
-        action=f"evaluation.{kind}",
-        target=checkpoint.audit_target,
-        details={"evaluation": str(row.id), "request": row.request},
-        after={"state": "queued"},
-    )
+    details, after = {"evaluation": str(row.id), "request": row.request}, {"state": "queued"}
+    target = checkpoint.audit_target
+    record(session, actor=actor, action=f"evaluation.{kind}", target=target, details=details, after=after)
     session.refresh(row)
     return _evaluations_out(session, [row])[0]
 
@@ -166,13 +155,11 @@ def find_evaluation(session: Session, *, model: str, revision: str, evaluation_i
 def _evaluations_out(session: Session, rows: Sequence[Evaluation]) -> list[EvaluationOut]:
     progress = running_progress(session, target_ids=[row.id for row in rows])
     return [
-        EvaluationOut.model_validate(
-            column_values(row)
-            | {
-                "model": row.checkpoint.model.name,
-                "version": row.checkpoint.version,
-                "progress": progress.get(row.id),
-            }
+        EvaluationOut(
+            **column_values(row),
+            model=row.checkpoint.model.name,
+            version=row.checkpoint.version,
+            progress=progress.get(row.id),
         )
         for row in rows
     ]

@@ -101,10 +101,7 @@ def auth_check(session: SessionDep, namespace: Part, repo: Part) -> None:
     _get_repo(session, namespace, repo)
 
 
-@read_router.get(
-    "/api/models/{namespace}/{repo}/revision/{revision:path}",
-    responses=NO_REVISION,
-)
+@read_router.get("/api/models/{namespace}/{repo}/revision/{revision:path}", responses=NO_REVISION)
 def revision_info(
     session: SessionDep, namespace: Part, repo: Part, revision: AnyRev, blobs: bool = False
 ) -> dict[str, Any]:
@@ -141,10 +138,7 @@ def tree(
     return entries
 
 
-@read_router.post(
-    "/api/models/{namespace}/{repo}/paths-info/{revision:path}",
-    responses=NO_REVISION,
-)
+@read_router.post("/api/models/{namespace}/{repo}/paths-info/{revision:path}", responses=NO_REVISION)
 def paths_info(
     session: SessionDep,
     namespace: Part,

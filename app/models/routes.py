@@ -23,11 +23,7 @@ def register_model(
 ) -> ModelOut:
     """Register a base model. A worker fetches it, checks that its weights are safetensors, and computes its digest."""
     registered = service.register_model(
-        session,
-        model=model,
-        namespace=settings.namespace,
-        model_roots=settings.model_roots,
-        actor=principal.actor,
+        session, model=model, namespace=settings.namespace, model_roots=settings.model_roots, actor=principal.actor
     )
     response.headers["Location"] = f"/v1/models/{registered.name}"
     return registered
@@ -68,12 +64,7 @@ def create_statistics(
 ) -> StatisticsOut:
     """Estimate the second moments C0 of the model's keys over captions. Apply needs them once per model."""
     created = service.create_statistics(
-        session,
-        name=model,
-        statistics=statistics,
-        model_roots=settings.model_roots,
-        store=store,
-        actor=principal.actor,
+        session, name=model, statistics=statistics, model_roots=settings.model_roots, store=store, actor=principal.actor
     )
     response.headers["Location"] = f"/v1/models/{model}/statistics/{created.id}"
     return created

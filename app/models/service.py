@@ -76,13 +76,7 @@ def read_model(session: Session, *, name: str) -> ModelOut:
 
 
 def create_statistics(
-    session: Session,
-    *,
-    name: str,
-    statistics: StatisticsCreate,
-    model_roots: Sequence[Path],
-    store: Store,
-    actor: str,
+    session: Session, *, name: str, statistics: StatisticsCreate, model_roots: Sequence[Path], store: Store, actor: str
 ) -> StatisticsOut:
     """Store the captions and enqueue the estimate of their second moments."""
     model = get_ready_model(session, name=name, lock=True)
