@@ -79,10 +79,8 @@ def apply(
         target=checkpoint.audit_target,
         details={
             "edits": [str(edit.id) for edit in selection.edits],
-            "method": request.method,
-            "alpha": inputs.alpha,
             "layers": inputs.options.get("layers", inputs.layers),
-            "alias": request.alias,
+            **{"method": request.method, "alpha": inputs.alpha, "alias": request.alias},
         },
         after={"state": checkpoint.state},
         reason=request.notes,
@@ -141,11 +139,9 @@ def _set_text_encoder(session: Session, inputs: _Inputs, *, model: Model, reques
     inputs.statistics = newest_statistics(session, model_id=model.id)
     if inputs.statistics is None:
         estimating = newest_statistics(session, model_id=model.id, states=("queued", "estimating")) is not None
-        hint = (
-            f"They are being estimated: retry when GET /v1/models/{model.name} shows them"
-            if estimating
-            else f'Make them with POST /v1/models/{model.name}/statistics {{"captions": "…"}}'
-        )
+        hint = f'Make them with POST /v1/models/{model.name}/statistics {{"captions": "…"}}'
+        if estimating:
+            hint = f"They are being estimated: retry when GET /v1/models/{model.name} shows them"
         raise StatisticsMissing(f"The model {model.name!r} has no second moments. {hint}.")
     inputs.alpha, inputs.layers = request.alpha, list(next(iter(layers.values())))
     names = ("residual_schedule", "moment_weight", "contexts", "preserve")
@@ -159,9 +155,8 @@ def _find_start(session: Session, *, model: Model, request: ApplyCreate) -> Chec
     if (request.edits is None) == (request.base is None):
         raise Unprocessable.at("/edits", "Give exactly one of `edits` and `from`.")
     if request.base is None:
-        Unprocessable.raise_for(
-            [(f"/{name}", f"`{name}` needs `from`.") for name in ("add", "remove") if getattr(request, name)]
-        )
+        given = [name for name in ("add", "remove") if getattr(request, name)]
+        Unprocessable.raise_for([(f"/{name}", f"`{name}` needs `from`.") for name in given])
         return None
     start = queries.find_checkpoint(session, model=model, revision=request.base)
     if start is None:
@@ -176,12 +171,8 @@ def _check_settings(request: ApplyCreate) -> None:
     if request.preset is not None and "preset" in foreign:
         foreign = ["preset"]  # it has set the others
     own = ", ".join(f"`{name}`" for name in (*METHOD_SETTINGS[request.method], "preserve"))
-    Unprocessable.raise_for(
-        [
-            (f"/{name}", f"`{name}` is a setting of the method {other!r}; {request.method!r} takes {own}.")
-            for name in foreign
-        ]
-    )
+    why = f"is a setting of the method {other!r}; {request.method!r} takes {own}."
+    Unprocessable.raise_for([(f"/{name}", f"`{name}` {why}") for name in foreign])
 
 
 def _check_prompts(preserve: Sequence[str], tokenizers: Sequence[PromptTokenizer]) -> None:

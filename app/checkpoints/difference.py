@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import safe_open
 from sqlalchemy.orm import Session
 
-from app.checkpoints.files import EDITABLE, base_files, list_served_files, own_files
+from app.checkpoints.files import EDITABLE, list_files, list_served_files
 from app.checkpoints.queries import get_published_checkpoint
 from app.checkpoints.service import edits_out
 from app.models.queries import get_model
@@ -27,8 +27,8 @@ def compare(session: Session, *, store: Store, model_name: str, revision: str, a
     checkpoint = get_published_checkpoint(session, model=model, revision=revision)
     other = get_published_checkpoint(session, model=model, revision=against) if against != BASE else None
     files = list_served_files(checkpoint)
-    other_files = list_served_files(other) if other else {file.path: file for file in base_files(model)}
-    edited = {file.path for side in (checkpoint, other) if side for file in own_files(side)}
+    other_files = list_served_files(other) if other else {file.path: file for file in list_files(model)}
+    edited = {file.path for side in (checkpoint, other) if side for file in list_files(side)}
     edits = {edit.id: edit for edit in edits_out(session, checkpoint=checkpoint)}
     other_edits = {edit.id: edit for edit in edits_out(session, checkpoint=other)} if other else {}
     return DifferenceOut(

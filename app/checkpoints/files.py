@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.checkpoints import queries
-from app.db.models import Checkpoint, CheckpointFile, Model, ModelFile
+from app.db.models import Checkpoint, Model
 from app.storage.store import Store
 from editing.files import File
 
@@ -59,7 +59,7 @@ def list_served_files(checkpoint: Checkpoint) -> Mapping[str, File]:
     assert checkpoint.commit is not None
     files = _listings.get(checkpoint.commit)
     if files is None:
-        files = merge_files(base_files(checkpoint.model), own_files(checkpoint))
+        files = merge_files(list_files(checkpoint.model), list_files(checkpoint))
         if len(_listings) >= MAX_CACHED_LISTINGS:
             _listings.clear()
         _listings[checkpoint.commit] = files
@@ -78,16 +78,9 @@ def merge_files(base: Iterable[File], own: Iterable[File]) -> dict[str, File]:
     return dict(sorted({file.path: file for file in (*kept, *own)}.items()))
 
 
-def base_files(model: Model) -> list[File]:
-    return _to_files(model.files)
-
-
-def own_files(checkpoint: Checkpoint) -> list[File]:
-    return _to_files(checkpoint.files)
-
-
-def _to_files(rows: Iterable[ModelFile | CheckpointFile]) -> list[File]:
-    return [File(row.path, row.sha256, row.size) for row in rows]
+def list_files(owner: Model | Checkpoint) -> list[File]:
+    """Return the files of a model, or those that a checkpoint has besides its model's."""
+    return [File(row.path, row.sha256, row.size) for row in owner.files]
 
 
 def store_folder(store: Store, folder: Path) -> list[File]:

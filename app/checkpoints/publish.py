@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.audit.service import record
 from app.checkpoints.aliases import move_requested_alias
-from app.checkpoints.files import base_files, merge_files
+from app.checkpoints.files import list_files, merge_files
 from app.checkpoints.manifest import compute_commit
 from app.db.models import Checkpoint, CheckpointFile, JsonObject
 from editing.files import File
@@ -18,7 +18,7 @@ def publish(session: Session, *, checkpoint: Checkpoint, files: Sequence[File], 
 
     Also moves the alias that apply named, unless it was moved in the meantime. The report says which.
     """
-    served = merge_files(base_files(checkpoint.model), files)
+    served = merge_files(list_files(checkpoint.model), files)
     checkpoint.files = [CheckpointFile(path=file.path, sha256=file.sha256, size=file.size) for file in files]
     checkpoint.commit = compute_commit((file.path, file.sha256) for file in served.values())
     checkpoint.state = "published"

@@ -42,9 +42,7 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
     pointers: dict[UUID, str] = {}
     if request.edits == "ready":
         ready = queries.ready_edits(session, model_id=model.id)
-        newest = {
-            normalize_source(edit.source): edit for edit in ready
-        }  # the last one of each source, that is the newest
+        newest = {normalize_source(edit.source): edit for edit in ready}  # the last one of each source is the newest
         chosen = {edit.id: edit for edit in newest.values()}
         superseded = [edit for edit in ready if edit.id not in chosen]
         if not chosen:
@@ -135,17 +133,10 @@ def _check_removed(ids: Sequence[str], kept: Mapping[UUID, Edit], start: Checkpo
 
 def _check_destinations(edits: Iterable[Edit], pointers: Mapping[UUID, str]) -> None:
     """Refuse reference images for cross-attention, which is edited by the text of destinations."""
-    Unprocessable.raise_for(
-        [
-            (
-                pointers.get(edit.id, "/edits"),
-                f"The edit {edit.id} has reference images, which cross-attention cannot use. Leave it out, or apply it "
-                'with the method "text_encoder".',
-            )
-            for edit in edits
-            if "images" in edit.destination
-        ]
-    )
+    why = "has reference images, which cross-attention cannot use"
+    hint = 'Leave it out, or apply it with the method "text_encoder".'
+    refused = [edit.id for edit in edits if "images" in edit.destination]
+    Unprocessable.raise_for([(pointers.get(id, "/edits"), f"The edit {id} {why}. {hint}") for id in refused])
 
 
 def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> dict[str, int]:
@@ -154,17 +145,15 @@ def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UU
     if not edits:
         return {}
     first = layers[edits[0].id]
-    Unprocessable.raise_for(
-        [
-            (
-                pointers.get(edit.id, "/edits"),
+    errors = []
+    for edit in edits:
+        if layers[edit.id] != first:
+            detail = (
                 f"The edit {edit.id} was optimized for layer {_join(layers[edit.id])}, others for {_join(first)}: "
-                "apply them separately, or optimize it again with the same settings.layer.",
+                "apply them separately, or optimize it again with the same settings.layer."
             )
-            for edit in edits
-            if layers[edit.id] != first
-        ]
-    )
+            errors.append((pointers.get(edit.id, "/edits"), detail))
+    Unprocessable.raise_for(errors)
     return first
 
 

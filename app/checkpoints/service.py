@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.audit.service import record
 from app.checkpoints import queries
 from app.checkpoints.errors import CheckpointRetracted, FileNotFound
-from app.checkpoints.files import own_files
+from app.checkpoints.files import list_files
 from app.checkpoints.queries import get_checkpoint, get_published_checkpoint, require_published
 from app.checkpoints.warnings import classifier_warnings, residual_warnings
 from app.db.models import Checkpoint, Edit, Evaluation, Statistics
@@ -78,7 +78,7 @@ def find_file(session: Session, *, model_name: str, revision: str, path: str) ->
     """
     model = get_model(session, name=model_name)
     checkpoint = get_published_checkpoint(session, model=model, revision=revision)
-    files = {file.path: file for file in own_files(checkpoint)}
+    files = {file.path: file for file in list_files(checkpoint)}
     if path not in files:
         raise FileNotFound(f"{checkpoint.version} has no file {path[:200]!r}; it has {', '.join(files)}.")
     return files[path], checkpoint.commit or ""

@@ -201,9 +201,8 @@ class Checkpoint(Identified, Base):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
     alpha: Mapped[float | None]
     layers: Mapped[list[int]]
-    options: Mapped[
-        JsonObject
-    ]  # residual mode, moment_weight, contexts, preserved prompts; settings of `cross_attention`
+    # residual mode, moment_weight, contexts, preserved prompts; settings of `cross_attention`
+    options: Mapped[JsonObject]
     notes: Mapped[str | None]
     alias: Mapped[str | None]  # to be moved here once published, if its moves still count `alias_moves`
     alias_moves: Mapped[int | None]

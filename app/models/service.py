@@ -53,15 +53,9 @@ def register_model(
     except IntegrityError:  # a concurrent request registered the name first
         raise ModelAlreadyExists(f"The model {model.name!r} already exists; choose another name.") from None
     enqueue(session, kind=REGISTER_MODEL, target_id=row.id, actor=actor)
-    record(
-        session,
-        actor=actor,
-        action="model.register",
-        target=f"model:{row.name}",
-        details={name: getattr(row, name) for name in ("source", "revision", "namespace", "classifier", "license")},
-        before=before,
-        after={"state": row.state},
-    )
+    details = {name: getattr(row, name) for name in ("source", "revision", "namespace", "classifier", "license")}
+    target, after = f"model:{row.name}", {"state": row.state}
+    record(session, actor=actor, action="model.register", target=target, details=details, before=before, after=after)
     session.refresh(row)
     return _models_out(session, [row])[0]
 

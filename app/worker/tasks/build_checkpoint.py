@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.checkpoints import queries
 from app.checkpoints.card import write_card
-from app.checkpoints.files import EDITABLE, base_files, merge_files, store_content, store_folder
+from app.checkpoints.files import EDITABLE, list_files, merge_files, store_content, store_folder
 from app.checkpoints.manifest import LIBRARIES, MANIFEST, SIGNATURE, Inputs, ManifestEdit, build_manifest
 from app.checkpoints.publish import publish
 from app.db.models import Checkpoint, Edit, JsonObject, Statistics
@@ -165,7 +165,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
     layers = options.pop("layers", layers)  # kept apart where there are several
     in_text_encoder = [edit for edit in edits if methods[edit.id] == "text_encoder"]
     crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
-    base = base_files(model)
+    base = list_files(model)
     inputs = Inputs(
         model=model.name,
         model_source=model.source,

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 import editing
 from app.checkpoints import queries
-from app.checkpoints.files import EDITABLE, own_files, store_content
+from app.checkpoints.files import EDITABLE, list_files, store_content
 from app.db.models import Evaluation, JsonObject
 from app.evaluations.report import write_report
 from app.jobs.leases import Lease
@@ -91,7 +91,7 @@ def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
         edits=[concept_edit(edit, store=store) for edit in edits],
         ids=[str(edit.id) for edit in edits],
         residuals=(checkpoint.report or {}).get("residuals", {}),
-        files=own_files(checkpoint),
+        files=list_files(checkpoint),
         facts={
             "model": model.digest,
             "classifier": model.classifier,
