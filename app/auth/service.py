@@ -111,15 +111,9 @@ def revoke_key(session: Session, *, key_id: UUID, actor: str) -> None:
     key = _find_key(session, key_id=key_id, lock=True)
     if key.revoked_at is None:
         key.revoked_at = session.scalar(select(func.now()))
-        record(
-            session,
-            actor=actor,
-            action="key.revoke",
-            target=f"key:{key.prefix}",
-            details={"name": key.name},
-            before={"revoked": False},
-            after={"revoked": True},
-        )
+        target, details = f"key:{key.prefix}", {"name": key.name}
+        before, after = {"revoked": False}, {"revoked": True}
+        record(session, actor=actor, action="key.revoke", target=target, details=details, before=before, after=after)
 
 
 def _find_key(session: Session, *, key_id: UUID, lock: bool = False) -> ApiKey:

@@ -29,12 +29,7 @@ def publish(session: Session, *, checkpoint: Checkpoint, files: Sequence[File], 
         reason = move_requested_alias(session, checkpoint=checkpoint)
         outcome = {"moved": reason is None, "detail": reason or f"It points at {checkpoint.version}."}
     checkpoint.report = {**report, "alias": outcome}
-    record(
-        session,
-        actor="worker",
-        action="checkpoint.published",
-        target=checkpoint.audit_target,
-        details={"commit": checkpoint.commit, "files": {file.path: file.sha256 for file in files}},
-        before={"state": "building"},
-        after={"state": checkpoint.state},
-    )
+    action, target = "checkpoint.published", checkpoint.audit_target
+    details = {"commit": checkpoint.commit, "files": {file.path: file.sha256 for file in files}}
+    before, after = {"state": "building"}, {"state": checkpoint.state}
+    record(session, actor="worker", action=action, target=target, details=details, before=before, after=after)

@@ -9,19 +9,9 @@ from app.api.file_response import file_route, send_file
 from app.api.routing import Route, accept_large_body
 from app.api.work_routes import work_routes
 from app.auth.dependencies import AdminPrincipal, ApplyPrincipal, ReadPrincipal
-from app.checkpoints import aliases, difference, service
+from app.checkpoints import aliases, difference, errors, service
 from app.checkpoints import apply as apply_service
 from app.checkpoints.aliases import Precondition
-from app.checkpoints.errors import (
-    AliasMoved,
-    AliasNotFound,
-    CheckpointNotFound,
-    CheckpointNotPublished,
-    CheckpointRetracted,
-    FileNotFound,
-    PreconditionRequired,
-    StatisticsMissing,
-)
 from app.models.errors import ModelNotFound, ModelNotReady
 from app.problems import FileUnreadable, documented
 from emender.schemas.checkpoints import (
@@ -54,7 +44,8 @@ Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 IfMatch = Annotated[str | None, Header(description="the alias's ETag; required to move or delete an existing alias")]
 IfNoneMatch = Annotated[str | None, Header(description="`*`: only if the alias does not exist")]
 
-NOT_SERVED = (ModelNotFound, CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted)
+NO_ALIAS = (ModelNotFound, errors.AliasNotFound)
+NOT_SERVED = (ModelNotFound, errors.CheckpointNotFound, errors.CheckpointNotPublished, errors.CheckpointRetracted)
 
 
 @router.post(
@@ -63,7 +54,7 @@ NOT_SERVED = (ModelNotFound, CheckpointNotFound, CheckpointNotPublished, Checkpo
     responses={
         200: {"model": ApplyPlan, "description": "A dry run: what would be applied"},
         202: {"headers": {"Location": {"description": "the checkpoint", "schema": {"type": "string"}}}},
-        **documented(ModelNotFound, ModelNotReady, StatisticsMissing),
+        **documented(ModelNotFound, ModelNotReady, errors.StatisticsMissing),
     },
 )
 @accept_large_body
@@ -104,7 +95,7 @@ def list_checkpoints(
     router,
     "/models/{model}/checkpoints/{revision}",
     ModelNotFound,
-    CheckpointNotFound,
+    errors.CheckpointNotFound,
     find=service.find_checkpoint,
     follow="follow_checkpoint",
 )
@@ -113,7 +104,7 @@ def read_checkpoint(session: SessionDep, model: ModelName, revision: Revision) -
     return service.read_checkpoint(session, model_name=model, revision=revision)
 
 
-@file_route(router, "/models/{model}/checkpoints/{revision}/files/{path:path}", *NOT_SERVED, FileNotFound)
+@file_route(router, "/models/{model}/checkpoints/{revision}/files/{path:path}", *NOT_SERVED, errors.FileNotFound)
 def read_file(
     session: SessionDep,
     store: StoreDep,
@@ -155,7 +146,7 @@ def list_aliases(session: SessionDep, _: ReadPrincipal, model: ModelName) -> lis
     return aliases.list_aliases(session, model_name=model)
 
 
-@router.get("/models/{model}/aliases/{alias}", tags=["aliases"], responses=documented(ModelNotFound, AliasNotFound))
+@router.get("/models/{model}/aliases/{alias}", tags=["aliases"], responses=documented(*NO_ALIAS))
 def read_alias(
     session: SessionDep, _: ReadPrincipal, model: ModelName, alias: Revision, response: Response
 ) -> AliasOut:
@@ -164,9 +155,7 @@ def read_alias(
     return found
 
 
-@router.get(
-    "/models/{model}/aliases/{alias}/history", tags=["aliases"], responses=documented(ModelNotFound, AliasNotFound)
-)
+@router.get("/models/{model}/aliases/{alias}/history", tags=["aliases"], responses=documented(*NO_ALIAS))
 def read_history(
     session: SessionDep,
     _: ReadPrincipal,
@@ -188,7 +177,8 @@ def read_history(
     tags=["aliases"],
     responses={
         201: {"model": AliasOut, "description": "Created"},
-        **documented(ModelNotFound, CheckpointNotPublished, CheckpointRetracted, AliasMoved, PreconditionRequired),
+        **documented(ModelNotFound, errors.CheckpointNotPublished, errors.CheckpointRetracted),
+        **documented(errors.AliasMoved, errors.PreconditionRequired),
     },
 )
 def move_alias(
@@ -219,7 +209,7 @@ def move_alias(
     "/models/{model}/aliases/{alias}",
     tags=["aliases"],
     status_code=204,
-    responses=documented(ModelNotFound, AliasNotFound, AliasMoved, PreconditionRequired),
+    responses=documented(*NO_ALIAS, errors.AliasMoved, errors.PreconditionRequired),
 )
 def delete_alias(
     session: SessionDep, principal: ApplyPrincipal, model: ModelName, alias: Revision, if_match: IfMatch = None
@@ -229,7 +219,7 @@ def delete_alias(
     aliases.delete_alias(session, model_name=model, name=alias, precondition=precondition, actor=principal.actor)
 
 
-@router.get("/files/{sha256}", responses=documented(FileNotFound))
+@router.get("/files/{sha256}", responses=documented(errors.FileNotFound))
 def trace_file(session: SessionDep, _: ReadPrincipal, sha256: Sha256) -> FileProvenance:
     """Find the checkpoints, and so the edits, that a file came from."""
     return service.trace_file(session, sha256=sha256)

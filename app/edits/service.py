@@ -73,15 +73,11 @@ def create_edits(
     ]
     session.execute(insert(Edit), rows)
     enqueue_many(session, kind=OPTIMIZE_EDIT, target_ids=[row["id"] for row in rows], actor=actor)
+    details = {"count": len(rows), "edits": [str(row["id"]) for row in rows]}
     reasons = {edit.reason for edit in edits}
-    record(
-        session,
-        actor=actor,
-        action="edit.create_batch",
-        target=f"model:{found.name}",
-        details={"count": len(rows), "edits": [str(row["id"]) for row in rows]},
-        reason=reasons.pop() if len(reasons) == 1 else None,  # otherwise each edit has its own
-    )
+    reason = reasons.pop() if len(reasons) == 1 else None  # otherwise each edit has its own
+    target = f"model:{found.name}"
+    record(session, actor=actor, action="edit.create_batch", target=target, details=details, reason=reason)
     return EditBatchOut(count=len(rows), edits=[EditRef(id=row["id"], source=row["source"]) for row in rows])
 
 

@@ -12,13 +12,7 @@ from app.api.work_routes import work_routes
 from app.auth.dependencies import ApplyPrincipal, ReadPrincipal
 from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, CheckpointRetracted
 from app.checkpoints.routes import ModelName, Revision
-from app.evaluations import service
-from app.evaluations.errors import (
-    ClassifierMissing,
-    EvaluationAlreadyFinished,
-    EvaluationFileNotFound,
-    EvaluationNotFound,
-)
+from app.evaluations import errors, service
 from app.models.errors import ModelNotFound
 from app.problems import documented
 from emender.schemas.common import Page
@@ -50,7 +44,7 @@ def create_preview(
     return created
 
 
-@router.post("/evaluations", status_code=202, responses=LOCATION | documented(*NOT_SERVED, ClassifierMissing))
+@router.post("/evaluations", status_code=202, responses=LOCATION | documented(*NOT_SERVED, errors.ClassifierMissing))
 def create_evaluation(
     session: SessionDep,
     principal: ApplyPrincipal,
@@ -92,7 +86,7 @@ def list_evaluations(
     router,
     "/evaluations/{evaluation_id}",
     *NO_CHECKPOINT,
-    EvaluationNotFound,
+    errors.EvaluationNotFound,
     find=service.find_evaluation,
     follow="follow_evaluation",
 )
@@ -105,8 +99,8 @@ def read_evaluation(session: SessionDep, model: ModelName, revision: Revision, e
     router,
     "/evaluations/{evaluation_id}/files/{name}",
     *NO_CHECKPOINT,
-    EvaluationNotFound,
-    EvaluationFileNotFound,
+    errors.EvaluationNotFound,
+    errors.EvaluationFileNotFound,
     media_types=("image/png", "application/json", "text/markdown"),
 )
 def read_file(
@@ -127,7 +121,7 @@ def read_file(
 @router.post(
     "/evaluations/{evaluation_id}/cancel",
     status_code=202,
-    responses=documented(*NO_CHECKPOINT, EvaluationNotFound, EvaluationAlreadyFinished),
+    responses=documented(*NO_CHECKPOINT, errors.EvaluationNotFound, errors.EvaluationAlreadyFinished),
 )
 def cancel_evaluation(
     session: SessionDep, principal: ApplyPrincipal, model: ModelName, revision: Revision, evaluation_id: UUID

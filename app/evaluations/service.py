@@ -11,12 +11,7 @@ from app.checkpoints.service import find_checkpoint
 from app.db.models import Checkpoint, Evaluation
 from app.db.pagination import PageCursor
 from app.db.rows import column_values
-from app.evaluations.errors import (
-    ClassifierMissing,
-    EvaluationAlreadyFinished,
-    EvaluationFileNotFound,
-    EvaluationNotFound,
-)
+from app.evaluations import errors
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import EVALUATE_CHECKPOINT
 from app.jobs.queries import cancel, latest_job, running_progress
@@ -47,7 +42,7 @@ def create_evaluation(
     model = get_model(session, name=model_name)
     checkpoint = get_published_checkpoint(session, model=model, revision=revision)
     if model.classifier is None:
-        raise ClassifierMissing(
+        raise errors.ClassifierMissing(
             f"The model {model_name!r} has no classifier. Register a model with a `classifier`, or request previews."
         )
     if request.scales and "cross_attention" in edit_methods(session, checkpoint_id=checkpoint.id).values():
@@ -87,7 +82,7 @@ def find_file(session: Session, *, model_name: str, revision: str, evaluation_id
     row = find_evaluation(session, model=model_name, revision=revision, evaluation_id=evaluation_id)
     files = {file["path"]: File(**file) for file in row.files}
     if name not in files:
-        raise EvaluationFileNotFound(
+        raise errors.EvaluationFileNotFound(
             f"The evaluation has no file {name[:200]!r}; it has {', '.join(files) or 'none yet'}."
         )
     return files[name]
@@ -100,23 +95,20 @@ def cancel_evaluation(
     find_evaluation(session, model=model_name, revision=revision, evaluation_id=evaluation_id)
     job = latest_job(session, target_id=evaluation_id)
     evaluation = session.get_one(Evaluation, evaluation_id, with_for_update=True, populate_existing=True)
-    before = evaluation.state
-    if before in ("ready", "failed"):
-        raise EvaluationAlreadyFinished(
-            f"The evaluation {evaluation_id} is {before}; only a queued or running one can be cancelled."
+    state = evaluation.state
+    if state in ("ready", "failed"):
+        raise errors.EvaluationAlreadyFinished(
+            f"The evaluation {evaluation_id} is {state}; only a queued or running one can be cancelled."
         )
-    if before in ("queued", "running") and not job.cancel_requested:
+    if state in ("queued", "running") and not job.cancel_requested:
         if cancel(session, job):
             evaluation.state, evaluation.problem = "cancelled", CANCELLED
         session.flush()
+        target, details = evaluation.checkpoint.audit_target, {"evaluation": str(evaluation.id)}
+        before = {"state": state, "cancel_requested": False}
+        after = {"state": evaluation.state, "cancel_requested": True}
         record(
-            session,
-            actor=actor,
-            action="evaluation.cancel",
-            target=evaluation.checkpoint.audit_target,
-            details={"evaluation": str(evaluation.id)},
-            before={"state": before, "cancel_requested": False},
-            after={"state": evaluation.state, "cancel_requested": True},
+            session, actor=actor, action="evaluation.cancel", target=target, details=details, before=before, after=after
         )
     return _evaluations_out(session, [evaluation])[0]
 
@@ -145,7 +137,7 @@ def find_evaluation(session: Session, *, model: str, revision: str, evaluation_i
     checkpoint = find_checkpoint(session, model=model, revision=revision)
     row = session.get(Evaluation, evaluation_id, populate_existing=True)
     if row is None or row.checkpoint_id != checkpoint.id:
-        raise EvaluationNotFound(
+        raise errors.EvaluationNotFound(
             f"{checkpoint.version} has no evaluation {evaluation_id}; "
             f"GET /v1/models/{model}/checkpoints/{checkpoint.version}/evaluations lists them."
         )

@@ -18,16 +18,7 @@ from app.checkpoints.errors import CheckpointNotFound, CheckpointNotPublished, C
 from app.checkpoints.files import Revision, list_revisions, read_revision
 from app.checkpoints.queries import MAIN
 from app.db.models import Model
-from app.hub import listing
-from app.hub.errors import (
-    EntryNotFound,
-    RepoNotFound,
-    RevisionNotFound,
-    RevisionRetracted,
-    ScopeMissing,
-    TokenInvalid,
-    TokenMissing,
-)
+from app.hub import errors, listing
 from app.models.queries import find_model
 from app.problems import TooManyRequests, Unauthorized, documented
 from emender.schemas.text import Text
@@ -45,18 +36,18 @@ def check_key(request: Request, credentials: Credentials) -> Principal:
     except Unauthorized:
         if credentials is None:
             needed = "This endpoint needs a token: an API key with the scope 'read'."
-            raise TokenMissing(needed, challenge=True) from None
-        raise TokenInvalid(TokenInvalid.MESSAGE, challenge=True) from None
+            raise errors.TokenMissing(needed, challenge=True) from None
+        raise errors.TokenInvalid(errors.TokenInvalid.MESSAGE, challenge=True) from None
 
 
 async def check_reader(principal: Annotated[Principal, Depends(check_key)]) -> None:
     """Require the scope `read`."""
     if not principal.may("read"):
-        raise ScopeMissing(f"This needs the scope 'read'; the key has {', '.join(sorted(principal.scopes))}.")
+        raise errors.ScopeMissing(f"This needs the scope 'read'; the key has {', '.join(sorted(principal.scopes))}.")
 
 
-EVERYWHERE = documented(RepoNotFound, TokenMissing, ScopeMissing, TooManyRequests)
-NO_REVISION = documented(RevisionNotFound, RevisionRetracted)
+EVERYWHERE = documented(errors.RepoNotFound, errors.TokenMissing, errors.ScopeMissing, TooManyRequests)
+NO_REVISION = documented(errors.RevisionNotFound, errors.RevisionRetracted)
 router = APIRouter(tags=["hub"], responses=EVERYWHERE, route_class=TransactionRoute)
 read_router = APIRouter(dependencies=[Security(check_reader, scopes=["read"])], route_class=TransactionRoute)
 
@@ -72,9 +63,9 @@ Cursor = Annotated[str | None, Query(max_length=1000, description="from the Link
 @file_route(
     read_router,
     "/{namespace}/{repo}/resolve/{revision}/{path:path}",
-    RevisionNotFound,
-    EntryNotFound,
-    RevisionRetracted,
+    errors.RevisionNotFound,
+    errors.EntryNotFound,
+    errors.RevisionRetracted,
 )
 def resolve(
     session: SessionDep, store: StoreDep, request: Request, namespace: Part, repo: Part, revision: Rev, path: str
@@ -84,7 +75,7 @@ def resolve(
     found = _read_revision(session, namespace, repo, name)
     file = found.files.get(path)
     if file is None:
-        raise EntryNotFound(f"There is no {path[:200]!r} in {namespace}/{repo} at {name}.", commit=found.commit)
+        raise errors.EntryNotFound(f"There is no {path[:200]!r} in {namespace}/{repo} at {name}.", commit=found.commit)
     return send_file(request, file, store=store, headers={"X-Repo-Commit": found.commit})
 
 
@@ -114,7 +105,9 @@ TREE = "/api/models/{namespace}/{repo}/tree/{revision}"
 
 
 @read_router.get(TREE, responses=NO_REVISION)
-@read_router.get(TREE + "/{folder:path}", responses=NO_REVISION | documented(RevisionNotFound, EntryNotFound))
+@read_router.get(
+    TREE + "/{folder:path}", responses=NO_REVISION | documented(errors.RevisionNotFound, errors.EntryNotFound)
+)
 def tree(
     session: SessionDep,
     link_next: NextPageLinkDep,
@@ -132,7 +125,7 @@ def tree(
     found = _read_revision(session, namespace, repo, name)
     entries = listing.list_tree(found, folder=folder, recursive=recursive, expand=expand)
     if not entries:
-        raise EntryNotFound(f"There is no folder {folder[:200]!r} in {namespace}/{repo}.", commit=found.commit)
+        raise errors.EntryNotFound(f"There is no folder {folder[:200]!r} in {namespace}/{repo}.", commit=found.commit)
     entries, next_cursor = listing.paginate(entries, limit=limit, cursor=cursor)
     link_next.set(next_cursor)
     return entries
@@ -195,7 +188,7 @@ def _split(path: str) -> tuple[str, str]:
 def _get_repo(session: Session, namespace: str, repo: str) -> Model:
     model = find_model(session, name=repo)
     if model is None or model.namespace != namespace:
-        raise RepoNotFound(f"There is no model {namespace}/{repo}; GET /v1/models lists them.")
+        raise errors.RepoNotFound(f"There is no model {namespace}/{repo}; GET /v1/models lists them.")
     return model
 
 
@@ -205,14 +198,14 @@ def _read_revision(session: Session, namespace: str, repo: str, revision: str) -
     try:
         return read_revision(session, model=model, revision=revision)
     except CheckpointRetracted as problem:
-        raise RevisionRetracted(problem.detail) from None
+        raise errors.RevisionRetracted(problem.detail) from None
     except (CheckpointNotFound, CheckpointNotPublished) as problem:
-        raise RevisionNotFound(problem.detail) from None
+        raise errors.RevisionNotFound(problem.detail) from None
 
 
 def _read_whole_revision(session: Session, namespace: str, repo: str, path: str) -> Revision:
     """Do the same for a path that is a revision without a rest."""
     revision, rest = _split(path)
     if rest:
-        raise RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {path[:200]!r}.")
+        raise errors.RevisionNotFound(f"{namespace}/{repo} has no version, alias or commit {path[:200]!r}.")
     return _read_revision(session, namespace, repo, revision)
