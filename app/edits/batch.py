@@ -37,7 +37,7 @@ BODY: dict[str, Any] = {
 
 
 def parse(body: bytes, *, media_type: str) -> list[EditCreate]:
-    """The edits of a body. The pointers of every error begin with the edit's place in the batch: `/17/source`."""
+    """Parse the edits of a body. Pointers of errors begin with the edit's place in the batch: `/17/source`."""
     kind = media_type.partition(";")[0].strip().lower()
     if kind == "application/json":
         items = _load(body, what="body")

@@ -23,7 +23,7 @@ def filtered(
 
 
 def describe(session: Session, edits: Sequence[Edit]) -> list[EditOut]:
-    """The edits as clients see them, in three reads however many they are."""
+    """Describe the edits for clients, in three reads however many they are."""
     ids = [edit.id for edit in edits]
     models = select(Model.id, Model.name).where(Model.id.in_({edit.model_id for edit in edits}))
     names = dict(session.execute(models).all())
@@ -40,7 +40,7 @@ def _edit_out(edit: Edit, *, model: str, job: Job | None, value: ValueOut | None
 
 
 def _values(session: Session, ids: Sequence[UUID]) -> dict[UUID, ValueOut]:
-    """The values by edit, without their vectors."""
+    """Return the values by edit, without their vectors."""
     query = select(
         EditValue.edit_id,
         EditValue.sha256,
