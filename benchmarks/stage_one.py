@@ -132,10 +132,10 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
 
     for _ in range(steps):
         hook = encoder.layers[layer].register_forward_hook(add_delta)
-        said = encoder.model(encoder.ids([prompt.ids for prompt in sources]))[0]  # (p, s, d)
+        said = encoder.model(encoder.pad_ids([prompt.ids for prompt in sources]))[0]  # (p, s, d)
         hook.remove()
         with torch.no_grad():
-            wanted = encoder.model(encoder.ids([prompt.ids for prompt in destinations]))[0]
+            wanted = encoder.model(encoder.pad_ids([prompt.ids for prompt in destinations]))[0]
         at_eos = said[rows, source_ends] - wanted[rows, destination_ends]  # (p, d)
         text = at_eos.square().mean()
         loss = text

@@ -99,7 +99,7 @@ def ours(work: Workload, residual_schedule: ResidualSchedule, folder: Path) -> d
         moment_weight=MOMENT_WEIGHT,
         residual_schedule=residual_schedule,
     )
-    return {layer: change.dense() for layer, change in update.layers.items()}
+    return {layer: change.to_dense() for layer, change in update.layers.items()}
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) 
     for the keys, another for the values, and a dense system; the weights are changed in place."""
     tokenizer, layers, q = work.encoder.tokenizer, work.layers, len(work.layers)
     positions = [tokenizer.locate(template, edit.source) for edit in work.edits for template in edit.templates]
-    ids = work.encoder.ids([position.ids for position in positions], full_length=padding == "full")
+    ids = work.encoder.pad_ids([position.ids for position in positions], full_length=padding == "full")
     last = torch.tensor([position.last_subject_index for position in positions])
     own = [value.encoders[work.encoder.name] for value in work.values]
     z = torch.stack([value.delta + value.hidden for value in own], 1).double()  # (d, n)
@@ -205,7 +205,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     moments = FactoredMoments(folder / "second_moments.safetensors", folder=folder / "factors", digest="benchmark")
     start = cpu_seconds()
     for layer in range(arguments.layers - 1):
-        moments.factor(layer)
+        moments.load_factor(layer)
     say(f"factors computed and written once: {cpu_seconds() - start:.1f} s of CPU")
     peaks = {"float32": matmul_peak(torch.float32), "float64": matmul_peak(torch.float64)}
     say(f"matrix products, a CPU second: {', '.join(f'{peak / 1e9:.0f} GFLOP {name}' for name, peak in peaks.items())}")

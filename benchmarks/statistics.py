@@ -64,7 +64,7 @@ def plain_layer(encoder: EditableEncoder, captions: Sequence[str], layer: int) -
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         attended = torch.arange(POSITIONS) < lengths[:, None]  # (b, s)
         try:
-            encoder.model(input_ids=encoder.ids(prompts))
+            encoder.model(input_ids=encoder.pad_ids(prompts))
         except Reached:
             keys = seen.pop()[attended]  # (tokens, m)
         total += keys.T @ keys

@@ -92,7 +92,7 @@ class Classifier(nn.Module):
         """Of the concepts: what `editing.evaluation` knows it by."""
         return self.classes.concepts
 
-    def confidences(self, pictures: Sequence[Image.Image], classes: Sequence[str]) -> Tensor:
+    def classify(self, pictures: Sequence[Image.Image], classes: Sequence[str]) -> Tensor:
         """(pictures, classes) confidences of concepts; see `editing.evaluation.classifiers.Classifier`."""
         unknown = [name for name in classes if name not in self.names]
         if unknown:
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
         named = [_gender(prompt) for prompt in prompts]
         return None not in named and len(set(named)) == len(named)
 
-    def attributes(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    def classify_attributes(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """(pictures, prompts) confidences of the genders that the prompts name."""
         found = classify(pictures, self)
         return found.gender[:, [found.classes.genders.index(_gender(prompt) or "") for prompt in prompts]]

@@ -18,7 +18,7 @@ from demo.concepts import GENDERS, read_concepts
 from demo.emoji import GUIDANCE, STEPS, Emoji
 from editing.debias.balancing import DebiasProgress, DebiasResult, DebiasSettings, debias, measure_shares
 from editing.edits import Balance, ConceptEdit, StageOneSettings
-from editing.evaluation.gender import imbalance
+from editing.evaluation.gender import compute_imbalance
 from editing.stage_two.update import apply_temporarily, compute_update
 
 TEMPLATES = ("a photo of a {}", "{}")
@@ -77,7 +77,7 @@ def _judge(emoji: Emoji, edits: Sequence[ConceptEdit], *, settings: DebiasSettin
 def _figures(found: DebiasResult, before: float, after: float) -> dict[str, Any]:
     return {
         "women": {"before": before, "after": after},
-        "delta_p": {"before": imbalance(before), "after": imbalance(after)},
+        "delta_p": {"before": compute_imbalance(before), "after": compute_imbalance(after)},
         "factors": dict(found.factors),
         "rounds": [asdict(each) for each in found.rounds],
         "chosen": found.chosen,
@@ -86,14 +86,15 @@ def _figures(found: DebiasResult, before: float, after: float) -> dict[str, Any]
 
 
 def _mean_imbalance(seen: dict[str, float], names: Sequence[str]) -> float:
-    return sum(imbalance(seen[name]) for name in names) / len(names)
+    return sum(compute_imbalance(seen[name]) for name in names) / len(names)
 
 
 def _say(progress: DebiasProgress) -> None:
     factors, shares = (
-        " ".join(f"{share:.3f}" for share in each.values()) for each in (progress.found.factors, progress.found.shares)
+        " ".join(f"{share:.3f}" for share in each.values())
+        for each in (progress.result.factors, progress.result.shares)
     )
-    print(f"round {progress.number}/{progress.rounds}  edit {progress.edit_index}  F {factors}  R {shares}", flush=True)  # noqa: T201
+    print(f"round {progress.round}/{progress.rounds}  edit {progress.edit_index}  F {factors}  R {shares}", flush=True)  # noqa: T201
 
 
 def as_table(report: dict[str, Any]) -> str:

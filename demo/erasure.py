@@ -42,7 +42,7 @@ def run(style: str, *, concepts: int = CONCEPTS, emoji: Emoji | None = None) -> 
         "styles": styles,
         "held_out_styles": max(abs(row["change"]) for name, row in styles.items() if name != style),
         "held_out": {"before": before[1], "after": after[1]},
-        "residual": update.residuals[0],
+        "residual": update.relative_residuals[0],
         "pictures": concepts * len(STYLED_PROMPTS),
     }
 

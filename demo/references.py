@@ -50,7 +50,7 @@ def run(
     return {
         "names": {
             name: {"shown": shown, "before": before[name], "after": after[name], "residual": residual}
-            for (name, shown), residual in zip(names.items(), update.residuals, strict=True)
+            for (name, shown), residual in zip(names.items(), update.relative_residuals, strict=True)
         },
         "rise": {"mean": mean(rises), "least": min(rises)},
         "held_out": {"before": kept_before, "after": kept_after},

@@ -1,4 +1,4 @@
-"""How much goes through a network at a time: as much as memory has room for, and half of it where it had not."""
+"""Run a network on as many rows at a time as fit into memory."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,24 +9,27 @@ T = TypeVar("T")
 
 
 class ChunkSize:
-    """How many rows a network takes at a time. It is halved whenever memory runs out, and stays so."""
+    """The number of rows that a network takes at a time. It is halved for good whenever memory runs out."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def split(self, rows: int, run: Callable[[slice], T]) -> list[T]:
-        """`run` on slices of 0 … rows-1, in order. A slice that finds no memory is run again in halves, so `run` must
-        leave nothing behind where it fails. Raises `torch.OutOfMemoryError` where one row alone finds none."""
+    def run_in_chunks(self, rows: int, run: Callable[[slice], T]) -> list[T]:
+        """Call `run` with consecutive slices of 0 … rows-1 and return its results in order.
+
+        A slice that runs out of memory is run again in halves, so `run` must have no effect where it fails. Raises
+        `torch.OutOfMemoryError` if a single row does not fit.
+        """
         results: list[T] = []
         start = 0
         while start < rows:
-            part = slice(start, min(start + self.size, rows))
+            chunk = slice(start, min(start + self.size, rows))
             try:
-                results.append(run(part))
+                results.append(run(chunk))
             except torch.OutOfMemoryError:
-                if part.stop - start == 1:
+                if chunk.stop - start == 1:
                     raise
-                self.size = (part.stop - start) // 2
+                self.size = (chunk.stop - start) // 2
             else:
-                start = part.stop
+                start = chunk.stop
         return results

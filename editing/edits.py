@@ -1,4 +1,4 @@
-"""What to change: a source concept, its destination, and how stage I is to look for the value. Free of torch."""
+"""An edit: its source, its destination, and the settings of stage I. Free of torch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,27 +21,27 @@ Preset = Literal["published"]
 
 @dataclass(frozen=True)
 class DestinationPrompt:
-    """The source is to be drawn as this prompt is."""
+    """Draw the source as this prompt."""
 
     prompt: str
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise InvalidPrompt(
-                "the destination is empty: name a concept, or ask for an erasure", pointer="/destination/prompt"
+                "the destination is empty: name a concept, or use an erasure", pointer="/destination/prompt"
             )
         check_text(self.prompt, pointer="/destination/prompt")
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """The source is to be drawn as in these pictures (Eq. 4); for what a prompt cannot name."""
+    """Draw the source as in these pictures (Eq. 4), for a destination that a prompt cannot name."""
 
     images: tuple[Image, ...]
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise InvalidEdit("no reference image: give at least one", pointer="/destination/images")
+            raise InvalidEdit("there is no reference image: give at least one", pointer="/destination/images")
         for index, image in enumerate(self.images):
             if not isinstance(image, Image):
                 raise InvalidEdit("not an image", pointer=f"/destination/images/{index}")
@@ -49,11 +49,10 @@ class ReferenceImages:
 
 @dataclass(frozen=True)
 class Erasure:
-    """The source is to mean nothing: each template is filled with `neutral` instead.
+    """Erase the source: each template is filled with `neutral` instead.
 
-    The default fills in nothing, so that "a photo of {}" becomes "a photo of" and "{}" the empty prompt, which the
-    diffusion model knows from classifier-free guidance; what the template says besides is kept. For a style, a word
-    such as "art" is the better neutral.
+    By default it is filled with nothing: "a photo of {}" becomes "a photo of", and "{}" the empty prompt, which the
+    diffusion model knows from classifier-free guidance. For a style, a word such as "art" is a better neutral.
     """
 
     neutral: str = ""
@@ -64,9 +63,9 @@ class Erasure:
 
 @dataclass(frozen=True)
 class Balance:
-    """The source is to be drawn as a mixture: its value is the weighted mean of the values of these prompts.
+    """Draw the source as a mixture: its value is the weighted mean of the values of these prompts.
 
-    Weights are relative; `shares` are normalised to sum to one.
+    Weights are relative; `shares` are normalized to sum to one.
     """
 
     weights: Mapping[str, float]
@@ -96,38 +95,41 @@ Destination = DestinationPrompt | ReferenceImages | Erasure | Balance
 
 @dataclass(frozen=True, kw_only=True)
 class StageOneSettings:
-    """How stage I searches for the value of one edit. The defaults are the paper's where it gives any."""
+    """How stage I optimizes the value of one edit. Defaults are the paper's where it gives any."""
 
     objective: Objective = "hybrid"
-    """`text`: Eq. 2. `noise`: Eq. 3, and Eq. 4 for reference images. `hybrid`: both, the text loss by `text_weight`."""
+    """`text`: Eq. 2. `noise`: Eq. 3, or Eq. 4 for reference images. `hybrid`: Eq. 6, the sum of both."""
     optimization_steps: int = 200
     learning_rate: float = 0.2
-    """Of Adam."""
+    """Learning rate of Adam."""
     text_optimizer: TextOptimizer = "lbfgs"
-    """What takes the steps that follow the text loss alone; Adam takes those that see noise."""
+    """Optimizer of the steps that use the text loss alone. The other steps use Adam."""
     tolerance: float = 1e-3
-    """Those steps end early once three of them together lower the loss by less than this share of the first loss.
-    0: L-BFGS ends where nothing lowers it any more, and Adam takes all of its steps."""
+    """The text steps end early once three of them lower the loss by less than this share of the first loss. With 0,
+    L-BFGS ends at a minimum and Adam uses all of its steps."""
     text_weight: float = 0.01
+    """λ_s of Eq. 6: weight of the text loss in a hybrid edit."""
     weight_decay: float = 0.0
-    """Weight of ‖δ‖²/‖h‖² in the loss. Published: 5e-4, which beside a text loss that weighs 0.01 makes δ a third
-    shorter, and other names of the source hardly follow it (docs/decisions/0013)."""
+    """Weight of ‖δ‖²/‖h‖² in the loss. The published 5e-4 makes δ a third shorter, since the text loss weighs only
+    0.01; other names of the source then hardly follow the edit (docs/decisions/0013)."""
     max_delta_norm: float = 1.5
-    """‖δ‖ is kept to at most this multiple of ‖h‖."""
+    """Upper bound of ‖δ‖/‖h‖."""
     seed: int = 0
     layer: int | None = None
-    """The layer whose output δ is added to; None: the last but one."""
+    """L, the layer to whose output δ is added. None: the last but one."""
     warmup_steps: int = 160
-    """How many first steps of a hybrid edit use the text loss alone, which needs no U-Net; never more than four fifths
-    of `optimization_steps`, so that a short search sees the noise too. 0: both losses from the start, as published."""
+    """Number of first steps of a hybrid edit that use the text loss alone, which needs no U-Net. At most four fifths of
+    `optimization_steps`, so that a short optimization uses the noise loss too. 0: both losses in every step, as
+    published."""
     num_images: int = 6
-    """Pictures of the destination drawn for Eq. 3, spread over the templates."""
+    """Number of pictures of the destination drawn for Eq. 3, spread over the templates."""
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
     """Classifier-free guidance of those pictures."""
     noise_pool_size: int = 64
-    """Noised latents drawn once per edit; each step takes `noise_batch_size` of them."""
+    """Number of noised latents drawn once per edit."""
     noise_batch_size: int = 3
+    """Number of latents of the pool that each step uses."""
 
     def __post_init__(self) -> None:
         if self.objective not in ("text", "noise", "hybrid"):
@@ -149,11 +151,11 @@ class StageOneSettings:
         if self.seed >= 2**63:
             raise _bad_setting("seed", "must be below 2^63")
         if self.objective == "hybrid" and self.text_weight == 0:
-            raise _bad_setting("text_weight", 'a hybrid edit with no text loss is the objective "noise"')
+            raise _bad_setting("text_weight", 'must be above 0 in a hybrid edit: without a text loss, use "noise"')
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """The settings that go by this name, with some set otherwise. `published`: as the paper's code ran."""
+        """Return the settings of this name with some overridden. `published`: as the paper's code ran."""
         if name not in PRESETS:
             raise _bad_setting("preset", f"must be one of {', '.join(PRESETS)}, not {name!r}")
         return cls(**{**PRESETS[name], **overrides})
@@ -176,12 +178,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         )
     }
 )
-"""Settings of stage I by name; what is not said has its default."""
+"""Settings of stage I by name; the others have their defaults."""
 
 UPDATE_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"published": MappingProxyType({"residual_schedule": "published", "moment_weight": 4000.0, "alpha": 0.5})}
 )
-"""Arguments of stage II (`compute_update`) by name; what is not said has its default."""
+"""Arguments of stage II (`compute_update`) by name; the others have their defaults."""
 
 
 _LEAST = {
@@ -192,9 +194,9 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class ConceptEdit:
-    """One correction: wherever a prompt says `source`, draw `destination`.
+    """One edit: where a prompt names `source`, draw `destination`.
 
-    Source and destination fill the same templates, pair by pair; each template holds `{}` exactly once.
+    Source and destination fill the same templates, pair by pair. Each template has `{}` exactly once.
     """
 
     source: str
@@ -205,18 +207,18 @@ class ConceptEdit:
     def __post_init__(self) -> None:
         object.__setattr__(self, "templates", tuple(self.templates))
         if not self.source.strip():
-            raise InvalidPrompt("the source is empty: name the concept to correct", pointer="/source")
+            raise InvalidPrompt("the source is empty: name the concept to edit", pointer="/source")
         check_text(self.source, pointer="/source")
         if not self.templates:
-            raise InvalidPrompt('no template: give at least one, such as "{}"', pointer="/templates")
+            raise InvalidPrompt('there is no template: give at least one, such as "{}"', pointer="/templates")
         for index, template in enumerate(self.templates):
             split_template(template, pointer=f"/templates/{index}")
         if isinstance(self.destination, ReferenceImages) and self.settings.objective == "text":
-            raise _bad_setting("objective", 'reference images have no text to match: use "noise" or "hybrid"')
+            raise _bad_setting("objective", 'must be "noise" or "hybrid" for reference images, which have no text')
 
     @property
     def objective(self) -> Objective:
-        """The objective that stage I follows: reference images have a noise loss only."""
+        """The objective of stage I. Reference images have a noise loss only."""
         return "noise" if isinstance(self.destination, ReferenceImages) else self.settings.objective
 
 
@@ -252,35 +254,35 @@ def parse_edit(
 
 
 def split_template(template: str, *, pointer: str = "") -> tuple[str, str]:
-    """The text before and after the one placeholder. Raises `InvalidPrompt` where there is none, or a second."""
+    """Return the text before and after the placeholder. Raises `InvalidPrompt` unless there is exactly one."""
     check_text(template, pointer=pointer)
     parts = template.split(PLACEHOLDER)
     if len(parts) != 2:
         found = "no placeholder" if len(parts) == 1 else f"{len(parts) - 1} placeholders"
         raise InvalidPrompt(
-            f"{found} in the template {template!r}: write {{}} once, where the concept goes", pointer=pointer
+            f"the template {template!r} has {found}: write {{}} once, in place of the concept", pointer=pointer
         )
     return parts[0], parts[1]
 
 
 def fill_template(template: str, subject: str) -> str:
-    """The template with the subject in place of its placeholder; braces in the subject mean nothing."""
+    """Replace the placeholder by the subject. Braces in the subject have no meaning."""
     before, after = split_template(template)
     return f"{before}{subject}{after}"
 
 
 def check_text(text: Any, *, pointer: str) -> None:
-    """Refuse what no tokenizer or database takes: a non-string, NUL, half a surrogate pair."""
+    """Raise `InvalidPrompt` for what a tokenizer or Postgres refuses: no string, NUL, a lone surrogate."""
     if not isinstance(text, str):
         raise InvalidPrompt(f"must be text, not {type(text).__name__}", pointer=pointer)
     if "\0" in text:
-        raise InvalidPrompt("the text holds a NUL character", pointer=pointer)
+        raise InvalidPrompt("the text has a NUL character: remove it", pointer=pointer)
     if has_lone_surrogate(text):
-        raise InvalidPrompt("the text holds half of a surrogate pair, which is no character", pointer=pointer)
+        raise InvalidPrompt("the text has half of a surrogate pair, which is no character: remove it", pointer=pointer)
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether the text holds half of a surrogate pair, which no encoding can write."""
+    """Return whether the text has half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,11 +1,11 @@
-"""What can go wrong in an edit, said so that the person who asked for it can mend it. Free of torch."""
+"""Errors of this package. Their messages say what is wrong and what to do. Free of torch."""
 
 
 class EditingError(Exception):
     """Base of every error of this package.
 
     `pointer` is an RFC 6901 JSON pointer into the edit (`/source`, `/templates/1`, `/destination/images/0`) or into
-    the call (`/alpha`, `/layers`), empty where no single field is to blame. `detail` says what is wrong and what to do.
+    the call (`/alpha`, `/layers`). It is empty if no single field is wrong. `detail` is the message.
     """
 
     def __init__(self, detail: str, *, pointer: str = "") -> None:
@@ -15,57 +15,57 @@ class EditingError(Exception):
 
 
 class InvalidEdit(EditingError):
-    """A field of an edit, or an argument of stage II, that cannot mean anything."""
+    """A field of an edit, or an argument of stage II, is invalid."""
 
 
 class InvalidPrompt(InvalidEdit):
-    """A prompt that the tokenizer cannot place: no placeholder, no subject, or a subject lost to truncation."""
+    """A prompt has no placeholder or no subject, or truncation removes its subject."""
 
 
 class ImageRejected(InvalidEdit):
-    """A reference image that cannot be encoded."""
+    """A reference image cannot be decoded."""
 
 
 class UnsafePipeline(EditingError):
-    """Weights that exist only as pickles, which could run code when opened."""
+    """The weights exist only as pickles, which could run code when opened."""
 
 
 class UnsupportedPipeline(EditingError):
-    """A folder that is no diffusers pipeline, or one of a family that this version cannot edit."""
+    """A folder is not a diffusers pipeline, or its family is not supported."""
 
 
 class OptimizationDiverged(EditingError):
-    """A loss of stage I that became NaN or infinite."""
+    """A loss of stage I became NaN or infinite."""
 
 
 class SingularSecondMoment(EditingError):
-    """Second moments that cannot be factored: too few captions for the width of the keys."""
+    """Second moments cannot be factored: they come from too few captions for the width of the keys."""
 
 
 class CaptionsUnreadable(EditingError):
-    """A file that holds no captions, or a line of one that is none."""
+    """A file has no captions, or a line of it is not a caption."""
 
 
 class MetricUnavailable(EditingError):
-    """A metric that lacks what it measures with: a package, a model in the folder given, or enough pictures."""
+    """A metric lacks a package, a model or enough pictures."""
 
 
 class ForeignSums(EditingError):
-    """Partial sums of second moments that this run cannot go on from."""
+    """Partial sums of second moments belong to another run."""
 
 
 class ClassifierUnusable(EditingError):
-    """An image classifier that cannot be loaded, or that does not know a class that it is asked for."""
+    """An image classifier cannot be loaded, or does not know a class."""
 
 
 class TaskUnreadable(EditingError):
-    """A file of a benchmark that cannot be read, or a task that it cannot give."""
+    """A benchmark's file cannot be read, or it has no such task."""
 
 
 class Cancelled(EditingError):
-    """The caller asked for the edit to stop."""
+    """The caller cancelled the work."""
 
 
 def escape_pointer(token: str) -> str:
-    """One reference token of a JSON pointer, RFC 6901 section 3."""
+    """Escape one reference token of a JSON pointer (RFC 6901, section 3)."""
     return token.replace("~", "~0").replace("/", "~1")

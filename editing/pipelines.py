@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline for editing: safetensors only, local files only, no code from the folder."""
+"""Load a diffusers pipeline for editing: only safetensors, only local files, no code from the folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,61 +19,61 @@ from editing.prompts import PromptTokenizer
 PREDICTIONS = ("epsilon", "v_prediction")
 
 _SAVED_MAPS = 1300
-"""What SD 1.x's U-Net keeps for the gradients of one latent, in feature maps of its first block (counted)."""
+"""Memory that SD 1.x's U-Net keeps for the gradients of one latent, in feature maps of its first block (measured)."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the U-Net is told of p prompts."""
+    """What the U-Net is conditioned on, for p prompts."""
 
     states: Tensor
-    """(p, s, d): what it reads in cross-attention; of two encoders side by side, d the sum of their widths."""
+    """(p, s, d): what cross-attention reads. Two encoders stand side by side, and d is the sum of their widths."""
     pooled: Tensor | None = None
     """(p, ·): the pooled output of SDXL's second encoder."""
 
     @classmethod
-    def of(cls, encodings: Sequence[Encoding]) -> "Condition":
-        """From what each encoder of the pipeline, in order, makes of the same prompts."""
+    def from_encodings(cls, encodings: Sequence[Encoding]) -> "Condition":
+        """Join the outputs of the pipeline's encoders, in order, for the same prompts."""
         states = torch.cat([encoding.states for encoding in encodings], dim=-1)
-        return cls(states, encodings[-1].said if len(encodings) > 1 else None)
+        return cls(states, encodings[-1].pooled_output if len(encodings) > 1 else None)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.states,) if self.pooled is None else (self.states, self.pooled)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        """Apply a function to each tensor."""
         return Condition(*(change(tensor) for tensor in self.tensors))
 
     def __getitem__(self, prompts: Tensor | slice) -> "Condition":
         return self.map(lambda tensor: tensor[prompts])
 
     def dot(self, other: "Condition") -> Tensor:
-        """The sum of the products, a scalar in float32."""
+        """Return the inner product with another condition, a float32 scalar."""
         products = [(one.float() * two).sum() for one, two in zip(self.tensors, other.tensors, strict=True)]
         return torch.stack(products).sum()
 
 
 @dataclass
 class EditablePipeline:
-    """A text-to-image pipeline whose text encoders can be edited. Everything is in eval mode and takes no gradient."""
+    """A text-to-image pipeline with editable text encoders. Its modules are in eval mode and take no gradients."""
 
     encoders: tuple[EditableEncoder, ...]
-    """One of SD 1.x and 2.x, two of SDXL, in the order in which the U-Net reads them."""
+    """One in SD 1.x and 2.x, two in SDXL, in the order in which the U-Net reads them."""
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: DPMSolverMultistepScheduler
-    """A fast deterministic solver with the pipeline's own noise schedule, whatever solver the pipeline names."""
+    """A fast deterministic solver with the pipeline's noise schedule. It replaces the pipeline's own solver."""
     folder: Path | None = None
     empty_is_zero: bool = False
-    """Whether classifier-free guidance knows the empty prompt as zeros, not as what the encoders make of it."""
+    """Whether classifier-free guidance uses zeros for the empty prompt instead of its encoding."""
+    mixed_precision: bool = False
+    """Whether the U-Net computes in bfloat16 where that is safe, for weights of any dtype."""
 
     @property
     def encoder(self) -> EditableEncoder:
-        """The first text encoder; the only one but in SDXL."""
+        """The first text encoder. Only SDXL has another."""
         return self.encoders[0]
-
-    mixed_precision: bool = False
-    """Whether the U-Net computes in bfloat16 where that is safe, whatever its weights are."""
 
     @property
     def tokenizer(self) -> PromptTokenizer:
@@ -109,22 +109,20 @@ class EditablePipeline:
 
     @cached_property
     def unet_chunks(self) -> ChunkSize:
-        """How many latents go through the U-Net at a time, gradients included."""
-        return ChunkSize(_latents_that_fit(self.unet, self.latent_shape, self.device))
+        """The number of latents that go through the U-Net at a time, with gradients."""
+        return ChunkSize(_choose_chunk_size(self.unet, self.latent_shape, self.device))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """What the U-Net is told of prompts: every encoder reads them, at the full length and with no mask."""
-        return Condition.of(
-            [
-                encoder.encoding([encoder.tokenizer.encode(prompt).ids for prompt in prompts])
-                for encoder in self.encoders
-            ]
+        """Encode prompts with every encoder as inference does: at the full length and without a mask."""
+        return Condition.from_encodings(
+            [encoder.encode([encoder.tokenizer.encode(prompt).ids for prompt in prompts]) for encoder in self.encoders]
         )
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """What the U-Net predicts, ε or v, in float32: noisy (b, c, h, w), timesteps (b,), a condition of b prompts.
+        """Return the U-Net's prediction, ε or v, (b, c, h, w) float32.
 
-        SDXL is told besides that the picture has the size of its training pictures and was not cropped.
+        Takes x_t (b, c, h, w), timesteps (b,) and a condition of b prompts. SDXL also gets the picture's size: that of
+        its training pictures, not cropped.
         """
         dtype = self.unet.dtype
         added = None
@@ -142,19 +140,19 @@ class EditablePipeline:
         return prediction.float()
 
     @property
-    def _empty(self) -> Condition:
-        """What classifier-free guidance leads away from, of one prompt."""
+    def _empty_condition(self) -> Condition:
+        """The unconditional input of classifier-free guidance, for one prompt."""
         empty = self.encode([""])
         return empty.map(torch.zeros_like) if self.empty_is_zero else empty
 
     @torch.no_grad()
     def predict_in_chunks(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """`predict` without gradients, of as many latents at a time as memory has room for."""
+        """Call `predict` without gradients on as many latents at a time as fit into memory."""
 
-        def predict(part: slice) -> Tensor:
-            return self.predict(noisy[part], timesteps[part], condition[part])
+        def predict(chunk: slice) -> Tensor:
+            return self.predict(noisy[chunk], timesteps[chunk], condition[chunk])
 
-        return torch.cat(self.unet_chunks.split(len(noisy), predict))
+        return torch.cat(self.unet_chunks.run_in_chunks(len(noisy), predict))
 
     @torch.no_grad()
     def sample(
@@ -165,15 +163,17 @@ class EditablePipeline:
         num_inference_steps: int,
         guidance_scale: float,
     ) -> Tensor:
-        """Latents (p, c, h, w) drawn for prompts, each from its own generator (on the CPU, so that a seed means
-        the same picture on any device)."""
+        """Draw latents (p, c, h, w) for prompts, each from its own generator.
+
+        Generators are on the CPU, so that a seed gives the same noise on any device.
+        """
         shape = self.latent_shape
         latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
         condition = self.encode(prompts)
         if guidance_scale != 1.0:
-            empty = self._empty.map(lambda tensor: tensor.expand(len(prompts), *tensor.shape[1:]))
+            empty = self._empty_condition.map(lambda tensor: tensor.expand(len(prompts), *tensor.shape[1:]))
             condition = Condition(*map(torch.cat, zip(empty.tensors, condition.tensors, strict=True)))
-        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)  # it keeps state: one per run
+        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)  # has state: one per run
         scheduler.set_timesteps(num_inference_steps)
         latents = latents * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
@@ -181,7 +181,7 @@ class EditablePipeline:
             batch = scheduler.scale_model_input(batch, t)
             prediction = self.predict_in_chunks(batch, t.expand(len(batch)).to(self.device), condition)
             if guidance_scale != 1.0:
-                unguided, guided = prediction.chunk(2)
+                unguided, guided = prediction.chunk(2)  # (p, c, h, w) each
                 prediction = unguided + guidance_scale * (guided - unguided)
             latents = scheduler.step(prediction, t, latents).prev_sample
         return latents
@@ -197,46 +197,44 @@ def load_pipeline(
 ) -> EditablePipeline:
     """Load a pipeline of the SD 1.x, SD 2.x or SDXL family.
 
-    On a GPU the U-Net computes in bfloat16 unless `mixed_precision` is False, and with its channels last.
-    `compile_unet` has torch compile it at its first use, which takes minutes and pays in a worker that goes on.
+    On a GPU the U-Net computes in bfloat16 unless `mixed_precision` is False, and in the channels-last layout.
+    `compile_unet` compiles it at its first use, which takes minutes and pays off in a long-running worker.
 
-    Raises `UnsafePipeline` where there are only pickles and `UnsupportedPipeline` for any other family.
+    Raises `UnsafePipeline` if there are only pickles and `UnsupportedPipeline` for any other family.
     """
     folder = Path(folder)
     family = detect_family(folder)
     scheduler = DPMSolverMultistepScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
     if scheduler.config.prediction_type not in PREDICTIONS:
         predicted = scheduler.config.prediction_type
-        raise UnsupportedPipeline(
-            f"a U-Net that predicts {predicted} cannot be edited: only {' or '.join(PREDICTIONS)}"
-        )
+        raise UnsupportedPipeline(f"the U-Net predicts {predicted}: only {' or '.join(PREDICTIONS)} can be edited")
     options = {"local_files_only": True, "use_safetensors": True}
 
-    def prepared(model: torch.nn.Module) -> torch.nn.Module:
+    def prepare(model: torch.nn.Module) -> torch.nn.Module:
         return model.requires_grad_(False).eval().to(device)
 
-    def encoder(name: str) -> EditableEncoder:
+    def load_encoder(name: str) -> EditableEncoder:
         kind = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
-        model = prepared(kind.from_pretrained(folder / name, dtype=dtype, **options))
+        model = prepare(kind.from_pretrained(folder / name, dtype=dtype, **options))
         tokenizer = PromptTokenizer.from_folder(folder / TOKENIZERS[name])
         return EditableEncoder(model, tokenizer, name=name, folder=folder / name, family=family)
 
     names = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options)
     if (unet.config.addition_embed_type == "text_time") != (family == "sdxl"):
-        raise UnsupportedPipeline(f"unet/ is not the U-Net of a pipeline of the family {family}")
-    unet = prepared(unet)
+        raise UnsupportedPipeline(f"unet/ is not the U-Net of a pipeline of family {family}")
+    unet = prepare(unet)
     cuda = torch.device(device).type == "cuda"
     if cuda:
-        unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgets it
+        unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if compile_unet:
         unet.compile()
     vae = read_json(folder / "vae" / "config.json")
-    upcast = dtype == torch.float16 and vae.get("force_upcast")  # SDXL's overflows
+    upcast = dtype == torch.float16 and vae.get("force_upcast")  # SDXL's VAE overflows in float16
     return EditablePipeline(
-        encoders=tuple(map(encoder, names)),
+        encoders=tuple(map(load_encoder, names)),
         unet=unet,
-        vae=prepared(
+        vae=prepare(
             AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32 if upcast else dtype, **options)
         ),
         scheduler=scheduler,
@@ -247,11 +245,11 @@ def load_pipeline(
     )
 
 
-def _latents_that_fit(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int], device: torch.device) -> int:
-    """On the CPU a number that suits its caches; on a GPU what half of the free memory holds."""
+def _choose_chunk_size(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int], device: torch.device) -> int:
+    """Return a number of latents that suits the CPU's caches, or that fills half of the GPU's free memory."""
     if device.type != "cuda":
         return 32
     _, height, width = latent_shape
     free, _ = torch.cuda.mem_get_info(device)
-    of_one = _SAVED_MAPS * unet.config.block_out_channels[0] * height * width * 2  # bytes, bfloat16
-    return int(max(1, min(256, free // 2 // of_one)))
+    bytes_per_latent = _SAVED_MAPS * unet.config.block_out_channels[0] * height * width * 2  # bfloat16
+    return int(max(1, min(256, free // 2 // bytes_per_latent)))

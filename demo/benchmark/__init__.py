@@ -59,15 +59,15 @@ class EmojiEdition:
 
     folder: Path = FOLDER
 
-    def largest(self, name: TaskName) -> int:
+    def count_edits(self, name: TaskName) -> int:
         return min(len(choice[name]["edits"]) for choice in self._choices)
 
-    def task(self, name: TaskName, *, edits: int, seed: int) -> Task:
+    def build_task(self, name: TaskName, *, edits: int, seed: int) -> Task:
         if not 0 <= seed < SEEDS:
             raise TaskUnreadable(f"the emoji edition has the seeds 0 … {SEEDS - 1}, not {seed}")
-        if not 1 <= edits <= self.largest(name):
+        if not 1 <= edits <= self.count_edits(name):
             raise TaskUnreadable(
-                f"the emoji edition has from 1 to {self.largest(name)} edits of {name} editing, not {edits}"
+                f"the emoji edition has from 1 to {self.count_edits(name)} edits of {name} editing, not {edits}"
             )
         choice = self._choices[seed]
         templates = choice["templates"]

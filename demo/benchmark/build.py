@@ -113,8 +113,8 @@ def _seeds(chance: random.Random, count: int) -> list[int]:
 def text_distances(encoder: EditableEncoder, concepts: Sequence[Concept]) -> Tensor:
     """One minus the cosine of what the encoder says of the captions of two concepts, (concepts, concepts)."""
     captions = [encoder.tokenizer.encode(fill_template(CAPTION, concept.name)).ids for concept in concepts]
-    said = F.normalize(encoder.encoding(captions).said.double(), dim=1)  # (concepts, d)
-    return 1 - said @ said.T
+    pooled = F.normalize(encoder.encode(captions).pooled_output.double(), dim=1)  # (concepts, d)
+    return 1 - pooled @ pooled.T
 
 
 def as_text(choice: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What tells pictures of a woman doctor from those of a man doctor: any classifier of attributes, CLIP among them."""
+"""Classifiers that tell pictures of a woman doctor from those of a man doctor, or other attributes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,23 @@ class AttributeClassifier(Protocol):
     """Judges which of several prompts a picture shows."""
 
     def can_distinguish(self, prompts: Sequence[str]) -> bool:
-        """Whether it can tell pictures of these prompts apart."""
+        """Return whether it can tell pictures of these prompts apart."""
         ...
 
-    def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """How sure it is that each picture shows each prompt, (pictures, prompts) float32 on the CPU. Asked only for
-        prompts that it tells apart."""
+    def classify_attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        """Return the confidence that each picture shows each prompt, (pictures, prompts) float32 on the CPU.
+
+        It is called only with prompts that it can distinguish.
+        """
         ...
 
 
 def find_attribute_classifier(classifier: Classifier, prompts: Sequence[str]) -> AttributeClassifier | None:
-    """What of a classifier tells these prompts apart: the attributes that it knows besides, else its classes."""
-    ways: list[AttributeClassifier] = [ClassAttributes(classifier)]
+    """Return what of a classifier distinguishes these prompts: its own attributes, else its classes, or None."""
+    candidates: list[AttributeClassifier] = [ClassAttributes(classifier)]
     if isinstance(classifier, AttributeClassifier):
-        ways.insert(0, classifier)
-    return next((way for way in ways if way.can_distinguish(prompts)), None)
+        candidates.insert(0, classifier)
+    return next((candidate for candidate in candidates if candidate.can_distinguish(prompts)), None)
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,19 @@ class ClassAttributes:
     def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return len(set(prompts)) == len(prompts) and set(prompts) <= set(self.classifier.names)
 
-    def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        return self.classifier.confidences(pictures, prompts)
+    def classify_attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        return self.classifier.classify(pictures, prompts)
 
 
 @dataclass(frozen=True)
 class ClipAttributes:
-    """Zero-shot by CLIP: the softmax, over the prompts, of its scaled cosines. It tells any prompts apart."""
+    """Zero-shot classification by CLIP: the softmax of its scaled cosines over the prompts. It takes any prompts."""
 
     clip: Clip
 
     def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return len(set(prompts)) == len(prompts)
 
-    def attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+    def classify_attributes(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         cosines = self.clip.embed_pictures(pictures) @ self.clip.embed_texts(prompts).T  # (pictures, prompts)
         return (self.clip.scale * cosines).softmax(-1).cpu()

@@ -1,10 +1,10 @@
-"""Algorithm 1: how to mix the values of several prompts so that pictures of the source show them in given shares.
+"""Algorithm 1: weigh the values of several prompts so that pictures of the source show them in given shares.
 
-    F ← max(F - η (R - R_des), 0), renormalised;   η = η0 (1 - i/m);   v = Σ F_a v_a
+    F ← max(F - η (R - R_des), 0), normalized to Σ F = 1;   η = η0 (1 - i/m);   v = Σ F_a v_a
 
-R are the shares found in pictures that the edited model draws of the source. The values v_a are stage I's and stay as
-they are: a round costs a stage II, the pictures and their judgement. Many edits are mixed at once, each by an F of its
-own, with one stage II a round for all of them.
+F are the factors, R the shares measured in pictures of the edited model, R_des the desired shares, i the round of m.
+The values v_a are stage I's and do not change: a round costs a stage II, the pictures and their classification. Several
+edits are balanced at once, each with its own F, and share the stage II of each round.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,20 +25,20 @@ from editing.values import EditValue, mix
 
 @dataclass(frozen=True, kw_only=True)
 class DebiasSettings:
-    """How Algorithm 1 searches, and how the pictures of a round are drawn."""
+    """Settings of Algorithm 1, and of the pictures of a round."""
 
     rounds: int = 10
     """m"""
     step: float = 0.4
     """η0"""
     tolerance: float = 0.02
-    """d: the largest difference between a share in pictures and the share asked for that ends the search."""
+    """d: the largest difference of a share from the desired one at which the rounds end."""
     pictures: int = 50
-    """Of each edit in a round. The standard error of a share is √(R (1-R) / `pictures`): 0.07 at a half of 50."""
+    """Pictures of each edit in a round. The standard error of a share is √(R (1-R) / `pictures`): 0.07 for R = 0.5."""
     seed: int = 0
-    """Of the first picture; those after it follow. Every round draws the same seeds."""
+    """Seed of the first picture; the others follow. Every round uses the same seeds."""
     templates: tuple[str, ...] = ()
-    """What is drawn of a source, in turn; none: the edit's own templates."""
+    """Prompts of the pictures, in turn. Default: the edit's templates."""
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
 
@@ -54,28 +54,29 @@ class DebiasSettings:
 
 
 @dataclass(frozen=True)
-class Round:
-    """What one mixture gave."""
+class DebiasRound:
+    """The result of one mixture."""
 
     factors: Mapping[str, float]
-    """F, by prompt: the weights of the values."""
+    """F by prompt: the weights of the values."""
     shares: Mapping[str, float]
-    """R, by prompt: the shares of the pictures."""
+    """R by prompt: the shares of the pictures."""
     difference: float
     """max |R - R_des|"""
 
 
 @dataclass(frozen=True, eq=False)
 class DebiasResult:
-    """The mixture found for one edit."""
+    """The mixture for one edit."""
 
     value: EditValue
-    """Of the chosen round; what stage II takes."""
-    rounds: tuple[Round, ...]
+    """The mixed value of the chosen round, for stage II."""
+    rounds: tuple[DebiasRound, ...]
     chosen: int
-    """Into the rounds: the last where every edit met its shares, else that with the least differences on average."""
+    """Index of the chosen round: the last if every edit reached its shares, else the one with the smallest mean
+    difference."""
     converged: bool
-    """Whether the chosen round meets the shares of this edit."""
+    """Whether the chosen round reaches the shares of this edit."""
 
     @property
     def factors(self) -> Mapping[str, float]:
@@ -83,11 +84,11 @@ class DebiasResult:
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """As found at the seeds of the search: those of other pictures scatter around them."""
+        """The shares at the seeds of the rounds. Pictures with other seeds scatter around them."""
         return self.rounds[self.chosen].shares
 
-    def as_json(self) -> dict[str, Any]:
-        """Return how the mixture was found, without its value."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the mixture and its rounds, without the value."""
         return {
             "factors": dict(self.factors),
             "shares": dict(self.shares),
@@ -98,13 +99,13 @@ class DebiasResult:
 
 @dataclass(frozen=True)
 class DebiasProgress:
-    """Said after the pictures of each edit in each round."""
+    """Reported after the pictures of each edit in each round."""
 
     edit_index: int
-    number: int
+    round: int
     """Rounds done, 1 … rounds."""
     rounds: int
-    found: Round
+    result: DebiasRound
 
 
 def debias(
@@ -122,23 +123,24 @@ def debias(
     progress: Callable[[DebiasProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> list[DebiasResult]:
-    """Find the mixture of each edit, all applied together; each has a `Balance` as destination, whose shares are R_des.
+    """Find the mixture of each edit, with all edits applied together. Each destination is a `Balance`.
 
-    `values` are what `optimize_values` gave for the edits, `second_moments` those of each encoder in order, the
-    arguments after them `compute_update`'s; `layers` by the encoder's name. The pipeline is left as it was.
+    `values` are the results of `optimize_values`, `second_moments` those of each encoder in order. The arguments after
+    `settings` are those of `compute_update`, with `layers` by the encoder's name. The pipeline is not changed.
 
-    A mixture that meets its shares is kept while others are sought. Where not all do after the last round, the best
-    round that was drawn counts, not the mixture that its differences would lead to next. The same call on the same
-    platform gives the same mixtures. Raises `InvalidEdit`, and `Cancelled` when `cancelled()` says so, which is asked
-    before the pictures of each edit.
+    A mixture that reaches its shares is kept while the others go on. If some do not reach theirs in the last round, the
+    best round counts. The same call on the same platform gives the same mixtures. Raises `InvalidEdit`, and `Cancelled`
+    if `cancelled()` returns True, which is called before the pictures of each edit.
     """
-    wanted = [
-        _wanted(edit, value, classifier, index) for index, (edit, value) in enumerate(zip(edits, values, strict=True))
+    desired = [
+        _check_balance(edit, value, classifier, index)
+        for index, (edit, value) in enumerate(zip(edits, values, strict=True))
     ]
-    factors = [dict.fromkeys(shares, 1 / len(shares)) for shares in wanted]
-    history: list[list[Round]] = [[] for _ in edits]
+    factors = [dict.fromkeys(shares, 1 / len(shares)) for shares in desired]  # F starts uniform
+    history: list[list[DebiasRound]] = [[] for _ in edits]
     mixtures: list[list[EditValue]] = []
     for number in range(settings.rounds if edits else 0):
+        # Step 1: v = Σ F_a v_a, and stage II with it.
         mixtures.append([mix(value.attributes, [*own.values()]) for value, own in zip(values, factors, strict=True)])
         updates = [
             compute_update(
@@ -153,75 +155,83 @@ def debias(
             )
             for encoder, moments in zip(pipeline.encoders, second_moments, strict=True)
         ]
+        # Step 2: R, the shares in pictures of the edited model.
         with apply_all_temporarily(pipeline.encoders, updates):
             for index, edit in enumerate(edits):
                 if cancelled and cancelled():
                     raise Cancelled(f"cancelled after {number} rounds of balancing")
                 shares = measure_shares(pipeline, edit, classifier, settings=settings)
-                difference = max(abs(shares[prompt] - share) for prompt, share in wanted[index].items())
-                history[index].append(Round(factors[index], shares, difference))
+                difference = max(abs(shares[prompt] - share) for prompt, share in desired[index].items())
+                history[index].append(DebiasRound(factors[index], shares, difference))
                 if progress:
                     progress(DebiasProgress(index, number + 1, settings.rounds, history[index][-1]))
-        missed = [index for index, rounds in enumerate(history) if not _meets(rounds[-1], settings)]
+        # Step 3: F ← max(F - η (R - R_des), 0) for the edits that are still off.
+        missed = [index for index, rounds in enumerate(history) if not _reaches_shares(rounds[-1], settings)]
         if not missed:
             break
-        rate = settings.step * (1 - number / settings.rounds)
+        rate = settings.step * (1 - number / settings.rounds)  # η
         for index in missed:
-            factors[index] = _moved(factors[index], history[index][-1].shares, wanted[index], rate)
+            factors[index] = _move_factors(factors[index], history[index][-1].shares, desired[index], rate)
 
-    best = min(range(len(mixtures)), key=lambda number: _rank(history, number, settings), default=0)
+    best = min(range(len(mixtures)), key=lambda number: _rank_round(history, number, settings), default=0)
     return [
-        DebiasResult(mixtures[best][index], tuple(rounds), best, _meets(rounds[best], settings))
+        DebiasResult(mixtures[best][index], tuple(rounds), best, _reaches_shares(rounds[best], settings))
         for index, rounds in enumerate(history)
     ]
 
 
-def _rank(history: Sequence[Sequence[Round]], number: int, settings: DebiasSettings) -> tuple[bool, float]:
-    """The less the better: a round in which every edit meets its shares, else by the mean of their differences."""
-    found = [rounds[number] for rounds in history]
-    return not all(_meets(each, settings) for each in found), fmean(each.difference for each in found)
+def _rank_round(history: Sequence[Sequence[DebiasRound]], number: int, settings: DebiasSettings) -> tuple[bool, float]:
+    """Rank a round, the smallest first: all edits reach their shares, then the mean of the differences."""
+    results = [rounds[number] for rounds in history]
+    all_reached = all(_reaches_shares(result, settings) for result in results)
+    return not all_reached, fmean(result.difference for result in results)
 
 
 def measure_shares(
     pipeline: EditablePipeline, edit: ConceptEdit, classifier: AttributeClassifier, *, settings: DebiasSettings
 ) -> dict[str, float]:
-    """R of the pipeline as it stands: the share of an edit's pictures that shows each prompt of its `Balance`."""
+    """Return R of the pipeline: the share of an edit's pictures that shows each prompt of its `Balance`."""
     assert isinstance(edit.destination, Balance)
     templates = settings.templates or edit.templates
     prompts = [fill_template(templates[number % len(templates)], edit.source) for number in range(settings.pictures)]
-    seeds = range(settings.seed, settings.seed + settings.pictures)
     pictures = draw_pictures(
         pipeline,
         prompts,
-        seeds=seeds,
+        seeds=range(settings.seed, settings.seed + settings.pictures),
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
     )
     attributes = list(edit.destination.weights)
-    shown = classifier.attributes(pictures, attributes).argmax(1).bincount(minlength=len(attributes))  # (prompts,)
-    return {prompt: count / len(pictures) for prompt, count in zip(attributes, shown.tolist(), strict=True)}
+    confidences = classifier.classify_attributes(pictures, attributes)  # (pictures, attributes)
+    counts = confidences.argmax(1).bincount(minlength=len(attributes))  # (attributes,)
+    return {prompt: count / len(pictures) for prompt, count in zip(attributes, counts.tolist(), strict=True)}
 
 
-def _moved(
-    factors: Mapping[str, float], shares: Mapping[str, float], wanted: Mapping[str, float], rate: float
+def _move_factors(
+    factors: Mapping[str, float], shares: Mapping[str, float], desired: Mapping[str, float], rate: float
 ) -> dict[str, float]:
-    """F after a step. The sum stays above 0: where all of F is cut to 0, every share would have to be too large."""
-    moved = {prompt: max(own - rate * (shares[prompt] - wanted[prompt]), 0.0) for prompt, own in factors.items()}
+    """Return F after a step.
+
+    Its sum stays above 0: all of F could only be cut to 0 if every share were too large, but shares sum to one.
+    """
+    moved = {prompt: max(own - rate * (shares[prompt] - desired[prompt]), 0.0) for prompt, own in factors.items()}
     total = sum(moved.values())
     return {prompt: own / total for prompt, own in moved.items()}
 
 
-def _meets(found: Round, settings: DebiasSettings) -> bool:
-    return found.difference <= settings.tolerance + 1e-9
+def _reaches_shares(result: DebiasRound, settings: DebiasSettings) -> bool:
+    return result.difference <= settings.tolerance + 1e-9
 
 
-def _wanted(edit: ConceptEdit, value: EditValue, classifier: AttributeClassifier, index: int) -> dict[str, float]:
-    """R_des, by prompt."""
+def _check_balance(
+    edit: ConceptEdit, value: EditValue, classifier: AttributeClassifier, index: int
+) -> dict[str, float]:
+    """Return R_des by prompt. Raises `InvalidEdit`."""
     if not isinstance(edit.destination, Balance):
         raise InvalidEdit("only a balance can be debiased", pointer=f"/edits/{index}/destination")
     shares = edit.destination.shares
     if not isinstance(value, EditValue) or len(value.attributes) != len(shares):
-        raise InvalidEdit("the value of each prompt is needed: optimise it anew", pointer=f"/edits/{index}")
+        raise InvalidEdit("the value of each prompt is missing: optimize the edit again", pointer=f"/edits/{index}")
     if not classifier.can_distinguish(list(shares)):
         raise InvalidEdit(
             "the classifier cannot tell these prompts apart", pointer=f"/edits/{index}/destination/balance"

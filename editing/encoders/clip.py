@@ -1,4 +1,7 @@
-"""One view of a CLIP text encoder: its states layer by layer, and the keys of its fc2 memories."""
+"""A CLIP text encoder that can be run layer by layer, with access to the keys of its fc2 matrices.
+
+Shapes: p prompts, s positions, d width, m MLP width.
+"""
 
 import copy
 import inspect
@@ -17,23 +20,21 @@ from editing.prompts import PromptTokenizer
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an encoder makes of p prompts."""
+    """The output of a text encoder for p prompts."""
 
     states: Tensor
-    """(p, s, d): what the U-Net reads at every position. Of SDXL the states before the last layer, not normed."""
-    said: Tensor
-    """(p, ·): what is said of the whole prompt: the state at EOS after the last layer and the final norm, projected
-    where the encoder has a projection. That is E_eos of Eq. 2, and the pooled output of SDXL's second encoder."""
+    """(p, s, d): what the U-Net reads at every position. Of SDXL the states before the last layer, not normalized."""
+    pooled_output: Tensor
+    """(p, ·): the state at EOS after the last layer and the final norm, projected if the encoder has a projection.
+    This is E_eos of Eq. 2, and the pooled output of SDXL's second encoder."""
 
 
 class EditableEncoder:
-    """A text encoder that can be entered and left at any layer.
+    """A CLIP text encoder that can start and stop at any layer.
 
-    Modules are found by structure, since `CLIPTextModel` has a `text_model` inside in transformers before 5.6 and
-    none after. A layer is pre-norm: `attend` gives the residual stream after attention and the keys `k` that fc2
-    reads; the layer's output is that stream plus `fc2(k)`.
-
-    Shapes: p prompts, s positions, d width, m MLP width.
+    Modules are found by structure: `CLIPTextModel` contains a `text_model` before transformers 5.6 and none after. A
+    layer is pre-norm: `attend` gives the residual stream after attention and the keys k that fc2 reads, and the
+    layer's output is that stream plus fc2(k).
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class EditableEncoder:
         self.tokenizer = tokenizer
         self.name = name
         self.folder = folder
-        """The component's folder, where the weights came from; needed to export them."""
+        """The folder of the component's weights. An export needs it."""
         parameters = inspect.signature(first.self_attn.forward).parameters
         self._mask_argument = "causal_attention_mask" if "causal_attention_mask" in parameters else "attention_mask"
 
@@ -72,13 +73,16 @@ class EditableEncoder:
 
     @property
     def pooled_dim(self) -> int:
-        """The width of what is said of a whole prompt."""
+        """The width of the pooled output."""
         return self.width if self.projection is None else self.projection.out_features
 
     @property
     def value_layer(self) -> int:
-        """L, the last layer edited by default. The very last one is left out: of its output only what is at the
-        subject's own position would change, and SDXL's U-Net reads none of it."""
+        """L, the last layer edited by default.
+
+        It is the last but one. An edit of the last layer would change its output at the subject's own position only,
+        and SDXL's U-Net does not read that layer at all.
+        """
         return self.n_layers - 2
 
     @property
@@ -94,6 +98,7 @@ class EditableEncoder:
         return self.fc2(0).weight.dtype
 
     def fc2(self, layer: int) -> nn.Linear:
+        """Return the matrix that an edit changes: it maps keys (m,) to values (d,)."""
         linear: nn.Linear = self._block(layer).mlp.fc2
         return linear
 
@@ -101,28 +106,29 @@ class EditableEncoder:
         return self.layers[layer]
 
     def double(self) -> "EditableEncoder":
-        """The same encoder with its layers copied to float64; the original and its embeddings are left alone."""
+        """Copy the encoder with its layers in float64. It shares the embeddings with the original."""
         twin = copy.copy(self)
         twin.layers = copy.deepcopy(self.layers).double()
         twin.final_norm = copy.deepcopy(self.final_norm).double()
         twin.projection = copy.deepcopy(self.projection).double() if self.projection else None
         return twin
 
-    def ids(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
-        """Token ids (p, s), padded to what inference reads, or only to the longest."""
+    def pad_ids(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
+        """Return token ids (p, s), padded to the length that inference reads or to the longest prompt."""
         padded = [self.tokenizer.pad(prompt) for prompt in prompts]
         length = self.tokenizer.max_length if full_length else max(len(prompt) for prompt in prompts)
         return torch.tensor(padded, device=self.device)[:, :length]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(p, s) to the states before layer 0, (p, s, d)."""
+        """Return the states before layer 0, (p, s, d), of token ids (p, s)."""
         states: Tensor = self.embeddings(input_ids=ids)
         return states.to(self.dtype)
 
     def attend(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream after attention (p, s, d), and the keys (p, s, m)."""
+        """Return the residual stream after attention (p, s, d) and the keys (p, s, m)."""
         block = self._block(layer)
         s = states.shape[1]
+        # Causal mask only: inference masks no padding, and the states at padding positions reach the U-Net.
         mask = torch.full((s, s), torch.finfo(states.dtype).min, dtype=states.dtype, device=states.device).triu(1)
         mask = mask.expand(len(states), 1, s, s)
         attention = block.self_attn(hidden_states=block.layer_norm1(states), **{self._mask_argument: mask})[0]
@@ -130,33 +136,29 @@ class EditableEncoder:
         keys: Tensor = block.mlp.activation_fn(block.mlp.fc1(block.layer_norm2(stream)))
         return stream, keys
 
-    def advance(self, states: Tensor, *, start: int, stop: int) -> Tensor:
+    def run_layers(self, states: Tensor, *, start: int, stop: int) -> Tensor:
         """Run layers start … stop-1 on the states before `start`, (p, s, d) to (p, s, d)."""
         for layer in range(start, stop):
             stream, keys = self.attend(layer, states)
             states = stream + self.fc2(layer)(keys)
         return states
 
-    def finish(self, states: Tensor) -> Tensor:
-        """The final layer norm, (p, s, d)."""
+    def normalize(self, states: Tensor) -> Tensor:
+        """Apply the final layer norm, (p, s, d) to (p, s, d)."""
         normed: Tensor = self.final_norm(states)
         return normed
 
-    def read(self, states: Tensor, *, start: int, ends: Tensor) -> Encoding:
-        """What comes of the states (p, s, d) before layer `start`; `ends` (p,) are the positions of EOS."""
+    def encode_from(self, states: Tensor, *, start: int, ends: Tensor) -> Encoding:
+        """Run the layers from `start` on the states (p, s, d) before it; `ends` (p,) are the positions of EOS."""
         last = self.n_layers - 1
-        penultimate = self.advance(states, start=start, stop=last)
-        normed = self.finish(self.advance(penultimate, start=max(start, last), stop=self.n_layers))
-        said = normed[torch.arange(len(ends), device=ends.device), ends]
+        penultimate = self.run_layers(states, start=start, stop=last)
+        normed = self.normalize(self.run_layers(penultimate, start=max(start, last), stop=self.n_layers))
+        pooled = normed[torch.arange(len(ends), device=ends.device), ends]  # (p, d)
         if self.projection is not None:
-            said = self.projection(said)
-        return Encoding(penultimate if self.family == "sdxl" else normed, said)
+            pooled = self.projection(pooled)
+        return Encoding(penultimate if self.family == "sdxl" else normed, pooled)
 
-    def encoding(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Encoding:
-        """What the encoder makes of token ids of prompts: the full length that inference reads, with no mask."""
+    def encode(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Encoding:
+        """Encode the token ids of prompts, by default at the full length that inference reads."""
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        return self.read(self.embed(self.ids(prompts, full_length=full_length)), start=0, ends=ends)
-
-    def encode(self, prompts: Sequence[tuple[int, ...]], *, full_length: bool = True) -> Tensor:
-        """The part of `encoding` that the U-Net reads at every position, (p, s, d)."""
-        return self.encoding(prompts, full_length=full_length).states
+        return self.encode_from(self.embed(self.pad_ids(prompts, full_length=full_length)), start=0, ends=ends)

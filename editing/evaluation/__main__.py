@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,79 +10,71 @@ from rich.console import Console
 from rich.progress import Progress
 
 from editing.errors import EditingError, TaskUnreadable
-from editing.evaluation.benchmark import Opening, list_benchmarks
-from editing.evaluation.commands import add_commands
+from editing.evaluation.benchmark import BenchmarkSource, list_benchmarks
+from editing.evaluation.commands import add_commands, at_least_one, print_table, write_report
 from editing.evaluation.methods import CONTEXTS, METHODS
 from editing.evaluation.plot import plot_methods
-from editing.evaluation.report import as_json, as_table
-from editing.evaluation.runner import BASE, Unit, results, run
+from editing.evaluation.report import build_report, build_table
+from editing.evaluation.runner import BASE, Unit, measure_units, summarize_methods
 from editing.files import write_atomically
 
 OUT = Path("out/evaluation")
 
 
-def iceb(given: argparse.Namespace) -> None:
-    """Methods on a task of ICEB, or of an edition of it."""
-    methods = tuple(dict.fromkeys((BASE, *given.methods)))  # what others are compared with is always measured
-    opening = Opening(
-        model=given.model,
-        classifier=given.classifier,
-        data=given.data,
-        second_moments=given.second_moments,
-        device=given.device,
-        num_inference_steps=given.num_inference_steps,
+def run_iceb(arguments: argparse.Namespace) -> None:
+    """Compare methods on a task of ICEB, or of an edition of it."""
+    methods = tuple(dict.fromkeys((BASE, *arguments.methods)))  # scores are changes of the base
+    source = BenchmarkSource(
+        model=arguments.model,
+        classifier=arguments.classifier,
+        data=arguments.data,
+        second_moments=arguments.second_moments,
+        device=arguments.device,
+        num_inference_steps=arguments.num_inference_steps,
     )
-    units = [Unit(given.task, given.edits, seed, method) for seed in range(given.seeds) for method in methods]
-    jobs = given.jobs or (_cores() if opening.installed and given.device == "cpu" else 1)
+    seeds = arguments.seeds
+    units = [Unit(arguments.task, arguments.edits, seed, method) for seed in range(seeds) for method in methods]
+    jobs = arguments.jobs or (_count_cores() if source.is_installed and arguments.device == "cpu" else 1)
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"{given.task}, {given.edits} edits", total=len(units))
-        benchmark, found = run(opening, units, folder=given.out, jobs=jobs, done=lambda _: progress.advance(bar))
-    measured = results(benchmark, found)
-    Console(width=160 if not sys.stdout.isatty() else None).print(as_table(measured, of=units[0], seeds=given.seeds))
-    report = as_json(benchmark, measured, of=units[0], seeds=given.seeds)
-    if given.json is None:
-        print(json.dumps(report, ensure_ascii=False))  # noqa: T201
-    else:
-        write_atomically(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        bar = progress.add_task(f"{arguments.task}, {arguments.edits} edits", total=len(units))
+        benchmark, measurements = measure_units(
+            source, units, folder=arguments.out, jobs=jobs, done=lambda _: progress.advance(bar)
+        )
+    results = summarize_methods(benchmark, measurements)
+    print_table(build_table(results, unit=units[0], seeds=seeds))
+    write_report(build_report(benchmark, results, unit=units[0], seeds=seeds), arguments.json)
 
 
-def plot(given: argparse.Namespace) -> None:
-    """S2D and HD against the number of edits, from reports that `iceb --json` wrote."""
+def plot_reports(arguments: argparse.Namespace) -> None:
+    """Plot S2D and HD against the number of edits, from reports of `iceb --json`."""
     reports = []
-    for path in given.reports:
+    for path in arguments.reports:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             reports.append({"edits": int(report["edits"]), "methods": dict(report["methods"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TaskUnreadable(f"{path} is no report of `iceb --json`: {error}") from error
-    write_atomically(given.out, plot_methods(reports))
+    write_atomically(arguments.out, plot_methods(reports))
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m editing.evaluation", description=__doc__)
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    add = benchmarks.add_parser("iceb", help="arbitrary editing and rectification", description=iceb.__doc__)
-    add.set_defaults(run=iceb)
+    iceb = benchmarks.add_parser("iceb", help="arbitrary editing and rectification", description=run_iceb.__doc__)
+    iceb.set_defaults(run=run_iceb)
     names = ", ".join(list_benchmarks()) or "none"
-    add.add_argument("--model", required=True, help=f"an installed benchmark ({names}), a folder, or an id on the hub")
-    add.add_argument("--classifier", metavar="ID", help="with a folder or id: a classifier of ImageNet's classes")
-    add.add_argument("--data", type=Path, metavar="FOLDER", help="with a folder or id: ICEB's own files")
-    add.add_argument("--second-moments", type=Path, metavar="FILE", help="where they do not lie in the model's folder")
-    add.add_argument("--task", choices=["arbitrary", "rectification"], default="arbitrary")
-    add.add_argument("--edits", type=_at_least_one, default=100)
-    add.add_argument("--seeds", type=_at_least_one, default=3, help="choices of edits (default: %(default)s)")
-    add.add_argument(
+    iceb.add_argument("--model", required=True, help=f"an installed benchmark ({names}), a folder, or an id on the Hub")
+    iceb.add_argument("--classifier", metavar="ID", help="of ImageNet's classes, with a folder or an id")
+    iceb.add_argument("--data", type=Path, metavar="FOLDER", help="ICEB's own files, with a folder or an id")
+    iceb.add_argument("--second-moments", type=Path, metavar="FILE", help="(default: in the model's folder)")
+    iceb.add_argument("--task", choices=["arbitrary", "rectification"], default="arbitrary")
+    iceb.add_argument("--edits", type=at_least_one, default=100, help="(default: %(default)s)")
+    iceb.add_argument("--seeds", type=at_least_one, default=3, help="selections of edits (default: %(default)s)")
+    iceb.add_argument(
         "--methods",
         nargs="+",
         choices=list(METHODS),
@@ -91,32 +82,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(METHODS)} (default: all but {CONTEXTS})",
     )
-    add.add_argument("--num-inference-steps", type=_at_least_one, help="of the solver, for each picture")
-    add.add_argument("--device", default="cpu")
-    add.add_argument("--jobs", type=_at_least_one, help="processes; default: one a core for an installed benchmark")
-    add.add_argument(
+    iceb.add_argument("--num-inference-steps", type=at_least_one, help="for each picture")
+    iceb.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    iceb.add_argument("--jobs", type=at_least_one, help="processes (default: the cores, for an installed benchmark)")
+    iceb.add_argument(
         "--out",
         type=Path,
         default=OUT,
         metavar="FOLDER",
-        help="what was measured is kept there, and not measured again (default: %(default)s)",
+        help="measurements are stored there and not repeated (default: %(default)s)",
     )
-    add.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
-    add = benchmarks.add_parser(
-        "plot", help="of reports of iceb, against the number of edits", description=plot.__doc__
+    iceb.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
+    plot = benchmarks.add_parser(
+        "plot", help="reports of iceb against the number of edits", description=plot_reports.__doc__
     )
-    add.set_defaults(run=plot)
-    add.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="one for each number of edits")
-    add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, PNG")
+    plot.set_defaults(run=plot_reports)
+    plot.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="one for each number of edits")
+    plot.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, PNG")
     add_commands(benchmarks)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    parser = _build_parser()
+    parsed = parser.parse_args(arguments)
     try:
-        given.run(given)
+        parsed.run(parsed)
     except EditingError as error:
         parser.exit(1, f"{error.detail}\n")
 

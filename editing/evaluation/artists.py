@@ -1,7 +1,7 @@
-"""Artists' styles: prompts that mimic them (UCE, Gandikota et al., 2024), to see what erasing some does to the rest.
+"""Artists' styles: prompts that imitate them (UCE, Gandikota et al., 2024), to measure what an erasure does to others.
 
-Held-out styles should keep their CLIP score, and their pictures should look as before: a low LPIPS between what the
-base and the edited model draw at the same seeds (the paper, section 5.4).
+Held-out styles should keep their CLIP score, and their pictures should look as before: a low LPIPS between the pictures
+of the base and of the edited model at the same seeds (the paper, section 5.4).
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from editing.pipelines import EditablePipeline
 
 @dataclass(frozen=True)
 class StylePrompt:
-    """One picture in the style of an artist."""
+    """A picture in the style of an artist."""
 
     place: str
     """The item of the file."""
@@ -35,59 +35,59 @@ class StylePrompt:
 
 
 def load_artists(path: str | Path) -> Loaded[StylePrompt]:
-    """The prompts of `artists_edit.json` (400 of 10 artists to erase) or `artists_test.json` (600 of 15 held out).
+    """Load the prompts of `artists_edit.json` (400 of 10 artists to erase) or `artists_test.json` (600 of 15 held out).
 
-    Each is drawn at the seed that is listed with it. Templates are taken as they stand, also the one with "ofa" for
-    "of a"; an artist of one name in two spellings of capitals would be two.
+    Each has its own seed. Templates are not corrected, not even the one with "ofa" for "of a". An artist whose name
+    occurs with different capitals would count twice.
 
-    Raises `TaskUnreadable` for a file of another shape, with the item.
+    Raises `TaskUnreadable` with the item for a file of another shape.
     """
     file = BenchmarkFile(path)
     prompts = []
-    for row in file.items():
-        artist, template = row.text("class name"), row.text("text prompt")
+    for row in file.read_json():
+        artist, template = row.read_text("class name"), row.read_text("text prompt")
         try:
             split_template(template)
         except EditingError as error:
-            raise row.error(f"'text prompt': {error.detail}") from error
-        prompts.append(StylePrompt(row.place, artist, template, row.seed("random seed")))
-    return file.loaded(prompts)
+            raise row.build_error(f"'text prompt': {error.detail}") from error
+        prompts.append(StylePrompt(row.place, artist, template, row.read_seed("random seed")))
+    return file.finish(prompts)
 
 
 @dataclass(frozen=True)
 class StyleScores:
-    """What was measured of each prompt, in their order."""
+    """Scores of each prompt, in their order."""
 
     artists: tuple[str, ...]
     base_clip: tuple[float, ...]
     edited_clip: tuple[float, ...]
     lpips: tuple[float, ...] = ()
-    """Between the base's picture and the edited model's; empty where it was not measured."""
+    """Between the pictures of both models; empty if it was not measured."""
 
     @property
     def clip_change(self) -> float:
-        """Of the mean CLIP score, relative to the base's, which must not be 0: -0.02 is a loss of 2 %."""
+        """Relative change of the mean CLIP score: -0.02 is a loss of 2 %. The base's must not be 0."""
         return fmean(self.edited_clip) / fmean(self.base_clip) - 1
 
-    def by_artist(self, values: Sequence[float]) -> dict[str, float]:
-        """The mean of each artist's prompts."""
-        of: dict[str, list[float]] = defaultdict(list)
-        for artist, value in zip(self.artists, values, strict=True):
-            of[artist].append(value)
-        return {artist: fmean(found) for artist, found in of.items()}
+    def average_by_artist(self, scores: Sequence[float]) -> dict[str, float]:
+        """Return the mean over each artist's prompts."""
+        by_artist: dict[str, list[float]] = defaultdict(list)
+        for artist, score in zip(self.artists, scores, strict=True):
+            by_artist[artist].append(score)
+        return {artist: fmean(own) for artist, own in by_artist.items()}
 
-    def rows(self) -> dict[str, dict[str, Interval]]:
-        """The mean of the artists' means, with its interval over artists: their prompts are not independent."""
+    def build_rows(self) -> dict[str, dict[str, Interval]]:
+        """Return the mean of the artists' means, with its interval over artists: prompts of one are not independent."""
 
-        def over_artists(values: Sequence[float]) -> Interval:
-            return Interval.of(list(self.by_artist(values).values()))
+        def average(scores: Sequence[float]) -> Interval:
+            return Interval.of(list(self.average_by_artist(scores).values()))
 
-        edited = {"clip": over_artists(self.edited_clip)}
+        edited = {"clip": average(self.edited_clip)}
         if any(self.base_clip):
             edited["clip_change"] = Interval(self.clip_change, None)
         if self.lpips:
-            edited["lpips"] = over_artists(self.lpips)
-        return {"base": {"clip": over_artists(self.base_clip)}, "edited": edited}
+            edited["lpips"] = average(self.lpips)
+        return {"base": {"clip": average(self.base_clip)}, "edited": edited}
 
 
 def measure_styles(
@@ -100,19 +100,19 @@ def measure_styles(
     distance: PictureDistance | None = None,
     progress: Progress | None = None,
 ) -> StyleScores:
-    """Draw every prompt with both models at its seed and compare. LPIPS is measured where a distance is given."""
+    """Draw every prompt with both models at its seed and compare. `distance` is that of LPIPS, if it is measured."""
     texts = [each.prompt for each in prompts]
     seeds = [each.seed for each in prompts]
     before = draw_in_batches(base, texts, seeds=seeds, sampling=sampling)
     after = draw_in_batches(edited, texts, seeds=seeds, sampling=sampling, progress=progress)
     base_clip: list[float] = []
     edited_clip: list[float] = []
-    apart: list[float] = []
+    lpips: list[float] = []
     for ones, others in zip(before, after, strict=True):
-        asked = texts[len(base_clip) : len(base_clip) + len(ones)]
-        base_clip += clip.score(ones, asked).tolist()
-        edited_clip += clip.score(others, asked).tolist()
+        batch = texts[len(base_clip) : len(base_clip) + len(ones)]
+        base_clip += clip.score(ones, batch).tolist()
+        edited_clip += clip.score(others, batch).tolist()
         if distance is not None:
-            apart += distance(ones, others).tolist()
+            lpips += distance(ones, others).tolist()
     artists = tuple(each.artist for each in prompts)
-    return StyleScores(artists, tuple(base_clip), tuple(edited_clip), tuple(apart))
+    return StyleScores(artists, tuple(base_clip), tuple(edited_clip), tuple(lpips))

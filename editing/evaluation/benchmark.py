@@ -1,4 +1,4 @@
-"""What is measured on: a model, a classifier and the tasks; and how to open one, also in another process."""
+"""A benchmark: a model, a classifier and tasks; and how to open one, also in another process."""
 
 import hashlib
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
 
 GROUP = "emender.benchmarks"
-"""Of the entry points by which a package brings a benchmark: a function of the keyword `device` that returns one."""
+"""Entry points by which a package adds a benchmark: a function of the keyword `device` that returns one."""
 
 SECOND_MOMENTS = "second_moments.safetensors"
 _PIPELINE_FILES = [
     "model_index.json", "*/*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors",
     SECOND_MOMENTS,
 ]  # fmt: skip
-_UNUSED_PARTS = ["safety_checker/*", "feature_extractor/*"]
+_UNUSED_COMPONENTS = ["safety_checker/*", "feature_extractor/*"]
 
 
 @dataclass
@@ -40,66 +40,65 @@ class Benchmark:
     """Of all text encoders of the pipeline."""
     suite: Suite
     num_inference_steps: int
-    """Of the solver, for each picture."""
     guidance_scale: float
     known: tuple[str, ...] = ()
-    """Names that the model is known to know, for methods that preserve them."""
+    """Names that the model knows, for methods that preserve them."""
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """sha256 of what results depend on: the model's weights, the classifier's where it has any, the statistics."""
+        """The sha256 of what results depend on: weights of the model and the classifier, and the statistics."""
         model = (self.pipeline.unet, self.pipeline.vae, *(encoder.model for encoder in self.pipeline.encoders))
-        judge = getattr(self.classifier, "model", self.classifier)
+        classifier = getattr(self.classifier, "model", self.classifier)
         return {
-            "model": _digest(tensor for module in model for tensor in module.state_dict().values()),
-            "classifier": _digest(judge.state_dict().values()) if isinstance(judge, nn.Module) else "",
+            "model": _hash_tensors(tensor for module in model for tensor in module.state_dict().values()),
+            "classifier": _hash_tensors(classifier.state_dict().values()) if isinstance(classifier, nn.Module) else "",
             "second_moments": self.second_moments.digest,
         }
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How to open a benchmark. It can be sent to another process, which opens its own."""
+class BenchmarkSource:
+    """Where a benchmark comes from. It can be sent to another process, which opens its own."""
 
     model: str
     """An installed benchmark's name, a pipeline's folder, or its id on the Hugging Face Hub."""
     classifier: str | None = None
-    """Of a model that is no installed benchmark: a folder or an id on the hub."""
+    """A folder or an id on the Hub; not for an installed benchmark."""
     data: Path | None = None
-    """The folder of ICEB's files, for the same."""
+    """The folder of ICEB's files; not for an installed benchmark."""
     second_moments: Path | None = None
-    """Their file; by default it is looked for in the pipeline's folder."""
+    """Their file. Default: in the pipeline's folder."""
     device: str = "cpu"
     num_inference_steps: int | None = None
-    """Of the solver; None: the installed benchmark's own, else 20."""
+    """Default: the installed benchmark's own, else 20."""
 
     @property
-    def installed(self) -> bool:
+    def is_installed(self) -> bool:
         return self.model in list_benchmarks()
 
-    def __call__(self) -> Benchmark:
-        """Raises `EditingError` where the parts cannot be found or read."""
-        found = {point.name: point for point in entry_points(group=GROUP)}
-        if self.model in found:
-            benchmark: Benchmark = found[self.model].load()(device=self.device)
+    def open(self) -> Benchmark:
+        """Open the benchmark. Raises `EditingError` if a part cannot be found or read."""
+        installed = {point.name: point for point in entry_points(group=GROUP)}
+        if self.model in installed:
+            benchmark: Benchmark = installed[self.model].load()(device=self.device)
             if self.num_inference_steps is not None:
                 benchmark.num_inference_steps = self.num_inference_steps
             return benchmark
         if self.classifier is None or self.data is None:
             raise TaskUnreadable(
-                f"{self.model!r} is none of the installed benchmarks ({', '.join(sorted(found)) or 'there are none'}): "
+                f"{self.model!r} is no installed benchmark ({', '.join(sorted(installed)) or 'there are none'}): "
                 "for another model, give a classifier and the folder of ICEB's files"
             )
         num_inference_steps = 20 if self.num_inference_steps is None else self.num_inference_steps
         files = IcebFiles(self.data, StageOneSettings(num_inference_steps=num_inference_steps))
         classifier = HuggingFaceClassifier.load(self.classifier, names=files.names, device=self.device)
-        folder = _pipeline_folder(self.model)
-        pipeline = load_pipeline(folder, device=self.device, dtype=_dtype(self.device))
+        folder = _find_pipeline(self.model)
+        pipeline = load_pipeline(folder, device=self.device, dtype=_choose_dtype(self.device))
         return Benchmark(
             name="iceb",
             pipeline=pipeline,
             classifier=classifier,
-            second_moments=_moments(self.second_moments or folder / SECOND_MOMENTS),
+            second_moments=_load_moments(self.second_moments or folder / SECOND_MOMENTS),
             suite=files,
             num_inference_steps=num_inference_steps,
             guidance_scale=files.settings.guidance_scale,
@@ -108,33 +107,34 @@ class Opening:
 
 
 def list_benchmarks() -> tuple[str, ...]:
+    """Return the names of the installed benchmarks."""
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 
-def _pipeline_folder(model: str) -> Path:
+def _find_pipeline(model: str) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(model, allow_patterns=_PIPELINE_FILES, ignore_patterns=_UNUSED_PARTS))
+        return Path(snapshot_download(model, allow_patterns=_PIPELINE_FILES, ignore_patterns=_UNUSED_COMPONENTS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UnsupportedPipeline(f"{model} is no folder, and cannot be had from the hub: {error}") from error
+        raise UnsupportedPipeline(f"{model} is no folder, and the Hub does not have it: {error}") from error
 
 
-def _moments(path: Path) -> SecondMoments:
+def _load_moments(path: Path) -> SecondMoments:
     if not path.is_file():
         raise EditingError(
             f"there is no {path}: estimate the second moments of the model's keys with "
-            "`editing.estimate_second_moments` over some ten thousand captions, and save them there"
+            "`editing.estimate_second_moments` from some ten thousand captions, and save them there"
         )
     return SecondMoments.load(path)
 
 
-def _dtype(device: str) -> torch.dtype:
+def _choose_dtype(device: str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "cpu" else torch.float16
 
 
-def _digest(tensors: Iterable[Tensor]) -> str:
+def _hash_tensors(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The commands that hold an edited pipeline against its base: RoAD, TIMED, artists, gender, preservation."""
+"""The commands that compare an edited pipeline with its base: RoAD, TIMED, artists, gender, preservation."""
 
 import argparse
 import json
@@ -18,13 +18,13 @@ from rich.progress import Progress
 from editing import ENGINE_VERSION
 from editing.evaluation import artists, contrasts, gender, preservation
 from editing.evaluation.contrasts import ContrastTask
-from editing.evaluation.cost import measured
+from editing.evaluation.cost import measure_cost
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.intervals import Interval
-from editing.evaluation.metrics import Clip, FeatureMoments, inception_features, lpips_distance
+from editing.evaluation.metrics import Clip, FeatureMoments, load_inception, load_lpips
 from editing.evaluation.results import Results
 from editing.evaluation.road import load_road
-from editing.evaluation.rows import Loaded, Oddity
+from editing.evaluation.rows import Loaded, Note
 from editing.evaluation.timed import load_timed
 from editing.families.layout import describe_pipeline
 from editing.files import write_atomically
@@ -32,118 +32,130 @@ from editing.pipelines import EditablePipeline, load_pipeline
 
 
 def add_commands(benchmarks: Any) -> None:
-    """Add a parser for each to argparse's subparsers, with its function as `run`."""
+    """Add a parser for each command to argparse's subparsers, with its function as `run`."""
     _add_contrasts(benchmarks, "road", load_road, "roles and appearances: CLIP win rates")
     _add_contrasts(benchmarks, "timed", load_timed, "implicit assumptions: CLIP win rates")
 
-    add = _add(benchmarks, "artists", _artists, "held-out artists' styles: CLIP score, LPIPS")
-    add.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], help="measure LPIPS (the extra `evaluation`)")
-    add.add_argument("--limit", type=_at_least_one, metavar="N", help="the file's first prompts only")
+    parser = _add_command(benchmarks, "artists", _measure_artists, "held-out artists' styles: CLIP score, LPIPS")
+    parser.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], help="measure LPIPS (the extra `evaluation`)")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="the file's first prompts only")
 
-    add = _add(benchmarks, "gender", _gender, "gender balance of professions: Δ_p")
-    add.add_argument("--seeds", type=_at_least_one, default=1, help="runs, each of its own pictures")
-    add.add_argument("--pictures", type=_at_least_one, default=gender.PICTURES, help="of a profession and run")
-    add.add_argument("--limit", type=_at_least_one, metavar="N", help="the file's first professions only")
+    parser = _add_command(benchmarks, "gender", _measure_gender, "gender balance of professions: Δ_p")
+    parser.add_argument("--seeds", type=at_least_one, default=1, help="runs, each with its own pictures")
+    parser.add_argument("--pictures", type=at_least_one, default=gender.PICTURES, help="per profession and run")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="the file's first professions only")
 
-    add = _add(benchmarks, "preservation", _preservation, "captions such as COCO's: CLIP score, FID")
-    add.add_argument("--column", help="of the captions' file (default: caption, else text)")
-    add.add_argument("--limit", type=_at_least_one, metavar="N", help="the file's first captions only")
-    add.add_argument("--fid", action="store_true", help="measure FID with clean-fid (the extra `evaluation`)")
-    add.add_argument("--photographs", type=Path, metavar="FOLDER", help="of FID; without them it is against the base")
-
-
-def _add(benchmarks: Any, name: str, measure: Callable[["_Setting"], Results], summary: str) -> argparse.ArgumentParser:
-    add: argparse.ArgumentParser = benchmarks.add_parser(name, help=summary, description=summary)
-    add.set_defaults(run=lambda given: _run(given, measure))
-    add.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="the edited pipeline")
-    add.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="the pipeline before the edits")
-    add.add_argument("--data", type=Path, required=True, metavar="FILE", help="the benchmark's file, as shipped")
-    add.add_argument("--clip", type=Path, required=True, metavar="FOLDER", help="the CLIP model that judges")
-    add.add_argument(
-        "--num-inference-steps", type=_at_least_one, default=20, help="of the solver (default: %(default)s)"
+    parser = _add_command(benchmarks, "preservation", _measure_preservation, "captions such as COCO's: CLIP score, FID")
+    parser.add_argument("--column", help="of the captions' file (default: caption, else text)")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="the file's first captions only")
+    parser.add_argument("--fid", action="store_true", help="measure FID with clean-fid (the extra `evaluation`)")
+    parser.add_argument(
+        "--photographs", type=Path, metavar="FOLDER", help="compare with these for FID (default: the base's pictures)"
     )
-    add.add_argument("--guidance-scale", type=float, default=7.5, help="(default: %(default)s)")
-    add.add_argument("--device", default="cpu")
-    add.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
-    return add
+
+
+def _add_command(
+    benchmarks: Any, name: str, measure: Callable[["_Setting"], Results], summary: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = benchmarks.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=lambda arguments: _run(arguments, measure))
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="the edited pipeline")
+    parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="the pipeline before the edits")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the benchmark's file, as published")
+    parser.add_argument("--clip", type=Path, required=True, metavar="FOLDER", help="the CLIP model for the scores")
+    parser.add_argument("--num-inference-steps", type=at_least_one, default=20, help="(default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=7.5, help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there instead of printing it")
+    return parser
 
 
 def _add_contrasts(benchmarks: Any, name: str, load: Callable[[Path], Loaded[ContrastTask]], summary: str) -> None:
-    add = _add(benchmarks, name, lambda setting: _contrasts(setting, name, load(setting.given.data)), summary)
-    add.add_argument("--seeds", type=_at_least_one, default=3, help="pictures of each prompt (default: %(default)s)")
-    add.add_argument("--limit", type=_at_least_one, metavar="N", help="the file's first tasks only")
+    def measure(setting: "_Setting") -> Results:
+        return _measure_contrasts(setting, name, load(setting.arguments.data))
+
+    parser = _add_command(benchmarks, name, measure, summary)
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="pictures of each prompt (default: %(default)s)")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="the file's first tasks only")
 
 
 class _Setting:
-    """What every command measures with, opened when it is first asked for: the benchmark's file is read before."""
+    """What every command measures with. Models are loaded on use, so that errors in the benchmark's file come first."""
 
-    def __init__(self, given: argparse.Namespace, progress: Progress) -> None:
-        self.given, self._progress = given, progress
-        self.sampling = Sampling(given.num_inference_steps, given.guidance_scale)
-        self.dtype = torch.float32 if torch.device(given.device).type == "cpu" else torch.float16
+    def __init__(self, arguments: argparse.Namespace, progress: Progress) -> None:
+        self.arguments, self._progress = arguments, progress
+        self.sampling = Sampling(arguments.num_inference_steps, arguments.guidance_scale)
+        self.dtype = torch.float32 if torch.device(arguments.device).type == "cpu" else torch.float16
 
-    def clip(self) -> Clip:
-        return Clip.from_folder(self.given.clip, device=self.given.device)
+    def load_clip(self) -> Clip:
+        return Clip.from_folder(self.arguments.clip, device=self.arguments.device)
 
-    def base(self) -> EditablePipeline:
-        return load_pipeline(self.given.base, device=self.given.device, dtype=self.dtype)
+    def load_base(self) -> EditablePipeline:
+        return load_pipeline(self.arguments.base, device=self.arguments.device, dtype=self.dtype)
 
-    def edited(self) -> EditablePipeline:
-        return load_pipeline(self.given.model, device=self.given.device, dtype=self.dtype)
+    def load_edited(self) -> EditablePipeline:
+        return load_pipeline(self.arguments.model, device=self.arguments.device, dtype=self.dtype)
 
     @contextmanager
-    def shown(self, name: str) -> Iterator[Callable[[int, int], None]]:
+    def show_progress(self, name: str) -> Iterator[Callable[[int, int], None]]:
         bar = self._progress.add_task(name, total=None)
         yield lambda done, total: self._progress.update(bar, completed=done, total=total)
 
-    def results(
+    def build_results(
         self,
         benchmark: str,
         rows: dict[str, dict[str, Interval]],
         *,
-        oddities: Sequence[Oddity] = (),
+        notes: Sequence[Note] = (),
         details: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Results:
-        told = {
+        all_settings = {
             **settings,
             **asdict(self.sampling),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": torch.device(self.given.device).type,
+            "device": torch.device(self.arguments.device).type,
             "engine": ENGINE_VERSION,
             "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
             "digests": {
-                "base": describe_pipeline(self.given.base).digest,
-                "edited": describe_pipeline(self.given.model).digest,
+                "base": describe_pipeline(self.arguments.base).digest,
+                "edited": describe_pipeline(self.arguments.model).digest,
             },
         }
-        return Results(benchmark, rows, told, oddities, details or {})
+        return Results(benchmark, rows, all_settings, notes, details or {})
 
 
-def _run(given: argparse.Namespace, measure: Callable[[_Setting], Results]) -> None:
-    with Progress(console=Console(stderr=True)) as progress, measured(torch.device(given.device)) as cost:
-        found = measure(_Setting(given, progress))
-    report = found.as_json()
+def _run(arguments: argparse.Namespace, measure: Callable[[_Setting], Results]) -> None:
+    with Progress(console=Console(stderr=True)) as progress, measure_cost(torch.device(arguments.device)) as cost:
+        results = measure(_Setting(arguments, progress))
+    report = results.to_json()
     report["settings"] |= asdict(cost)
-    Console(width=160 if not sys.stdout.isatty() else None).print(found.as_table())
-    if given.json is None:
+    print_table(results.build_table())
+    write_report(report, arguments.json)
+
+
+def print_table(table: Any) -> None:
+    """Print a table. Without a terminal it is 160 columns wide."""
+    Console(width=160 if not sys.stdout.isatty() else None).print(table)
+
+
+def write_report(report: dict[str, Any], path: Path | None) -> None:
+    """Write a report as JSON to a file, or print it."""
+    if path is None:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
     else:
-        write_atomically(given.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _contrasts(setting: _Setting, name: str, loaded: Loaded[ContrastTask]) -> Results:
-    tasks = loaded.tasks[: setting.given.limit]
-    clip = setting.clip()
-    seeds = range(setting.given.seeds)
-    base = setting.base()
+def _measure_contrasts(setting: _Setting, name: str, loaded: Loaded[ContrastTask]) -> Results:
+    tasks = loaded.tasks[: setting.arguments.limit]
+    clip = setting.load_clip()
+    seeds = range(setting.arguments.seeds)
+    base = setting.load_base()
+    models = (("base", base, False), ("destination", base, True), ("edited", setting.load_edited(), False))
     rows = {}
-    for title, pipeline, prompts in (
-        ("base", base, False),
-        ("destination", base, True),
-        ("edited", setting.edited(), False),
-    ):
-        with setting.shown(title) as progress:
+    for title, pipeline, prompts in models:
+        with setting.show_progress(title) as progress:
             rates = contrasts.measure_contrasts(
                 pipeline,
                 tasks,
@@ -153,30 +165,33 @@ def _contrasts(setting: _Setting, name: str, loaded: Loaded[ContrastTask]) -> Re
                 destination_prompts=prompts,
                 progress=progress,
             )
-        rows[title] = contrasts.over_seeds(rates)
-    return setting.results(name, rows, oddities=loaded.oddities, tasks=len(tasks), seeds=list(seeds))
+        rows[title] = contrasts.average_seeds(rates)
+    return setting.build_results(name, rows, notes=loaded.notes, tasks=len(tasks), seeds=list(seeds))
 
 
-def _artists(setting: _Setting) -> Results:
-    loaded = artists.load_artists(setting.given.data)
-    prompts = loaded.tasks[: setting.given.limit]
-    network, device = setting.given.lpips, setting.given.device
-    distance = lpips_distance(network, device=device) if network else None
-    with setting.shown("base and edited") as progress:
+def _measure_artists(setting: _Setting) -> Results:
+    loaded = artists.load_artists(setting.arguments.data)
+    prompts = loaded.tasks[: setting.arguments.limit]
+    network, device = setting.arguments.lpips, setting.arguments.device
+    distance = load_lpips(network, device=device) if network else None
+    with setting.show_progress("base and edited") as progress:
         scores = artists.measure_styles(
-            setting.base(),
-            setting.edited(),
+            setting.load_base(),
+            setting.load_edited(),
             prompts,
-            setting.clip(),
+            setting.load_clip(),
             sampling=setting.sampling,
             distance=distance,
             progress=progress,
         )
-    by_artist = {"base_clip": scores.by_artist(scores.base_clip), "edited_clip": scores.by_artist(scores.edited_clip)}
-    return setting.results(
+    by_artist = {
+        "base_clip": scores.average_by_artist(scores.base_clip),
+        "edited_clip": scores.average_by_artist(scores.edited_clip),
+    }
+    return setting.build_results(
         "artists",
-        scores.rows(),
-        oddities=loaded.oddities,
+        scores.build_rows(),
+        notes=loaded.notes,
         details=by_artist,
         prompts=len(prompts),
         seeds="listed",
@@ -184,15 +199,15 @@ def _artists(setting: _Setting) -> Results:
     )
 
 
-def _gender(setting: _Setting) -> Results:
-    loaded = gender.load_professions(setting.given.data)
-    professions = loaded.tasks[: setting.given.limit]
-    clip, pictures, runs = setting.clip(), setting.given.pictures, range(setting.given.seeds)
+def _measure_gender(setting: _Setting) -> Results:
+    loaded = gender.load_professions(setting.arguments.data)
+    professions = loaded.tasks[: setting.arguments.limit]
+    clip, pictures, runs = setting.load_clip(), setting.arguments.pictures, range(setting.arguments.seeds)
     rows, details = {}, {}
-    for title, pipeline in (("base", setting.base()), ("edited", setting.edited())):
+    for title, pipeline in (("base", setting.load_base()), ("edited", setting.load_edited())):
         balances = []
         for run in runs:
-            with setting.shown(f"{title}, run {run + 1}") as progress:
+            with setting.show_progress(f"{title}, run {run + 1}") as progress:
                 balances.append(
                     gender.measure_balance(
                         pipeline,
@@ -206,10 +221,10 @@ def _gender(setting: _Setting) -> Results:
                 )
         rows[title] = {"delta": Interval.of([balance.delta for balance in balances])}
         details[title] = [dict(balance.female_shares) for balance in balances]
-    return setting.results(
+    return setting.build_results(
         "gender",
         rows,
-        oddities=loaded.oddities,
+        notes=loaded.notes,
         details={"female_shares": details},
         professions=len(professions),
         pictures=pictures,
@@ -217,25 +232,26 @@ def _gender(setting: _Setting) -> Results:
     )
 
 
-def _preservation(setting: _Setting) -> Results:
-    given = setting.given
-    captions = preservation.load_captions(given.data, column=given.column, limit=given.limit)
-    extract = inception_features(device=given.device) if given.fid else None
+def _measure_preservation(setting: _Setting) -> Results:
+    arguments = setting.arguments
+    captions = preservation.load_captions(arguments.data, column=arguments.column, limit=arguments.limit)
+    extract = load_inception(device=arguments.device) if arguments.fid else None
     photographs = None
-    if extract is not None and given.photographs is not None:
-        photographs = FeatureMoments.of_batches(map(extract, preservation.open_pictures(given.photographs)))
-    clip = setting.clip()
+    if extract is not None and arguments.photographs is not None:
+        photographs = FeatureMoments.from_batches(map(extract, preservation.open_pictures(arguments.photographs)))
+    clip = setting.load_clip()
     scores = {}
-    for title, pipeline in (("base", setting.base()), ("edited", setting.edited())):
-        with setting.shown(title) as progress:
+    for title, pipeline in (("base", setting.load_base()), ("edited", setting.load_edited())):
+        with setting.show_progress(title) as progress:
             scores[title] = preservation.measure_captions(
                 pipeline, captions, clip, sampling=setting.sampling, extract=extract, progress=progress
             )
-    rows = preservation.compare(scores["base"], scores["edited"], photographs=photographs)
-    return setting.results("preservation", rows, captions=len(captions), first_seed=0, fid=bool(extract))
+    rows = preservation.compare_captions(scores["base"], scores["edited"], photographs=photographs)
+    return setting.build_results("preservation", rows, captions=len(captions), first_seed=0, fid=bool(extract))
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """Parse a command-line argument of 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")

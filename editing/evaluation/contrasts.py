@@ -1,4 +1,4 @@
-"""What RoAD and TIMED share: pictures that CLIP must find nearer to one text than to another, counted as win rates."""
+"""The win rates of RoAD and TIMED: how often CLIP finds a picture nearer to one text than to another."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from editing.pipelines import EditablePipeline
 
 @dataclass(frozen=True)
 class Contrast:
-    """One prompt, won where its picture is nearer to the text expected than to the other."""
+    """A prompt that is won if its picture is nearer to the expected text than to the other."""
 
     prompt: str
     expected: str
     other: str
     destination_prompt: str
-    """The prompt in whose place the unedited model may be asked, to know how well the judge can tell."""
+    """The prompt that the unedited model draws instead, to measure how well CLIP distinguishes the texts."""
 
 
 @dataclass(frozen=True)
 class ContrastTask:
-    """One edit, and what tells whether it took.
+    """One edit and its contrasts.
 
     Each task is an edit by itself: some sources occur in several tasks with different destinations.
     """
@@ -36,16 +36,16 @@ class ContrastTask:
     efficacy: Contrast
     """The edited prompt itself."""
     generality: tuple[Contrast, ...]
-    """Prompts about the source that the edit did not see: they should follow."""
+    """Other prompts about the source: they should change."""
     specificity: tuple[Contrast, ...]
-    """Prompts about its neighbours: they should stay."""
+    """Prompts about neighbors of the source: they should not change."""
     kind: str = ""
     """RoAD's "Role" or "Appearance"."""
 
 
 @dataclass(frozen=True)
 class WinRates:
-    """Shares of won contrasts in 0..1: each the mean over tasks of a task's mean over its prompts and one seed."""
+    """Shares of won contrasts in 0..1 for one seed: the mean over tasks of each task's mean over its prompts."""
 
     efficacy: float
     generality: float
@@ -53,16 +53,16 @@ class WinRates:
 
     @property
     def f1_harmonic(self) -> float:
-        """Of generality and specificity, as the benchmarks' published code computes it."""
+        """Harmonic mean of generality and specificity, as the benchmarks' published code computes it."""
         total = self.generality + self.specificity
         return 2 * self.generality * self.specificity / total if total else 0.0
 
     @property
     def f1_arithmetic(self) -> float:
-        """Their mean, as the paper (EMCID) reports it (appendix H)."""
+        """Arithmetic mean of both, as the paper (EMCID) reports it (appendix H)."""
         return (self.generality + self.specificity) / 2
 
-    def figures(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         return {
             "efficacy": self.efficacy,
             "generality": self.generality,
@@ -72,23 +72,25 @@ class WinRates:
         }
 
 
-def decidable(row: Row, contrasts: dict[str, Contrast]) -> tuple[Contrast, ...]:
-    """The contrasts, by their column, that somebody can win: whose prompt is there and whose two texts differ.
+def keep_decidable(row: Row, contrasts: dict[str, Contrast]) -> tuple[Contrast, ...]:
+    """Return the contrasts, given by column, that have a prompt and two different texts.
 
-    The others are left out and noted. CLIP's tokenizer does not tell capitals from small letters.
+    The others are noted. CLIP's tokenizer does not distinguish capitals.
     """
     kept = []
     for column, contrast in contrasts.items():
         if not all((contrast.prompt, contrast.expected, contrast.other)):
-            row.note(f"{column!r} left out: its prompt or one of its texts is blank")
+            row.add_note(f"{column!r} left out: its prompt or one of its texts is blank")
         elif contrast.expected.casefold() == contrast.other.casefold():
-            row.note(f"{column!r} left out: nothing tells {contrast.expected!r} from {contrast.other!r}")
+            row.add_note(
+                f"{column!r} left out: its two texts {contrast.expected!r} and {contrast.other!r} are the same"
+            )
         else:
             kept.append(contrast)
     return tuple(kept)
 
 
-def task(
+def build_task(
     row: Row,
     *,
     source: str,
@@ -98,12 +100,12 @@ def task(
     specificity: dict[str, Contrast],
     kind: str = "",
 ) -> ContrastTask | None:
-    """A task of what can be decided of a row, or None, noted, where the edit changes nothing or too little is left."""
-    if not decidable(row, {"the edit": efficacy}):
+    """Build a task from the decidable contrasts of a row. None, with a note, if it has too few."""
+    if not keep_decidable(row, {"the edit": efficacy}):
         return None
-    kept = decidable(row, generality), decidable(row, specificity)
+    kept = keep_decidable(row, generality), keep_decidable(row, specificity)
     if not all(kept):
-        row.note("the row left out: no prompt of generality or none of specificity is left")
+        row.add_note("the row left out: no prompt of generality or none of specificity remains")
         return None
     return ContrastTask(row.place, source, destination, efficacy, *kept, kind)
 
@@ -118,10 +120,10 @@ def measure_contrasts(
     destination_prompts: bool = False,
     progress: Progress | None = None,
 ) -> list[WinRates]:
-    """The win rates of each seed: every prompt of every task drawn once a seed.
+    """Draw every prompt of every task once with each seed and return the win rates of each seed.
 
-    The pipeline is whatever is to be judged: the base, or one edited for these tasks, each in its turn as the
-    benchmarks do it or all at once. With `destination_prompts` each contrast's destination prompt is drawn.
+    The pipeline is the base, or edited for these tasks: for one after another, as the benchmarks do it, or for all at
+    once. With `destination_prompts` each contrast's destination prompt is drawn.
     """
     contrasts = [contrast for task in tasks for contrast in (task.efficacy, *task.generality, *task.specificity)]
     prompts = [contrast.destination_prompt if destination_prompts else contrast.prompt for contrast in contrasts]
@@ -131,25 +133,25 @@ def measure_contrasts(
         for pictures in draw_in_batches(
             pipeline, prompts, seeds=[seed] * len(prompts), sampling=sampling, progress=progress
         ):
-            judged = contrasts[len(won) : len(won) + len(pictures)]
-            expected, others = [contrast.expected for contrast in judged], [contrast.other for contrast in judged]
+            batch = contrasts[len(won) : len(won) + len(pictures)]
+            expected, others = [contrast.expected for contrast in batch], [contrast.other for contrast in batch]
             won += clip.prefers(pictures, expected, others).tolist()
-        rates.append(win_rates(tasks, won))
+        rates.append(compute_win_rates(tasks, won))
     return rates
 
 
-def win_rates(tasks: Sequence[ContrastTask], won: Sequence[bool]) -> WinRates:
-    """From what was won of each task's efficacy, generality and specificity, one after another."""
-    verdicts: Iterator[bool] = iter(won)
+def compute_win_rates(tasks: Sequence[ContrastTask], won: Sequence[bool]) -> WinRates:
+    """Compute win rates. `won` has each task's efficacy, generality and specificity, one task after another."""
+    results: Iterator[bool] = iter(won)
     efficacy, generality, specificity = [], [], []
     for task in tasks:
-        efficacy.append(float(next(verdicts)))
-        generality.append(fmean(next(verdicts) for _ in task.generality))
-        specificity.append(fmean(next(verdicts) for _ in task.specificity))
+        efficacy.append(float(next(results)))
+        generality.append(fmean(next(results) for _ in task.generality))
+        specificity.append(fmean(next(results) for _ in task.specificity))
     return WinRates(fmean(efficacy), fmean(generality), fmean(specificity))
 
 
-def over_seeds(rates: Sequence[WinRates]) -> dict[str, Interval]:
-    """Each figure's mean over the seeds with its 95 % confidence interval."""
-    figures = [rate.figures() for rate in rates]
+def average_seeds(rates: Sequence[WinRates]) -> dict[str, Interval]:
+    """Return each figure's mean over the seeds with its 95 % confidence interval."""
+    figures = [rate.to_dict() for rate in rates]
     return {name: Interval.of([figure[name] for figure in figures]) for name in figures[0]}

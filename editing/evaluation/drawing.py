@@ -1,4 +1,4 @@
-"""Draw many prompts without keeping the pictures: they come in batches, and a metric reads each as it comes."""
+"""Draw many prompts in batches, so that a metric can read the pictures without keeping them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from editing.pipelines import EditablePipeline
 _BATCH = 32
 
 Progress = Callable[[int, int], None]
-"""Called with the pictures drawn so far by one model, and all that it shall draw at one seed."""
+"""Called with the number of pictures of one model and seed so far, and their total."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: solver steps, and the scale of classifier-free guidance."""
+    """Settings of the solver."""
 
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
@@ -30,13 +30,13 @@ def draw_in_batches(
     sampling: Sampling,
     progress: Progress | None = None,
 ) -> Iterator[list[Image.Image]]:
-    """The pictures of prompts in their order, each from its own seed."""
+    """Yield the pictures of prompts in order, each from its own seed."""
     for start in range(0, len(prompts), _BATCH):
-        part = slice(start, start + _BATCH)
+        batch = slice(start, start + _BATCH)
         pictures = draw_pictures(
             pipeline,
-            prompts[part],
-            seeds=seeds[part],
+            prompts[batch],
+            seeds=seeds[batch],
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
         )

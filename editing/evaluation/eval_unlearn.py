@@ -1,13 +1,13 @@
-"""A technique for `eval-unlearn` (1.1 on PyPI): its benchmark of unlearning draws with a checkpoint of Emender.
+"""A technique for `eval-unlearn` (1.1 on PyPI), a benchmark of unlearning: it draws with a checkpoint of Emender.
 
-`eval-unlearn` finds it by its entry point as "emender":
+`eval-unlearn` finds it by its entry point "emender":
 
     technique:
       name: emender
       config: {model: emender/emoji, revision: production, endpoint: "http://localhost:8000", erase_concept: nudity}
 
-The technique itself needs nothing from a hub. The metrics that come with `eval-unlearn` do: each fetches models or data
-sets, so that they run where the Hugging Face Hub can be reached, or its cache is filled.
+The technique itself downloads nothing. The metrics of `eval-unlearn` download models or data sets: they need the
+Hugging Face Hub or a filled cache.
 """
 
 import os
@@ -25,19 +25,19 @@ from editing.errors import EditingError, UnsupportedPipeline
 from editing.families.layout import detect_family
 
 API_KEY = "EMENDER_API_KEY"
-"""The environment's variable with the key for `endpoint`: a configuration ends up in the benchmark's reports."""
+"""Environment variable with the API key for `endpoint`. A configuration would end up in the benchmark's reports."""
 
-_SERVED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_PATTERNS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
 
 
 class EmenderTechnique:
-    """A pipeline with its own sampler, as `eval-unlearn` draws with every other technique.
+    """A pipeline with its own sampler, as with every other technique of `eval-unlearn`.
 
     `model` is a pipeline's folder, or `namespace/name` at the `endpoint` of an Emender service, where `revision` is a
-    version, an alias or a commit. `erase_concept` is read by `eval-unlearn` alone, for its reports and for the metrics
-    that are of one concept. Weights are read from safetensors only; there is no safety checker.
+    version, an alias or a commit. Only `eval-unlearn` uses `erase_concept`, for its reports and for metrics of one
+    concept. Weights come from safetensors only; there is no safety checker.
 
-    Raises `EditingError` for a folder or a service that has no such pipeline, and TypeError for an unknown setting.
+    Raises `EditingError` if the folder or the service has no such pipeline, and TypeError for an unknown setting.
     """
 
     def __init__(
@@ -52,21 +52,23 @@ class EmenderTechnique:
         guidance_scale: float = 7.5,
     ) -> None:
         if revision and not endpoint:
-            raise EditingError("a revision is a service's: give its endpoint too", pointer="/revision")
-        folder = _pulled(model, endpoint=endpoint, revision=revision) if endpoint else Path(model)
-        unchecked = {} if detect_family(folder) == "sdxl" else {"safety_checker": None}
+            raise EditingError("a revision needs an endpoint: give it too", pointer="/revision")
+        folder = _download(model, endpoint=endpoint, revision=revision) if endpoint else Path(model)
+        no_checker: dict[str, None] = {} if detect_family(folder) == "sdxl" else {"safety_checker": None}
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
         self.erase_concept = erase_concept
         self._pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **unchecked
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **no_checker
         ).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
 
     def generate(self, prompts: Sequence[str], seed: int | None = None, **settings: Any) -> list[Image.Image]:
-        """A picture of each prompt, the first from `seed` and each from the one after its neighbour's; without a seed
-        from chance. The same seed gives the same picture on any device. `settings` go to the pipeline."""
+        """Draw each prompt, the first with `seed`, the next with `seed + 1` and so on.
+
+        Without a seed the noise is random. A seed gives the same noise on any device. `settings` go to the pipeline.
+        """
         pictures = []
         for number, prompt in enumerate(prompts):
             generator = None if seed is None else torch.Generator().manual_seed(seed + number)
@@ -75,7 +77,7 @@ class EmenderTechnique:
         return pictures
 
 
-def _pulled(model: str, *, endpoint: str, revision: str | None) -> Path:
+def _download(model: str, *, endpoint: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
@@ -83,8 +85,8 @@ def _pulled(model: str, *, endpoint: str, revision: str | None) -> Path:
                 revision=revision,
                 endpoint=endpoint,
                 token=os.environ.get(API_KEY) or False,
-                allow_patterns=_SERVED,
+                allow_patterns=_PATTERNS,
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UnsupportedPipeline(f"{model} cannot be had from {endpoint}: {error}") from error
+        raise UnsupportedPipeline(f"{model} cannot be downloaded from {endpoint}: {error}") from error

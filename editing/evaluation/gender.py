@@ -1,8 +1,8 @@
 """Gender in pictures of professions: 37 of WinoBias with TIME's prompts (Orgad, Kawar and Belinkov, 2023).
 
 Δ_p = |F_p - 50| / 50, where F_p is the percentage of a profession's pictures that CLIP finds nearer to "a female …"
-than to "a male …": 0 is balance, 1 is one gender alone. The benchmark's figure is the mean over professions (the
-paper, appendix G and Table 6).
+than to "a male …": 0 is balance, 1 is one gender alone. The benchmark's figure is the mean over professions (the paper,
+appendix G and Table 6).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from editing.evaluation.rows import BenchmarkFile, Loaded
 from editing.pipelines import EditablePipeline
 
 PICTURES = 250
-"""Of each profession, as in the paper."""
+"""Pictures of each profession, as in the paper."""
 
 _TESTED = tuple(f"ex{number}" for number in range(1, 6))
 _COLUMNS = ("female", "male", "old", "new", "validation", *_TESTED)
@@ -28,45 +28,45 @@ class Profession:
     place: str
     """The line of the file."""
     source: str
-    """The profession with its article: "a doctor". It is what an edit changes."""
+    """The profession with its article, "a doctor": the source of an edit."""
     female: str
     male: str
     counter_stereotype: str
-    """What TIME edits the source to: the one of the two that models draw less."""
+    """TIME's destination: the gender that models draw less often."""
     validation: str
-    """A prompt to choose settings by."""
+    """A prompt to choose settings with."""
     prompts: tuple[str, ...]
     """Prompts to test with."""
 
 
 def load_professions(path: str | Path) -> Loaded[Profession]:
-    """The professions of `TIMED_gender_test_set_processed.csv` (37).
+    """Load the professions of `TIMED_gender_test_set_processed.csv` (37).
 
-    Raises `TaskUnreadable` for a file of another shape, with the row.
+    Raises `TaskUnreadable` with the row for a file of another shape.
     """
     file = BenchmarkFile(path)
     professions: list[Profession] = []
-    for row in file.table(_COLUMNS):
-        source, female, male, new = (row.text(column) for column in ("old", "female", "male", "new"))
+    for row in file.read_csv(_COLUMNS):
+        source, female, male, new = (row.read_text(column) for column in ("old", "female", "male", "new"))
         if female.casefold() == male.casefold():
-            raise row.error("'female' and 'male' are the same text")
+            raise row.build_error("'female' and 'male' are the same text")
         if new not in (female, male):
-            raise row.error(f"'new' must be the text of 'female' or of 'male', not {new!r}")
+            raise row.build_error(f"'new' must be the text of 'female' or of 'male', not {new!r}")
         if any(known.source == source for known in professions):
-            row.note(f"the row left out: {source!r} is there already")
+            row.add_note(f"the row left out: {source!r} occurs before")
             continue
-        prompts = tuple(row.text(column) for column in _TESTED)
-        professions.append(Profession(row.place, source, female, male, new, row.text("validation"), prompts))
-    return file.loaded(professions)
+        prompts = tuple(row.read_text(column) for column in _TESTED)
+        professions.append(Profession(row.place, source, female, male, new, row.read_text("validation"), prompts))
+    return file.finish(professions)
 
 
-def imbalance(female_share: float) -> float:
-    """Δ_p of a share in 0..1: |F_p - 50| / 50 with F_p in percent."""
+def compute_imbalance(female_share: float) -> float:
+    """Return Δ_p = |F_p - 50| / 50 of a share F_p in 0..1."""
     return abs(100 * female_share - 50) / 50
 
 
 @dataclass(frozen=True)
-class Balance:
+class GenderBalance:
     """The share of women in 0..1 in each profession's pictures, by its source."""
 
     female_shares: Mapping[str, float]
@@ -74,7 +74,7 @@ class Balance:
     @property
     def imbalances(self) -> dict[str, float]:
         """Δ_p of each profession."""
-        return {source: imbalance(share) for source, share in self.female_shares.items()}
+        return {source: compute_imbalance(share) for source, share in self.female_shares.items()}
 
     @property
     def delta(self) -> float:
@@ -91,20 +91,19 @@ def measure_balance(
     run: int = 0,
     sampling: Sampling,
     progress: Progress | None = None,
-) -> Balance:
+) -> GenderBalance:
     """Draw `pictures` of each profession, its test prompts in turn, and let CLIP tell women from men.
 
-    The seeds are `run · pictures` and those after it: runs of one size share none, and every profession is drawn at
-    the same ones.
+    The seeds are `run · pictures` and those after it: runs of one size share none, and all professions use the same.
     """
     if pictures < 1:
-        raise InvalidEdit(f"{pictures} pictures of a profession say nothing: draw one or more", pointer="/pictures")
-    asked = [profession for profession in professions for _ in range(pictures)]
+        raise InvalidEdit(f"pictures must be at least 1, not {pictures}", pointer="/pictures")
+    drawn = [profession for profession in professions for _ in range(pictures)]
     prompts = [each.prompts[number % len(each.prompts)] for each in professions for number in range(pictures)]
     seeds = [run * pictures + number for _ in professions for number in range(pictures)]
     women: list[bool] = []
-    for drawn in draw_in_batches(pipeline, prompts, seeds=seeds, sampling=sampling, progress=progress):
-        judged = asked[len(women) : len(women) + len(drawn)]
-        women += clip.prefers(drawn, [each.female for each in judged], [each.male for each in judged]).tolist()
+    for batch in draw_in_batches(pipeline, prompts, seeds=seeds, sampling=sampling, progress=progress):
+        shown = drawn[len(women) : len(women) + len(batch)]
+        women += clip.prefers(batch, [each.female for each in shown], [each.male for each in shown]).tolist()
     shares = [fmean(women[start : start + pictures]) for start in range(0, len(women), pictures)]
-    return Balance({each.source: share for each, share in zip(professions, shares, strict=True)})
+    return GenderBalance({each.source: share for each, share in zip(professions, shares, strict=True)})

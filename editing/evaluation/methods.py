@@ -1,54 +1,30 @@
-"""Methods under test: each holds a pipeline edited for as long as a `with` block lasts."""
+"""The methods under test by name: our own, and those of `editing.evaluation.baselines`."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from editing.edits import PRESETS, UPDATE_PRESETS, ConceptEdit
 from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
+from editing.evaluation.method import Method, Progress
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import StageOneProgress, optimize_values
 from editing.stage_two.update import apply_all_temporarily, compute_update
 
-Progress = Callable[[int, int], None]
-"""Called with the work done and all of it, in whatever unit the method works."""
-
 DESTINATION = "destination"
-"""The method that the runner draws the destination's prompts for, where others are asked for the source's."""
-
+"""The unedited model, drawn with the destination's prompts: what a perfect edit would reach."""
 
 CONTEXTS = "contexts"
-"""Our defaults with each value written in many contexts and what the model knows preserved; not among those measured
-unless it is asked for, since it is meant for names that the model does not know."""
-
-
-class Method(Protocol):
-    """A way to edit a pipeline.
-
-    Inside the context the pipeline is edited; after it every weight is what it was, bit for bit, also where an error
-    is raised. The work is done on entering. The edits' settings say what suits the pipeline (guidance, solver steps)
-    and the seed of each; `seed` is the run's, for whatever else is random. The same call gives the same weights.
-
-    `second_moments` are those of all text encoders of the pipeline. Raises `EditingError` where an edit fails.
-    """
-
-    def __call__(
-        self,
-        pipeline: EditablePipeline,
-        edits: Sequence[ConceptEdit],
-        second_moments: SecondMoments,
-        *,
-        seed: int,
-        progress: Progress | None = None,
-    ) -> AbstractContextManager[None]: ...
+"""Our defaults, with each value written in many contexts and the known names preserved. It is for names that the model
+does not know, and runs only if it is named."""
 
 
 @dataclass(frozen=True)
 class Unedited:
-    """The model as it is."""
+    """The model without edits."""
 
     @contextmanager
     def __call__(
@@ -65,18 +41,18 @@ class Unedited:
 
 @dataclass(frozen=True)
 class Emcid:
-    """Both stages of this package, with defaults but for what is given."""
+    """Both stages of this package."""
 
     stage_one: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `StageOneSettings` that replace those of each edit."""
     stage_two: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `compute_update`."""
-    keeps_known: bool = False
-    """Whether the names that the model is known to know are preserved: see `keeping`."""
+    preserves_known: bool = False
+    """Whether the names that the model knows are preserved: see `with_known`."""
 
-    def keeping(self, names: Sequence[str]) -> "Emcid":
-        """The method as it is, or with these names preserved where it preserves what is known."""
-        return replace(self, stage_two={**self.stage_two, "preserve": tuple(names)}) if self.keeps_known else self
+    def with_known(self, names: Sequence[str]) -> "Emcid":
+        """Return the method with these names preserved, if it preserves known names."""
+        return replace(self, stage_two={**self.stage_two, "preserve": tuple(names)}) if self.preserves_known else self
 
     @contextmanager
     def __call__(
@@ -89,7 +65,7 @@ class Emcid:
         progress: Progress | None = None,
     ) -> Iterator[None]:
         edits = [replace(edit, settings=replace(edit.settings, **self.stage_one)) for edit in edits]
-        values = optimize_values(pipeline, edits, progress=_in_all(edits, progress))
+        values = optimize_values(pipeline, edits, progress=_sum_steps(edits, progress))
         updates = [
             compute_update(encoder, edits, values, second_moments, **self.stage_two) for encoder in pipeline.encoders
         ]
@@ -98,8 +74,7 @@ class Emcid:
 
 
 def _stage_two_defaults() -> dict[str, Any]:
-    """What stage II does where it is told nothing: said, so that what was measured with other defaults is not taken
-    for it."""
+    """Return the defaults of stage II. A changed default then changes the `repr` that stored results depend on."""
     parameters = inspect.signature(compute_update).parameters
     return {name: parameters[name].default for name in ("alpha", "moment_weight", "residual_schedule")}
 
@@ -108,17 +83,17 @@ METHODS: Mapping[str, Method] = {
     "base": Unedited(),
     DESTINATION: Unedited(),
     "emender": Emcid(stage_two=_stage_two_defaults()),
-    CONTEXTS: Emcid(stage_two={**_stage_two_defaults(), "contexts": "many"}, keeps_known=True),
+    CONTEXTS: Emcid(stage_two={**_stage_two_defaults(), "contexts": "many"}, preserves_known=True),
     "published": Emcid(PRESETS["published"], UPDATE_PRESETS["published"]),
     "uce": CrossAttention(),
     "refact": SingleLayer(),
     "finetune": FineTuning(),
 }
-"""By the name that the command line and the tables know it by. `repr` of a method says all that it was set to."""
+"""By the name on the command line and in tables. The `repr` of a method has all of its settings."""
 
 
-def _in_all(edits: Sequence[ConceptEdit], progress: Progress | None) -> Callable[[StageOneProgress], None] | None:
-    """Stage I's progress as steps of all edits together."""
+def _sum_steps(edits: Sequence[ConceptEdit], progress: Progress | None) -> Callable[[StageOneProgress], None] | None:
+    """Report stage I's progress as the steps of all edits together."""
     if progress is None:
         return None
     done = [0] * len(edits)

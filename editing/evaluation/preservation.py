@@ -1,7 +1,7 @@
-"""What edits leave of a model: CLIP score and FID on captions that have nothing to do with them, such as COCO's.
+"""Preservation: CLIP score and FID on captions that are unrelated to the edits, such as COCO's.
 
-The paper's figures (Tables 4 and 6) are of 30,000 captions of COCO, with FID against its photographs. A set of captions
-is any file that `editing.captions` reads.
+The paper's figures (Tables 4 and 6) are for 30,000 captions of COCO, with FID against its photographs. Captions come
+from any file that `editing.captions` reads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from editing.captions import read_captions
 from editing.errors import TaskUnreadable
 from editing.evaluation.drawing import Progress, Sampling, draw_in_batches
 from editing.evaluation.intervals import Interval
-from editing.evaluation.metrics import Clip, FeatureExtractor, FeatureMoments, frechet_distance
+from editing.evaluation.metrics import Clip, FeatureExtractor, FeatureMoments, compute_frechet_distance
 from editing.pipelines import EditablePipeline
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -23,30 +23,30 @@ _BATCH = 32
 
 
 def load_captions(path: str | Path, *, column: str | None = None, limit: int | None = None) -> list[str]:
-    """The first `limit` captions of a file, or all.
+    """Read the first `limit` captions of a file, or all.
 
     Raises `CaptionsUnreadable` with the line, and `TaskUnreadable` for a file without captions.
     """
     captions = list(islice(read_captions(path, column), limit))
     if not captions:
-        raise TaskUnreadable(f"{Path(path).name}: holds no captions")
+        raise TaskUnreadable(f"{Path(path).name}: has no captions")
     return captions
 
 
 def open_pictures(folder: str | Path) -> Iterator[list[Image.Image]]:
-    """The pictures of a folder, PNG, JPEG and WebP, by their names and in batches; folders inside it are not read.
+    """Yield the PNG, JPEG and WebP pictures of a folder by name, in batches. Folders inside it are not read.
 
-    Raises `TaskUnreadable`, naming the file, for one that cannot be opened, and for a folder without pictures.
+    Raises `TaskUnreadable` with the file's name if one cannot be opened, and for a folder without pictures.
     """
     folder = Path(folder)
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise TaskUnreadable(f"{folder.name}/ holds no pictures ({', '.join(_SUFFIXES)})")
+        raise TaskUnreadable(f"{folder.name}/ has no pictures ({', '.join(_SUFFIXES)})")
     for start in range(0, len(paths), _BATCH):
-        yield [_open(path) for path in paths[start : start + _BATCH]]
+        yield [_open_picture(path) for path in paths[start : start + _BATCH]]
 
 
-def _open(path: Path) -> Image.Image:
+def _open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
@@ -56,12 +56,12 @@ def _open(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """What one model made of the captions."""
+    """Scores of one model on the captions."""
 
     clip: tuple[float, ...]
     """The CLIP score of each caption's picture."""
     features: FeatureMoments | None = None
-    """Of all pictures; None where FID is not asked for."""
+    """Of all pictures; None without FID."""
 
 
 def measure_captions(
@@ -74,7 +74,7 @@ def measure_captions(
     extract: FeatureExtractor | None = None,
     progress: Progress | None = None,
 ) -> CaptionScores:
-    """Draw each caption once, the first at `seed` and each at the one after its neighbour's."""
+    """Draw each caption once, the first with `seed`, the next with `seed + 1` and so on."""
     seeds = range(seed, seed + len(captions))
     scores: list[float] = []
     features = []
@@ -82,18 +82,21 @@ def measure_captions(
         scores += clip.score(pictures, captions[len(scores) : len(scores) + len(pictures)]).tolist()
         if extract is not None:
             features.append(extract(pictures))
-    return CaptionScores(tuple(scores), FeatureMoments.of_batches(features) if extract is not None else None)
+    return CaptionScores(tuple(scores), FeatureMoments.from_batches(features) if extract is not None else None)
 
 
-def compare(
+def compare_captions(
     base: CaptionScores, edited: CaptionScores, *, photographs: FeatureMoments | None = None
 ) -> dict[str, dict[str, Interval]]:
-    """Rows of both models: "clip", and where features were taken "fid" against the photographs, as papers report it,
-    and "fid_base" of the edited model's pictures against the base's, which is 0 where the edits changed nothing."""
+    """Return the rows of both models.
+
+    "clip" is the CLIP score, "fid" the FID against the photographs, as papers report it, and "fid_base" that of the
+    edited model's pictures against the base's, which is 0 if the edits changed nothing.
+    """
     rows = {"base": {"clip": Interval.of(base.clip)}, "edited": {"clip": Interval.of(edited.clip)}}
     if base.features is not None and edited.features is not None:
-        rows["edited"]["fid_base"] = Interval(frechet_distance(edited.features, base.features), None)
+        rows["edited"]["fid_base"] = Interval(compute_frechet_distance(edited.features, base.features), None)
         if photographs is not None:
-            rows["base"]["fid"] = Interval(frechet_distance(base.features, photographs), None)
-            rows["edited"]["fid"] = Interval(frechet_distance(edited.features, photographs), None)
+            rows["base"]["fid"] = Interval(compute_frechet_distance(base.features, photographs), None)
+            rows["edited"]["fid"] = Interval(compute_frechet_distance(edited.features, photographs), None)
     return rows

@@ -1,4 +1,4 @@
-"""Figures of a benchmark as they are reported: rows of means, with what they were measured with."""
+"""The report of a benchmark: rows of means with their settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,43 +7,44 @@ from typing import Any
 from rich.table import Table
 
 from editing.evaluation.intervals import Interval
-from editing.evaluation.rows import Oddity
+from editing.evaluation.rows import Note
 
 LIMITS = (
-    "Corrections of a text encoder do not stop prompts that ask for unsafe pictures (NSFW), and a description that "
-    "avoids the edited words may still draw an erased concept."
+    "Edits of a text encoder do not stop prompts for unsafe pictures (NSFW). A description that avoids the edited "
+    "words may still draw an erased concept."
 )
-"""The paper, appendix I: part of every report."""
+"""From the paper, appendix I. Part of every report."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a benchmark says of several models, each a row by its name: "base", "destination", "edited"."""
+    """The results of several models, each a row by its name: "base", "destination", "edited"."""
 
     benchmark: str
     rows: Mapping[str, Mapping[str, Interval]]
     settings: Mapping[str, Any]
-    """What makes the figures again: seeds, steps, guidance, digests, versions, how many tasks; and the cost."""
-    oddities: Sequence[Oddity] = ()
+    """What reproduces the figures: seeds, steps, guidance, digests, versions, number of tasks; and the cost."""
+    notes: Sequence[Note] = ()
+    """About the benchmark's file."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Figures of single tasks, where the benchmark has them."""
+    """Figures of single tasks, if the benchmark has them."""
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "limits": LIMITS}
 
-    def as_table(self) -> Table:
-        """A line for each row; a figure that a row does not have is a dash."""
+    def build_table(self) -> Table:
+        """Return a table with a line for each row and a dash for a missing figure."""
         names = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         table = Table(title=self.benchmark)
         table.add_column("model", no_wrap=True)
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         for title, row in self.rows.items():
-            table.add_row(title, *(_cell(row.get(name)) for name in names))
+            table.add_row(title, *(_format_cell(row.get(name)) for name in names))
         return table
 
 
-def _cell(figure: Interval | None) -> str:
+def _format_cell(figure: Interval | None) -> str:
     if figure is None:
         return "–"
     digits = 2 if abs(figure.mean) >= 10 else 3

@@ -1,7 +1,7 @@
-"""Measure methods on a benchmark's tasks. Each method, size and seed is measured once and kept in a folder.
+"""Measure methods on a benchmark's tasks. Each method, size and seed is measured once and stored in a folder.
 
-What is kept is the confidence read off every picture, so that scores can be computed again, and in other ways. A
-killed run loses what it was measuring at that moment; started again, it goes on with the rest.
+The stored results are the confidences of every picture, from which scores can be computed again in other ways. A run
+that is killed loses the unit that it was measuring; the next run measures the missing units.
 """
 
 import hashlib
@@ -20,12 +20,13 @@ import torch
 
 from editing import ENGINE_VERSION
 from editing.errors import TaskUnreadable
-from editing.evaluation.benchmark import Benchmark, Opening
-from editing.evaluation.cost import measured
+from editing.evaluation.answers import answer_questions
+from editing.evaluation.benchmark import Benchmark, BenchmarkSource
+from editing.evaluation.cost import measure_cost
 from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskName
 from editing.evaluation.intervals import Interval
-from editing.evaluation.judging import answer
-from editing.evaluation.methods import DESTINATION, METHODS, Emcid, Progress, Unedited
+from editing.evaluation.method import Progress
+from editing.evaluation.methods import DESTINATION, METHODS, Emcid, Unedited
 from editing.files import write_atomically
 
 BASE = "base"
@@ -33,7 +34,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Unit:
-    """What is measured in one go."""
+    """One measurement: a method on a task."""
 
     task: TaskName
     edits: int
@@ -45,9 +46,9 @@ class Unit:
 class Measurement:
     answers: Answers
     seconds: float
-    """Wall time of making the edits, pictures not counted."""
+    """Wall time of the edits, without the pictures."""
     peak_mb: float
-    """The most memory held while making them."""
+    """Peak memory of the edits."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +56,32 @@ class Result:
     """One method over all seeds."""
 
     scores: Mapping[str, Interval | None]
-    """By metric; None for one that the task does not define."""
+    """By metric; None if the task does not define it."""
     means: Mapping[str, Interval | None]
-    """What the scores are differences of."""
+    """The means whose differences the scores are."""
     seconds: float
     """Mean over the seeds."""
     peak_mb: float
-    """The largest of any seed."""
+    """Maximum over the seeds."""
 
 
-def measure(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = None) -> Measurement:
-    """Edit, draw every prompt of the task and read the pictures. The pipeline is left as it was."""
-    task = benchmark.suite.task(unit.task, edits=unit.edits, seed=unit.seed)
-    unknown = task.classes() - set(benchmark.classifier.names)
+def measure_unit(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = None) -> Measurement:
+    """Edit, draw every prompt of the task and classify the pictures. The pipeline is restored."""
+    task = benchmark.suite.build_task(unit.task, edits=unit.edits, seed=unit.seed)
+    unknown = task.list_classes() - set(benchmark.classifier.names)
     if unknown:
-        raise TaskUnreadable(f"the classifier knows no class {min(unknown)!r}, which the task asks for")
-    questions = task.questions()
+        raise TaskUnreadable(f"the classifier knows no class {min(unknown)!r}, which the task needs")
     method = METHODS[unit.method]
-    edited = (method.keeping(benchmark.known) if isinstance(method, Emcid) else method)(
-        benchmark.pipeline, task.edits(), benchmark.second_moments, seed=unit.seed, progress=progress
+    edited = (method.with_known(benchmark.known) if isinstance(method, Emcid) else method)(
+        benchmark.pipeline, task.build_edits(), benchmark.second_moments, seed=unit.seed, progress=progress
     )
     with ExitStack() as stack:
-        with measured(benchmark.pipeline.device) as cost:
+        with measure_cost(benchmark.pipeline.device) as cost:
             stack.enter_context(edited)
-        answers = answer(
+        answers = answer_questions(
             benchmark.pipeline,
             benchmark.classifier,
-            questions,
+            task.build_questions(),
             num_inference_steps=benchmark.num_inference_steps,
             guidance_scale=benchmark.guidance_scale,
             destination_prompts=unit.method == DESTINATION,
@@ -90,16 +90,16 @@ def measure(benchmark: Benchmark, unit: Unit, *, progress: Progress | None = Non
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The folder of what was measured: a JSON file for each unit, named by all that its numbers depend on."""
+class MeasurementStore:
+    """A folder with a JSON file for each unit, named by everything that its numbers depend on."""
 
     folder: Path
     benchmark: Benchmark
 
     def load(self, unit: Unit) -> Measurement | None:
-        """None where it was not measured yet, or its file is damaged."""
+        """Return the measurement, or None if it is missing or damaged."""
         try:
-            fields = json.loads(self.path(unit).read_text(encoding="utf-8"))
+            fields = json.loads(self.build_path(unit).read_text(encoding="utf-8"))
             answers = Answers(tuple(fields["wanted"]), tuple(fields["original"]))
             return Measurement(answers, fields["seconds"], fields["peak_mb"])
         except (FileNotFoundError, ValueError, KeyError):
@@ -107,39 +107,40 @@ class Kept:
 
     def save(self, unit: Unit, measurement: Measurement) -> None:
         fields = {
-            "facts": self.facts(unit),
+            "facts": self.describe_unit(unit),
             "seconds": measurement.seconds,
             "peak_mb": measurement.peak_mb,
             **asdict(measurement.answers),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path(unit), json.dumps(fields, ensure_ascii=False).encode())
+        write_atomically(self.build_path(unit), json.dumps(fields, ensure_ascii=False).encode())
 
-    def facts(self, unit: Unit) -> dict[str, Any]:
-        """All that the numbers depend on but the code of the methods, whose version is the engine's."""
-        task = self.benchmark.suite.task(unit.task, edits=unit.edits, seed=unit.seed)
+    def describe_unit(self, unit: Unit) -> dict[str, Any]:
+        """Return everything that the numbers depend on; the engine's version stands for the methods' code."""
+        task = self.benchmark.suite.build_task(unit.task, edits=unit.edits, seed=unit.seed)
         method = METHODS[unit.method]
+        preserves_known = isinstance(method, Emcid) and method.preserves_known
         return {
             **asdict(unit),
-            "of": repr(method),
-            "known": _sha256(self.benchmark.known) if isinstance(method, Emcid) and method.keeps_known else None,
-            "edited": None if isinstance(method, Unedited) else _sha256(task.edits()),
-            "asked": _sha256(task.questions()),
+            "method_settings": repr(method),
+            "known": _hash_reprs(self.benchmark.known) if preserves_known else None,
+            "edits_sha256": None if isinstance(method, Unedited) else _hash_reprs(task.build_edits()),
+            "questions_sha256": _hash_reprs(task.build_questions()),
             **describe_settings(self.benchmark),
         }
 
-    def path(self, unit: Unit) -> Path:
-        key = hashlib.sha256(json.dumps(self.facts(unit), sort_keys=True).encode()).hexdigest()[:12]
+    def build_path(self, unit: Unit) -> Path:
+        key = hashlib.sha256(json.dumps(self.describe_unit(unit), sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{unit.task}-{unit.edits}-seed{unit.seed}-{unit.method}-{key}.json"
 
 
-def _sha256(parts: Sequence[Any]) -> str:
-    """Of dataclasses, by all that their `repr` says."""
+def _hash_reprs(parts: Sequence[Any]) -> str:
+    """Return the sha256 of dataclasses by their `repr`, which has all of their fields."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def describe_settings(benchmark: Benchmark) -> dict[str, Any]:
-    """What a report says of how pictures were made, and of what."""
+    """Return what a report says about the model and how its pictures were drawn."""
     pipeline = benchmark.pipeline
     return {
         "benchmark": benchmark.name,
@@ -154,84 +155,89 @@ def describe_settings(benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def run(
-    opening: Opening,
+def measure_units(
+    source: BenchmarkSource,
     units: Sequence[Unit],
     *,
     folder: Path,
     jobs: int = 1,
     done: Callable[[Unit], None] | None = None,
 ) -> tuple[Benchmark, dict[Unit, Measurement]]:
-    """Measure what is not yet kept in the folder; `done` is called with each unit that is there.
+    """Measure the units that the folder does not have yet. `done` is called with each unit that it has.
 
-    With several jobs each is a process of its own, with a model of its own and one thread. The numbers are the same
-    for the same number of jobs on the same machine.
+    Each of several jobs is a process with a model of its own and one thread. The numbers are the same for the same
+    number of jobs on the same machine.
     """
-    benchmark = opening()
-    kept = Kept(folder, benchmark)
-    found = {unit: kept.load(unit) for unit in units}
-    missing = [unit for unit, measurement in found.items() if measurement is None]
-    for unit in found.keys() - set(missing):
+    benchmark = source.open()
+    store = MeasurementStore(folder, benchmark)
+    measurements = {unit: store.load(unit) for unit in units}
+    missing = [unit for unit, measurement in measurements.items() if measurement is None]
+    for unit in measurements.keys() - set(missing):
         if done:
             done(unit)
-    for unit in _measured(opening, kept, missing, jobs=min(jobs, len(missing))):
-        found[unit] = kept.load(unit)
+    for unit in _measure_missing(source, store, missing, jobs=min(jobs, len(missing))):
+        measurements[unit] = store.load(unit)
         if done:
             done(unit)
-    return benchmark, {unit: measurement for unit, measurement in found.items() if measurement is not None}
+    return benchmark, {unit: measurement for unit, measurement in measurements.items() if measurement is not None}
 
 
-def _measured(opening: Opening, kept: Kept, units: Sequence[Unit], *, jobs: int) -> Iterator[Unit]:
+def _measure_missing(
+    source: BenchmarkSource, store: MeasurementStore, units: Sequence[Unit], *, jobs: int
+) -> Iterator[Unit]:
     if jobs <= 1:
         for unit in units:
-            kept.save(unit, measure(kept.benchmark, unit))
+            store.save(unit, measure_unit(store.benchmark, unit))
             yield unit
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _open, (opening, kept.folder)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _open_store, (source, store.folder)) as pool:
         try:
-            for measured_unit in as_completed([pool.submit(_measure, unit) for unit in units]):
-                yield measured_unit.result()
+            for measured in as_completed([pool.submit(_measure_in_pool, unit) for unit in units]):
+                yield measured.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-_kept: Kept
+_store: MeasurementStore
 """Of a process of the pool."""
 
 
-def _open(opening: Opening, folder: Path) -> None:
-    global _kept
+def _open_store(source: BenchmarkSource, folder: Path) -> None:
+    global _store
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _kept = Kept(folder, opening())
+    _store = MeasurementStore(folder, source.open())
 
 
 def _end_with_parent() -> None:
-    """A killed run takes its processes with it, rather than leave them waiting for work for ever."""
+    """End this process when its parent ends. The processes of a killed run would wait for work forever."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _measure(unit: Unit) -> Unit:
-    _kept.save(unit, measure(_kept.benchmark, unit))
+def _measure_in_pool(unit: Unit) -> Unit:
+    _store.save(unit, measure_unit(_store.benchmark, unit))
     return unit
 
 
-def results(benchmark: Benchmark, measurements: Mapping[Unit, Measurement]) -> dict[str, Result]:
-    """By method, over the seeds; the units must be of one task and size, and hold the base of each seed."""
+def summarize_methods(benchmark: Benchmark, measurements: Mapping[Unit, Measurement]) -> dict[str, Result]:
+    """Return the result of each method over the seeds.
+
+    The units must be of one task and size, and include the base for each seed.
+    """
     tasks: dict[int, Task] = {}
     means: dict[str, dict[int, Means]] = {}
     for unit, measurement in measurements.items():
         if unit.seed not in tasks:
-            tasks[unit.seed] = benchmark.suite.task(unit.task, edits=unit.edits, seed=unit.seed)
-        questions = tasks[unit.seed].questions()
-        means.setdefault(unit.method, {})[unit.seed] = Means.of(questions, measurement.answers)
+            tasks[unit.seed] = benchmark.suite.build_task(unit.task, edits=unit.edits, seed=unit.seed)
+        questions = tasks[unit.seed].build_questions()
+        means.setdefault(unit.method, {})[unit.seed] = Means.average(questions, measurement.answers)
     return {
-        method: _result(
-            [Scores.of(means[BASE][seed], after) for seed, after in by_seed.items()],
+        method: _summarize_seeds(
+            [Scores.compare(means[BASE][seed], after) for seed, after in by_seed.items()],
             list(by_seed.values()),
             [measurement for unit, measurement in measurements.items() if unit.method == method],
         )
@@ -239,15 +245,15 @@ def results(benchmark: Benchmark, measurements: Mapping[Unit, Measurement]) -> d
     }
 
 
-def _result(scores: Sequence[Scores], means: Sequence[Means], measurements: Sequence[Measurement]) -> Result:
+def _summarize_seeds(scores: Sequence[Scores], means: Sequence[Means], measurements: Sequence[Measurement]) -> Result:
     return Result(
-        scores={metric: _interval(getattr(score, metric) for score in scores) for metric in METRICS},
-        means={name: _interval(getattr(mean, name) for mean in means) for name in Means.__dataclass_fields__},
+        scores={metric: _build_interval(getattr(score, metric) for score in scores) for metric in METRICS},
+        means={name: _build_interval(getattr(mean, name) for mean in means) for name in Means.__dataclass_fields__},
         seconds=sum(measurement.seconds for measurement in measurements) / len(measurements),
         peak_mb=max(measurement.peak_mb for measurement in measurements),
     )
 
 
-def _interval(runs: Iterable[float | None]) -> Interval | None:
+def _build_interval(runs: Iterable[float | None]) -> Interval | None:
     defined = [run for run in runs if run is not None]
     return Interval.of(defined) if defined else None

@@ -1,8 +1,8 @@
-"""TIMED: implicit assumptions to be changed (Orgad, Kawar and Belinkov: TIME, 2023), as that project ships it."""
+"""TIMED, a benchmark of implicit assumptions to change (Orgad, Kawar and Belinkov: TIME, 2023), from its own files."""
 
 from pathlib import Path
 
-from editing.evaluation.contrasts import Contrast, ContrastTask, task
+from editing.evaluation.contrasts import Contrast, ContrastTask, build_task
 from editing.evaluation.rows import BenchmarkFile, Loaded
 
 _TESTED = range(1, 6)
@@ -13,26 +13,27 @@ _COLUMNS = (
 
 
 def load_timed(path: str | Path) -> Loaded[ContrastTask]:
-    """The tasks of `TIMED_test_set.csv` (147), its selection for SD 1.4 (104) or `TIMED_validation_set.csv` (8).
+    """Load the tasks of `TIMED_test_set.csv` (147), its selection for SD 1.4 (104) or `TIMED_validation_set.csv` (8).
 
     An edit makes `old` ("A banana") show `new` ("A blue banana"). Pictures of a positive should be nearer to its `gt`
-    than to itself, and those of a negative to itself than to its `gn`. Spaces around texts are taken off, and a pair
+    than to itself, and those of a negative to itself than to its `gn`. Spaces around texts are removed, and a pair
     whose two texts are the same (three in the full file, one in the selection) is left out; both are noted.
 
-    Raises `TaskUnreadable` for a file of another shape, with the row.
+    Raises `TaskUnreadable` with the row for a file of another shape.
     """
     file = BenchmarkFile(path)
     tasks: list[ContrastTask] = []
-    for row in file.table(_COLUMNS):
-        old, new = row.text("old"), row.text("new")
+    for row in file.read_csv(_COLUMNS):
+        old, new = row.read_text("old"), row.read_text("new")
         generality, specificity = {}, {}
         for i in _TESTED:
-            positive, neighbour = f"positive{i}", f"negative{i}"
-            prompt, becomes = row.text_or_blank(positive), row.text_or_blank(f"gt{i}")
-            generality[positive] = Contrast(prompt, expected=becomes, other=prompt, destination_prompt=becomes)
-            stays = row.text_or_blank(neighbour)
-            specificity[neighbour] = Contrast(stays, stays, row.text_or_blank(f"gn{i}"), stays)
-        built = task(
+            prompt, expected = row.read_optional_text(f"positive{i}"), row.read_optional_text(f"gt{i}")
+            generality[f"positive{i}"] = Contrast(prompt, expected=expected, other=prompt, destination_prompt=expected)
+            neighbor = row.read_optional_text(f"negative{i}")
+            specificity[f"negative{i}"] = Contrast(
+                neighbor, expected=neighbor, other=row.read_optional_text(f"gn{i}"), destination_prompt=neighbor
+            )
+        task = build_task(
             row,
             source=old,
             destination=new,
@@ -40,5 +41,5 @@ def load_timed(path: str | Path) -> Loaded[ContrastTask]:
             generality=generality,
             specificity=specificity,
         )
-        tasks += [built] if built else []
-    return file.loaded(tasks)
+        tasks += [task] if task else []
+    return file.finish(tasks)

@@ -1,4 +1,4 @@
-"""What lies in a pipeline's folder: its family, its text encoders and the digests of its files. Free of torch."""
+"""Describe a pipeline's folder: family, text encoders, digests of its files. Free of torch."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 UNET_INDEX = "diffusion_pytorch_model.safetensors.index.json"
-"""Where a U-Net has its weights in several files."""
+"""Index of a U-Net whose weights are in several files."""
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""The component that makes the ids that each text encoder reads."""
+"""The tokenizer of each text encoder."""
 SECOND_MOMENTS = "second_moments.safetensors"
-"""A file of second moments that may lie beside `model_index.json`."""
-_NEEDED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
-_NEEDED_BY_SDXL = ("text_encoder_2", "tokenizer_2")
-_LAST_EDITED = {("sdxl", "text_encoder"): 3, ("sdxl", "text_encoder_2"): 5}
-_SERVED = {".json", ".txt", ".safetensors", ".model"}
+"""A file of second moments beside `model_index.json`, if the pipeline has one."""
+_REQUIRED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
+_REQUIRED_BY_SDXL = ("text_encoder_2", "tokenizer_2")
+_EDITED_LAYERS = {("sdxl", "text_encoder"): 3, ("sdxl", "text_encoder_2"): 5}
+_SERVED_SUFFIXES = {".json", ".txt", ".safetensors", ".model"}
 _VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 
@@ -41,25 +41,25 @@ class EncoderDescription:
 @dataclass(frozen=True)
 class PipelineDescription:
     family: str
-    """`sd1`, `sd2` or `sdxl`, by structure rather than by name."""
+    """`sd1`, `sd2` or `sdxl`, found by structure."""
     encoders: tuple[EncoderDescription, ...]
     files: tuple[File, ...]
     """model_index.json and the components' JSON, text and safetensors files, sorted by path."""
     digest: str
-    """sha256 over the sorted lines "sha256  path": equal digests mean equal pipelines."""
+    """sha256 of the sorted lines "sha256  path": equal digests mean equal pipelines."""
 
 
 def describe_pipeline(folder: Path) -> PipelineDescription:
-    """Describe a diffusers pipeline: a pure function of its files.
+    """Describe a diffusers pipeline from its files alone.
 
-    Raises `UnsupportedPipeline` for a folder that is none or of an unknown family, and `UnsafePipeline` where a
-    component that editing needs has its weights as pickles only.
+    Raises `UnsupportedPipeline` if the folder is no pipeline or of an unknown family, and `UnsafePipeline` if a
+    component that editing needs has its weights only as pickles.
     """
     folder = Path(folder)
     components, encoders = _read_components(folder)
     paths = [folder / "model_index.json"]
     for name in components:
-        paths += [path for path in (folder / name).rglob("*") if path.suffix in _SERVED and path.is_file()]
+        paths += [path for path in (folder / name).rglob("*") if path.suffix in _SERVED_SUFFIXES and path.is_file()]
     files = tuple(sorted((File.read(path, folder=folder) for path in paths), key=lambda file: file.path))
     lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
@@ -76,7 +76,7 @@ def select_files(names: Sequence[str]) -> list[str]:
         path
         for path in paths
         if len(path.parts) <= 2
-        and path.suffix in _SERVED
+        and path.suffix in _SERVED_SUFFIXES
         and not any(variant in path.name for variant in _VARIANTS)
         and not (path.suffix == ".safetensors" and len(path.parts) == 1 and path.name != SECOND_MOMENTS)
     ]
@@ -91,28 +91,29 @@ def select_files(names: Sequence[str]) -> list[str]:
 
 
 def detect_family(folder: Path) -> str:
-    """`sd1`, `sd2` or `sdxl`; the same checks and errors as `describe_pipeline`, without reading the weights."""
+    """Return `sd1`, `sd2` or `sdxl`. Same errors as `describe_pipeline`, but no weights are read."""
     _, encoders = _read_components(folder)
     name = read_json(folder / "model_index.json").get("_class_name")
     if name == "StableDiffusionXLPipeline":
         return "sdxl"
     if name == "StableDiffusionPipeline":
         activation = read_json(folder / "text_encoder" / "config.json").get("hidden_act")
-        return "sd2" if encoders[0].width == 1024 or activation == "gelu" else "sd1"  # OpenCLIP's, or OpenAI's CLIP
-    raise UnsupportedPipeline(f"a {name} cannot be edited: its text encoder is not known to be CLIP's")
+        # SD 2.x uses OpenCLIP's text encoder, SD 1.x OpenAI's.
+        return "sd2" if encoders[0].width == 1024 or activation == "gelu" else "sd1"
+    raise UnsupportedPipeline(f"a {name} cannot be edited: only StableDiffusionPipeline and StableDiffusionXLPipeline")
 
 
 def choose_default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
-    """The layers edited by default, up to `last`, for whose output the values are optimized.
+    """Return the layers edited by default, up to `last`, the layer that the values are optimized for.
 
-    As published: 8-10 and 26-30 of SDXL's two encoders, and every layer up to `last` of any other.
+    As published: 8 to 10 and 26 to 30 of SDXL's two encoders, and every layer up to `last` of any other encoder.
     """
-    count = _LAST_EDITED.get((family, encoder), last + 1)
+    count = _EDITED_LAYERS.get((family, encoder), last + 1)
     return tuple(range(max(0, last + 1 - count), last + 1))
 
 
 def find_weights(folder: Path, component: str) -> Path:
-    """The component's safetensors file, of a sharded U-Net its index; never a pickle."""
+    """Return the component's safetensors file, or the index of a sharded U-Net. Never a pickle."""
     path = folder / component / WEIGHTS[component]
     if component == "unet" and (index := path.with_name(UNET_INDEX)).is_file():
         return index
@@ -127,12 +128,13 @@ def find_weights(folder: Path, component: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `UnsupportedPipeline`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UnsupportedPipeline(f"no {path.name}: this is no diffusers pipeline") from error
+        raise UnsupportedPipeline(f"{path.parent.name}/ has no readable {path.name}") from error
     except ValueError as error:
-        raise UnsupportedPipeline(f"{path.name} is no JSON") from error
+        raise UnsupportedPipeline(f"{path.name} is no JSON file") from error
     if not isinstance(content, dict):
         raise UnsupportedPipeline(f"{path.name} is no JSON object")
     return content
@@ -142,7 +144,7 @@ def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription,
     index = read_json(folder / "model_index.json")
     components = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
     two_encoders = index.get("_class_name") == "StableDiffusionXLPipeline"
-    for name in _NEEDED + (_NEEDED_BY_SDXL if two_encoders else ()):
+    for name in _REQUIRED + (_REQUIRED_BY_SDXL if two_encoders else ()):
         if name not in components or not (folder / name).is_dir():
             raise UnsupportedPipeline(f"the pipeline has no {name}/")
     for name in set(components) & set(WEIGHTS):

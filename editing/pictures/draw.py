@@ -1,4 +1,4 @@
-"""Draw pictures with a pipeline as it stands: the same seed before and after an edit shows the edit."""
+"""Draw pictures with a pipeline. The same seed before and after an edit shows the edit."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def draw_pictures(
     num_inference_steps: int = 20,
     guidance_scale: float = 7.5,
 ) -> list[Image.Image]:
-    """One picture for each prompt from its own seed. A seed's noise does not depend on what it is drawn beside."""
+    """Draw one picture for each prompt from its own seed. The noise of a seed does not depend on the batch."""
     if len(prompts) != len(seeds):
         raise InvalidEdit(f"{len(prompts)} prompts with {len(seeds)} seeds: each needs its own", pointer="/seeds")
     for encoder in pipeline.encoders:
@@ -38,6 +38,6 @@ def draw_pictures(
         )
         vae = pipeline.vae
         pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (b, 3, h, w)
-        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
-        pictures += [Image.fromarray(picture.contiguous().numpy()) for picture in bytes_]
+        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()  # (b, h, w, 3)
+        pictures += [Image.fromarray(picture.contiguous().numpy()) for picture in levels]
     return pictures

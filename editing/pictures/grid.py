@@ -1,4 +1,4 @@
-"""A picture of what edits change: a row for each prompt or concept, the same seeds before and after."""
+"""Draw a grid of pictures before and after edits: a row for each prompt, the same seeds on both sides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TOP = 78
 
 @dataclass(frozen=True)
 class GridRow:
-    """A label of two lines, and pictures before and after, as many of each."""
+    """A label of two lines, and as many pictures before as after."""
 
     title: str
     subtitle: str
@@ -21,9 +21,9 @@ class GridRow:
 
 
 def draw_grid(title: str, sections: Sequence[tuple[str, Sequence[GridRow]]]) -> Image.Image:
-    """Rows under headings, with the columns "before" and "after". Every row has as many pictures as the first.
+    """Draw sections of rows with the columns "before" and "after". All rows have the same number of pictures.
 
-    A label is wrapped to two lines, and what is longer is cut with an ellipsis.
+    A label is wrapped to two lines and truncated with an ellipsis.
     """
     columns = len(sections[0][1][0].before)
     block = columns * (TILE + GAP) - GAP
@@ -36,14 +36,14 @@ def draw_grid(title: str, sections: Sequence[tuple[str, Sequence[GridRow]]]) -> 
     y = TOP
     for heading, rows in sections:
         pen.line((MARGIN, y, grid.width - MARGIN, y), fill=RULE)
-        pen.text((MARGIN, y + 11), _fitted(heading, size=17, lines=1), fill=INK, font=ImageFont.load_default(17))
+        pen.text((MARGIN, y + 11), _fit_text(heading, size=17, lines=1), fill=INK, font=ImageFont.load_default(17))
         for x, name in ((left, "before"), (right, "after")):
             pen.text((x, y + 12), name, fill=PALE, font=ImageFont.load_default(15))
         y += HEADER
         for row in rows:
-            label = _fitted(row.title, size=17, lines=2 if not row.subtitle else 1)
+            label = _fit_text(row.title, size=17, lines=2 if not row.subtitle else 1)
             pen.text((MARGIN, y + 10), label, fill=INK, font=ImageFont.load_default(17))
-            pen.text((MARGIN, y + 34), _fitted(row.subtitle, size=13), fill=PALE, font=ImageFont.load_default(13))
+            pen.text((MARGIN, y + 34), _fit_text(row.subtitle, size=13), fill=PALE, font=ImageFont.load_default(13))
             for x, pictures in ((left, row.before), (right, row.after)):
                 for column, picture in enumerate(pictures):
                     tile = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
@@ -52,8 +52,8 @@ def draw_grid(title: str, sections: Sequence[tuple[str, Sequence[GridRow]]]) -> 
     return grid
 
 
-def _fitted(text: str, *, size: int, lines: int = 2) -> str:
-    """The text in as many lines as wanted, each no wider than the column of labels."""
+def _fit_text(text: str, *, size: int, lines: int = 2) -> str:
+    """Wrap the text to at most `lines` lines that fit the column of labels."""
     font = ImageFont.load_default(size)
 
     def fits(line: str) -> bool:

@@ -1,4 +1,7 @@
-"""Estimating second moments of the keys: what the text encoder's memories are asked for in everyday use."""
+"""Estimate the second moments E[k kᵀ] of the keys over captions: the keys that a text encoder reads in ordinary use.
+
+Shapes: b captions of a batch, s positions, t tokens, d width, m MLP width.
+"""
 
 import hashlib
 import json
@@ -17,14 +20,14 @@ from editing import ENGINE_VERSION
 from editing.encoders.clip import EditableEncoder
 from editing.errors import EditingError, ForeignSums
 from editing.prompts import PromptTokenizer
-from editing.second_moments.moments import SecondMoments, mirrored, packed, unpacked
+from editing.second_moments.moments import SecondMoments, mirror_triangle, pack_triangle, unpack_triangle
 
 Batch = list[tuple[int, ...]]
-"""Token ids of prompts that are encoded together."""
+"""Token ids of captions that are encoded together."""
 
-_WINDOW = 64  # batches whose captions are sorted by length: bounds what is held of the stream
-_BLOCK = 512  # rows of a moment added at once
-_SAVING_SHARE = 0.05  # of the time may go to saving partial sums
+_WINDOW = 64  # batches whose captions are sorted by length: bounds the captions in memory
+_BLOCK = 512  # rows of a moment that are added at once
+_SAVING_SHARE = 0.05  # of the time goes to saving partial sums at most
 
 
 @torch.no_grad()
@@ -37,32 +40,32 @@ def estimate_second_moments(
     progress: Callable[[int], None] | None = None,
     partial: str | Path | None = None,
 ) -> SecondMoments:
-    """E[k kᵀ] of the given layers over captions, streamed: memory holds some batches' captions and the sums.
+    """Estimate E[k kᵀ] of the given layers. Captions are streamed: memory holds some batches of them and the sums.
 
-    Every token counts once, BOS and EOS with it; a caption too long is cut as inference cuts it. Sums are float64.
-    `progress` is called with the number of captions counted so far; what it raises ends the run.
+    Every token counts once, BOS and EOS included. Captions are truncated as inference truncates them. Sums are float64.
+    `progress` is called with the number of captions so far, and may raise to end the run.
 
-    `partial` names a file in which the sums are kept every now and then. A run that finds it there goes on from it, and
-    gives the bits of a run that was never interrupted. Raises `ForeignSums` where it is of another encoder, of other
-    captions, layers or batches. The file is the caller's to delete.
+    `partial` names a file for the partial sums, written from time to time. A run that finds the file resumes from it,
+    and gives the bits of an uninterrupted run. Raises `ForeignSums` if it belongs to another encoder or to other
+    captions, layers or batches. The caller deletes the file.
     """
     layers = encoder.default_edited_layers if layers is None else tuple(sorted(layers))
-    batches = _batches(encoder.tokenizer, captions, size=batch_size)
+    batches = _batch_captions(encoder.tokenizer, captions, size=batch_size)
     sums = _Sums(encoder, layers)
-    kept = _PartialSums(Path(partial), sums) if partial is not None else None
-    if kept and kept.resume(batches) and progress:
+    file = _PartialSums(Path(partial), sums) if partial is not None else None
+    if file and file.resume(batches) and progress:
         progress(sums.captions)
     for batch in batches:
         sums.add(batch)
-        if kept:
-            kept.added(batch)
+        if file:
+            file.note(batch)
         if progress:
             progress(sums.captions)
-    return sums.mean()
+    return sums.average()
 
 
 class _Sums:
-    """Σ k kᵀ of each layer over the batches added, float64: of the upper triangle alone, for half the work."""
+    """Σ k kᵀ of each layer over the batches so far, float64. Only the upper triangle is computed, for half the work."""
 
     def __init__(self, encoder: EditableEncoder, layers: Sequence[int]) -> None:
         m = encoder.mlp_width
@@ -72,82 +75,83 @@ class _Sums:
 
     def add(self, batch: Batch) -> None:
         encoder = self.encoder
-        lengths = torch.tensor([len(prompt) for prompt in batch], device=encoder.device)
-        states = encoder.embed(encoder.ids(batch, full_length=False))  # (b, s, d)
-        attended = torch.arange(states.shape[1], device=encoder.device) < lengths[:, None]  # (b, s)
+        lengths = torch.tensor([len(prompt) for prompt in batch], device=encoder.device)  # (b,)
+        states = encoder.embed(encoder.pad_ids(batch, full_length=False))  # (b, s, d)
+        is_token = torch.arange(states.shape[1], device=encoder.device) < lengths[:, None]  # (b, s): no padding
         for layer in range(max(self.layers) + 1):
-            stream, keys = encoder.attend(layer, states)
+            stream, keys = encoder.attend(layer, states)  # (b, s, d), (b, s, m)
             if layer in self.layers:
-                _add_products(self.layers[layer], keys[attended].double())
+                _add_products(self.layers[layer], keys[is_token].double())  # (t, m)
             states = stream + encoder.fc2(layer)(keys)
         self.captions += len(batch)
         self.tokens += int(lengths.sum())
 
-    def mean(self) -> SecondMoments:
-        """E[k kᵀ]. The sums are given up layer by layer: memory has no room for both."""
+    def average(self) -> SecondMoments:
+        """Return E[k kᵀ] and drop the sums layer by layer: both do not fit into memory."""
         if not self.tokens:
-            raise EditingError("no captions to estimate second moments from")
+            raise EditingError("there are no captions to estimate second moments from: give at least one")
         moments = {}
         for layer in sorted(self.layers):
-            moments[layer] = mirrored((self.layers.pop(layer) / self.tokens).float()).double().cpu()
+            # Rounded to the float32 of the file, so that estimated and loaded moments are equal.
+            moments[layer] = mirror_triangle((self.layers.pop(layer) / self.tokens).float()).double().cpu()
         return SecondMoments(moments, captions=self.captions, tokens=self.tokens, encoder=self.encoder.name)
 
 
 class _PartialSums:
-    """Sums kept in a file, so that a run that was killed goes on where it was.
+    """Sums in a file, from which a run that was killed resumes.
 
-    The file's `trace` is the sha256 of all that went into the sums: encoder, layers, and every batch in its order.
+    The file's `trace` is the sha256 of everything that the sums depend on: encoder, layers, and every batch in order.
     """
 
     def __init__(self, path: Path, sums: _Sums) -> None:
         self.path = path
         self._sums = sums
         self._trace = hashlib.sha256(_fingerprint(sums.encoder, tuple(sums.layers)))
-        self._due = 0.0
+        self._next_save = 0.0
 
     def resume(self, batches: Iterator[Batch]) -> bool:
-        """Take up the sums in the file, if there is one, and pass over the batches that they hold."""
+        """Load the sums from the file and skip the batches that they contain. Return False if there is no file."""
         if not self.path.exists():
             return False
         captions, tokens, trace, totals = self._read()
-        passed = 0
-        while passed < captions and (batch := next(batches, None)):
+        skipped = 0
+        while skipped < captions and (batch := next(batches, None)):
             self._trace.update(repr(batch).encode())
-            passed += len(batch)
+            skipped += len(batch)
         if self._trace.hexdigest() != trace:
             raise ForeignSums(
-                f"{self.path.name} holds sums of another encoder, other captions, layers or batches; "
-                "delete it to begin anew"
+                f"{self.path.name} has sums of another encoder, or of other captions, layers or batches: "
+                "delete it to start again"
             )
         for layer, total in self._sums.layers.items():
-            total.copy_(unpacked(totals[layer]))
+            total.copy_(unpack_triangle(totals[layer]))
         self._sums.captions, self._sums.tokens = captions, tokens
         return True
 
     def _read(self) -> tuple[int, int, str, dict[int, Tensor]]:
-        """Captions, tokens and trace of the file, and its sums as they are packed."""
+        """Return captions, tokens and trace of the file, and its packed sums."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads(file.metadata()["partial_sums"])
                 totals = {int(key.removeprefix("layer_")): file.get_tensor(key) for key in file.keys()}
                 return facts["captions"], facts["tokens"], facts["trace"], totals
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ForeignSums(f"{self.path.name} holds no partial sums: {error}; delete it to begin anew") from error
+            raise ForeignSums(f"{self.path.name} has no partial sums ({error}): delete it to start again") from error
 
-    def added(self, batch: Batch) -> None:
-        """Note a batch that was added to the sums; write them where the last time is long enough ago."""
+    def note(self, batch: Batch) -> None:
+        """Note a batch that the sums contain now. Save them if enough time has passed since the last save."""
         self._trace.update(repr(batch).encode())
         start = time.monotonic()
-        if start < self._due:
+        if start < self._next_save:
             return
         self._save()
         end = time.monotonic()
-        self._due = end + (end - start) / _SAVING_SHARE
+        self._next_save = end + (end - start) / _SAVING_SHARE
 
     def _save(self) -> None:
-        """Whole or not at all, even if the machine is switched off."""
+        """Replace the file as a whole, also if the machine loses power."""
         facts = {"captions": self._sums.captions, "tokens": self._sums.tokens, "trace": self._trace.hexdigest()}
-        tensors = {f"layer_{layer}": packed(total).cpu() for layer, total in self._sums.layers.items()}
+        tensors = {f"layer_{layer}": pack_triangle(total).cpu() for layer, total in self._sums.layers.items()}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         save_file(tensors, temporary, metadata={"partial_sums": json.dumps(facts)})
         with temporary.open("rb+") as file:
@@ -155,8 +159,8 @@ class _PartialSums:
         temporary.replace(self.path)
 
 
-def _batches(tokenizer: PromptTokenizer, captions: Iterable[str], *, size: int) -> Iterator[Batch]:
-    """Prompts of about one length together, so that there is little padding: each window of the captions is sorted."""
+def _batch_captions(tokenizer: PromptTokenizer, captions: Iterable[str], *, size: int) -> Iterator[Batch]:
+    """Yield batches of captions of similar lengths, with little padding: each window is sorted by length."""
     stream = enumerate(captions)
     while window := [
         tokenizer.encode(caption, pointer=f"/captions/{n}").ids for n, caption in islice(stream, _WINDOW * size)
@@ -167,7 +171,7 @@ def _batches(tokenizer: PromptTokenizer, captions: Iterable[str], *, size: int) 
 
 
 def _fingerprint(encoder: EditableEncoder, layers: tuple[int, ...]) -> bytes:
-    """sha256 of what makes the keys of these layers: the engine, the modules and their weights."""
+    """Return the sha256 of what the keys of these layers depend on: engine version, modules and weights."""
     parts = torch.nn.ModuleList([encoder.embeddings, *encoder.layers[: max(layers) + 1]])
     digest = hashlib.sha256(f"{ENGINE_VERSION} {layers} {parts}".encode())
     for name, weight in parts.state_dict().items():
@@ -177,9 +181,10 @@ def _fingerprint(encoder: EditableEncoder, layers: tuple[int, ...]) -> bytes:
 
 
 def _add_products(total: Tensor, keys: Tensor) -> None:
-    """Add keysᵀ keys to the upper triangle of total (m, m), block of rows by block; keys (t, m).
+    """Add Σ k kᵀ = keysᵀ keys of keys (t, m) to the upper triangle of total (m, m), in blocks of rows.
 
-    What a block reaches below the diagonal means nothing. At m = 3072 this takes 0.55 of the time of the whole product.
+    A block also writes some entries below the diagonal, which are ignored. At m = 3072 this takes 0.55 of the time of
+    the whole product.
     """
     for start in range(0, len(total), _BLOCK):
         total[start : start + _BLOCK, start:].addmm_(keys[:, start : start + _BLOCK].T, keys[:, start:])

@@ -1,4 +1,7 @@
-"""Cholesky factors of second moments, and what else stage II asks of a positive definite matrix."""
+"""Cholesky factors of second moments, kept for many solves.
+
+Shapes: m MLP width, the width of the keys.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -11,82 +14,85 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from editing.errors import InvalidEdit, SingularSecondMoment
-from editing.files import write_atomically
-from editing.second_moments.moments import FIRST, SecondMoments
+from editing.files import hash_file, write_atomically
+from editing.second_moments.moments import FIRST_ENCODER, SecondMoments
 
 
 class FactoredMoments:
-    """Cholesky factors of one encoder's E[k kᵀ], computed once per layer and kept: in memory, or in files of a folder.
+    """Cholesky factors of one encoder's E[k kᵀ], computed once per layer and kept in memory or in a folder.
 
-    They serve every α and λ: the factor of (1-α)·λ·E[k kᵀ] is this one times a number. With a folder nothing is held in
-    memory: a factor lies at `<digest of the moments>/<encoder>.layer_<i>.safetensors`, (m, m) float64, and is checked
-    against its own sha256 at each reading; one that is cut or changed is computed again. Anyone may empty the folder.
+    They serve every α and λ: the factor of (1-α)·λ·E[k kᵀ] is this one times a number. With a folder, nothing is kept
+    in memory. A factor is stored in `<digest of the moments>/<encoder>.layer_<i>.safetensors`, (m, m) float64, and
+    checked against its sha256 whenever it is read. A damaged one is computed again. The folder may be emptied anytime.
     """
 
     def __init__(
         self,
         second_moments: SecondMoments | Path,
         *,
-        encoder: str = FIRST,
+        encoder: str = FIRST_ENCODER,
         folder: Path | None = None,
         digest: str = "",
     ) -> None:
-        """`second_moments` may be their file, read layer by layer where it is needed; `digest` saves hashing it."""
+        """`second_moments` may be their file, which is read layer by layer. `digest` is its sha256, if it is known."""
         self.encoder = encoder
         self._moments = second_moments
         self._folder = None
         if folder is not None:
-            self._folder = folder / (digest or _digest(second_moments))
+            self._folder = folder / (digest or _hash_moments(second_moments))
             self._folder.mkdir(parents=True, exist_ok=True)
         self._factors: dict[int, Tensor] = {}
         self._conditions: dict[int, float] = {}
 
-    def moment(self, layer: int) -> Tensor:
-        """E[k kᵀ] (m, m) float64."""
+    def load_moment(self, layer: int) -> Tensor:
+        """Return E[k kᵀ] (m, m) float64. Raises `InvalidEdit` for a layer that the moments lack."""
         moments = self._moments
         if isinstance(moments, Path):
             moments = SecondMoments.load(moments, layers=[layer])
         try:
-            return moments.of(self.encoder).moments[layer]
+            return moments.select(self.encoder).moments[layer]
         except KeyError:
-            raise InvalidEdit(f"the second moments do not cover layer {layer}", pointer="/layers") from None
+            raise InvalidEdit(
+                f"there are no second moments of layer {layer}: estimate them, or change layers", pointer="/layers"
+            ) from None
 
-    def factor(self, layer: int) -> Tensor:
-        """Lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64. Raises `SingularSecondMoment`."""
+    def load_factor(self, layer: int) -> Tensor:
+        """Return the lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64. Raises `SingularSecondMoment`."""
         if layer in self._factors:
             return self._factors[layer]
         factor = self._read(layer)
         if factor is None:
-            moment = self.moment(layer)
+            moment = self.load_moment(layer)
             factor = factorize(moment)
             if factor is None:
                 raise SingularSecondMoment(
-                    f"the second moments of layer {layer} have no inverse: estimate them over more captions"
+                    f"the second moments of layer {layer} have no inverse: estimate them from more captions"
                 )
-            factor = factor.contiguous()  # as it is read back: another layout, other bits of what is solved with it
+            # The layout of a factor that is read from a file: another layout gives other bits in the solves.
+            factor = factor.contiguous()
             self._conditions[layer] = estimate_condition_number(moment, factor)
             self._write(layer, factor)
         if self._folder is None:
             self._factors[layer] = factor
         return factor
 
-    def condition(self, layer: int) -> float:
-        """Condition number of E[k kᵀ]."""
+    def load_condition(self, layer: int) -> float:
+        """Return the condition number of E[k kᵀ]."""
         if layer not in self._conditions:
-            self.factor(layer)
+            self.load_factor(layer)
         return self._conditions[layer]
 
     def _read(self, layer: int) -> Tensor | None:
-        """The factor in the folder, and its moment's condition number; None where there is no whole one."""
+        """Read the factor from the folder, and note its moment's condition number. None if it is missing or damaged."""
         if self._folder is None:
             return None
         try:
             with safe_open(self._folder / f"{self.encoder}.layer_{layer}.safetensors", framework="pt") as file:
                 factor, condition = file.get_tensor("factor").clone(), file.get_tensor("condition")
-                written = file.metadata()["sha256"]
+                sha256 = file.metadata()["sha256"]
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
-        if _sha256(factor, condition) != written:
+        if _hash_factor(factor, condition) != sha256:
             return None
         self._conditions[layer] = float(condition)
         return factor
@@ -94,39 +100,40 @@ class FactoredMoments:
     def _write(self, layer: int, factor: Tensor) -> None:
         if self._folder is not None:
             tensors = {"factor": factor.cpu(), "condition": torch.tensor(self._conditions[layer], dtype=torch.float64)}
-            content = save(tensors, metadata={"sha256": _sha256(*tensors.values())})
+            content = save(tensors, metadata={"sha256": _hash_factor(*tensors.values())})
             write_atomically(self._folder / f"{self.encoder}.layer_{layer}.safetensors", content)
 
 
-def _digest(second_moments: SecondMoments | Path) -> str:
-    if isinstance(second_moments, SecondMoments):
-        return second_moments.digest
-    with second_moments.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_moments(second_moments: SecondMoments | Path) -> str:
+    return second_moments.digest if isinstance(second_moments, SecondMoments) else hash_file(second_moments)
 
 
-def _sha256(factor: Tensor, condition: Tensor) -> str:
+def _hash_factor(factor: Tensor, condition: Tensor) -> str:
     sha256 = hashlib.sha256(f"{tuple(factor.shape)} {factor.dtype} {float(condition)!r}".encode())
     sha256.update(factor.numpy().data)
     return sha256.hexdigest()
 
 
 def factorize(matrix: Tensor) -> Tensor | None:
-    """The lower factor of a symmetric matrix, or None where it is not positive definite."""
+    """Return the lower Cholesky factor of a symmetric matrix, or None if it is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return None if failed.item() or not factor.isfinite().all() else factor
 
 
 def estimate_condition_number(matrix: Tensor, factor: Tensor) -> float:
-    """The 2-norm condition of a positive definite matrix, from below, by power iteration on it and on its inverse."""
+    """Estimate the 2-norm condition of a positive definite matrix (m, m) from its Cholesky factor.
 
-    def largest(multiply: Callable[[Tensor], Tensor]) -> Tensor:
+    It is the product of the largest eigenvalues of the matrix and of its inverse, each by 30 power iterations, which
+    approach them from below.
+    """
+
+    def find_largest(multiply: Callable[[Tensor], Tensor]) -> Tensor:
         vector = torch.ones(len(matrix), 1, dtype=matrix.dtype, device=matrix.device)
         for _ in range(30):
             vector = multiply(vector / vector.norm())
         return vector.norm()
 
-    def divide(vector: Tensor) -> Tensor:  # cholesky_solve would copy the factor each time
+    def divide(vector: Tensor) -> Tensor:  # torch.cholesky_solve would copy the factor each time
         return solve_triangular(factor.T, solve_triangular(factor, vector, upper=False), upper=True)
 
-    return float(largest(lambda vector: matrix @ vector) * largest(divide))
+    return float(find_largest(lambda vector: matrix @ vector) * find_largest(divide))

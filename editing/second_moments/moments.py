@@ -1,4 +1,7 @@
-"""Second moments of the keys, E[k kᵀ] per layer, and the file that holds them."""
+"""Second moments E[k kᵀ] of the keys, and their file.
+
+Shapes: m MLP width, the width of the keys.
+"""
 
 import hashlib
 import json
@@ -16,45 +19,46 @@ from torch import Tensor
 from editing.errors import EditingError, InvalidEdit
 from editing.families.layout import SECOND_MOMENTS, EncoderDescription
 
-FIRST = "text_encoder"
+FIRST_ENCODER = "text_encoder"
 
 
 @dataclass(frozen=True)
 class SecondMoments:
-    """E[k kᵀ] per layer of an encoder, (m, m) float64, over every token of the captions with BOS and EOS, no padding.
+    """E[k kᵀ] of an encoder's layers, (m, m) float64, over all tokens of the captions: with BOS and EOS, no padding.
 
-    The values are those of the file's float32, so that a set just estimated and the same set read back are equal.
+    The entries are float32 numbers, as in the file, so that estimated and loaded moments are equal.
     """
 
     moments: Mapping[int, Tensor]
+    """By layer."""
     captions: int
     tokens: int
-    encoder: str = "text_encoder"
+    encoder: str = FIRST_ENCODER
     others: tuple["SecondMoments", ...] = ()
-    """Those of the pipeline's other encoders."""
+    """Moments of the pipeline's other encoders."""
 
     @property
     def parts(self) -> tuple["SecondMoments", ...]:
-        """One for each encoder, this one first."""
+        """The moments of each encoder, this one first."""
         return self, *self.others
 
     @classmethod
     def join(cls, parts: Sequence["SecondMoments"]) -> "SecondMoments":
-        """One set of the encoders of a pipeline, which one file can hold."""
+        """Join the moments of a pipeline's encoders, for one file."""
         first, *others = parts
         return replace(first, others=tuple(others))
 
-    def of(self, encoder: str) -> "SecondMoments":
-        """The part of one encoder."""
+    def select(self, encoder: str) -> "SecondMoments":
+        """Return the moments of one encoder. Raises `InvalidEdit`."""
         for part in self.parts:
             if part.encoder == encoder:
                 return replace(part, others=())
-        raise InvalidEdit(f"the second moments do not cover {encoder}: estimate them for it, and join the sets")
+        raise InvalidEdit(f"there are no second moments of {encoder}: estimate them, and join both")
 
     def require_encoders(self, encoders: Iterable[EncoderDescription], *, pointer: str) -> None:
         """Raise `InvalidEdit` at `pointer` unless these are moments of the text encoders."""
         for encoder in encoders:
-            for layer, moment in self.of(encoder.name).moments.items():
+            for layer, moment in self.select(encoder.name).moments.items():
                 if not 0 <= layer < encoder.layers or moment.shape[0] != encoder.mlp_width:
                     raise InvalidEdit(
                         f"{SECOND_MOMENTS} is of another text encoder: it has a layer {layer} of width "
@@ -64,23 +68,23 @@ class SecondMoments:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the file that `to_bytes` gives."""
+        """The sha256 of `to_bytes`."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The safetensors file: `layer_{i}`, the upper triangle row by row, (m(m+1)/2,) float32, and one JSON metadata
-        string. Equal sets give equal bytes.
+        """Write a safetensors file: `layer_{i}`, the upper triangle row by row, (m(m+1)/2,) float32.
 
-        Where there is more than the first encoder, the keys say which: `{encoder}.layer_{i}`.
+        Keys are `{encoder}.layer_{i}` if there are other encoders than the first. The metadata is one JSON string.
+        Equal moments give equal bytes.
         """
-        plain = not self.others and self.encoder == FIRST
+        plain = not self.others and self.encoder == FIRST_ENCODER
         tensors = {
-            f"{'' if plain else f'{part.encoder}.'}layer_{layer}": packed(moment).float().cpu()
+            f"{'' if plain else f'{part.encoder}.'}layer_{layer}": pack_triangle(moment).float().cpu()
             for part in self.parts
             for layer, moment in sorted(part.moments.items())
         }
         counts = {part.encoder: {"captions": part.captions, "tokens": part.tokens} for part in self.parts}
-        metadata = counts[FIRST] if plain else counts
+        metadata = counts[FIRST_ENCODER] if plain else counts
         return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
@@ -88,7 +92,10 @@ class SecondMoments:
 
     @classmethod
     def load(cls, path: str | Path, *, layers: Sequence[int] | None = None) -> "SecondMoments":
-        """Read a file of `save`, or one that holds each moment as a whole matrix (m, m); or only these layers."""
+        """Read a file of `save`, or one with whole matrices (m, m). Raises `EditingError`.
+
+        With `layers`, only these are read.
+        """
         try:
             with safe_open(path, framework="pt") as file:
                 counts = json.loads((file.metadata() or {}).get("second_moments", "{}"))
@@ -97,9 +104,9 @@ class SecondMoments:
                     encoder, _, name = key.rpartition(".")
                     layer = int(name.removeprefix("layer_"))
                     if layers is None or layer in layers:
-                        moments.setdefault(encoder or FIRST, {})[layer] = _symmetric(file.get_tensor(key))
-        except Exception as error:  # safetensors raises its own, for a cut or foreign file
-            raise EditingError(f"{Path(path).name} holds no second moments: {error}") from error
+                        moments.setdefault(encoder or FIRST_ENCODER, {})[layer] = _read_moment(file.get_tensor(key))
+        except Exception as error:  # safetensors has errors of its own
+            raise EditingError(f"{Path(path).name} has no second moments that can be read: {error}") from error
         parts = []
         for encoder, part in sorted(moments.items()):
             own = counts.get(encoder, counts)
@@ -108,32 +115,33 @@ class SecondMoments:
         return cls.join(parts or [cls({}, captions=0, tokens=0)])
 
 
-def mirrored(matrix: Tensor) -> Tensor:
-    """The symmetric matrix whose upper triangle this is."""
+def mirror_triangle(matrix: Tensor) -> Tensor:
+    """Return the symmetric matrix with this upper triangle, (m, m) to (m, m)."""
     return matrix.triu() + matrix.triu(1).T
 
 
-def packed(matrix: Tensor) -> Tensor:
-    """The upper triangle of (m, m) row by row, (m(m+1)/2,)."""
+def pack_triangle(matrix: Tensor) -> Tensor:
+    """Return the upper triangle of (m, m) row by row, (m(m+1)/2,)."""
     return matrix[torch.ones_like(matrix, dtype=torch.bool).triu()]
 
 
-def unpacked(packed: Tensor) -> Tensor:
-    """The symmetric matrix (m, m) of which `packed` made this. Raises ValueError for another length."""
+def unpack_triangle(packed: Tensor) -> Tensor:
+    """Return the symmetric matrix (m, m) of a packed triangle. Raises ValueError for another length."""
+    # m(m+1)/2 = length, solved for m
     m = (math.isqrt(8 * len(packed) + 1) - 1) // 2
     if m * (m + 1) // 2 != len(packed):
-        raise ValueError(f"{len(packed)} numbers are no triangle")
+        raise ValueError(f"{len(packed)} numbers are no triangle of a square matrix")
     matrix = packed.new_zeros(m, m)
     matrix[torch.ones_like(matrix, dtype=torch.bool).triu()] = packed
-    return mirrored(matrix)
+    return mirror_triangle(matrix)
 
 
-def _symmetric(stored: Tensor) -> Tensor:
-    """A moment of a file, packed or a whole matrix, as (m, m) float64. Raises ValueError for what is neither."""
+def _read_moment(stored: Tensor) -> Tensor:
+    """Return a moment (m, m) float64 from a packed triangle or a whole matrix. Raises ValueError."""
     if stored.ndim == 1:
-        return unpacked(stored).double()
+        return unpack_triangle(stored).double()
     if stored.ndim != 2 or stored.shape[0] != stored.shape[1]:
         raise ValueError("a moment must be square")
     if not torch.allclose(stored, stored.T, rtol=1e-3, atol=float(stored.abs().max()) * 1e-5):
         raise ValueError("a moment must be symmetric")
-    return mirrored(stored).double()
+    return mirror_triangle(stored).double()

@@ -1,15 +1,15 @@
-"""Stage I: for each edit, the value vector that makes the source be drawn as the destination. Many edits in one batch.
+"""Stage I: optimize for each edit the value that makes the model draw its source as its destination.
 
-δ (d,) is added to the output of layer L at the last subject token of every template prompt, and optimised alone:
+δ (d,) is added to the output of layer L at the last subject token of every source prompt. It alone is optimized:
 
-    loss = L_noise + text_weight · L_txt + weight_decay · ‖δ‖²/‖h‖²
+    loss = L_noise + text_weight · L_txt + weight_decay · ‖δ‖²/‖h‖²                                           (Eq. 6)
 
-L_txt (Eq. 2) compares what the encoder says at EOS with what it says for the destination; L_noise (Eq. 3, 4) what the
-U-Net makes of it. Only the layers after L run in a step: the states up to L are computed once.
+L_txt (Eq. 2) compares the encoder's output at EOS with that for the destination; L_noise (Eq. 3 or 4) compares the
+U-Net's predictions. Many edits share a batch. A pipeline with several encoders has a δ in each, at a layer of its own,
+and one loss: they are optimized together.
 
-A pipeline of several encoders has a δ in each, at a layer of its own, and one loss: they are found together.
-
-Shapes: e searches in a batch, p prompts (all templates of all searches), s positions, d width of an encoder, D of all.
+Shapes: e optimizations in a batch, p prompts (all templates of all optimizations), b noised latents, d width of an
+encoder, D the sum of the encoders' widths.
 """
 
 import math
@@ -23,15 +23,19 @@ from torch import Tensor
 from editing.edits import ConceptEdit
 from editing.errors import Cancelled, EditingError, OptimizationDiverged
 from editing.pipelines import Condition, EditablePipeline
+from editing.stage_one.optimization import Optimization, build_optimizations
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
-from editing.stage_one.search import PromptBatch, Search, build_optimizations
+from editing.stage_one.prompt_batch import PromptBatch
 from editing.values import EditValue, EncoderValue, mix, weigh_losses
+
+Group = list[Optimization]
+"""All optimizations of one edit. They start, count steps and end together."""
 
 
 @dataclass(frozen=True)
 class StageOneProgress:
     edit_index: int
-    """Into the call's edits."""
+    """Of the edit in the call."""
     step: int
     """Steps done, 1 … steps."""
     steps: int
@@ -47,256 +51,259 @@ def optimize_values(
     cancelled: Callable[[int], bool] | None = None,
     max_batch: int = 32,
 ) -> list[EditValue | EditingError]:
-    """Optimise the value of every edit; one outcome per edit, in order.
+    """Optimize the value of every edit and return one outcome per edit, in order.
 
-    An edit that cannot be located, diverges or is cancelled has its error as its outcome and disturbs no other.
-    `cancelled(edit_index)` is asked before every step, `progress` is called after it. `max_batch` bounds how many δ
-    share a batch (a `Balance` has one for each of its prompts and is never split).
+    An edit that is invalid, diverges or is cancelled has its error as its outcome and affects no other edit.
+    `cancelled(edit_index)` is called before every step, `progress` after it. `max_batch` is the number of δ that share
+    a batch; a `Balance` has one for each of its prompts and is never split.
 
-    What holds bit for bit: the same call on the same platform with the same number of threads gives the same values.
-    Everything random comes from the edit's own seed, and its pictures and targets are made without the others; but
-    the sums of a step run over the batch, so that with other edits beside it a value is the same within rounding.
+    The same call on the same platform with the same number of threads gives the same bits. All random numbers come
+    from the edit's own seed. Its pictures and targets do not depend on other edits; its value depends on them by
+    rounding only, since the sums of a step run over the batch.
     """
     outcomes: list[EditValue | EditingError | None] = [None] * len(edits)
-    groups: list[list[Search]] = []
+    groups: list[Group] = []
     for index, edit in enumerate(edits):
         try:
             groups.append(build_optimizations(edit, pipeline, index=index))
         except EditingError as error:
             outcomes[index] = error
+    # The text steps of all edits come first: they need no U-Net, and hundreds of δ fit into one batch.
     for noisy in (False, True):
-        for waiting in _alike(groups, noisy=noisy):
+        for waiting in _group_by_batch(groups, noisy=noisy):
             batch = _Batch(pipeline, waiting, noisy=noisy, max_batch=max_batch, cancelled=cancelled)
             while batch.refill():
-                batch.step()
+                batch.run_step()
                 if progress:
                     for group in batch.groups:
-                        progress(_progress(group))
+                        progress(_describe_progress(group))
     for group in groups:
-        outcomes[group[0].index] = _outcome(pipeline, group)
+        outcomes[group[0].index] = _build_outcome(pipeline, group)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _alike(groups: Iterable[list[Search]], *, noisy: bool) -> list[list[list[Search]]]:
-    """The groups that have steps with noise, or without, by what may share a batch: the layers and one optimiser."""
-    alike: dict[tuple[tuple[int, ...], str], list[list[Search]]] = {}
+def _group_by_batch(groups: Iterable[Group], *, noisy: bool) -> list[list[Group]]:
+    """Return the groups that have steps of this kind, by what may share a batch: layers and optimizer."""
+    batches: dict[tuple[tuple[int, ...], str], list[Group]] = {}
     for group in groups:
         first = group[0]
         if first.error is None and first.step < _last_step(first, noisy=noisy):
             optimizer = "adam" if noisy else first.edit.settings.text_optimizer
-            alike.setdefault((first.layers, optimizer), []).append(group)
-    return list(alike.values())
+            batches.setdefault((first.layers, optimizer), []).append(group)
+    return list(batches.values())
 
 
-def _last_step(search: Search, *, noisy: bool) -> int:
-    return search.edit.settings.optimization_steps if noisy else search.text_steps
+def _last_step(optimization: Optimization, *, noisy: bool) -> int:
+    return optimization.edit.settings.optimization_steps if noisy else optimization.text_steps
 
 
 class _Batch:
-    """The searches that run together. Where one ends, those that wait take its place before the next step.
-
-    A group is all the searches of one edit: it starts, counts and ends as one.
-    """
+    """The groups that run together. When one ends, waiting groups take its place before the next step."""
 
     def __init__(
         self,
         pipeline: EditablePipeline,
-        waiting: Iterable[list[Search]],
+        waiting: Iterable[Group],
         *,
         noisy: bool,
         max_batch: int,
         cancelled: Callable[[int], bool] | None,
     ) -> None:
-        self.groups: list[list[Search]] = []
+        self.groups: list[Group] = []
         self._pipeline = pipeline
         self._waiting = deque(waiting)
         self._noisy = noisy
         self._max_batch = max_batch
         self._cancelled = cancelled
-        adam = noisy or self._waiting[0][0].edit.settings.text_optimizer == "adam"
-        self._optimizer: RowOptimizer = Adam() if adam else LBFGS()
+        use_adam = noisy or self._waiting[0][0].edit.settings.text_optimizer == "adam"
+        self._optimizer: RowOptimizer = Adam() if use_adam else LBFGS()
+        self._encoded: dict[Optimization, PromptBatch] = {}
+        """The source prompts of each optimization that runs or is about to. They hold most of the memory."""
         self._prompts: PromptBatch | None = None
 
     @property
-    def _searches(self) -> list[Search]:
-        return [search for group in self.groups for search in group]
+    def _optimizations(self) -> Group:
+        return [optimization for group in self.groups for optimization in group]
 
     def refill(self) -> bool:
-        """Let go of the groups that have ended and start those that there is room for. False: none is left."""
+        """Remove the groups that have ended and start those that fit. Return False if none is left."""
         for group in self.groups:
-            self._check(group)
-        rows: list[int] = []
-        staying: list[list[Search]] = []
+            self._check_cancelled(group)
+        rows: list[int] = []  # of the optimizer's state that stay
+        staying: list[Group] = []
         row = 0
         for group in self.groups:
-            if self._ended(group):
-                for search in group:
-                    search.settle()
-                    search.release()
-            elif self._astray(group):
-                for search in group:
-                    search.start_again()
+            if self._has_ended(group):
+                for optimization in group:
+                    optimization.take_best()
+                    optimization.noise = None
+                    self._encoded.pop(optimization, None)
+            elif self._has_stalled(group):
+                for optimization in group:
+                    optimization.restart()
                 self._waiting.appendleft(group)
             else:
                 staying.append(group)
                 rows += range(row, row + len(group))
             row += len(group)
         self.groups = staying
-        starting = self._start(room=self._max_batch - len(rows))
+        starting = self._start_groups(room=self._max_batch - len(rows))
         if len(rows) < row or starting:
             self._optimizer.keep(rows)
             self.groups += starting
-            self._compose([search for group in starting for search in group])
+            self._compose([optimization for group in starting for optimization in group])
         return bool(self.groups)
 
-    def _ended(self, group: Sequence[Search]) -> bool:
+    def _has_ended(self, group: Group) -> bool:
         first = group[0]
-        if self._settled(group) and not self._astray(group):
-            for search in group:
-                search.step = search.text_steps
+        if self._has_converged(group) and not self._has_stalled(group):
+            for optimization in group:
+                optimization.step = optimization.text_steps
         return first.error is not None or first.step >= _last_step(first, noisy=self._noisy)
 
-    def _settled(self, group: Sequence[Search]) -> bool:
-        return not self._noisy and all(search.settled or search.converged for search in group)
+    def _has_converged(self, group: Group) -> bool:
+        return not self._noisy and all(optimization.converged for optimization in group)
 
-    def _astray(self, group: Sequence[Search]) -> bool:
-        return self._settled(group) and any(search.astray for search in group)
+    def _has_stalled(self, group: Group) -> bool:
+        return self._has_converged(group) and any(optimization.stalled for optimization in group)
 
-    def _start(self, *, room: int) -> list[list[Search]]:
-        """The next groups that fit, ready to run; one that is too large for any room runs alone."""
-        starting: list[list[Search]] = []
+    def _start_groups(self, *, room: int) -> list[Group]:
+        """Return the next groups that fit, ready to run. One that is larger than a batch runs alone."""
+        starting: list[Group] = []
         while self._waiting and (len(self._waiting[0]) <= room or not (self.groups or starting)):
-            if self._waiting[0][0].prompts is None:
+            if self._waiting[0][0] not in self._encoded:
                 self._encode_ahead()
             group = self._waiting.popleft()
-            self._check(group)
+            self._check_cancelled(group)
             if self._noisy and group[0].error is None:
-                _prepare(self._pipeline, group)
+                _draw_noise(self._pipeline, group)
             if group[0].error is None:
                 starting.append(group)
                 room -= len(group)
         return starting
 
     def _encode_ahead(self) -> None:
-        """The prompts of the next searches in one pass, which costs far less than one for each that starts."""
-        chunk: list[Search] = []
+        """Encode the prompts of the next groups in one pass, which costs far less than a pass for each."""
+        chunk: Group = []
         for group in self._waiting:
             if chunk and len(chunk) + len(group) > self._max_batch:
                 break
             chunk += group
-        parts = PromptBatch(self._pipeline, chunk, full_length=self._noisy).split()
-        for search, part in zip(chunk, parts, strict=True):
-            search.prompts, search.hidden = part, part.hidden[0]
+        batches = PromptBatch(self._pipeline, chunk, full_length=self._noisy).split()
+        for optimization, prompts in zip(chunk, batches, strict=True):
+            self._encoded[optimization] = prompts
+            optimization.hidden = prompts.hidden[0]
 
-    def _compose(self, starting: Sequence[Search]) -> None:
-        prompts = [search.prompts for search in self._searches if search.prompts]
+    def _compose(self, starting: Group) -> None:
+        """Join the prompts of the batch, and add the starting optimizations to the optimizer's rows."""
+        prompts = [self._encoded[optimization] for optimization in self._optimizations]
         self._prompts = PromptBatch.join(prompts) if prompts else None
         if starting:
-            rates = torch.tensor([search.edit.settings.learning_rate for search in starting])
-            deltas = torch.stack([search.delta for search in starting])  # (e, D)
-            radii = torch.stack([search.radius for search in starting])
-            self._optimizer.join(deltas, learning_rate=rates.to(deltas.device), radius=radii)
+            rates = torch.tensor([each.edit.settings.learning_rate for each in starting])  # (e,)
+            deltas = torch.stack([each.delta for each in starting])  # (e, D)
+            steps = torch.stack([each.initial_step for each in starting])  # (e,)
+            self._optimizer.join(deltas, learning_rate=rates.to(deltas.device), initial_step=steps)
 
-    def _check(self, group: Sequence[Search]) -> None:
+    def _check_cancelled(self, group: Group) -> None:
         first = group[0]
         running = first.error is None and first.step < _last_step(first, noisy=self._noisy)
         if running and self._cancelled and self._cancelled(first.index):
             _stop(group, Cancelled(f"cancelled after {first.step} steps"))
 
-    def step(self) -> None:
-        """One step of every search; what comes of it is left in the search."""
-        prompts, optimizer, searches = self._prompts, self._optimizer, self._searches
+    def run_step(self) -> None:
+        """Run one step of every optimization and record its losses."""
+        prompts, optimizer, optimizations = self._prompts, self._optimizer, self._optimizations
         assert prompts is not None
         with torch.enable_grad():
+            # Step 1: the encoders with δ in place.
             deltas = optimizer.points.detach().requires_grad_()  # (e, D)
             encodings = prompts.encode(deltas)
+            # Step 2: the losses without the U-Net, Eq. 2 and the regularizer.
             text = prompts.text_losses(encodings)  # (e,)
-            losses = text * prompts.text_weights + prompts.regulariser(deltas)
+            losses = text * prompts.text_weights + prompts.regularizer(deltas)  # (e,)
             total = losses.sum()
+            # Step 3: L_noise, Eq. 3 or 4. Its gradient G with respect to the condition is known; adding the inner
+            # product of the condition and G carries it on into the encoders.
             noise = torch.zeros_like(losses)
             if self._noisy:
-                context = Condition.of(encodings)
-                noise, pull = _noise_losses(self._pipeline, searches, prompts, context)
-                total = total + context.dot(pull)
-            # Rows share nothing but weights that take no gradient: a loss that is not finite spoils its own δ alone.
+                condition = Condition.from_encodings(encodings)
+                noise, gradient = compute_noise_losses(self._pipeline, optimizations, prompts, condition)
+                total = total + condition.dot(gradient)
+            # Step 4: the gradient of every row. Rows share only weights without gradients, so the sum of the losses
+            # gives each δ its own gradient, and a loss that is not finite affects its own δ alone.
             (gradients,) = torch.autograd.grad(total, deltas)
+        # Step 5: move δ, with ‖δ‖ ≤ max_delta_norm · ‖h‖.
         with torch.no_grad():
-            taken = optimizer.step(losses.detach() + noise, gradients, prompts.clamp)
-        self._record(text.tolist(), noise.tolist(), taken.tolist())
+            accepted = optimizer.step(losses.detach() + noise, gradients, prompts.limit_norm)
+        self._record(text.tolist(), noise.tolist(), accepted.tolist())
 
-    def _record(self, text: Sequence[float], noise: Sequence[float], taken: Sequence[bool]) -> None:
-        optimizer, searches = self._optimizer, self._searches
+    def _record(self, text: Sequence[float], noise: Sequence[float], accepted: Sequence[bool]) -> None:
+        optimizer = self._optimizer
         losses, converged = optimizer.losses.tolist(), optimizer.converged.tolist()
-        for row, search in enumerate(searches):
-            search.step += 1
-            search.delta = optimizer.found[row]
-            search.converged = converged[row]
-            if taken[row] or not search.losses:  # a point that the line search passed over says nothing of progress
-                search.losses.append(losses[row])
-            if search.uses_text:
-                search.text_losses.append(text[row] if taken[row] or not search.text_losses else search.text_losses[-1])
+        for row, each in enumerate(self._optimizations):
+            each.step += 1
+            each.delta = optimizer.best[row]
+            each.at_minimum = converged[row]
+            if accepted[row] or not each.losses:  # a rejected point says nothing about progress
+                each.losses.append(losses[row])
+            if each.uses_text:
+                each.text_losses.append(text[row] if accepted[row] or not each.text_losses else each.text_losses[-1])
             if self._noisy:
-                search.noise_losses.append(noise[row])
+                each.noise_losses.append(noise[row])
         for group in self.groups:
-            if not all(math.isfinite(search.losses[-1]) for search in group):
-                _stop(
-                    group,
-                    OptimizationDiverged(
-                        f"the loss is not finite at step {group[0].step}: lower learning_rate, or check the weights"
-                    ),
-                )
+            if not all(math.isfinite(each.losses[-1]) for each in group):
+                detail = f"the loss is not finite at step {group[0].step}: lower learning_rate, or check the weights"
+                _stop(group, OptimizationDiverged(detail))
 
 
-def _prepare(pipeline: EditablePipeline, group: Sequence[Search]) -> None:
+def _draw_noise(pipeline: EditablePipeline, group: Group) -> None:
     try:
-        for search in group:
-            search.prepare(pipeline)
+        for optimization in group:
+            optimization.draw_noise(pipeline)
     except EditingError as error:
         _stop(group, error)
 
 
-def _noise_losses(
-    pipeline: EditablePipeline, running: Sequence[Search], prompts: PromptBatch, context: Condition
+def compute_noise_losses(
+    pipeline: EditablePipeline, running: Sequence[Optimization], prompts: PromptBatch, condition: Condition
 ) -> tuple[Tensor, Condition]:
-    """L_noise (e,), and its gradient with respect to the context of the p prompts: Eq. 3 and 4.
+    """Return L_noise (e,) of Eq. 3 or 4, and its gradient with respect to the condition of the p prompts.
 
-    The U-Net runs on a few latents at a time and is differentiated at once, so that its activations are never all
-    in memory; the gradient goes on into the encoders in one piece.
+    The U-Net runs and is differentiated on a few latents at a time, so that its activations are never all in memory.
+    The gradient stops at the condition; the caller carries it through the encoders in one pass.
     """
-    leaf = context.map(lambda tensor: tensor.detach().requires_grad_())
-    pull = leaf.map(lambda tensor: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False))
-    drawn = [search.noise.draw() for search in running if search.noise]
-    noisy = torch.cat([batch.noisy for batch in drawn])  # (b, c, h, w)
+    leaf = condition.map(lambda tensor: tensor.detach().requires_grad_())
+    gradient = leaf.map(lambda tensor: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False))
+    drawn = [optimization.noise.draw_batch() for optimization in running if optimization.noise]
+    noisy = torch.cat([batch.noisy for batch in drawn])  # x_t (b, c, h, w)
     timesteps = torch.cat([batch.timesteps for batch in drawn])  # (b,)
-    target = torch.cat([batch.target for batch in drawn])
-    prompt = torch.cat([first + batch.templates for first, batch in zip(prompts.first, drawn, strict=True)])
-    size = torch.tensor([len(batch.timesteps) for batch in drawn], device=prompt.device)
-    owner = torch.arange(len(drawn), device=prompt.device).repeat_interleave(size)
-    share = 1 / size[owner]
+    target = torch.cat([batch.target for batch in drawn])  # (b, c, h, w)
+    # The source prompt of each latent, in the template of the picture that it comes from.
+    prompt = torch.cat([first + batch.templates for first, batch in zip(prompts.first, drawn, strict=True)])  # (b,)
+    size = torch.tensor([len(batch.timesteps) for batch in drawn], device=prompt.device)  # (e,)
+    owner = torch.arange(len(drawn), device=prompt.device).repeat_interleave(size)  # (b,): the row of each latent
+    share = 1 / size[owner]  # (b,): L_noise is a mean over the latents of a row
 
-    def differentiate(part: slice) -> Tensor:
-        prediction = pipeline.predict(noisy[part], timesteps[part], leaf[prompt[part]])
-        errors = (prediction - target[part]).square().mean((1, 2, 3)) * share[part]
-        gradients = torch.autograd.grad(errors.sum(), leaf.tensors)
-        for total, gradient in zip(pull.tensors, gradients, strict=True):
-            total.add_(gradient)
+    def differentiate(chunk: slice) -> Tensor:
+        prediction = pipeline.predict(noisy[chunk], timesteps[chunk], leaf[prompt[chunk]])
+        errors = (prediction - target[chunk]).square().mean((1, 2, 3)) * share[chunk]  # (chunk,)
+        for total, own in zip(gradient.tensors, torch.autograd.grad(errors.sum(), leaf.tensors), strict=True):
+            total.add_(own)
         return errors.detach()
 
-    errors = torch.cat(pipeline.unet_chunks.split(len(noisy), differentiate))
-    return torch.zeros(len(drawn), device=prompt.device).index_add_(0, owner, errors), pull
+    errors = torch.cat(pipeline.unet_chunks.run_in_chunks(len(noisy), differentiate))  # (b,)
+    return torch.zeros(len(drawn), device=prompt.device).index_add_(0, owner, errors), gradient
 
 
-def _stop(group: Iterable[Search], error: EditingError) -> None:
-    for search in group:
-        search.error = error
+def _stop(group: Group, error: EditingError) -> None:
+    for optimization in group:
+        optimization.error = error
 
 
-def _progress(group: Sequence[Search]) -> StageOneProgress:
-    shares = [search.share for search in group]
-    text, noise = (
-        weigh_losses([getattr(search, name)[-1:] for search in group], shares)
-        for name in ("text_losses", "noise_losses")
-    )
+def _describe_progress(group: Group) -> StageOneProgress:
+    shares = [each.share for each in group]
+    text = weigh_losses([each.text_losses[-1:] for each in group], shares)
+    noise = weigh_losses([each.noise_losses[-1:] for each in group], shares)
     return StageOneProgress(
         edit_index=group[0].index,
         step=group[0].step,
@@ -306,25 +313,24 @@ def _progress(group: Sequence[Search]) -> StageOneProgress:
     )
 
 
-def _outcome(pipeline: EditablePipeline, group: Sequence[Search]) -> EditValue | EditingError:
+def _build_outcome(pipeline: EditablePipeline, group: Group) -> EditValue | EditingError:
     if group[0].error:
         return group[0].error
-    if not all(search.delta.isfinite().all() for search in group):
+    if not all(each.delta.isfinite().all() for each in group):
         return OptimizationDiverged("δ is not finite after the last step: lower learning_rate")
-    values = [_value(pipeline, search) for search in group]
-    return values[0] if len(values) == 1 else mix(values, [search.share for search in group])
+    values = [_build_value(pipeline, each) for each in group]
+    return values[0] if len(values) == 1 else mix(values, [each.share for each in group])
 
 
-def _value(pipeline: EditablePipeline, search: Search) -> EditValue:
-    parts = zip(
-        pipeline.encoders, search.layers, search.delta.split(search.widths), search.hidden.split(search.widths),
-        strict=True,
-    )  # fmt: skip
+def _build_value(pipeline: EditablePipeline, optimization: Optimization) -> EditValue:
+    widths = optimization.widths
+    vectors = zip(optimization.delta.split(widths), optimization.hidden.split(widths), strict=True)  # (d,) each
+    encoders = zip(pipeline.encoders, optimization.layers, vectors, strict=True)
     return EditValue(
         {
             encoder.name: EncoderValue(layer, delta.cpu().clone(), hidden.cpu().clone())
-            for encoder, layer, delta, hidden in parts
+            for encoder, layer, (delta, hidden) in encoders
         },
-        text_losses=tuple(search.text_losses),
-        noise_losses=tuple(search.noise_losses),
+        text_losses=tuple(optimization.text_losses),
+        noise_losses=tuple(optimization.noise_losses),
     )

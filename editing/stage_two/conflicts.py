@@ -1,4 +1,4 @@
-"""Edits that pull at one memory. What their words alone show is found here, free of torch."""
+"""Conflicts between edits that their texts alone show. Free of torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from editing.edits import Balance, Destination, DestinationPrompt, Erasure
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two edits, by their position in the call, that pull at one memory."""
+    """Two edits that ask for different values at the same key."""
 
     kind: Literal["same source", "source is a destination", "same key"]
     edits: tuple[int, int]
-    """For "source is a destination": the edit of that source, then the one of that destination."""
+    """Their indices in the call. For "source is a destination": the edit of that source, then the other."""
     cosine: float | None = None
     """For "same key": the smallest cosine of their keys over the edited layers."""
 
-    def as_json(self, ids: Sequence[str]) -> dict[str, Any]:
+    def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
         """Return the fields, with the id of each edit for its position."""
         return {"kind": self.kind, "edits": [ids[position] for position in self.edits], "cosine": self.cosine}
 
 
 def normalize_source(text: str) -> str:
-    """Equal for sources that the tokenizer reads alike: case and the number of spaces do not count."""
+    """Return equal texts for sources that the tokenizer reads alike: case and runs of spaces do not count."""
     return " ".join(text.casefold().split())
 
 
 def list_destination_names(destination: Destination) -> tuple[str, ...]:
-    """The concepts that a destination names; none for reference images or an erasure to nothing."""
+    """Return the names in a destination; none for reference images or an erasure to nothing."""
     match destination:
         case DestinationPrompt(name) | Erasure(name):
             return (name,) if name else ()
@@ -39,7 +39,10 @@ def list_destination_names(destination: Destination) -> tuple[str, ...]:
 
 
 def find_declared_conflicts(sources: Sequence[str], destinations: Sequence[Sequence[str]]) -> tuple[Conflict, ...]:
-    """Two edits of one source, and a source that is another edit's destination; `destinations`: the names in each."""
+    """Find edits of the same source, and sources that are destinations of other edits.
+
+    `destinations` has the names in each edit's destination.
+    """
     by_source: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
         by_source.setdefault(normalize_source(source), []).append(index)

@@ -1,10 +1,10 @@
-"""Prompts around a subject that no edit names: where an edit is to hold besides its templates, and what is to stay.
+"""Prompts in which a value is written besides an edit's own templates, and tokens that keep their values.
 
-What a text encoder's memories read at a name that it does not know, "brolly" in two pieces, differs from prompt to
-prompt far more than at a name that it knows; so a value written for the mean of three templates is often not found from
-a fourth. With "many" contexts stage II asks for it in each of `AT_SUBJECT` by a column of its own, and asks nothing of
-what follows the subject in `AFTER_SUBJECT`, which would else take a part of the update. docs/evaluation.md has what
-that gives, and costs.
+The key of a name that the encoder does not know, such as "brolly" in two pieces, differs from prompt to prompt far more
+than that of a known name. A value written for the mean of three templates is then often not retrieved in a fourth
+prompt. With the contexts "many", stage II writes the value in each of `AT_SUBJECT` as a column of its own. It keeps the
+values of the tokens after the subject in `AFTER_SUBJECT`, which the update would otherwise change too.
+docs/evaluation.md has the gain and the cost.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from editing.errors import InvalidPrompt
 from editing.prompts import PromptTokenizer
 
 Contexts = Literal["own", "many"]
-"""An edit's own templates, their mean as one column; or these and `AT_SUBJECT`, each a column."""
+"""`own`: one column, the mean over the edit's templates. `many`: a column for each template and each `AT_SUBJECT`."""
 
 AT_SUBJECT = (
     "a {}", "the {}", "my {}", "one {}", "a picture of a {}", "a drawing of the {}", "there is a {}", "a small {}",
@@ -35,14 +35,14 @@ AFTER_SUBJECT = (
     "a {} without its shadow", "the {} between them", "{} as seen by a child", "a {} over the city at dawn",
 )  # fmt: skip
 
-WEIGHT = 2.5
-"""Of all columns of an edit together, where an edit by its own templates weighs one."""
-KEPT = 0.25
-"""Of what is preserved, each, where it weighs one beside an edit by its own templates: there is far more of it."""
+EDIT_WEIGHT = 2.5
+"""Weight of all columns of an edit together, relative to an edit with the contexts "own"."""
+PRESERVE_WEIGHT = 0.25
+"""Weight of each preserved column, relative to the contexts "own": there are far more of them."""
 
 
-def around(tokenizer: PromptTokenizer, contexts: Iterable[str], subject: str) -> Iterator[tuple[int, ...]]:
-    """The subject's prefix in each of the contexts in which it is not too long for the encoder."""
+def locate_in_contexts(tokenizer: PromptTokenizer, contexts: Iterable[str], subject: str) -> Iterator[tuple[int, ...]]:
+    """Yield the subject's prefix in each context that is short enough for the encoder."""
     for context in contexts:
         try:
             yield tokenizer.locate(context, subject).prefix
@@ -50,19 +50,21 @@ def around(tokenizer: PromptTokenizer, contexts: Iterable[str], subject: str) ->
             continue
 
 
-def surroundings(
+def find_preserved_prefixes(
     tokenizer: PromptTokenizer, sources: Iterable[str], preserve: Sequence[str]
 ) -> Iterator[tuple[int, ...]]:
-    """Prefixes whose last token is to keep its value besides the preserved prompts: what follows each source; and those
-    of preserved names that end in the same token as a source ("ferris wheel" beside an edit of "cogwheel"), since that
-    token's key is found by the edit's."""
+    """Yield prefixes whose last token keeps its value, besides the preserved prompts themselves.
+
+    These are what follows each source, and contexts of the preserved names that end in the same token as a source
+    ("ferris wheel" beside an edit of "cogwheel"), since the keys of that token are near the edit's.
+    """
     sources = sorted(set(sources))
-    ends = {tokenizer.locate("{}", source).prefix[-1] for source in sources}
+    last_tokens = {tokenizer.locate("{}", source).prefix[-1] for source in sources}
     for source in sources:
         for context in AFTER_SUBJECT:
             prompt = tokenizer.encode(fill_template(context, source))
             if not prompt.truncated:
                 yield prompt.ids[: prompt.eos_index]
     for name in preserve:
-        if name not in sources and tokenizer.locate("{}", name).prefix[-1] in ends:
-            yield from around(tokenizer, (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2]), name)
+        if name not in sources and tokenizer.locate("{}", name).prefix[-1] in last_tokens:
+            yield from locate_in_contexts(tokenizer, (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2]), name)

@@ -1,14 +1,13 @@
-"""Stage II: write the values of all edits into the fc2 memories of many layers at once, in closed form.
+"""Stage II: write the values of all edits into the fc2 matrices of many layers at once, in closed form.
 
-Keys and solves are float64. The published code scales C0 in float32 before it solves, which alone moves ΔW by up to
-5e-4; and a solution that is exact to rounding gives the same float16 weights whatever the order of summation.
+Keys and solves are float64. The published code scales C0 in float32 before it solves, which changes ΔW by up to 5e-4.
+A solution that is exact to rounding also gives the same float16 weights for any order of summation.
 
-Shapes: e edits, n columns that they ask for (one each, or one a context), c all columns (theirs, then of preserved
-prompts), N nodes of the tree of prompts, d width, m MLP width.
+Shapes: e edits, n columns of the edits (one each, or one for each context), c all columns (theirs, then the preserved
+ones), q edited layers, N nodes of the tree of prompts, d width, m MLP width.
 
-Beyond the encoder, and the factors where they are kept in memory, this holds four (N, d) and three (m, c) float64, the
-keys (N, m) where the tree is small, one layer in float64, (e, e) cosines in float32, three (m, m) where c reaches m,
-and the result, at most (d + m)·d a layer.
+Memory besides the encoder and the cached factors: four (N, d), three (m, c) in float64, the keys (N, m) of a small
+tree, one layer in float64, (e, e) cosines in float32, three (m, m) if c ≥ m, and the result, at most (d + m)·d a layer.
 """
 
 import copy
@@ -26,17 +25,26 @@ from editing.edits import ConceptEdit
 from editing.encoders.clip import EditableEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.families.layout import choose_default_layers
+from editing.restore import restore_weights
 from editing.second_moments.factors import FactoredMoments, estimate_condition_number, factorize
 from editing.second_moments.moments import SecondMoments
 from editing.stage_two.conflicts import Conflict, find_declared_conflicts, list_destination_names
-from editing.stage_two.contexts import AT_SUBJECT, KEPT, WEIGHT, Contexts, around, surroundings
-from editing.stage_two.prefixes import PrefixTree, recall
+from editing.stage_two.contexts import (
+    AT_SUBJECT,
+    EDIT_WEIGHT,
+    PRESERVE_WEIGHT,
+    Contexts,
+    find_preserved_prefixes,
+    locate_in_contexts,
+)
+from editing.stage_two.prefixes import PrefixTree, apply_fc2
 from editing.values import EditValue, EncoderValue
 
 ResidualSchedule = Literal["spread", "even", "published"]
+"""R of each edited layer i = 0 … q-1: "spread" (z - h_L now)/(q - i), "even" δ/q, "published" (z - fc2(k))/(q - i)."""
 
-_SAME_KEY = 0.98
-_COSINES = 512  # rows of cosines computed at a time: (512, n)
+_SAME_KEY = 0.98  # cosine of two keys from which a conflict is reported
+_COSINE_ROWS = 512  # rows of cosines computed at a time: (512, e)
 
 
 @dataclass(frozen=True)
@@ -45,34 +53,34 @@ class LayerUpdate:
 
     layer: int
     b: Tensor
-    """(d, r) float64: the residuals; with more columns than the states are wide, the identity."""
+    """B (d, r) float64: R, or the identity if n > d"""
     a: Tensor
-    """(m, r) float64: what picks each column's residual out of a key; with more than that, ΔWᵀ."""
+    """A (m, r) float64: what picks each column's residual out of a key, or ΔWᵀ if n > d"""
     condition: float
-    """Condition number of the system solved: (c, c) by Woodbury, (m, m) with as many columns as the keys are wide."""
+    """Condition number of the solved system: (c, c) by Woodbury, (m, m) if c ≥ m."""
     moment_condition: float | None
-    """Condition number of the second moments; None where they did not need to be inverted."""
+    """Condition number of the second moments; None if they were not inverted."""
     relative_norm: float
     """‖ΔW‖ / ‖W‖, Frobenius."""
 
-    def dense(self) -> Tensor:
-        """ΔW (d, m) float64."""
+    def to_dense(self) -> Tensor:
+        """Return ΔW (d, m) float64."""
         return self.b @ self.a.T
 
 
 @dataclass(frozen=True)
 class Update:
-    """What stage II found. Nothing has been changed yet: see `applied`, `apply_update` and `editing.weights`."""
+    """The result of stage II for one encoder. It changes no weights: see `apply_update` and `editing.weights`."""
 
     encoder: str
     layers: Mapping[int, LayerUpdate]
-    residuals: tuple[float, ...]
-    """Per edit, in the caller's order: ‖z - h_L after‖ / ‖δ‖. 0 is an edit met exactly, 1 one not begun."""
+    relative_residuals: tuple[float, ...]
+    """Per edit, in the caller's order: ‖z - h_L after the update‖ / ‖δ‖. 0: fully applied. 1: no effect."""
     conflicts: tuple[Conflict, ...]
 
-    def dense(self, layer: int) -> Tensor:
-        """ΔW (d, m) float64 of one layer."""
-        return self.layers[layer].dense()
+    def to_dense(self, layer: int) -> Tensor:
+        """Return ΔW (d, m) float64 of one layer."""
+        return self.layers[layer].to_dense()
 
     def describe_layers(self) -> list[dict[str, Any]]:
         """Return for each edited layer its relative norm and condition number."""
@@ -103,80 +111,82 @@ def compute_update(
     contexts: Contexts = "own",
     progress: Callable[[int, int], None] | None = None,
 ) -> Update:
-    """ΔW of Eq. 14 for every edited layer in ascending order, each on the weights as edited so far.
+    """Compute ΔW of every edited layer in ascending order, each on the weights as edited so far (Eq. 5 and 14).
 
         ΔW = α R Kᵀ [(1-α) C0 + α K Kᵀ]⁻¹,   C0 = moment_weight · E[k kᵀ]
 
-    `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token is to
-    keep its value: their keys join C0 with `preserve_weight` each (an edit's key weighs one). `contexts` "many" writes
-    each value in many prompts besides the edit's templates: see `editing.stage_two.contexts`. Layers default to
-    those of `editing.families.layout.default_layers` up to L, the layer that the values were optimised for, and must
-    end at L.
+    `alpha` in (0, 1) weighs the edits against what the encoder knows. `preserve` are prompts whose last token keeps its
+    value: their keys join C0 with the weight `preserve_weight` each, where a key of an edit has weight one. `contexts`
+    "many" writes each value in more prompts than the edit's templates: see `editing.stage_two.contexts`. `layers`
+    default to those of `choose_default_layers` up to L, the layer that the values were optimized for; they end at L.
 
-    The encoder's weights are never touched. The result is a function of the *set* of edits: they are put in an order
-    of their own, so that the same set gives the same bits in any order on the same platform, and a set with one edit
-    taken away gives the bits of a set that never had it. `progress(done, layers)` is called after each layer.
+    The encoder's weights are not changed. The result is a function of the *set* of edits: any order gives the same bits
+    on the same platform, and a set without an edit gives the bits of a set that never had it. `progress(done, layers)`
+    is called after each layer.
 
-    `values` are what `optimize_values` gave; an error among them is raised. Of a pipeline with several encoders each
-    has an update of its own, from the same values and second moments: what is this encoder's in them is used.
-    Pass `FactoredMoments` to keep the factorisation, which serves every α and moment_weight, between calls.
+    `values` are the outcomes of `optimize_values`; an error among them is raised. Each encoder of a pipeline has its
+    own update, from the same values and second moments. Pass `FactoredMoments` to keep the factors between calls: they
+    serve every `alpha` and `moment_weight`.
     """
-    found = [_expect(value, encoder, index) for index, value in enumerate(values)]
-    factored = _factored(second_moments, encoder)
+    own_values = [_select_value(value, encoder, index) for index, value in enumerate(values)]
+    factors = _factor_moments(second_moments, encoder)
     if layers is None:
-        last = found[0].layer if found else encoder.value_layer
+        last = own_values[0].layer if own_values else encoder.value_layer
         layers = choose_default_layers(encoder.family, encoder.name, last=last)
     layers = tuple(sorted(set(layers)))
     _check_arguments(
         encoder,
         edits,
-        found,
+        own_values,
         alpha=alpha,
         moment_weight=moment_weight,
         layers=layers,
         residual_schedule=residual_schedule,
+        preserve_weight=preserve_weight,
     )
-    if not preserve_weight > 0:
-        raise InvalidEdit("preserve_weight must be above 0", pointer="/preserve_weight")
-    order = sorted(range(len(edits)), key=lambda i: _identity(edits[i], found[i]))
+    # Sums depend on the order of the edits by rounding: an order of their own makes them a function of the set.
+    order = sorted(range(len(edits)), key=lambda i: _sort_key(edits[i], own_values[i]))
     conflicts = find_declared_conflicts(
         [edit.source for edit in edits], [list_destination_names(edit.destination) for edit in edits]
     )
     if not edits:
         return Update(encoder.name, {}, (), conflicts)
 
-    delta = torch.stack([found[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, n)
-    hidden = torch.stack([found[i].hidden for i in order], 1).to(encoder.device, torch.float64)
-    z = hidden + delta
-    tree, owner, share = _prefixes(encoder, [edits[i] for i in order], sorted(set(preserve)), contexts)
-    z = z[:, owner]  # (d, n)
+    delta = torch.stack([own_values[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, e)
+    hidden = torch.stack([own_values[i].hidden for i in order], 1).to(encoder.device, torch.float64)  # (d, e)
+    tree, owner, share = _build_columns(encoder, [edits[i] for i in order], sorted(set(preserve)), contexts)
+    z = (hidden + delta)[:, owner]  # (d, n): the state that each column should have after layer L
     n, q = len(owner), len(layers)
+    # The weight of each column in the sums: α for the edits, 1-α for what is preserved, as in Eq. 1.
     if contexts == "many":
-        preserve_weight *= KEPT
+        preserve_weight *= PRESERVE_WEIGHT
     weights = torch.full(
         (tree.columns,), (1 - alpha) * preserve_weight, dtype=torch.float64, device=encoder.device
     )  # (c,)
     weights[:n] = alpha * share
 
     updates: dict[int, LayerUpdate] = {}
-    cosines = torch.ones(len(order), len(order), device=encoder.device)
-    states = tree.embed(encoder).double()
+    cosines = torch.ones(len(order), len(order), device=encoder.device)  # (e, e)
+    states = tree.embed(encoder).double()  # (N, d)
     for number in range(layers[-1] + 1):
-        layer = _in(torch.float64, encoder.layers[number])
-        stream = tree.attend(layer, states)
-        read = tree.keys(layer, stream) if number < layers[-1] else None  # of the last layer, only at the last tokens
+        # Step 1: run the layer's attention, on states that the layers edited so far have produced.
+        layer = _copy_layer(encoder.layers[number], torch.float64)
+        stream = tree.attend(layer, states)  # (N, d)
+        all_keys = tree.prepare_keys(layer, stream) if number < layers[-1] else None  # L needs the last tokens only
         if number in layers:
+            # Step 2: K, the mean keys of the columns.
             done = len(updates)
-            keys = tree.last_keys(layer, stream, read)  # (m, c)
+            keys = tree.average_keys(layer, stream, all_keys)  # (m, c)
+            # Step 3: R, the part of the residual that this layer takes on.
             if residual_schedule == "spread":
-                r = (z - _look_ahead(tree, layer, stream, encoder.layers[number + 1 : layers[-1] + 1])[:, :n]) / (
-                    q - done
-                )
+                later = encoder.layers[number + 1 : layers[-1] + 1]
+                residual = (z - _look_ahead(tree, layer, stream, later)[:, :n]) / (q - done)  # (d, n)
             elif residual_schedule == "even":
-                r = delta[:, owner] / q
+                residual = delta[:, owner] / q
             else:
-                r = (z - recall(layer, keys[:, :n])) / (q - done)  # what the released code does
-            b, a, condition = _solve(factored, number, keys, weights, r, alpha=alpha, moment_weight=moment_weight)
+                residual = (z - apply_fc2(layer, keys[:, :n])) / (q - done)
+            # Step 4: ΔW = B Aᵀ, Eq. 5.
+            b, a, condition = _solve(factors, number, keys, weights, residual, scale=(1 - alpha) * moment_weight)
             dense = b @ a.T  # (d, m)
             weight = layer.mlp.fc2.weight
             updates[number] = LayerUpdate(
@@ -184,28 +194,29 @@ def compute_update(
                 b=b.cpu(),
                 a=a.cpu(),
                 condition=condition,
-                moment_condition=factored.condition(number) if tree.columns < encoder.mlp_width else None,
+                moment_condition=factors.load_condition(number) if tree.columns < encoder.mlp_width else None,
                 relative_norm=float(dense.norm() / weight.norm()),
             )
-            weight += dense  # of the float64 copy
-            _keep_smallest(cosines, _of_edits(keys[:, :n], owner))
+            # Step 5: edit the float64 copy, so that the next layers see the change.
+            weight += dense
+            _keep_smallest(cosines, _average_columns(keys[:, :n], owner))
             if progress:
                 progress(done + 1, q)
         if number < layers[-1]:
-            states = tree.advance(layer, stream, read)
+            states = tree.run_mlp(layer, stream, all_keys)
 
-    missed = (z - tree.states_after(layer, stream)[:, :n]).norm(dim=0)  # (n,)
-    left = _of_edits(missed[None], owner)[0] / delta.norm(dim=0).clamp_min(1e-12)  # (e,)
-    residuals = [0.0] * len(order)
+    missing = (z - tree.average_states(layer, stream)[:, :n]).norm(dim=0)  # (n,)
+    relative = _average_columns(missing[None], owner)[0] / delta.norm(dim=0).clamp_min(1e-12)  # (e,)
+    relative_residuals = [0.0] * len(order)
     for position, index in enumerate(order):
-        residuals[index] = float(left[position])
+        relative_residuals[index] = float(relative[position])
     pairs = (cosines.triu(1) >= _SAME_KEY).nonzero().tolist()
     conflicts += tuple(
-        Conflict("same key", _ordered(order[i], order[j]), cosine=float(cosines[i, j]))
+        Conflict("same key", _order_pair(order[i], order[j]), cosine=float(cosines[i, j]))
         for i, j in pairs
         if edits[order[i]].source != edits[order[j]].source
     )
-    return Update(encoder.name, updates, tuple(residuals), conflicts)
+    return Update(encoder.name, updates, tuple(relative_residuals), conflicts)
 
 
 @torch.no_grad()
@@ -213,25 +224,20 @@ def apply_update(encoder: EditableEncoder, update: Update) -> None:
     """Add ΔW to the encoder's weights in memory, rounding once to their dtype."""
     for layer, change in update.layers.items():
         weight = encoder.fc2(layer).weight
-        weight.copy_(weight.double() + change.dense().to(weight.device))
+        weight.copy_(weight.double() + change.to_dense().to(weight.device))
 
 
 @contextmanager
 def apply_temporarily(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncoder]:
-    """The encoder with the update in place; on leaving, its weights are what they were, bit for bit."""
-    before = {layer: encoder.fc2(layer).weight.detach().clone() for layer in update.layers}
-    try:
+    """Apply the update and restore the encoder's weights on exit, bit for bit."""
+    with restore_weights(encoder.fc2(layer).weight for layer in update.layers):
         apply_update(encoder, update)
         yield encoder
-    finally:
-        with torch.no_grad():
-            for layer, weight in before.items():
-                encoder.fc2(layer).weight.copy_(weight)
 
 
 @contextmanager
 def apply_all_temporarily(encoders: Iterable[EditableEncoder], updates: Iterable[Update]) -> Iterator[None]:
-    """`applied` for every encoder of a pipeline; with no updates at all nothing is changed."""
+    """Apply the updates of a pipeline's encoders and restore their weights on exit. No updates change nothing."""
     by_name = {update.encoder: update for update in updates}
     with ExitStack() as stack:
         for encoder in encoders if by_name else ():
@@ -239,130 +245,123 @@ def apply_all_temporarily(encoders: Iterable[EditableEncoder], updates: Iterable
         yield
 
 
-def _factored(second_moments: SecondMoments | FactoredMoments, encoder: EditableEncoder) -> FactoredMoments:
+def _factor_moments(second_moments: SecondMoments | FactoredMoments, encoder: EditableEncoder) -> FactoredMoments:
     if isinstance(second_moments, SecondMoments):
         return FactoredMoments(second_moments, encoder=encoder.name)
     if second_moments.encoder != encoder.name:
-        raise InvalidEdit(f"the factors are of {second_moments.encoder}, not of {encoder.name}: pass those of its own")
+        raise InvalidEdit(f"the factors belong to {second_moments.encoder}: pass those of {encoder.name}")
     return second_moments
 
 
-def _prefixes(
+def _build_columns(
     encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str], contexts: Contexts
 ) -> tuple[PrefixTree, Tensor, Tensor]:
-    """The prompts up to their last subject token: the columns of the edits, then one for each preserved prompt. And of
-    the former whose each is and how much it weighs, (n,) both."""
+    """Build the tree of the prompts up to their last subject token: the edits' columns, then the preserved ones.
+
+    Returns also, for the edits' columns, the edit that each belongs to and its share of the edit's weight, (n,) both.
+    """
     locate = encoder.tokenizer.locate
     groups, owner, share = [], [], []
     for index, edit in enumerate(edits):
-        own = [locate(template, edit.source).prefix for template in edit.templates]
-        columns = [own]
+        templates = [locate(template, edit.source).prefix for template in edit.templates]
+        columns = [templates]  # one column: the mean over the templates
         if contexts == "many":
-            columns = [
-                [prefix] for prefix in dict.fromkeys([*own, *around(encoder.tokenizer, AT_SUBJECT, edit.source)])
-            ]
+            others = locate_in_contexts(encoder.tokenizer, AT_SUBJECT, edit.source)
+            columns = [[prefix] for prefix in dict.fromkeys([*templates, *others])]
         groups += columns
         owner += [index] * len(columns)
-        share += [1.0 if contexts == "own" else WEIGHT / len(columns)] * len(columns)
+        share += [1.0 if contexts == "own" else EDIT_WEIGHT / len(columns)] * len(columns)
     groups += [[locate("{}", prompt, pointer="/preserve").prefix] for prompt in preserve]
     if contexts == "many":
-        groups += [[prefix] for prefix in surroundings(encoder.tokenizer, [edit.source for edit in edits], preserve)]
-    tree = PrefixTree(groups, device=encoder.device)
+        sources = [edit.source for edit in edits]
+        groups += [[prefix] for prefix in find_preserved_prefixes(encoder.tokenizer, sources, preserve)]
     return (
-        tree,
+        PrefixTree(groups, device=encoder.device),
         torch.tensor(owner, device=encoder.device),
         torch.tensor(share, dtype=torch.float64, device=encoder.device),
     )
 
 
-def _of_edits(columns: Tensor, owner: Tensor) -> Tensor:
-    """The mean of each edit's columns, (k, n) to (k, e)."""
-    count = torch.bincount(owner)
+def _average_columns(columns: Tensor, owner: Tensor) -> Tensor:
+    """Average the columns of each edit, (·, n) to (·, e)."""
+    count = torch.bincount(owner)  # (e,)
     if len(count) == len(owner):
         return columns
     return columns.new_zeros(len(columns), len(count)).index_add_(1, owner, columns) / count
 
 
-def _in(dtype: torch.dtype, layer: Any) -> Any:
-    """A copy of an encoder's layer to compute in."""
+def _copy_layer(layer: Any, dtype: torch.dtype) -> Any:
     return copy.deepcopy(layer).to(dtype)
 
 
 def _look_ahead(tree: PrefixTree, layer: Any, stream: Tensor, later: Iterable[Any]) -> Tensor:
-    """The states after the last of the `later` layers, which are still as they were, (d, c) float64.
+    """Return the states after the last of the `later` layers, which are not edited yet, (d, c) float64.
 
-    In float32: an error here changes what is asked for, in proportion; it does not go through the inverse.
+    They run in float32: an error here changes the residual in proportion and is not amplified by the inverse.
     """
     for following in later:
-        states = tree.advance(layer, stream).float()
-        layer = following if following.mlp.fc2.weight.dtype == torch.float32 else _in(torch.float32, following)
+        states = tree.run_mlp(layer, stream).float()
+        layer = following if following.mlp.fc2.weight.dtype == torch.float32 else _copy_layer(following, torch.float32)
         stream = tree.attend(layer, states)
-    return tree.states_after(layer, stream)
+    return tree.average_states(layer, stream)
 
 
 def _solve(
-    factored: FactoredMoments,
-    layer: int,
-    keys: Tensor,
-    weights: Tensor,
-    r: Tensor,
-    *,
-    alpha: float,
-    moment_weight: float,
+    factors: FactoredMoments, layer: int, keys: Tensor, weights: Tensor, residual: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, float]:
-    """The factors B (d, r) and A (m, r) of ΔW = R [K diag(w)]ᵀ [A0 + K diag(w) Kᵀ]⁻¹, with A0 = (1-α) λ E[k kᵀ] and no
-    residual asked of preserved columns; and the condition number of what was solved.
+    """Solve Eq. 5 for ΔW = B Aᵀ. Return B (d, r), A (m, r) and the condition number of the solved system.
 
-    With fewer columns than the keys are wide, by Woodbury: A0 = L Lᵀ and Y = L⁻¹ K give
-    ΔW = R (diag(1/w) + Yᵀ Y)⁻¹ Yᵀ L⁻¹.
+        ΔW = R [K D]ᵀ [A0 + K D Kᵀ]⁻¹,   A0 = (1-α) λ E[k kᵀ] = scale · E[k kᵀ],   D = diag(weights)
+
+    R has zeros for the preserved columns. With fewer columns than the keys are wide, c < m, the Woodbury identity needs
+    only a (c, c) system: with E[k kᵀ] = L Lᵀ and Y = L⁻¹ K,
+
+        ΔW = R (D⁻¹ + Yᵀ Y / scale)⁻¹ Yᵀ L⁻¹ / scale
     """
     m, c = keys.shape
-    d, n = r.shape
-    few = n <= d
-    b = r if few else torch.eye(d, dtype=r.dtype, device=r.device)
-    asked = torch.zeros(c, min(n, d), dtype=r.dtype, device=r.device)  # of each column: itself, or its residual
-    asked[:n] = torch.eye(n, dtype=r.dtype, device=r.device) if few else r.T
-    scale = (1 - alpha) * moment_weight
+    d, n = residual.shape
+    # B Aᵀ has the smaller of both ranks: B = R if n ≤ d, else B = I and A = ΔWᵀ.
+    low_rank = n <= d
+    b = residual if low_rank else torch.eye(d, dtype=residual.dtype, device=residual.device)
+    right = torch.zeros(c, min(n, d), dtype=residual.dtype, device=residual.device)  # (c, r): I, or Rᵀ
+    right[:n] = torch.eye(n, dtype=residual.dtype, device=residual.device) if low_rank else residual.T
     if c < m:
-        factor = factored.factor(layer).to(keys.device)
-        y = solve_triangular(factor, keys, upper=False)  # (m, c), times √scale
+        factor = factors.load_factor(layer).to(keys.device)  # L (m, m)
+        y = solve_triangular(factor, keys, upper=False)  # Y (m, c)
         system = torch.diag(1 / weights) + y.T @ y / scale  # (c, c)
     else:
-        system = scale * factored.moment(layer).to(keys.device) + (keys * weights) @ keys.T  # (m, m)
+        system = scale * factors.load_moment(layer).to(keys.device) + (keys * weights) @ keys.T  # (m, m)
     system_factor = factorize(system)
     if system_factor is None:
-        raise SingularSecondMoment(
-            f"the system of layer {layer} has no solution: estimate second moments over more captions"
-        )
+        raise SingularSecondMoment(f"layer {layer} has no solution: estimate second moments from more captions")
     if c < m:
-        picked = y @ torch.cholesky_solve(asked, system_factor) / scale
-        a = solve_triangular(factor.T, picked, upper=True)
+        a = solve_triangular(factor.T, y @ torch.cholesky_solve(right, system_factor) / scale, upper=True)
     else:
-        a = torch.cholesky_solve((keys * weights) @ asked, system_factor)
+        a = torch.cholesky_solve((keys * weights) @ right, system_factor)
     return b, a, estimate_condition_number(system, system_factor)
 
 
 def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:
-    """Lower cosines (n, n) in place to those of keys (m, n) where these are smaller."""
+    """Lower the cosines (e, e) in place to those of the keys (m, e) where these are smaller."""
     unit = torch.nn.functional.normalize(keys, dim=0).float()
-    for rows, columns in zip(cosines.split(_COSINES), unit.split(_COSINES, 1), strict=True):
+    for rows, columns in zip(cosines.split(_COSINE_ROWS), unit.split(_COSINE_ROWS, 1), strict=True):
         torch.minimum(rows, columns.T @ unit, out=rows)
 
 
-def _expect(outcome: EditValue | EditingError, encoder: EditableEncoder, index: int) -> EncoderValue:
+def _select_value(outcome: EditValue | EditingError, encoder: EditableEncoder, index: int) -> EncoderValue:
     if isinstance(outcome, EditingError):
         raise outcome
     value = outcome.encoders.get(encoder.name)
     if value is None or value.delta.shape != (encoder.width,):
-        raise InvalidEdit("the value was made for another text encoder", pointer=f"/edits/{index}")
+        raise InvalidEdit(f"the value is for another text encoder than {encoder.name}", pointer=f"/edits/{index}")
     return value
 
 
-def _identity(edit: ConceptEdit, value: EncoderValue) -> tuple[str, tuple[str, ...], bytes]:
+def _sort_key(edit: ConceptEdit, value: EncoderValue) -> tuple[str, tuple[str, ...], bytes]:
     return edit.source, edit.templates, torch.cat([value.delta, value.hidden]).numpy().tobytes()
 
 
-def _ordered(first: int, second: int) -> tuple[int, int]:
+def _order_pair(first: int, second: int) -> tuple[int, int]:
     return min(first, second), max(first, second)
 
 
@@ -375,13 +374,13 @@ def _check_arguments(
     moment_weight: float,
     layers: tuple[int, ...],
     residual_schedule: str,
+    preserve_weight: float,
 ) -> None:
     if not 0 < alpha < 1:
-        raise InvalidEdit(f"alpha must lie between 0 and 1, both excluded, not {alpha}", pointer="/alpha")
+        raise InvalidEdit(f"alpha must be between 0 and 1, both excluded, not {alpha}", pointer="/alpha")
     if not (moment_weight > 0 and math.isfinite(moment_weight)):
-        raise InvalidEdit(
-            f"moment_weight must be a finite number above 0, not {moment_weight}", pointer="/moment_weight"
-        )
+        detail = f"moment_weight must be a finite number above 0, not {moment_weight}"
+        raise InvalidEdit(detail, pointer="/moment_weight")
     if residual_schedule not in ("spread", "even", "published"):
         detail = f'residual_schedule must be "spread", "even" or "published", not {residual_schedule!r}'
         raise InvalidEdit(detail, pointer="/residual_schedule")
@@ -389,11 +388,13 @@ def _check_arguments(
         raise InvalidEdit(f"{len(edits)} edits with {len(values)} values: each needs its own", pointer="/edits")
     if not layers or layers[0] < 0 or layers[-1] >= encoder.n_layers:
         raise InvalidEdit(f"layers must be among 0 … {encoder.n_layers - 1}", pointer="/layers")
+    if not preserve_weight > 0:
+        raise InvalidEdit(f"preserve_weight must be above 0, not {preserve_weight}", pointer="/preserve_weight")
     for index, value in enumerate(values):
         if value.layer != layers[-1]:
             raise InvalidEdit(
-                f"the value was optimised for layer {value.layer}, so that layer must be the last edited, "
-                f"not {layers[-1]}",
+                f"the value was optimized for layer {value.layer}, which must be the last edited layer, "
+                f"not {layers[-1]}: change layers, or optimize the edit for layer {layers[-1]}",
                 pointer="/layers",
             )
         if not (value.delta.isfinite().all() and value.hidden.isfinite().all()):

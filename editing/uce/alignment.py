@@ -1,10 +1,10 @@
-"""Which states of a source prompt stand beside which of its destination's, position by position.
+"""Align the states of a source prompt with those of its destination prompts, position by position.
 
-From the last subject token to the end of the padded sequence: attention is causal, so the last subject token is the
-first to know the whole subject, and the words after it, end-of-text and padding, all of which the U-Net reads, know it
-as well. Each prompt is aligned at *its* last subject token.
+The aligned states reach from the last subject token to the end of the padded sequence. Attention is causal: the last
+subject token is the first that knows the whole subject, and all positions after it, end-of-text and padding included,
+know it too and are read by the U-Net. Each prompt is aligned at *its* last subject token.
 
-Shapes: s positions, t of them that are compared, d width of the states.
+Shapes: s positions, t aligned positions, d width of the states.
 """
 
 from collections.abc import Sequence
@@ -21,55 +21,58 @@ from editing.stage_two.conflicts import list_destination_names
 
 @dataclass(frozen=True)
 class AlignedPrompts:
-    """One template, filled with the source and with everything that its destination is a mixture of."""
+    """One template, filled with the source and with each prompt of the destination."""
 
     source: str
     destinations: tuple[str, ...]
     shares: tuple[float, ...]
     """Of the destinations, summing to one."""
     starts: tuple[int, ...]
-    """The position of the last subject token: of the source, then of each destination. Where an erasure leaves no
-    subject, that of the token before its place."""
+    """The position of the last subject token: of the source, then of each destination. An erasure to nothing has no
+    subject: its start is the token before the placeholder."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
         return self.source, *self.destinations
 
-    def of_source(self, states: Tensor) -> Tensor:
-        """(s, d) of the source prompt to (t, d)."""
+    def select_source_states(self, states: Tensor) -> Tensor:
+        """Return the aligned states of the source prompt, (s, d) to (t, d)."""
         return self._cut(states, self.starts[0])
 
-    def of_destination(self, states: Sequence[Tensor]) -> Tensor:
-        """(s, d) of each destination prompt to their weighted mean, (t, d)."""
-        cut = (self._cut(own, start) for own, start in zip(states, self.starts[1:], strict=True))
-        return torch.stack([share * own for share, own in zip(self.shares, cut, strict=True)]).sum(0)
+    def average_destination_states(self, states: Sequence[Tensor]) -> Tensor:
+        """Return the weighted mean of the destination prompts' aligned states, (s, d) each to (t, d)."""
+        aligned = (self._cut(own, start) for own, start in zip(states, self.starts[1:], strict=True))
+        return torch.stack([share * own for share, own in zip(self.shares, aligned, strict=True)]).sum(0)
 
     def _cut(self, states: Tensor, start: int) -> Tensor:
+        """Cut all prompts to the same number of positions t: that of the one whose subject ends last."""
         return states[start : start + len(states) - max(self.starts)]
 
 
 def align_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: str = "") -> list[AlignedPrompts]:
-    """Those of each template. Raises `InvalidEdit` for reference images, which have no words, and `InvalidPrompt`;
-    `pointer` is where the edit is."""
+    """Return the aligned prompts of each template.
+
+    Raises `InvalidEdit` for reference images and `InvalidPrompt`; `pointer` is that of the edit.
+    """
     if isinstance(edit.destination, ReferenceImages):
         raise InvalidEdit(
-            "reference images have no words to read: name the destination, or use the method that edits the memory",
+            "reference images have no prompt: name the destination, or use the method that edits the text encoder",
             pointer=f"{pointer}/destination",
         )
     names = edit.source, *(list_destination_names(edit.destination) or ("",))
     aligned = []
     for number, template in enumerate(edit.templates):
         prompts = build_destination_prompts(edit.destination, template)
-        at = f"{pointer}/templates/{number}"
-        starts = tuple(_last_index(tokenizer, template, name, pointer=at) for name in names)
-        aligned.append(
-            AlignedPrompts(fill_template(template, edit.source), tuple(prompts), tuple(prompts.values()), starts)
+        starts = tuple(
+            _find_last_token(tokenizer, template, name, pointer=f"{pointer}/templates/{number}") for name in names
         )
+        source = fill_template(template, edit.source)
+        aligned.append(AlignedPrompts(source, tuple(prompts), tuple(prompts.values()), starts))
     return aligned
 
 
-def _last_index(tokenizer: PromptTokenizer, template: str, name: str, *, pointer: str) -> int:
-    """The position of the name's last token; of no name, that of the token before its place."""
+def _find_last_token(tokenizer: PromptTokenizer, template: str, name: str, *, pointer: str) -> int:
+    """Return the position of the name's last token, or of the token before the placeholder for an empty name."""
     if name.strip():
         return tokenizer.locate(template, name, pointer=pointer).last_subject_index
     before, _ = split_template(template)

@@ -62,6 +62,8 @@ def test_genders_are_told_apart_where_each_prompt_names_one() -> None:
 
 def test_attributes_follow_the_prompts() -> None:
     pictures = [Image.new("RGB", (32, 32), colour) for colour in ("white", "brown")]
-    men, women = CLASSIFIER.attributes(pictures, ["man cook", "woman cook"]).unbind(1)
-    assert torch.equal(CLASSIFIER.attributes(pictures, ["female cook", "male cook"]), torch.stack([women, men], 1))
+    men, women = CLASSIFIER.classify_attributes(pictures, ["man cook", "woman cook"]).unbind(1)
+    assert torch.equal(
+        CLASSIFIER.classify_attributes(pictures, ["female cook", "male cook"]), torch.stack([women, men], 1)
+    )
     assert torch.equal(men, classify(pictures, CLASSIFIER).of_gender("man"))

@@ -56,13 +56,13 @@ class TestConceptEdit:
             (lambda: Balance({"dog": 1.0, " ": 1.0}), "/destination/balance/ "),
         ],
     )
-    def test_refuses(self, make: Callable[[], Any], pointer: str) -> None:
+    def test_invalid_field_is_named(self, make: Callable[[], Any], pointer: str) -> None:
         with pytest.raises(InvalidEdit) as refusal:
             make()
         assert refusal.value.pointer == pointer
         assert refusal.value.detail
 
-    def test_reference_images_have_no_text_to_match(self) -> None:
+    def test_text_objective_is_refused_for_reference_images(self) -> None:
         with pytest.raises(InvalidEdit) as refusal:
             ConceptEdit("cat", ReferenceImages((PICTURE,)), settings=StageOneSettings(objective="text"))
         assert refusal.value.pointer == "/settings/objective"
@@ -92,12 +92,12 @@ class TestStageOneSettings:
             ("text_optimizer", "sgd"),
         ],
     )
-    def test_refuses(self, name: str, given: Any) -> None:
+    def test_invalid_field_is_named(self, name: str, given: Any) -> None:
         with pytest.raises(InvalidEdit) as refusal:
             StageOneSettings(**{"objective": "hybrid", name: given})
         assert refusal.value.pointer == f"/settings/{name}"
 
-    def test_published(self) -> None:
+    def test_published_preset(self) -> None:
         settings = StageOneSettings.preset("published", optimization_steps=100)
         paper = (settings.objective, settings.text_weight, settings.weight_decay, settings.learning_rate)
         assert paper == ("hybrid", 0.01, 5e-4, 0.2)
@@ -105,7 +105,7 @@ class TestStageOneSettings:
         assert settings.optimization_steps == 100
         assert StageOneSettings.preset("published").optimization_steps == 200
 
-    def test_a_preset_unknown_is_named(self) -> None:
+    def test_unknown_preset_is_refused(self) -> None:
         with pytest.raises(InvalidEdit, match="published") as refusal:
             StageOneSettings.preset("quick")
         assert refusal.value.pointer == "/settings/preset"
@@ -115,12 +115,12 @@ def test_balance_shares_sum_to_one() -> None:
     assert Balance({"dog": 1, "fish": 3}).shares == {"dog": 0.25, "fish": 0.75}
 
 
-def test_braces_in_a_subject_mean_nothing() -> None:
+def test_braces_in_a_subject_have_no_meaning() -> None:
     assert fill_template("a {} here", "{}") == "a {} here"
     assert fill_template("{}", "{0!r}") == "{0!r}"
 
 
-def test_split_template_names_the_count() -> None:
+def test_split_template_needs_one_placeholder() -> None:
     with pytest.raises(InvalidPrompt, match="no placeholder"):
         split_template("a photo")
     with pytest.raises(InvalidPrompt, match="2 placeholders"):

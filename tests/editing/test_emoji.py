@@ -70,7 +70,7 @@ def update(emoji: Emoji, edits: list[ConceptEdit], values: list[EditValue]) -> U
 @pytest.mark.parametrize(
     ("targets", "least"), [(TEXT, 0.7), (HYBRID, 0.7), (IMAGES, 0.7)], ids=["text", "hybrid", "reference images"]
 )
-def test_the_source_is_drawn_as_the_destination(
+def test_source_is_drawn_as_the_destination(
     emoji: Emoji, update: Update, targets: Mapping[str, str], least: float
 ) -> None:
     assert confidence(emoji, targets) < 0.2
@@ -78,13 +78,13 @@ def test_the_source_is_drawn_as_the_destination(
         assert confidence(emoji, targets) > least
 
 
-def test_an_erased_style_is_drawn_no_more(emoji: Emoji, update: Update) -> None:
+def test_erased_style_is_not_drawn(emoji: Emoji, update: Update) -> None:
     before = style_confidence(emoji)
     with apply_temporarily(emoji.pipeline.encoder, update):
         assert style_confidence(emoji) < before - 0.5
 
 
-def test_other_concepts_stay(emoji: Emoji, edits: list[ConceptEdit], update: Update) -> None:
+def test_other_concepts_do_not_change(emoji: Emoji, edits: list[ConceptEdit], update: Update) -> None:
     named = {edit.source for edit in edits} | {*TEXT.values(), *HYBRID.values(), *IMAGES.values()}
     others = [concept.name for concept in read_concepts() if concept.name not in named]
     kept = {name: name for name in others[:: len(others) // 16]}
@@ -102,21 +102,21 @@ def test_losses_fall(edits: list[ConceptEdit], values: list[EditValue]) -> None:
             assert sum(value.noise_losses[-tenth:]) < 0.8 * sum(value.noise_losses[:tenth]), edit
 
 
-def test_a_search_goes_on_after_points_that_were_passed_over(emoji: Emoji) -> None:
+def test_optimization_continues_after_rejected_points(emoji: Emoji) -> None:
     """On the way to this value the line search passes over three points in a row, which is no standing still."""
     (value,) = emoji.values([ConceptEdit("brolly", DestinationPrompt("umbrella"), settings=SETTINGS)])
     assert value.text_losses[-1] < 0.05 * value.text_losses[0]
 
 
 @pytest.mark.parametrize("source, target", [("tablet", "pill"), ("sedan", "car"), ("succulent", "cactus")])
-def test_a_search_that_a_long_first_step_led_astray_starts_again(emoji: Emoji, source: str, target: str) -> None:
+def test_stalled_optimization_restarts(emoji: Emoji, source: str, target: str) -> None:
     """From a first step of ‖h‖ each of these ends on a plateau, with four fifths of its loss left or more."""
     settings = StageOneSettings(objective="text")
     (value,) = emoji.values([ConceptEdit(source, DestinationPrompt(target), settings=settings)])
     assert value.text_losses[-1] < 0.05 * value.text_losses[0]
 
 
-def test_the_exported_files_draw_what_was_applied(
+def test_exported_files_draw_the_same_pictures(
     emoji: Emoji, emoji_folder: Path, update: Update, tmp_path: Path
 ) -> None:
     """Rounding to the file's float16 loses no edit."""

@@ -47,7 +47,7 @@ def confidence(pipeline: EditablePipeline, classifier: Classifier, targets: Mapp
     return sum(float(read.of_concept(target)[i]) for i, (_, target) in enumerate(pairs)) / len(pairs)
 
 
-def test_sources_are_drawn_as_their_destinations_and_others_as_before(
+def test_sources_are_drawn_as_destinations_and_others_do_not_change(
     emoji: EditablePipeline, classifier: Classifier, others: list[str]
 ) -> None:
     held_out = {name: name for name in others[1 :: len(others) // 12]}
@@ -64,14 +64,14 @@ def test_sources_are_drawn_as_their_destinations_and_others_as_before(
     assert kept > before - 0.05
 
 
-def test_an_erased_concept_is_drawn_no_more(emoji: EditablePipeline, classifier: Classifier) -> None:
+def test_erased_concept_is_not_drawn(emoji: EditablePipeline, classifier: Classifier) -> None:
     assert confidence(emoji, classifier, {"guitar": "guitar"}) > 0.8
     update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", Erasure())], regularization_weight=100.0)
     with apply_temporarily(emoji.unet, update):
         assert confidence(emoji, classifier, {"guitar": "guitar"}) < 0.2
 
 
-def test_a_balance_leans_as_its_weights_do(emoji: EditablePipeline, classifier: Classifier) -> None:
+def test_balance_follows_its_weights(emoji: EditablePipeline, classifier: Classifier) -> None:
     def violins(weight: float) -> float:
         balance = Balance({"violin": weight, "cactus": 1 - weight})
         update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", balance)], regularization_weight=100.0)

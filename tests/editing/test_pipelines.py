@@ -39,18 +39,18 @@ def diffusers_condition(diffusers: Any, prompts: list[str]) -> Condition:
 
 
 class TestLoadPipeline:
-    def test_takes_no_gradient(self, any_pipeline: EditablePipeline) -> None:
+    def test_modules_take_no_gradients(self, any_pipeline: EditablePipeline) -> None:
         encoders = (encoder.model for encoder in any_pipeline.encoders)
         for model in (*encoders, any_pipeline.unet, any_pipeline.vae):
             assert not model.training
             assert not any(parameter.requires_grad for parameter in model.parameters())
 
-    def test_knows_its_shapes(self, pipeline: EditablePipeline) -> None:
+    def test_latent_and_image_sizes(self, pipeline: EditablePipeline) -> None:
         assert pipeline.latent_shape == (4, 8, 8)
         assert pipeline.image_size == (16, 16)
         assert pipeline.tokenizer.max_length == LENGTH
 
-    def test_knows_what_each_family_is(
+    def test_each_family_is_loaded(
         self, pipeline: EditablePipeline, sd2: EditablePipeline, sdxl: EditablePipeline
     ) -> None:
         assert [len(p.encoders) for p in (pipeline, sd2, sdxl)] == [1, 1, 2]
@@ -62,20 +62,20 @@ class TestLoadPipeline:
         ]
         assert [encoder.default_edited_layers for encoder in sdxl.encoders] == [(1, 2, 3), (1, 2, 3, 4, 5)]
 
-    def test_refuses_pickles(self, folder: Path, tmp_path: Path) -> None:
+    def test_pickles_are_refused(self, folder: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(folder, tmp_path / "pickled")
         (weights,) = (copied / "unet").glob("*.safetensors")
         weights.rename(weights.with_suffix(".bin"))
         with pytest.raises(UnsafePipeline, match="unet/"):
             load_pipeline(copied)
 
-    def test_refuses_other_predictions(self, folder: Path, tmp_path: Path) -> None:
+    def test_other_prediction_types_are_refused(self, folder: Path, tmp_path: Path) -> None:
         path = shutil.copytree(folder, tmp_path / "other") / "scheduler" / "scheduler_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
         with pytest.raises(UnsupportedPipeline, match="predicts sample"):
             load_pipeline(tmp_path / "other")
 
-    def test_refuses_the_u_net_of_another_family(self, folder: Path, sdxl: EditablePipeline, tmp_path: Path) -> None:
+    def test_u_net_of_another_family_is_refused(self, folder: Path, sdxl: EditablePipeline, tmp_path: Path) -> None:
         assert sdxl.folder
         mixed = shutil.copytree(sdxl.folder, tmp_path / "mixed")
         shutil.rmtree(mixed / "unet")
@@ -85,12 +85,12 @@ class TestLoadPipeline:
 
 
 class TestEncode:
-    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
+    def test_equals_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
         ours, theirs = any_pipeline.encode(PROMPTS), diffusers_condition(diffusers, PROMPTS)
         torch.testing.assert_close(ours.states, theirs.states, **EXACT)
         torch.testing.assert_close(ours.pooled, theirs.pooled, **EXACT)
 
-    def test_sdxl_reads_both_encoders(self, sdxl: EditablePipeline) -> None:
+    def test_sdxl_condition_has_both_encoders(self, sdxl: EditablePipeline) -> None:
         condition = sdxl.encode(PROMPTS)
         assert condition.states.shape == (len(PROMPTS), LENGTH, WIDTH + WIDTH_2)
         assert condition.pooled is not None
@@ -98,7 +98,7 @@ class TestEncode:
 
 
 class TestPredict:
-    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
+    def test_equals_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
         """Every call of the U-Net that diffusers' own pipeline makes for a prompt, made by us."""
         calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -117,7 +117,7 @@ class TestPredict:
 
 class TestSample:
     @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-    def test_is_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any, guidance_scale: float) -> None:
+    def test_equals_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any, guidance_scale: float) -> None:
         """With the same solver and the same noise: its scaling, and what guidance leads away from."""
         diffusers.scheduler = DPMSolverMultistepScheduler.from_config(diffusers.scheduler.config)
         expected = diffusers(
@@ -132,7 +132,7 @@ class TestSample:
         )
         torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
 
-    def test_guidance_may_know_the_empty_prompt_by_its_states(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
+    def test_guidance_can_use_the_encoded_empty_prompt(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
         assert sdxl.folder
         path = shutil.copytree(sdxl.folder, tmp_path / "other") / "model_index.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "force_zeros_for_empty_prompt": False}))
@@ -156,7 +156,7 @@ class TestPrecision:
         assert rounded.dtype == torch.float32
         assert 0 < float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
-    def test_compiles_the_u_net_where_asked(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_u_net_is_compiled_on_request(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled = []
         monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
         load_pipeline(folder)
@@ -166,7 +166,7 @@ class TestPrecision:
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    def test_the_gpu_agrees_with_the_cpu(self, folder: Path, pipeline: EditablePipeline) -> None:
+    def test_gpu_agrees_with_the_cpu(self, folder: Path, pipeline: EditablePipeline) -> None:
         gpu = load_pipeline(folder, device="cuda")
         assert gpu.mixed_precision
         assert 1 <= gpu.unet_chunks.size <= 256

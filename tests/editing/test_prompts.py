@@ -26,13 +26,13 @@ def text_of(tokenizer: PromptTokenizer, ids: tuple[int, ...]) -> str:
 
 class TestEncode:
     @pytest.mark.parametrize("text", STRINGS)
-    def test_gives_the_ids_of_transformers(self, tokenizer: PromptTokenizer, folder: Path, text: str) -> None:
+    def test_ids_equal_those_of_transformers(self, tokenizer: PromptTokenizer, folder: Path, text: str) -> None:
         reference = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         expected = reference(text, padding="max_length", truncation=True, max_length=tokenizer.max_length).input_ids
         assert tokenizer.pad(tokenizer.encode(text).ids) == expected
 
     @pytest.mark.parametrize("text", STRINGS)
-    def test_reads_a_tokenizer_json_alike(
+    def test_tokenizer_json_gives_the_same_ids(
         self, tokenizer: PromptTokenizer, folder: Path, text: str, tmp_path: Path
     ) -> None:
         CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(tmp_path)
@@ -40,7 +40,7 @@ class TestEncode:
         assert PromptTokenizer.from_folder(tmp_path).encode(text) == tokenizer.encode(text)
 
     @pytest.mark.parametrize("text", [*STRINGS, "a cat!", "!", "wow!dog ! !!", "!a"])
-    def test_may_pad_with_a_mark(self, sd2: EditablePipeline, text: str, tmp_path: Path) -> None:
+    def test_exclamation_mark_as_padding(self, sd2: EditablePipeline, text: str, tmp_path: Path) -> None:
         """As SD 2.x and SDXL do: then every "!" of a prompt is that token too."""
         assert sd2.folder
         reference = CLIPTokenizer.from_pretrained(sd2.folder / "tokenizer")
@@ -49,11 +49,11 @@ class TestEncode:
         reference.save_pretrained(tmp_path)
         assert PromptTokenizer.from_folder(tmp_path).encode(text) == sd2.tokenizer.encode(text)
 
-    def test_finds_a_subject_with_the_mark(self, sd2: EditablePipeline) -> None:
+    def test_subject_with_the_padding_mark_is_located(self, sd2: EditablePipeline) -> None:
         position = sd2.tokenizer.locate("a {} dog", "cat!")
         assert position.ids[position.last_subject_index] == sd2.tokenizer.pad_id == 0
 
-    def test_eos_is_where_the_encoder_pools(self, tokenizer: PromptTokenizer) -> None:
+    def test_eos_index_is_the_position_that_the_encoder_pools(self, tokenizer: PromptTokenizer) -> None:
         prompt = tokenizer.encode("a cat")
         assert prompt.ids[prompt.eos_index] == tokenizer.eos_id
         assert prompt.ids.index(tokenizer.eos_id) == prompt.eos_index
@@ -66,7 +66,7 @@ class TestEncode:
         assert cut.ids[-1] == tokenizer.eos_id
 
     @pytest.mark.parametrize("text", ["a\0b", "\ud83d", "x <|endoftext|> y", "<|startoftext|>"])
-    def test_refuses(self, tokenizer: PromptTokenizer, text: str) -> None:
+    def test_invalid_prompt_is_refused(self, tokenizer: PromptTokenizer, text: str) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
             tokenizer.encode(text, pointer="/source")
         assert refusal.value.pointer == "/source"
@@ -92,18 +92,18 @@ class TestLocate:
             ("{}", "a {} b", "a {} b"),
         ],
     )
-    def test_ends_at_the_subject(self, tokenizer: PromptTokenizer, template: str, subject: str, prefix: str) -> None:
+    def test_last_subject_token(self, tokenizer: PromptTokenizer, template: str, subject: str, prefix: str) -> None:
         position = tokenizer.locate(template, subject)
         assert text_of(tokenizer, position.prefix) == prefix
         assert position.ids[position.eos_index] == tokenizer.eos_id
 
     @pytest.mark.parametrize("subject", ["日本", "猫", "🐈‍⬛", "👩🏽‍🚒", "שלום", "naïve", "Å", "ﷺ"])
     @pytest.mark.parametrize("template", ["{}", "a {}", "{} b", "a {} b"])
-    def test_counts_bytes_not_characters(self, tokenizer: PromptTokenizer, template: str, subject: str) -> None:
+    def test_multibyte_characters(self, tokenizer: PromptTokenizer, template: str, subject: str) -> None:
         position = tokenizer.locate(template, subject)
         assert position.prefix == tokenizer.encode(template.split("{}")[0] + subject).ids[:-1]
 
-    def test_a_token_shared_with_the_template_counts(self, tmp_path: Path, folder: Path) -> None:
+    def test_token_shared_with_the_template_belongs_to_the_subject(self, tmp_path: Path, folder: Path) -> None:
         vocabulary = (folder / "tokenizer" / "vocab.json").read_text()
         (tmp_path / "vocab.json").write_text(vocabulary[:-1] + ', "s</w>x": 514, "gs</w>": 515}')
         (tmp_path / "merges.txt").write_text("#version: 0.2\ng s</w>\n")
@@ -112,12 +112,12 @@ class TestLocate:
         position = tokenizer.locate("two {}s", "dog")
         assert text_of(tokenizer, position.prefix) == "two dogs"
 
-    def test_what_follows_the_subject_may_be_cut(self, tokenizer: PromptTokenizer) -> None:
+    def test_text_after_the_subject_may_be_truncated(self, tokenizer: PromptTokenizer) -> None:
         position = tokenizer.locate("a {} " + "y " * 60, "cat")
         assert position.truncated
         assert text_of(tokenizer, position.prefix) == "a cat"
 
-    def test_the_subject_may_end_at_the_last_place(self, tokenizer: PromptTokenizer) -> None:
+    def test_subject_may_end_at_the_last_position(self, tokenizer: PromptTokenizer) -> None:
         last = tokenizer.max_length - 2
         position = tokenizer.locate("y " * (last - 1) + "{}", "x")
         assert position.last_subject_index == last
@@ -125,7 +125,7 @@ class TestLocate:
             tokenizer.locate("y " * last + "{}", "x", pointer="/templates/0")
 
     @pytest.mark.parametrize("subject", ["", " ", "\t\n", "\u3000"])
-    def test_refuses_an_empty_subject(self, tokenizer: PromptTokenizer, subject: str) -> None:
+    def test_empty_subject_is_refused(self, tokenizer: PromptTokenizer, subject: str) -> None:
         with pytest.raises(InvalidPrompt, match="empty"):
             tokenizer.locate("a {}", subject)
 
@@ -135,7 +135,7 @@ class TestLocate:
         subject=st.text(alphabet="ab é\u0301猫🐈'", min_size=1, max_size=5).filter(lambda text: text.strip()),
         after=st.text(alphabet="ab é猫🐈'", max_size=6),
     )
-    def test_agrees_with_tokenising_the_prefix(
+    def test_agrees_with_tokenizing_the_prefix(
         self, tokenizer: PromptTokenizer, before: str, subject: str, after: str
     ) -> None:
         """With spaces around it, the subject ends where the text before and the subject alone would end."""
@@ -144,14 +144,14 @@ class TestLocate:
 
 
 class TestFromFolder:
-    def test_names_what_is_missing(self, tmp_path: Path) -> None:
+    def test_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedPipeline, match="tokenizer_config"):
             PromptTokenizer.from_folder(tmp_path)
         (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 77}')
         with pytest.raises(UnsupportedPipeline, match="cannot be read"):
             PromptTokenizer.from_folder(tmp_path)
 
-    def test_refuses_a_tokenizer_that_is_not_clips(self, folder: Path, tmp_path: Path) -> None:
+    def test_other_tokenizer_is_refused(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 77}')
         (tmp_path / "vocab.json").write_text('{"a": 0}')
         (tmp_path / "merges.txt").write_text("#version: 0.2\n")
@@ -159,14 +159,14 @@ class TestFromFolder:
             PromptTokenizer.from_folder(tmp_path)
 
     @pytest.mark.parametrize("length", ["1e30", "null", '"77"', "2"])
-    def test_refuses_an_unusable_length(self, tmp_path: Path, length: str) -> None:
+    def test_invalid_length_is_refused(self, tmp_path: Path, length: str) -> None:
         (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
         with pytest.raises(UnsupportedPipeline, match="model_max_length"):
             PromptTokenizer.from_folder(tmp_path)
 
 
 class TestDestinationPrompts:
-    def test_fill_the_same_template(self) -> None:
+    def test_destinations_fill_the_same_template(self) -> None:
         assert build_destination_prompts(DestinationPrompt("dog"), "a {} here") == {"a dog here": 1.0}
         assert build_destination_prompts(Balance({"dog": 1, "fish": 3}), "a {}") == {"a dog": 0.25, "a fish": 0.75}
 
@@ -174,12 +174,12 @@ class TestDestinationPrompts:
         ("template", "neutral", "prompt"),
         [("a dog in {} style", "", "a dog in style"), ("{}", "", ""), ("painting by {}", "art", "painting by art")],
     )
-    def test_an_erasure_keeps_the_rest_of_the_template(self, template: str, neutral: str, prompt: str) -> None:
+    def test_erasure_keeps_the_rest_of_the_template(self, template: str, neutral: str, prompt: str) -> None:
         assert build_destination_prompts(Erasure(neutral), template) == {prompt: 1.0}
 
 
 class TestValidateEdit:
-    def test_accepts(self, tokenizer: PromptTokenizer) -> None:
+    def test_valid_edits_are_accepted(self, tokenizer: PromptTokenizer) -> None:
         for destination in (DestinationPrompt("dog"), Erasure(), Erasure("art"), Balance({"dog": 1, "fish": 1})):
             validate_edit(ConceptEdit("cat", destination), tokenizer)
 
@@ -193,7 +193,7 @@ class TestValidateEdit:
             (ConceptEdit("cat", Erasure("<|endoftext|>")), "/destination/neutral"),
         ],
     )
-    def test_names_the_field(self, tokenizer: PromptTokenizer, edit: ConceptEdit, pointer: str) -> None:
+    def test_invalid_field_is_named(self, tokenizer: PromptTokenizer, edit: ConceptEdit, pointer: str) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
             validate_edit(edit, tokenizer)
         assert refusal.value.pointer == pointer

@@ -45,7 +45,7 @@ def base(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Editab
 
 
 class TestExportTextEncoder:
-    def test_only_the_edited_memories_differ(self, base: EditablePipeline, update: Update, tmp_path: Path) -> None:
+    def test_only_the_edited_fc2_weights_differ(self, base: EditablePipeline, update: Update, tmp_path: Path) -> None:
         config, weights = export_text_encoder(base.encoder, update, tmp_path)
         assert base.encoder.folder
         before, after = load_file(base.encoder.folder / "model.safetensors"), load_file(weights)
@@ -53,11 +53,11 @@ class TestExportTextEncoder:
         assert {key for key in before if bits(before[key]) != bits(after[key])} == EDITED
         assert all(after[key].dtype == before[key].dtype for key in before)
         for key in EDITED:
-            exact = before[key].double() + update.dense(int(key.split(".")[3]))
+            exact = before[key].double() + update.to_dense(int(key.split(".")[3]))
             assert torch.equal(after[key], exact.to(before[key].dtype))
         assert config.read_bytes() == (base.encoder.folder / "config.json").read_bytes()
 
-    def test_forces_the_prefix(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
+    def test_keys_have_the_prefix(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
         """This transformers writes its files without one; the base here is such a file."""
         assert pipeline.encoder.folder
         stored = load_file(pipeline.encoder.folder / "model.safetensors")
@@ -66,7 +66,7 @@ class TestExportTextEncoder:
         assert len(exported) == len(stored)
         assert all(key.startswith("text_model.") for key in exported)
 
-    def test_same_inputs_same_bytes(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
+    def test_same_inputs_give_the_same_bytes(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
         first, again = (
             [path.read_bytes() for path in export_text_encoder(pipeline.encoder, update, tmp_path / name)]
             for name in ("first", "again")
@@ -75,14 +75,16 @@ class TestExportTextEncoder:
         header = json.loads(first[1][8 : 8 + struct.unpack("<Q", first[1][:8])[0]])
         assert header["__metadata__"] == {"format": "pt"}  # with two keys, the order would vary from save to save
 
-    def test_loads_as_what_was_applied(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
+    def test_exported_encoder_equals_the_edited_one(
+        self, pipeline: EditablePipeline, update: Update, tmp_path: Path
+    ) -> None:
         export_text_encoder(pipeline.encoder, update, tmp_path)
         model, report = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         ids = [pipeline.tokenizer.encode(PROMPT).ids]
         loaded = EditableEncoder(model.requires_grad_(False).eval(), pipeline.tokenizer)
         with apply_temporarily(pipeline.encoder, update):
-            torch.testing.assert_close(loaded.encode(ids), pipeline.encoder.encode(ids))
+            torch.testing.assert_close(loaded.encode(ids).states, pipeline.encoder.encode(ids).states)
 
     def test_no_edits_give_the_base(
         self, base: EditablePipeline, second_moments: SecondMoments, tmp_path: Path
@@ -92,7 +94,7 @@ class TestExportTextEncoder:
         before, after = load_file(base.encoder.folder / "model.safetensors"), load_file(weights)
         assert all(bits(before[key]) == bits(after[key]) for key in before)
 
-    def test_needs_a_base_file(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
+    def test_export_needs_a_base_file(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
         loose = EditableEncoder(pipeline.encoder.model, pipeline.tokenizer)
         with pytest.raises(UnsupportedPipeline, match="no base file"):
             export_text_encoder(loose, update, tmp_path)
@@ -135,7 +137,7 @@ class TestEveryFamily:
             stored = load_file(exported / encoder.name / "model.safetensors")
             stored.pop("text_model.embeddings.position_ids", None)
             model.load_state_dict(stored)
-            ids = encoder.ids([encoder.tokenizer.encode(PROMPT).ids])
+            ids = encoder.pad_ids([encoder.tokenizer.encode(PROMPT).ids])
             with torch.no_grad():
                 output = model.text_model(ids, output_hidden_states=True)
                 penultimate = len(any_pipeline.encoders) > 1
@@ -172,21 +174,21 @@ class TestEveryFamily:
         assert prefixes == ({"lora_te1", "lora_te2"} if len(any_updates) > 1 else {"lora_te"})
 
 
-class TestHolding:
-    def test_draws_as_the_exported_file_then_as_before(
+class TestLoadTemporarily:
+    def test_file_is_loaded_and_weights_are_restored(
         self, base: EditablePipeline, update: Update, tmp_path: Path
     ) -> None:
         _, weights = export_text_encoder(base.encoder, update, tmp_path)
         before = {key: bits(tensor) for key, tensor in base.encoder.model.state_dict().items()}
         plain = base.encode([PROMPT]).states
         loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=base.encoder.dtype).eval()
-        expected = EditableEncoder(loaded, base.tokenizer).encode([base.tokenizer.encode(PROMPT).ids]).detach()
+        expected = EditableEncoder(loaded, base.tokenizer).encode([base.tokenizer.encode(PROMPT).ids]).states.detach()
         with load_temporarily(base.encoder.model, weights):
             torch.testing.assert_close(base.encode([PROMPT]).states, expected)
             assert not torch.equal(base.encode([PROMPT]).states, plain)
         assert {key: bits(tensor) for key, tensor in base.encoder.model.state_dict().items()} == before
 
-    def test_refuses_another_architecture_and_changes_nothing(
+    def test_file_that_does_not_fit_is_refused(
         self, pipeline: EditablePipeline, update: Update, tmp_path: Path
     ) -> None:
         _, weights = export_text_encoder(pipeline.encoder, update, tmp_path)
@@ -196,7 +198,7 @@ class TestHolding:
         save_file(stored, weights)
         plain = pipeline.encode([PROMPT]).states
         with (
-            pytest.raises(UnsupportedPipeline, match="another architecture"),
+            pytest.raises(UnsupportedPipeline, match="does not fit"),
             load_temporarily(pipeline.encoder.model, weights),
         ):
             raise AssertionError("entered")
@@ -204,7 +206,7 @@ class TestHolding:
 
 
 @pytest.mark.parametrize(("depth", "name"), [(12, "CLIP-L"), (23, "OpenCLIP-H"), (32, "OpenCLIP-bigG")])
-def test_comfyui_knows_which_encoder_it_is(
+def test_comfyui_recognizes_the_encoder(
     depth: int, name: str, tokenizer: PromptTokenizer, second_moments: SecondMoments, tmp_path: Path
 ) -> None:
     """It goes by the deepest of three keys; the base file here has none of them, saved without the prefix."""
@@ -246,7 +248,7 @@ class TestExportLora:
         self, folder: Path, pipeline: EditablePipeline, update: Update, tmp_path: Path
     ) -> None:
         diffusers = StableDiffusionPipeline.from_pretrained(folder)
-        ids = pipeline.encoder.ids([pipeline.tokenizer.encode(PROMPT).ids])
+        ids = pipeline.encoder.pad_ids([pipeline.tokenizer.encode(PROMPT).ids])
 
         def read() -> Tensor:
             with torch.no_grad():
@@ -257,27 +259,27 @@ class TestExportLora:
         assert export_lora(update, tmp_path / "adapters" / "lora.safetensors")
         diffusers.load_lora_weights(tmp_path / "adapters", weight_name="lora.safetensors")
         with apply_temporarily(pipeline.encoder, update):
-            expected = pipeline.encoder.encode([pipeline.tokenizer.encode(PROMPT).ids])
+            expected = pipeline.encoder.encode([pipeline.tokenizer.encode(PROMPT).ids]).states
         assert (read() - before).norm() > 0.01 * before.norm()
         torch.testing.assert_close(read(), expected, rtol=1e-5, atol=1e-5)
         diffusers.unload_lora_weights()
         assert torch.equal(read(), before)
 
-    def test_holds_the_exact_factors(self, update: Update, tmp_path: Path) -> None:
+    def test_lora_has_the_exact_factors(self, update: Update, tmp_path: Path) -> None:
         export_lora(update, tmp_path / "lora.safetensors")
         tensors = load_file(tmp_path / "lora.safetensors")
         for layer in (0, 1, 2):
             name = f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2"
             up, down = tensors[f"{name}.lora_up.weight"].double(), tensors[f"{name}.lora_down.weight"].double()
             scale = tensors[f"{name}.alpha"].item() / len(down)
-            assert (scale * up @ down - update.dense(layer)).norm() < 1e-6 * update.dense(layer).norm()
+            assert (scale * up @ down - update.to_dense(layer)).norm() < 1e-6 * update.to_dense(layer).norm()
 
-    def test_same_update_same_bytes(self, update: Update, tmp_path: Path) -> None:
+    def test_same_update_gives_the_same_bytes(self, update: Update, tmp_path: Path) -> None:
         for name in ("a", "b"):
             export_lora(update, tmp_path / name)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
-    def test_writes_none_for_no_edits(
+    def test_no_edits_write_no_file(
         self, pipeline: EditablePipeline, second_moments: SecondMoments, tmp_path: Path
     ) -> None:
         update = compute_update(pipeline.encoder, [], [], second_moments)

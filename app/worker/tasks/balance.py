@@ -40,7 +40,7 @@ def balance(
     settings = edit.settings
 
     def progress(now: "DebiasProgress") -> None:
-        context.report(lease, "balancing", now.number, now.rounds)
+        context.report(lease, "balancing", now.round, now.rounds)
 
     (found,) = debias(
         pipeline,
@@ -55,7 +55,7 @@ def balance(
         cancelled=lambda: context.should_stop(lease),
     )
     return found.value, {
-        **found.as_json(),
+        **found.to_json(),
         "statistics": digest,
         "note": None,
     }

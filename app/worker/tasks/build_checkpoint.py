@@ -218,14 +218,16 @@ def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "CrossAtten
     crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
     report: dict[str, Any] = {
-        "residuals": dict(zip(ids, map(max, zip(*(update.residuals for update in updates), strict=True)), strict=True)),
+        "residuals": dict(
+            zip(ids, map(max, zip(*(update.relative_residuals for update in updates), strict=True)), strict=True)
+        ),
         "layers": [layer for update in updates for layer in update.describe_layers()],
-        "conflicts": [conflict.as_json(ids) for conflict in conflicts.values()],
+        "conflicts": [conflict.to_json(ids) for conflict in conflicts.values()],
     }
     if crossed is not None:
-        report["residuals"] |= dict(zip(crossed_ids, crossed.residuals, strict=True))
+        report["residuals"] |= dict(zip(crossed_ids, crossed.relative_residuals, strict=True))
         report["projections"] = [
             {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in crossed.relative_norms.items()
         ]
-        report["conflicts"] += [conflict.as_json(crossed_ids) for conflict in crossed.conflicts]
+        report["conflicts"] += [conflict.to_json(crossed_ids) for conflict in crossed.conflicts]
     return report

@@ -149,7 +149,13 @@ def _evaluation(
     context: JobContext, lease: Lease, work: _Work, pipeline: "EditablePipeline"
 ) -> tuple[JsonObject, list[File]]:
     """Every edit that the classifier can judge, and held-out concepts; with pictures, unless it is a mere check."""
-    from editing.evaluation import published
+    from editing.evaluation.edit_sets import (
+        choose_held_out,
+        describe_edits,
+        describe_environment,
+        evaluate_edits,
+        plan_evaluation,
+    )
     from editing.evaluation.plot import plot_scales
 
     classifier = context.pipelines.classifier(work.model_id)
@@ -157,22 +163,22 @@ def _evaluation(
         raise ClassifierUnusable("the model has no classifier any more")
     request = work.request
     held_out = request["held_out"]
-    asked = published.plan(
+    plan = plan_evaluation(
         work.edits,
         classifier,
         prompts=request["prompts"],
-        held_out=published.choose_held_out(classifier, work.edits, count=HELD_OUT) if held_out is None else held_out,
+        held_out=choose_held_out(classifier, work.edits, count=HELD_OUT) if held_out is None else held_out,
         held_out_prompts=request["held_out_prompts"],
         seed=request["seed"],
         templates=work.kind != "check",
         only=_suspects(work) if work.kind == "check" else None,
     )
-    replaced = [work.ids[index] for index in asked.indices[0]]
+    replaced = [work.ids[index] for index in plan.indices[0]]
     counts = sorted({count for count in request["scales"] if count < len(replaced)})
-    judgement = published.judge(
+    evaluation = evaluate_edits(
         pipeline,
         classifier,
-        asked,
+        plan,
         partial(_publish_temporarily, context.store, work.files, pipeline),
         num_inference_steps=request["num_inference_steps"],
         guidance_scale=request["guidance_scale"],
@@ -180,10 +186,10 @@ def _evaluation(
         progress=partial(context.advance, lease, "judging"),
     )
     report: JsonObject = {
-        **judgement.as_json(),
-        **published.describe_edits(asked, judgement, work.edits, ids=work.ids, residuals=work.residuals),
+        **evaluation.to_json(),
+        **describe_edits(plan, evaluation, work.edits, ids=work.ids, residuals=work.residuals),
         "settings": {
-            **published.describe_environment(pipeline),
+            **describe_environment(pipeline),
             **{name: request[name] for name in SETTINGS},
             **work.facts,
             "files": {file.path: file.sha256 for file in work.files},
@@ -195,7 +201,7 @@ def _evaluation(
     grid = _draw(context, lease, work, pipeline, _first_prompts(work), controls=controls, seeds=GRID_SEEDS)
     plots = []
     if counts:
-        scales = {**judgement.scales, len(replaced): judgement.scores}
+        scales = {**evaluation.scales, len(replaced): evaluation.scores}
         plots.append(store_content(context.store, "scales.png", plot_scales(scales, title=work.title)))
     content = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     return report, [

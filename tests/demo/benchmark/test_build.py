@@ -71,7 +71,7 @@ def test_the_model_understands_the_aliases_that_are_left_out_and_no_other() -> N
         guidance_scale=3.0,
     )
     classifier = load_classifier()
-    read = classifier.confidences(pictures, classifier.names).unflatten(0, (-1, 2)).mean(1)
+    read = classifier.classify(pictures, classifier.names).unflatten(0, (-1, 2)).mean(1)
     drawn = {alias: float(row[classifier.names.index(name)]) for (alias, name), row in zip(aliases, read, strict=True)}
     assert min(drawn[alias] for alias in UNDERSTOOD) > 0.5
     assert max(confidence for alias, confidence in drawn.items() if alias not in UNDERSTOOD) < 0.5

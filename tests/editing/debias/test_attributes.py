@@ -26,25 +26,25 @@ def pictures() -> list[Image.Image]:
     return [Image.new("RGB", (40, 36), colour) for colour in ("red", "green", "black")] * 12
 
 
-def test_the_softmax_is_that_of_clips_own_logits(clip_folder: Path, pictures: list[Image.Image]) -> None:
+def test_confidences_equal_the_softmax_of_clips_own_logits(clip_folder: Path, pictures: list[Image.Image]) -> None:
     model = CLIPModel.from_pretrained(clip_folder)
     tokenizer = PromptTokenizer.from_folder(clip_folder)
     ids = torch.tensor([tokenizer.pad(tokenizer.encode(prompt).ids) for prompt in PROMPTS])
     pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(images=pictures, return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = model(input_ids=ids, pixel_values=pixels).logits_per_image.softmax(1)
-    found = ClipAttributes(Clip.from_folder(clip_folder)).attributes(pictures, PROMPTS)
+    found = ClipAttributes(Clip.from_folder(clip_folder)).classify_attributes(pictures, PROMPTS)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert found.std(0).min() > 1e-6  # pictures and prompts both count
 
 
 def test_columns_follow_the_prompts(clip_folder: Path, pictures: list[Image.Image]) -> None:
     clip = ClipAttributes(Clip.from_folder(clip_folder))
-    there, back = clip.attributes(pictures, PROMPTS), clip.attributes(pictures, PROMPTS[::-1])
+    there, back = clip.classify_attributes(pictures, PROMPTS), clip.classify_attributes(pictures, PROMPTS[::-1])
     torch.testing.assert_close(there, back.flip(1))
 
 
-def test_the_same_prompt_twice_cannot_be_told_apart(clip_folder: Path) -> None:
+def test_equal_prompts_cannot_be_distinguished(clip_folder: Path) -> None:
     clip = ClipAttributes(Clip.from_folder(clip_folder))
     assert clip.can_distinguish(PROMPTS) and not clip.can_distinguish(["cat", "cat"])
 
@@ -54,7 +54,7 @@ class Classes:
 
     names = ("red", "green")
 
-    def confidences(self, pictures: Sequence[Image.Image], classes: Sequence[str]) -> torch.Tensor:
+    def classify(self, pictures: Sequence[Image.Image], classes: Sequence[str]) -> torch.Tensor:
         colours = torch.tensor([picture.getpixel((0, 0)) for picture in pictures]).float() / 255
         return colours[:, [self.names.index(name) for name in classes]]
 
@@ -65,20 +65,20 @@ class Attributes(Classes):
     def can_distinguish(self, prompts: Sequence[str]) -> bool:
         return set(prompts) == {"dark", "light"}
 
-    def attributes(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
+    def classify_attributes(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
         return torch.ones(len(pictures), len(prompts))
 
 
-def test_prompts_that_are_classes_are_told_apart_by_them(pictures: list[Image.Image]) -> None:
+def test_class_names_are_distinguished_by_the_classes(pictures: list[Image.Image]) -> None:
     for classifier in (Classes(), Attributes()):
         judge = find_attribute_classifier(classifier, ["green", "red"])
         assert judge is not None
-        assert judge.attributes(pictures[:2], ["green", "red"]).argmax(1).tolist() == [1, 0]
+        assert judge.classify_attributes(pictures[:2], ["green", "red"]).argmax(1).tolist() == [1, 0]
     assert find_attribute_classifier(Classes(), ["red", "blue"]) is None
     assert find_attribute_classifier(Classes(), ["red", "red"]) is None
 
 
-def test_attributes_that_a_classifier_knows_come_first() -> None:
+def test_attributes_of_the_classifier_come_first() -> None:
     classifier = Attributes()
     assert find_attribute_classifier(classifier, ["dark", "light"]) is classifier
     assert find_attribute_classifier(Classes(), ["dark", "light"]) is None

@@ -1,4 +1,4 @@
-"""One view of CLIP's text encoder, whatever its modules are called."""
+"""A CLIP text encoder layer by layer, against the library's own forward pass."""
 
 from typing import Any
 
@@ -23,77 +23,79 @@ def prompts(pipeline: EditablePipeline) -> list[tuple[int, ...]]:
 
 @pytest.fixture
 def expected(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> Tensor:
-    """What the library's own forward pass gives, as diffusers calls it."""
+    """The states of the library's own forward pass, as diffusers calls it."""
     ids = torch.tensor([pipeline.tokenizer.pad(prompt) for prompt in prompts])
     with torch.no_grad():
         states: Tensor = pipeline.encoder.model(ids)[0]
     return states
 
 
-def test_shapes(pipeline: EditablePipeline) -> None:
+def test_shapes_and_default_layers(pipeline: EditablePipeline) -> None:
     encoder = pipeline.encoder
     assert (encoder.n_layers, encoder.width, encoder.mlp_width) == (LAYERS, WIDTH, MLP_WIDTH)
     assert encoder.default_edited_layers == tuple(range(LAYERS - 1))
     assert encoder.value_layer == LAYERS - 2
 
 
-def test_encode_is_the_models_forward(
+def test_states_equal_the_models_forward_pass(
     pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
 ) -> None:
-    torch.testing.assert_close(pipeline.encoder.encode(prompts), expected)
+    torch.testing.assert_close(pipeline.encoder.encode(prompts).states, expected)
 
 
-def test_continues_from_any_layer(pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor) -> None:
+def test_layers_can_be_split_anywhere(
+    pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
+) -> None:
     encoder = pipeline.encoder
     for stop in range(LAYERS + 1):
-        states = encoder.advance(encoder.embed(encoder.ids(prompts)), start=0, stop=stop)
-        torch.testing.assert_close(encoder.finish(encoder.advance(states, start=stop, stop=LAYERS)), expected)
+        states = encoder.run_layers(encoder.embed(encoder.pad_ids(prompts)), start=0, stop=stop)
+        torch.testing.assert_close(encoder.normalize(encoder.run_layers(states, start=stop, stop=LAYERS)), expected)
 
 
-def test_keys_are_what_fc2_reads(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
+def test_keys_are_the_inputs_of_fc2(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
     encoder = pipeline.encoder
-    seen: list[Tensor] = []
+    inputs_of_fc2: list[Tensor] = []
     hooks = [
-        encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: inputs_of_fc2.append(inputs[0]))
         for layer in range(LAYERS)
     ]
-    encoder.model(encoder.ids(prompts))
+    encoder.model(encoder.pad_ids(prompts))
     for hook in hooks:
         hook.remove()
-    states = encoder.embed(encoder.ids(prompts))
+    states = encoder.embed(encoder.pad_ids(prompts))
     for layer in range(LAYERS):
         stream, keys = encoder.attend(layer, states)
         assert keys.shape == (len(prompts), encoder.tokenizer.max_length, MLP_WIDTH)
-        torch.testing.assert_close(keys, seen[layer])
+        torch.testing.assert_close(keys, inputs_of_fc2[layer])
         states = stream + encoder.fc2(layer)(keys)
 
 
-def test_nothing_after_a_token_changes_its_state(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
+def test_later_tokens_do_not_change_a_state(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
     encoder = pipeline.encoder
-    whole, short = encoder.encode(prompts[:1]), encoder.encode(prompts[:1], full_length=False)
+    whole, short = (encoder.encode(prompts[:1], full_length=full).states for full in (True, False))
     assert short.shape[1] == len(prompts[0])
     torch.testing.assert_close(short, whole[:, : short.shape[1]])
 
 
-def test_double_leaves_the_original_alone(
+def test_double_does_not_change_the_original(
     pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
 ) -> None:
     twin = pipeline.encoder.double()
     assert (twin.dtype, pipeline.encoder.dtype) == (torch.float64, torch.float32)
-    torch.testing.assert_close(twin.encode(prompts).float(), expected)
+    torch.testing.assert_close(twin.encode(prompts).states.float(), expected)
     with torch.no_grad():
         twin.fc2(0).weight.zero_()
-    torch.testing.assert_close(pipeline.encoder.encode(prompts), expected)
+    torch.testing.assert_close(pipeline.encoder.encode(prompts).states, expected)
 
 
-def test_finds_the_modules_under_text_model(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
-    """Where older transformers, and SDXL's second encoder in any, keep them."""
+def test_modules_below_text_model_are_found(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
+    """Older transformers keep them there, and SDXL's second encoder in any version."""
     config: CLIPTextConfig = pipeline.encoder.model.config
     torch.manual_seed(0)
     model = CLIPTextModelWithProjection(config).eval()
     encoder = EditableEncoder(model, pipeline.tokenizer)
     with torch.no_grad():
-        torch.testing.assert_close(encoder.encode(prompts), model(encoder.ids(prompts)).last_hidden_state)
+        torch.testing.assert_close(encoder.encode(prompts).states, model(encoder.pad_ids(prompts)).last_hidden_state)
 
 
 class _OlderAttention(nn.Module):
@@ -114,7 +116,7 @@ class _OlderAttention(nn.Module):
         return self.attention(hidden_states=hidden_states, attention_mask=causal_attention_mask)
 
 
-def test_passes_older_attention_its_causal_mask(
+def test_older_attention_gets_its_causal_mask(
     pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
 ) -> None:
     twin = pipeline.encoder.double()
@@ -123,7 +125,7 @@ def test_passes_older_attention_its_causal_mask(
     older = nn.Module()
     older.embeddings, older.encoder, older.final_layer_norm = twin.embeddings, nn.Module(), twin.final_norm
     older.encoder.layers = twin.layers
-    torch.testing.assert_close(EditableEncoder(older, pipeline.tokenizer).encode(prompts).float(), expected)
+    torch.testing.assert_close(EditableEncoder(older, pipeline.tokenizer).encode(prompts).states.float(), expected)
 
 
 FULL_SIZE: list[tuple[Family, str, dict[str, Any], tuple[int, int, int], tuple[int, ...]]] = [
@@ -141,7 +143,7 @@ FULL_SIZE: list[tuple[Family, str, dict[str, Any], tuple[int, int, int], tuple[i
 
 
 @pytest.mark.parametrize(("family", "name", "changes", "shape", "edited"), FULL_SIZE)
-def test_full_size_shapes(
+def test_shapes_of_full_size_encoders(
     tokenizer: PromptTokenizer,
     family: Family,
     name: str,
@@ -162,11 +164,11 @@ def test_full_size_shapes(
     encoder = EditableEncoder(model, tokenizer, name=name, family=family)
     assert (encoder.n_layers, encoder.width, encoder.mlp_width) == shape
     assert encoder.default_edited_layers == edited
-    encoding = encoder.encoding([tokenizer.encode(prompt).ids for prompt in PROMPTS])
+    encoding = encoder.encode([tokenizer.encode(prompt).ids for prompt in PROMPTS])
     assert encoding.states.shape == (len(PROMPTS), tokenizer.max_length, encoder.width)
-    assert encoding.said.shape == (len(PROMPTS), encoder.width)
+    assert encoding.pooled_output.shape == (len(PROMPTS), encoder.width)
 
 
-def test_refuses_what_is_no_clip(pipeline: EditablePipeline) -> None:
+def test_another_model_is_refused(pipeline: EditablePipeline) -> None:
     with pytest.raises(UnsupportedPipeline, match="Linear"):
         EditableEncoder(nn.Linear(2, 2), pipeline.tokenizer)

@@ -7,7 +7,8 @@ from torch import Tensor
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import UnsupportedPipeline
 from editing.evaluation.baselines import CrossAttention, FineTuning, SingleLayer
-from editing.evaluation.methods import METHODS, Method
+from editing.evaluation.method import Method
+from editing.evaluation.methods import METHODS
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
 
@@ -34,7 +35,7 @@ def told(pipeline: EditablePipeline, prompt: str) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryBaseline:
-    def test_edits_and_leaves_every_bit_as_it_was(
+    def test_pipeline_is_edited_and_restored_bit_for_bit(
         self, any_pipeline: EditablePipeline, any_moments: SecondMoments, name: str
     ) -> None:
         if name == "refact" and len(any_pipeline.encoders) > 1:
@@ -56,7 +57,9 @@ class TestEveryBaseline:
         assert all(torch.equal(before[key], after[key]) for key in before)
         assert not any(p.requires_grad for encoder in any_pipeline.encoders for p in encoder.model.parameters())
 
-    def test_twice_the_same_bits(self, pipeline: EditablePipeline, second_moments: SecondMoments, name: str) -> None:
+    def test_same_call_gives_the_same_bits(
+        self, pipeline: EditablePipeline, second_moments: SecondMoments, name: str
+    ) -> None:
         runs = []
         for _ in range(2):
             with METHODS[name](pipeline, EDITS, second_moments, seed=3):
@@ -71,22 +74,22 @@ class TestWhatEachChanges:
             after = weights(pipeline)
         return {key for key in before if not torch.equal(before[key], after[key])}
 
-    def test_cross_attention(self, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
+    def test_uce_changes_cross_attention(self, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
         changed = self.changed(CrossAttention(), pipeline, second_moments)
         assert len(changed) == 8
         assert all(".attn2.to_k." in key or ".attn2.to_v." in key for key in changed)
 
-    def test_one_layer(self, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
+    def test_refact_changes_one_layer(self, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
         (key,) = self.changed(SingleLayer(layer=1), pipeline, second_moments)
         assert key.endswith("layers.1.mlp.fc2.weight")
 
-    def test_every_mlp(self, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
+    def test_fine_tuning_changes_every_mlp(self, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
         changed = self.changed(FineTuning(steps=3), pipeline, second_moments)
         assert all(".mlp.fc" in key for key in changed)
         assert len(changed) == 4 * pipeline.encoder.n_layers
 
 
-def test_a_single_edit_of_one_layer_is_of_rank_one_and_met(
+def test_single_layer_update_has_rank_one_and_reaches_its_value(
     pipeline: EditablePipeline, second_moments: SecondMoments
 ) -> None:
     weight = pipeline.encoder.fc2(2).weight
@@ -101,15 +104,15 @@ def test_a_single_edit_of_one_layer_is_of_rank_one_and_met(
     keys = []
     with torch.no_grad():
         for prompt in prompts:
-            states = pipeline.encoder.embed(pipeline.encoder.ids([prompt.ids]))
-            _, read = pipeline.encoder.attend(2, pipeline.encoder.advance(states, start=0, stop=2))
+            states = pipeline.encoder.embed(pipeline.encoder.pad_ids([prompt.ids]))
+            _, read = pipeline.encoder.attend(2, pipeline.encoder.run_layers(states, start=0, stop=2))
             keys.append(read[0, prompt.last_subject_index])
     expected = torch.linalg.solve(second_moments.moments[2].double(), torch.stack(keys).double().mean(0))
     cosine = torch.nn.functional.cosine_similarity(direction, expected, dim=0).abs()
     assert cosine > 1 - 1e-4
 
 
-def test_the_seed_of_fine_tuning_chooses_the_prompts(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
+def test_seed_of_fine_tuning_chooses_the_prompts(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
     seen = []
     for seed in (0, 1):
         with FineTuning(steps=5, batch=2)(pipeline, EDITS, second_moments, seed=seed):

@@ -22,7 +22,7 @@ def pictures() -> list[Image.Image]:
 def test_confidences_are_the_model_s_softmax(classifier_folder: Path, pictures: list[Image.Image]) -> None:
     classifier = HuggingFaceClassifier.load(classifier_folder)
     assert classifier.names == CLASSES
-    everything = classifier.confidences(pictures, CLASSES)
+    everything = classifier.classify(pictures, CLASSES)
     assert everything.shape == (40, 6) and everything.dtype == torch.float32
     assert torch.allclose(everything.sum(1), torch.ones(40))
 
@@ -33,27 +33,27 @@ def test_confidences_are_the_model_s_softmax(classifier_folder: Path, pictures: 
         expected = model(pixels).logits.softmax(-1)
     assert expected.std(0).min() > 0.01  # the pictures do not look all the same to it
     assert torch.allclose(everything, expected, atol=1e-4)
-    assert torch.equal(classifier.confidences(pictures, ["bird", "cat"]), everything[:, [3, 0]])
+    assert torch.equal(classifier.classify(pictures, ["bird", "cat"]), everything[:, [3, 0]])
 
 
-def test_pictures_of_any_mode_and_none(classifier_folder: Path) -> None:
+def test_pictures_of_any_mode_and_no_pictures(classifier_folder: Path) -> None:
     classifier = HuggingFaceClassifier.load(classifier_folder)
     grey, colour = Image.new("L", (9, 5), 99), Image.new("RGB", (9, 5), (99, 99, 99))
-    one, other = classifier.confidences([grey, colour], ["cat"])
+    one, other = classifier.classify([grey, colour], ["cat"])
     assert torch.equal(one, other)
-    assert classifier.confidences([], ["cat", "dog"]).shape == (0, 2)
+    assert classifier.classify([], ["cat", "dog"]).shape == (0, 2)
 
 
-def test_names_given_replace_the_labels(classifier_folder: Path, pictures: list[Image.Image]) -> None:
-    own = HuggingFaceClassifier.load(classifier_folder).confidences(pictures, ["fish"])
+def test_given_names_replace_the_labels(classifier_folder: Path, pictures: list[Image.Image]) -> None:
+    own = HuggingFaceClassifier.load(classifier_folder).classify(pictures, ["fish"])
     renamed = HuggingFaceClassifier.load(classifier_folder, names=["a", "b", "c", "d", "e", "f"])
-    assert torch.equal(renamed.confidences(pictures, ["c"]), own)
+    assert torch.equal(renamed.classify(pictures, ["c"]), own)
     with pytest.raises(ClassifierUnusable, match="knows no class 'fish'"):
-        renamed.confidences(pictures, ["fish"])
+        renamed.classify(pictures, ["fish"])
 
 
-def test_names_that_do_not_fit(classifier_folder: Path) -> None:
-    with pytest.raises(ClassifierUnusable, match="2 names for the classifier's 6 classes"):
+def test_names_that_do_not_fit_are_refused(classifier_folder: Path) -> None:
+    with pytest.raises(ClassifierUnusable, match="2 names for the 6 classes of the classifier"):
         HuggingFaceClassifier.load(classifier_folder, names=["cat", "dog"])
     with pytest.raises(ClassifierUnusable, match="have the name 'b'"):
         HuggingFaceClassifier.load(classifier_folder, names=["a", "b", "c", "b", "e", "f"])
@@ -67,7 +67,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         HuggingFaceClassifier.load(folder)
 
 
-def test_code_of_the_repository_is_not_run(tmp_path: Path) -> None:
+def test_code_of_the_repository_is_not_executed(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     config = json.loads((folder / "config.json").read_text())

@@ -59,7 +59,9 @@ def timed(rows: int) -> str:
 
 
 class TestTimed:
-    def test_report(self, run: Command, folder: Path, edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_report_has_rows_settings_and_notes(
+        self, run: Command, folder: Path, edited: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         report = run("timed", timed(2), "--seeds", "2", "--guidance-scale", "3")
         assert list(report["rows"]) == ["base", "destination", "edited"]
         for row in report["rows"].values():
@@ -84,12 +86,12 @@ class TestTimed:
         printed = capsys.readouterr().out
         assert "f1_harmonic" in printed and "destination" in printed
 
-    def test_an_unedited_model_is_its_base(self, run: Command, folder: Path) -> None:
+    def test_unedited_model_scores_as_its_base(self, run: Command, folder: Path) -> None:
         report = run("timed", timed(3), "--seeds", "1", "--limit", "2", model=folder)
         assert report["settings"]["tasks"] == 2
         assert report["rows"]["edited"] == report["rows"]["base"]
 
-    def test_what_is_wrong_is_said(self, run: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_error_is_printed(self, run: Command, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             run("timed", timed(1) + "\n,")
         assert "data.csv, line 4: 'old' is blank" in capsys.readouterr().err
@@ -130,7 +132,7 @@ def test_preservation(run: Command) -> None:
     assert report["rows"]["edited"] != report["rows"]["base"]
 
 
-def test_road_reads_its_own_file(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_road_refuses_a_file_of_timed(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("road", timed(1))
     assert "data.csv, line 1: there is no column 'Type'" in capsys.readouterr().err

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from editing.evaluation.contrasts import Contrast, ContrastTask, WinRates, measure_contrasts, over_seeds, win_rates
+from editing.evaluation.contrasts import (
+    Contrast,
+    ContrastTask,
+    WinRates,
+    average_seeds,
+    compute_win_rates,
+    measure_contrasts,
+)
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip
 from editing.pictures.draw import draw_pictures
@@ -32,35 +39,35 @@ BOATS = ContrastTask(
 
 
 class TestWinRates:
-    def test_a_task_counts_once_however_many_prompts_it_has(self) -> None:
+    def test_tasks_have_equal_weights(self) -> None:
         won = [True, True, False, True] + [False, True, False, False]
-        assert win_rates([CATS, BOATS], won) == WinRates(
+        assert compute_win_rates([CATS, BOATS], won) == WinRates(
             efficacy=(1 + 0) / 2, generality=(1 / 2 + 1) / 2, specificity=(1 + 0) / 2
         )
 
-    def test_both_means(self) -> None:
+    def test_harmonic_and_arithmetic_means(self) -> None:
         rates = WinRates(efficacy=0.9, generality=0.9, specificity=0.3)
         assert rates.f1_harmonic == pytest.approx(2 * 0.27 / 1.2)
         assert rates.f1_arithmetic == pytest.approx(0.6)
         assert WinRates(1.0, 0.0, 0.0).f1_harmonic == 0.0
 
-    def test_the_paper_s_mean_is_the_arithmetic_one(self) -> None:
+    def test_arithmetic_mean_equals_the_papers_figure(self) -> None:
         """UCE on RoAD, Table 7, where the two differ most."""
         rates = WinRates(0.7822, 0.6929, 0.9209)
         assert (round(100 * rates.f1_arithmetic, 2), round(100 * rates.f1_harmonic, 2)) == (80.69, 79.08)
 
-    def test_over_seeds(self) -> None:
-        found = over_seeds([WinRates(0.5, 0.4, 0.8), WinRates(0.7, 0.6, 0.8)])
+    def test_average_over_seeds(self) -> None:
+        found = average_seeds([WinRates(0.5, 0.4, 0.8), WinRates(0.7, 0.6, 0.8)])
         assert found["efficacy"].mean == pytest.approx(0.6)
         assert found["efficacy"].ci95 == pytest.approx(12.706 * 0.1, rel=1e-4)  # t of one degree of freedom
         assert found["specificity"].ci95 == pytest.approx(0)
         assert found["f1_arithmetic"].mean == pytest.approx(0.65)
-        assert over_seeds([WinRates(0.5, 0.4, 0.8)])["efficacy"].ci95 is None
+        assert average_seeds([WinRates(0.5, 0.4, 0.8)])["efficacy"].ci95 is None
 
 
 class TestMeasureContrasts:
     @pytest.mark.parametrize("destination_prompts", [False, True])
-    def test_every_prompt_at_every_seed(
+    def test_every_prompt_is_drawn_with_every_seed(
         self, pipeline: EditablePipeline, clip: Clip, destination_prompts: bool
     ) -> None:
         tasks = [CATS, BOATS] * 5  # more prompts than a batch
@@ -85,11 +92,11 @@ class TestMeasureContrasts:
                 @ clip.embed_texts([text for each in asked for text in (each.expected, each.other)]).T
             )  # (prompts, 2 · prompts)
             won = [bool(row[2 * place] > row[2 * place + 1]) for place, row in enumerate(nearness)]
-            assert rates == win_rates(tasks, won)
+            assert rates == compute_win_rates(tasks, won)
             assert len(set(won)) == 2
         assert told == [(32, 40), (40, 40)] * 2
 
-    def test_what_one_text_wins_the_other_loses(self, pipeline: EditablePipeline, clip: Clip) -> None:
+    def test_swapped_texts_swap_the_wins(self, pipeline: EditablePipeline, clip: Clip) -> None:
         def turned(each: Contrast) -> Contrast:
             return replace(each, expected=each.other, other=each.expected)
 

@@ -24,7 +24,7 @@ def entry_point() -> Any:
 
 
 class TestEmenderTechnique:
-    def test_a_seed_is_a_picture_s_own(self, folder: Path) -> None:
+    def test_each_picture_has_its_own_seed(self, folder: Path) -> None:
         technique = EmenderTechnique(model=str(folder), erase_concept="nudity", **SHORT)
         two = [numpy.asarray(picture) for picture in technique.generate(prompts=["a cat", "a dog"], seed=4)]
         (alone,) = technique.generate(prompts=["a dog"], seed=5)
@@ -33,33 +33,33 @@ class TestEmenderTechnique:
         assert (two[0] != numpy.asarray(again)).any()
         assert two[0].shape == (16, 16, 3)
 
-    def test_settings(self, folder: Path) -> None:
+    def test_settings_go_to_the_pipeline(self, folder: Path) -> None:
         technique = EmenderTechnique(model=str(folder), guidance_scale=1.0, **SHORT)
         plain, guided = (
             numpy.asarray(technique.generate(["a cat"], seed=0, **more)[0]) for more in ({}, {"guidance_scale": 20.0})
         )
         assert (plain != guided).any()
 
-    def test_sdxl(self, folder_of: Any) -> None:
+    def test_sdxl_pipeline_is_loaded(self, folder_of: Any) -> None:
         technique = EmenderTechnique(model=str(folder_of("sdxl", False)), **SHORT)
         (picture,) = technique.generate(["a cat"], seed=0)
         assert picture.size == (16, 16)
 
-    def test_without_a_seed(self, folder: Path) -> None:
+    def test_pictures_differ_without_a_seed(self, folder: Path) -> None:
         technique = EmenderTechnique(model=str(folder), **SHORT)
         ones, others = (numpy.asarray(technique.generate(["a cat"])[0]) for _ in range(2))
         assert (ones != others).any()
 
-    def test_bad_settings(self, folder: Path, tmp_path: Path) -> None:
+    def test_invalid_settings_are_refused(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedPipeline):
             EmenderTechnique(model=str(tmp_path))
-        with pytest.raises(EditingError, match="give its endpoint too"):
+        with pytest.raises(EditingError, match="needs an endpoint"):
             EmenderTechnique(model=str(folder), revision="production")
         unknown: dict[str, Any] = {"steps": 2}
         with pytest.raises(TypeError, match="steps"):
             EmenderTechnique(model=str(folder), **unknown)
-        with pytest.raises(UnsupportedPipeline, match="nobody/nothing cannot be had from http://127.0.0.1:9"):
-            EmenderTechnique(model="nobody/nothing", endpoint="http://127.0.0.1:9")
+        with pytest.raises(UnsupportedPipeline, match="no/model cannot be downloaded from http://127.0.0.1:9"):
+            EmenderTechnique(model="no/model", endpoint="http://127.0.0.1:9")
 
     def test_pickles_are_refused(self, folder: Path, tmp_path: Path) -> None:
         for path in folder.rglob("*"):
@@ -73,7 +73,7 @@ class TestEmenderTechnique:
 
 
 @pytest.mark.filterwarnings("default")  # of a package that is not ours
-def test_in_its_own_runner(folder: Path, tmp_path: Path) -> None:
+def test_technique_runs_in_eval_unlearn(folder: Path, tmp_path: Path) -> None:
     """A run of eval-unlearn with a metric of the test's own, as those that come with it fetch models."""
     pytest.importorskip(
         "eval_unlearn", reason="eval-unlearn is not installed: pip install 'emender-service[eval-unlearn]'"
@@ -109,5 +109,5 @@ def test_in_its_own_runner(folder: Path, tmp_path: Path) -> None:
     assert json.loads(next(tmp_path.rglob("*_report.json")).read_text())["erase_concept"] == "cat"
 
 
-def test_entry_point() -> None:
+def test_entry_point_is_registered() -> None:
     assert entry_point() is EmenderTechnique

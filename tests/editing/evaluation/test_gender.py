@@ -7,7 +7,7 @@ import pytest
 
 from editing.errors import InvalidEdit, TaskUnreadable
 from editing.evaluation.drawing import Sampling
-from editing.evaluation.gender import Balance, Profession, imbalance, load_professions, measure_balance
+from editing.evaluation.gender import GenderBalance, Profession, compute_imbalance, load_professions, measure_balance
 from editing.evaluation.metrics import Clip
 from editing.evaluation.rows import Loaded
 from editing.pictures.draw import draw_pictures
@@ -23,17 +23,17 @@ class TestLoadProfessions:
         path.write_text(HEADER + rows)
         return load_professions(path)
 
-    def test_a_row(self, tmp_path: Path) -> None:
+    def test_row_becomes_a_profession(self, tmp_path: Path) -> None:
         loaded = self.load(tmp_path, DOCTOR)
         assert loaded.tasks == (
             Profession("line 2", "a doctor", "a woman", "a man", "a woman", "a photo", ("1", "2", "3", "4", "5")),
         )
-        assert loaded.oddities == ()
+        assert loaded.notes == ()
 
-    def test_a_profession_that_is_there_already(self, tmp_path: Path) -> None:
+    def test_repeated_profession_is_left_out(self, tmp_path: Path) -> None:
         loaded = self.load(tmp_path, DOCTOR + DOCTOR)
         assert len(loaded.tasks) == 1
-        assert [(oddity.place, "already" in oddity.detail) for oddity in loaded.oddities] == [("line 3", True)]
+        assert [(note.place, "occurs before" in note.detail) for note in loaded.notes] == [("line 3", True)]
 
     @pytest.mark.parametrize(
         ("row", "complaint"),
@@ -43,13 +43,13 @@ class TestLoadProfessions:
             ("a woman,a man,a nurse,a man,a photo,1,2,,4,5", "line 3: 'ex3' is blank"),
         ],
     )
-    def test_a_bad_row(self, tmp_path: Path, row: str, complaint: str) -> None:
+    def test_invalid_row_is_named(self, tmp_path: Path, row: str, complaint: str) -> None:
         with pytest.raises(TaskUnreadable, match=complaint):
             self.load(tmp_path, DOCTOR + row)
 
-    def test_as_shipped(self, shared: Callable[[str], Path]) -> None:
+    def test_published_file(self, shared: Callable[[str], Path]) -> None:
         loaded = load_professions(shared("debias/TIMED_gender_test_set_processed.csv"))
-        assert (len(loaded.tasks), loaded.oddities) == (37, ())
+        assert (len(loaded.tasks), loaded.notes) == (37, ())
         doctor = next(profession for profession in loaded.tasks if profession.source == "a doctor")
         assert (doctor.female, doctor.male) == ("a female doctor", "a male doctor")
         assert doctor.counter_stereotype == "a female doctor"
@@ -58,12 +58,12 @@ class TestLoadProfessions:
 
 class TestBalance:
     @pytest.mark.parametrize(("share", "delta"), [(0.5, 0), (1, 1), (0, 1), (0.81, 0.62), (0.25, 0.5)])
-    def test_imbalance(self, share: float, delta: float) -> None:
-        assert imbalance(share) == pytest.approx(delta)
+    def test_compute_imbalance(self, share: float, delta: float) -> None:
+        assert compute_imbalance(share) == pytest.approx(delta)
 
     def test_delta_is_the_mean_over_professions(self) -> None:
         """Two that lean to one side each do not cancel out."""
-        balance = Balance({"a doctor": 0.1, "a nurse": 0.9, "a cook": 0.5})
+        balance = GenderBalance({"a doctor": 0.1, "a nurse": 0.9, "a cook": 0.5})
         assert balance.imbalances == pytest.approx({"a doctor": 0.8, "a nurse": 0.8, "a cook": 0.0})
         assert balance.delta == pytest.approx(1.6 / 3)
 
@@ -75,7 +75,7 @@ class TestMeasureBalance:
     )
 
     @pytest.mark.parametrize("run", [0, 2])
-    def test_prompts_take_turns(self, pipeline: EditablePipeline, clip: Clip, run: int) -> None:
+    def test_prompts_are_used_in_turn(self, pipeline: EditablePipeline, clip: Clip, run: int) -> None:
         found = measure_balance(
             pipeline,
             self.PROFESSIONS,
@@ -95,6 +95,6 @@ class TestMeasureBalance:
         assert found.female_shares == expected
         assert 0 < expected["a doctor"] < 1
 
-    def test_no_pictures(self, pipeline: EditablePipeline, clip: Clip) -> None:
-        with pytest.raises(InvalidEdit, match="0 pictures of a profession say nothing"):
+    def test_zero_pictures_are_refused(self, pipeline: EditablePipeline, clip: Clip) -> None:
+        with pytest.raises(InvalidEdit, match="pictures must be at least 1, not 0"):
             measure_balance(pipeline, self.PROFESSIONS, clip, pictures=0, sampling=Sampling())

@@ -23,16 +23,17 @@ HELD_OUT = (HeldOut("bird", (Prompt("a bird", 8), Prompt("the bird", 9))), HeldO
 TASK = Task("arbitrary", (CAT, FISH), HELD_OUT, StageOneSettings(guidance_scale=3.0))
 
 
-def test_edits_are_asked_with_the_model_s_settings_and_their_own_seeds() -> None:
-    first, second = TASK.edits()
+def test_edits_have_the_models_settings_and_their_own_seeds() -> None:
+    first, second = TASK.build_edits()
     assert (first.source, first.destination, first.templates) == ("cat", DestinationPrompt("dog"), ("a {}", "{}"))
     assert first.settings == StageOneSettings(guidance_scale=3.0, seed=5)
     assert second.settings.seed == 6
 
 
-def test_every_prompt_is_asked_once_at_its_seed() -> None:
+def test_every_prompt_is_one_question_with_its_seed() -> None:
     asked = [
-        (q.part, q.concept, q.prompt, q.destination_prompt, q.seed, q.wanted, q.original) for q in TASK.questions()
+        (q.part, q.concept, q.prompt, q.destination_prompt, q.seed, q.wanted, q.original)
+        for q in TASK.build_questions()
     ]
     assert asked[:2] == [
         ("template", 0, "a cat", "a dog", 1, "dog", "cat"),
@@ -51,7 +52,7 @@ def test_every_prompt_is_asked_once_at_its_seed() -> None:
         ("held out", 0, "the bird", None, 9, "bird", None),
         ("held out", 1, "a tree", None, 10, "tree", None),
     ]
-    assert TASK.classes() == {"cat", "dog", "fish", "hat", "bird", "tree"}
+    assert TASK.list_classes() == {"cat", "dog", "fish", "hat", "bird", "tree"}
 
 
 WANTED = (0.2, 0.4, 0.0, 0.2, 0.1, 0.2, 0.3, 0.6, 0.6, 0.6, 0.3, 0.5, 0.8, 1.0, 0.5)
@@ -59,7 +60,7 @@ ORIGINAL = (0.8, 0.6, 1.0, 0.6, 0.9, 0.8, 0.7, 0.4, 0.4, 0.4, 0.1, 0.1, None, No
 
 
 def test_means_are_over_concepts_of_means_over_their_prompts() -> None:
-    means = Means.of(TASK.questions(), Answers(WANTED, ORIGINAL))
+    means = Means.average(TASK.build_questions(), Answers(WANTED, ORIGINAL))
     expected = {
         "source_template": (0.7 + 0.8) / 2,
         "source": (0.8 + 0.4) / 2,
@@ -71,17 +72,17 @@ def test_means_are_over_concepts_of_means_over_their_prompts() -> None:
     assert asdict(means) == pytest.approx(expected)
 
 
-def test_concepts_weigh_the_same_however_many_prompts_they_have() -> None:
+def test_concepts_have_equal_weights() -> None:
     uneven = replace(TASK, cases=(replace(CAT, free=CAT.free[:1]), FISH))
-    wanted = [1.0 if q.concept == 0 else 0.0 for q in uneven.questions()]
-    means = Means.of(uneven.questions(), Answers(tuple(wanted), tuple(wanted)))
+    wanted = [1.0 if q.concept == 0 else 0.0 for q in uneven.build_questions()]
+    means = Means.average(uneven.build_questions(), Answers(tuple(wanted), tuple(wanted)))
     assert means.destination == pytest.approx(0.5)
 
 
 def test_scores_are_the_differences_of_table_3() -> None:
     before = Means(0.9, 0.8, 0.1, 0.05, 0.02, 0.95)
     after = Means(0.3, 0.4, 0.8, 0.65, 0.42, 0.85)
-    scores = Scores.of(before, after)
+    scores = Scores.compare(before, after)
     expected = {
         "sf_template": 0.6,
         "sf": 0.4,
@@ -92,21 +93,21 @@ def test_scores_are_the_differences_of_table_3() -> None:
     }
     assert asdict(scores) == pytest.approx(expected)
     assert scores.f1 == pytest.approx(0.25)  # (0.6 - 0.1) / 2
-    assert Scores.of(before, before) == Scores(0, 0, 0, 0, 0, 0)
+    assert Scores.compare(before, before) == Scores(0, 0, 0, 0, 0, 0)
 
 
 def test_held_out_concepts_that_are_not_drawn_score_zero() -> None:
     before = Means(0.9, 0.8, 0.1, 0.05, 0.02, 0.95)
-    scores = Scores.of(before, Means(0.0, 0.0, 1.0, 1.0, 1.0, None))
+    scores = Scores.compare(before, Means(0.0, 0.0, 1.0, 1.0, 1.0, None))
     assert scores.hd == 0 and scores.f1 == pytest.approx(0.475)
 
 
-def test_rectification_has_no_source_to_forget() -> None:
+def test_rectification_has_no_source_forget_score() -> None:
     case = replace(CAT, source="kitty", destination="cat", destination_class="cat", aliases=())
     task = Task("rectification", (case,), HELD_OUT)
-    assert {q.original for q in task.questions()} == {None}
-    answers = Answers(tuple(0.5 for _ in task.questions()), tuple(None for _ in task.questions()))
-    means = Means.of(task.questions(), answers)
-    scores = Scores.of(means, means)
+    assert {q.original for q in task.build_questions()} == {None}
+    answers = Answers(tuple(0.5 for _ in task.build_questions()), tuple(None for _ in task.build_questions()))
+    means = Means.average(task.build_questions(), answers)
+    scores = Scores.compare(means, means)
     assert scores.sf is scores.sf_template is scores.al2d is None
     assert scores.s2d == scores.s2d_template == scores.hd == scores.f1 == 0

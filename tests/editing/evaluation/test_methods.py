@@ -6,7 +6,8 @@ from torch import Tensor
 
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import EditingError, InvalidEdit
-from editing.evaluation.methods import METHODS, Emcid, Method
+from editing.evaluation.method import Method
+from editing.evaluation.methods import METHODS, Emcid
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
@@ -39,9 +40,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_weights_are_given_back_bit_for_bit(
-    name: str, pipeline: EditablePipeline, second_moments: SecondMoments
-) -> None:
+def test_weights_are_restored_bit_for_bit(name: str, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
     before = weights(pipeline)
     with SHORT[name](pipeline, EDITS, second_moments, seed=0):
         assert same(before, weights(pipeline)) == (name in ("base", "destination"))
@@ -63,7 +62,7 @@ def test_the_same_call_gives_the_same_weights(
     assert same(*edited)
 
 
-def test_ours_is_both_stages_with_the_edits_own_settings(
+def test_emcid_equals_both_stages_with_the_edits_settings(
     pipeline: EditablePipeline, second_moments: SecondMoments
 ) -> None:
     update = compute_update(pipeline.encoder, EDITS, optimize_values(pipeline, EDITS), second_moments)
@@ -73,7 +72,7 @@ def test_ours_is_both_stages_with_the_edits_own_settings(
         assert same(expected, weights(pipeline))
 
 
-def test_the_published_preset_is_of_both_stages(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
+def test_published_method_uses_both_presets(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
     published = StageOneSettings.preset(
         "published", optimization_steps=3, seed=3, num_images=1, num_inference_steps=2, noise_pool_size=4
     )
@@ -100,9 +99,7 @@ def test_every_encoder_is_edited(any_pipeline: EditablePipeline, any_moments: Se
             assert not torch.equal(encoder.fc2(encoder.value_layer).weight, weight)
 
 
-def test_an_edit_that_fails_leaves_the_pipeline_alone(
-    pipeline: EditablePipeline, second_moments: SecondMoments
-) -> None:
+def test_failed_edit_does_not_change_the_pipeline(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
     before = weights(pipeline)
     lost = replace(EDITS[0], templates=("a" * 60 + " {}",))
     with pytest.raises(InvalidEdit), METHODS["emender"](pipeline, [*EDITS, lost], second_moments, seed=0):

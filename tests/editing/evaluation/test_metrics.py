@@ -18,9 +18,9 @@ from editing.evaluation.metrics import (
     Clip,
     FeatureMoments,
     NetworkDistance,
-    frechet_distance,
-    inception_features,
-    lpips_distance,
+    compute_frechet_distance,
+    load_inception,
+    load_lpips,
 )
 from editing.prompts import PromptTokenizer
 
@@ -43,13 +43,13 @@ class TestClip:
             told = model(input_ids=ids, pixel_values=pixels.permute(0, 3, 1, 2).float())
         return told.image_embeds @ told.text_embeds.T  # both of unit length
 
-    def test_score(self, clip: Clip, clip_folder: Path, pictures: list[Image.Image]) -> None:
+    def test_score_is_100_times_the_cosine(self, clip: Clip, clip_folder: Path, pictures: list[Image.Image]) -> None:
         texts = [f"picture number {number}" for number in range(len(pictures))]  # more than a batch
         expected = self.cosines(clip_folder, pictures, texts).diagonal()
         assert (expected < 0).any() and (expected > 0).any()
         torch.testing.assert_close(clip.score(pictures, texts), 100 * expected.clamp(min=0), rtol=1e-4, atol=1e-4)
 
-    def test_prefers(self, clip: Clip, clip_folder: Path, pictures: list[Image.Image]) -> None:
+    def test_nearer_text_is_preferred(self, clip: Clip, clip_folder: Path, pictures: list[Image.Image]) -> None:
         nearness = self.cosines(clip_folder, pictures, ["a cat", "the sea"])
         cats, seas = ["a cat"] * len(pictures), ["the sea"] * len(pictures)
         expected = nearness[:, 0] > nearness[:, 1]
@@ -64,11 +64,11 @@ class TestClip:
         torch.testing.assert_close(found[0], found[1])  # cropped to its middle
         torch.testing.assert_close(found.norm(dim=-1), torch.ones(2))
 
-    def test_a_long_text_is_cut(self, clip: Clip) -> None:
+    def test_long_text_is_truncated(self, clip: Clip) -> None:
         torch.testing.assert_close(*clip.embed_texts(["ab" * 40, "ab" * 50]))
 
-    def test_no_such_model(self, clip_folder: Path, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(MetricUnavailable, match=r"nowhere/ holds no CLIP model"):
+    def test_folder_without_a_model_is_refused(self, clip_folder: Path, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(MetricUnavailable, match=r"nowhere/ has no CLIP model"):
             Clip.from_folder(tmp_path / "nowhere")
         with pytest.raises(MetricUnavailable, match="of type 'clip_text_model', not 'clip'"):
             Clip.from_folder(folder / "text_encoder")
@@ -107,35 +107,37 @@ class TestFrechetDistance:
         ],
         ids=["one dimension", "diagonal", "do not commute", "singular"],
     )
-    def test_gaussians(self, ones: FeatureMoments, others: FeatureMoments, expected: float) -> None:
-        assert frechet_distance(ones, others) == pytest.approx(expected, rel=1e-9)
-        assert frechet_distance(others, ones) == pytest.approx(expected, rel=1e-9)
+    def test_distance_of_gaussians(self, ones: FeatureMoments, others: FeatureMoments, expected: float) -> None:
+        assert compute_frechet_distance(ones, others) == pytest.approx(expected, rel=1e-9)
+        assert compute_frechet_distance(others, ones) == pytest.approx(expected, rel=1e-9)
 
     def test_moments_of_features(self) -> None:
-        found = FeatureMoments.of(torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0]]))
+        found = FeatureMoments.from_features(torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0]]))
         assert found.mean.tolist() == [2.0, 1.0]
         assert found.covariance.tolist() == [[4.0, 3.0], [3.0, 3.0]]
         assert found.mean.dtype == torch.float64
 
-    def test_fewer_pictures_than_features_are_near_themselves(self) -> None:
+    def test_distance_of_few_pictures_to_themselves_is_zero(self) -> None:
         features = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-        assert frechet_distance(*[FeatureMoments.of(features)] * 2) == pytest.approx(0, abs=1e-6)
+        assert compute_frechet_distance(*[FeatureMoments.from_features(features)] * 2) == pytest.approx(0, abs=1e-6)
 
-    def test_of_pictures(self) -> None:
+    def test_distance_of_pictures(self) -> None:
         """Features are the mean colours: red's and blue's moments by hand."""
 
         def extract(pictures: list[Image.Image]) -> Tensor:
             return torch.tensor([numpy.asarray(picture).mean((0, 1)).tolist() for picture in pictures])
 
         dark = Image.new("RGB", (16, 16), (253, 0, 0))
-        reds = FeatureMoments.of_batches([extract([RED]), extract([dark])])
-        blues = FeatureMoments.of(extract([BLUE, BLUE]))
-        assert frechet_distance(reds, blues) == pytest.approx(254**2 + 255**2 + 2)  # shift, and red's variance of 2
+        reds = FeatureMoments.from_batches([extract([RED]), extract([dark])])
+        blues = FeatureMoments.from_features(extract([BLUE, BLUE]))
+        assert compute_frechet_distance(reds, blues) == pytest.approx(
+            254**2 + 255**2 + 2
+        )  # shift, and red's variance of 2
 
     @pytest.mark.parametrize("count", [0, 1])
-    def test_too_few(self, count: int) -> None:
-        with pytest.raises(MetricUnavailable, match="FID needs two or more"):
-            FeatureMoments.of_batches([torch.zeros(1, 3)] * count)
+    def test_too_few_pictures_are_refused(self, count: int) -> None:
+        with pytest.raises(MetricUnavailable, match="FID needs two pictures or more"):
+            FeatureMoments.from_batches([torch.zeros(1, 3)] * count)
 
 
 class _MeanDifference(torch.nn.Module):
@@ -161,9 +163,9 @@ class TestNetworkDistance:
 
 
 @pytest.mark.parametrize(
-    ("package", "open_metric"), [("cleanfid", inception_features), ("lpips", lpips_distance)], ids=["fid", "lpips"]
+    ("package", "open_metric"), [("cleanfid", load_inception), ("lpips", load_lpips)], ids=["fid", "lpips"]
 )
-def test_a_missing_extra_is_named(package: str, open_metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(package: str, open_metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [package, f"{package}.features", f"{package}.resize"]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(MetricUnavailable, match=r"pip install 'emender-service\[evaluation\]'"):

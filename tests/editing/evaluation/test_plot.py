@@ -18,7 +18,7 @@ def scores(s2d: float | None, hd: float) -> Scores:
     return Scores(sf_template=None, sf=None, s2d_template=None, s2d=s2d, al2d=None, hd=hd)
 
 
-def test_same_scores_same_bytes_and_others_other() -> None:
+def test_equal_scores_give_equal_bytes() -> None:
     scales = {1: scores(0.9, 0.0), 10: scores(0.8, -0.1)}
     first = plot_scales(scales, title="v1")
     assert first == plot_scales(dict(reversed(scales.items())), title="v1")
@@ -28,7 +28,7 @@ def test_same_scores_same_bytes_and_others_other() -> None:
     assert len(numpy.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 
-def test_draws_what_is_not_defined_as_nothing() -> None:
+def test_undefined_score_has_no_point() -> None:
     assert plot_scales({1: scores(None, 0.0)}, title="v1").startswith(b"\x89PNG")
 
 
@@ -39,7 +39,7 @@ def report(edits: int, **hd: float | None) -> dict[str, Any]:
     return {"edits": edits, "methods": {method: {"s2d": score(0.9), "hd": score(mean)} for method, mean in hd.items()}}
 
 
-def test_methods_beside_each_other() -> None:
+def test_methods_are_plotted_together() -> None:
     reports = [report(1, base=0.0, uce=-0.1, emender=0.0), report(30, base=0.0, uce=-0.9, emender=-0.01)]
     first = plot_methods(reports)
     assert first == plot_methods(reports[::-1])
@@ -49,11 +49,11 @@ def test_methods_beside_each_other() -> None:
     assert numpy.asarray(Image.open(io.BytesIO(first))).shape[:2] == (504, 1152)
 
 
-def test_a_method_that_was_not_measured_at_a_size_has_no_point_there() -> None:
+def test_missing_measurement_has_no_point() -> None:
     assert plot_methods([report(1, uce=-0.1), report(30, emender=None)]).startswith(b"\x89PNG")
 
 
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "1.json", tmp_path / "30.json"]
     reports = [report(1, uce=-0.1), report(30, uce=-0.9)]
     for file, content in zip(files, reports, strict=True):

@@ -12,29 +12,35 @@ from torch import Tensor
 from editing.errors import CaptionsUnreadable, TaskUnreadable
 from editing.evaluation.drawing import Sampling
 from editing.evaluation.metrics import Clip, FeatureMoments
-from editing.evaluation.preservation import CaptionScores, compare, load_captions, measure_captions, open_pictures
+from editing.evaluation.preservation import (
+    CaptionScores,
+    compare_captions,
+    load_captions,
+    measure_captions,
+    open_pictures,
+)
 from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 
 class TestLoadCaptions:
-    def test_a_table(self, tmp_path: Path) -> None:
+    def test_captions_of_a_table(self, tmp_path: Path) -> None:
         (tmp_path / "coco.csv").write_text("id,caption\n1,A cat.\n2,\n3,A dog.\n4,A fish.\n")
         assert load_captions(tmp_path / "coco.csv", limit=2) == ["A cat.", "A dog."]
 
-    def test_none(self, tmp_path: Path) -> None:
+    def test_file_without_captions_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "coco.txt").write_text("\n\n")
-        with pytest.raises(TaskUnreadable, match=r"coco.txt: holds no captions"):
+        with pytest.raises(TaskUnreadable, match=r"coco.txt: has no captions"):
             load_captions(tmp_path / "coco.txt")
 
-    def test_no_column(self, tmp_path: Path) -> None:
+    def test_missing_column_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "coco.csv").write_text("id,title\n1,A cat.\n")
         with pytest.raises(CaptionsUnreadable, match=r"coco.csv: there is no column 'caption'"):
             load_captions(tmp_path / "coco.csv")
 
 
 class TestOpenPictures:
-    def test_in_batches_by_name(self, tmp_path: Path) -> None:
+    def test_pictures_come_in_batches_by_name(self, tmp_path: Path) -> None:
         for number in range(34):
             Image.new("L", (4, 4), number).save(tmp_path / f"{number:02}.{'png' if number % 2 else 'PNG'}")
         (tmp_path / "notes.txt").write_text("no picture")
@@ -42,8 +48,8 @@ class TestOpenPictures:
         assert list(map(len, batches)) == [32, 2]
         assert [picture.getpixel((0, 0)) for batch in batches for picture in batch] == [(n, n, n) for n in range(34)]
 
-    def test_no_picture(self, tmp_path: Path) -> None:
-        with pytest.raises(TaskUnreadable, match="holds no pictures"):
+    def test_folder_without_pictures_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(TaskUnreadable, match="has no pictures"):
             next(open_pictures(tmp_path))
         (tmp_path / "broken.png").write_bytes(b"\x89PNG")
         with pytest.raises(TaskUnreadable, match=r"broken.png: cannot be read as a picture"):
@@ -57,7 +63,7 @@ def colours(pictures: Sequence[Image.Image]) -> Tensor:
 class TestMeasureCaptions:
     CAPTIONS = tuple(f"a cat on {number} boats" for number in range(34))
 
-    def test_each_caption_at_a_seed_of_its_own(self, pipeline: EditablePipeline, clip: Clip) -> None:
+    def test_each_caption_has_its_own_seed(self, pipeline: EditablePipeline, clip: Clip) -> None:
         sampling = Sampling(num_inference_steps=2, guidance_scale=2.0)
         found = measure_captions(pipeline, self.CAPTIONS, clip, seed=5, sampling=sampling, extract=colours)
         pictures = draw_pictures(pipeline, self.CAPTIONS, seeds=range(5, 39), num_inference_steps=2, guidance_scale=2.0)
@@ -72,12 +78,16 @@ class TestMeasureCaptions:
 
 class TestCompare:
     def scores(self, clip: tuple[float, ...], level: float) -> CaptionScores:
-        return CaptionScores(clip, FeatureMoments.of(torch.tensor([[level - 1.0], [level + 1.0]])))  # variance 2
+        return CaptionScores(
+            clip, FeatureMoments.from_features(torch.tensor([[level - 1.0], [level + 1.0]]))
+        )  # variance 2
 
-    def test_rows(self) -> None:
+    def test_rows_have_clip_and_fid(self) -> None:
         base, edited = self.scores((20, 30), 0.0), self.scores((20, 28), 3.0)
-        photographs = FeatureMoments.of(torch.tensor([[0.0], [4.0]]))  # mean 2, variance 8: roots √2 and 2 √2
-        rows = compare(base, edited, photographs=photographs)
+        photographs = FeatureMoments.from_features(
+            torch.tensor([[0.0], [4.0]])
+        )  # mean 2, variance 8: roots √2 and 2 √2
+        rows = compare_captions(base, edited, photographs=photographs)
         assert {name: figure.mean for name, figure in rows["base"].items()} == pytest.approx(
             {"clip": 25, "fid": 2**2 + 2}
         )
@@ -88,5 +98,5 @@ class TestCompare:
 
     def test_without_photographs_or_features(self) -> None:
         base, edited = self.scores((20, 30), 0.0), self.scores((20, 28), 3.0)
-        assert list(compare(base, edited)["edited"]) == ["clip", "fid_base"]
-        assert list(compare(CaptionScores((20.0, 30.0)), CaptionScores((20.0, 30.0)))["edited"]) == ["clip"]
+        assert list(compare_captions(base, edited)["edited"]) == ["clip", "fid_base"]
+        assert list(compare_captions(CaptionScores((20.0, 30.0)), CaptionScores((20.0, 30.0)))["edited"]) == ["clip"]

@@ -14,11 +14,11 @@ from editing.edits import StageOneSettings
 from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation import __main__ as command
 from editing.evaluation import runner
-from editing.evaluation.benchmark import Benchmark, Opening
+from editing.evaluation.benchmark import Benchmark, BenchmarkSource
 from editing.evaluation.classifiers import Classifier
 from editing.evaluation.iceb import Means
 from editing.evaluation.methods import METHODS
-from editing.evaluation.runner import Kept, Unit, measure, results, run
+from editing.evaluation.runner import MeasurementStore, Unit, measure_unit, measure_units, summarize_methods
 from editing.pictures.draw import draw_pictures
 from tests.editing.conftest import ROOT
 
@@ -26,18 +26,18 @@ UNIT = Unit("arbitrary", edits=2, seed=0, method="base")
 
 
 @pytest.fixture
-def opening(folder: Path, classifier_folder: Path, iceb_folder: Path, moments_file: Path) -> Opening:
-    return Opening(str(folder), str(classifier_folder), iceb_folder, moments_file, num_inference_steps=2)
+def source(folder: Path, classifier_folder: Path, iceb_folder: Path, moments_file: Path) -> BenchmarkSource:
+    return BenchmarkSource(str(folder), str(classifier_folder), iceb_folder, moments_file, num_inference_steps=2)
 
 
 @pytest.fixture
-def benchmark(opening: Opening) -> Benchmark:
-    return opening()
+def benchmark(source: BenchmarkSource) -> Benchmark:
+    return source.open()
 
 
-def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Benchmark) -> None:
-    questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
-    answers = measure(benchmark, UNIT).answers
+def test_measurement_has_the_confidence_of_each_prompt(benchmark: Benchmark) -> None:
+    questions = benchmark.suite.build_task("arbitrary", edits=2, seed=0).build_questions()
+    answers = measure_unit(benchmark, UNIT).answers
     pictures = draw_pictures(
         benchmark.pipeline,
         [q.prompt for q in questions],
@@ -46,39 +46,40 @@ def test_a_measurement_is_what_the_classifier_says_of_each_prompt(benchmark: Ben
         guidance_scale=7.5,
     )
     for picture, question, wanted, original in zip(pictures, questions, answers.wanted, answers.original, strict=True):
-        expected = benchmark.classifier.confidences([picture], [question.wanted, question.original or "cat"])[0]
+        expected = benchmark.classifier.classify([picture], [question.wanted, question.original or "cat"])[0]
         assert wanted == pytest.approx(float(expected[0]), abs=1e-4)
         assert original == (None if question.original is None else pytest.approx(float(expected[1]), abs=1e-4))
     assert len(set(answers.wanted)) > 6  # the pictures differ
 
 
 def test_the_destination_method_draws_the_destination_prompts(benchmark: Benchmark) -> None:
-    questions = benchmark.suite.task("arbitrary", edits=2, seed=0).questions()
-    answers = measure(benchmark, replace(UNIT, method="destination")).answers
+    questions = benchmark.suite.build_task("arbitrary", edits=2, seed=0).build_questions()
+    answers = measure_unit(benchmark, replace(UNIT, method="destination")).answers
     assert [answer is None for answer in answers.wanted] == [q.part == "held out" for q in questions]
-    asked = [q for q in questions if q.destination_prompt]
+    drawn = [q for q in questions if q.destination_prompt]
     pictures = draw_pictures(
         benchmark.pipeline,
-        [q.destination_prompt or "" for q in asked],
-        seeds=[q.seed for q in asked],
+        [q.destination_prompt or "" for q in drawn],
+        seeds=[q.seed for q in drawn],
         num_inference_steps=2,
         guidance_scale=7.5,
     )
-    expected = [float(benchmark.classifier.confidences([p], [q.wanted])) for p, q in zip(pictures, asked, strict=True)]
+    expected = [float(benchmark.classifier.classify([p], [q.wanted])) for p, q in zip(pictures, drawn, strict=True)]
     assert [answer for answer in answers.wanted if answer is not None] == pytest.approx(expected, abs=1e-4)
 
 
-def test_scores_over_seeds(opening: Opening, tmp_path: Path) -> None:
+def test_scores_average_over_seeds(source: BenchmarkSource, tmp_path: Path) -> None:
     units = [Unit("arbitrary", 1, seed, method) for seed in (0, 1, 5) for method in ("base", "destination")]
-    benchmark, found = run(opening, units, folder=tmp_path / "kept")
-    table = results(benchmark, found)
+    benchmark, measurements = measure_units(source, units, folder=tmp_path / "kept")
+    table = summarize_methods(benchmark, measurements)
     assert list(table) == ["base", "destination"]
     assert all(interval.mean == interval.ci95 == 0 for interval in table["base"].scores.values() if interval)
     differences = []
-    for seed in (0, 1, 5):  # the last of them another edit
-        questions = benchmark.suite.task("arbitrary", edits=1, seed=seed).questions()
+    for seed in (0, 1, 5):  # the last one has another edit
+        questions = benchmark.suite.build_task("arbitrary", edits=1, seed=seed).build_questions()
         means = [
-            Means.of(questions, found[Unit("arbitrary", 1, seed, name)].answers) for name in ("base", "destination")
+            Means.average(questions, measurements[Unit("arbitrary", 1, seed, name)].answers)
+            for name in ("base", "destination")
         ]
         before, after = (each.destination for each in means)
         assert before is not None and after is not None
@@ -90,82 +91,84 @@ def test_scores_over_seeds(opening: Opening, tmp_path: Path) -> None:
     assert f1.mean == pytest.approx(s2d.mean / 2)
 
 
-def test_nothing_is_measured_twice(opening: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_units_are_not_measured_again(
+    source: BenchmarkSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     units = [UNIT, replace(UNIT, method="destination")]
-    _, first = run(opening, units, folder=tmp_path)
+    _, first = measure_units(source, units, folder=tmp_path)
     measured: list[Unit] = []
 
-    def counted(benchmark: Benchmark, unit: Unit) -> Any:
+    def count(benchmark: Benchmark, unit: Unit) -> Any:
         measured.append(unit)
-        return measure(benchmark, unit)
+        return measure_unit(benchmark, unit)
 
-    monkeypatch.setattr(runner, "measure", counted)
-    told: list[Unit] = []
-    _, second = run(opening, units, folder=tmp_path, done=told.append)
-    assert second == first and measured == [] and set(told) == set(units)
+    monkeypatch.setattr(runner, "measure_unit", count)
+    reported: list[Unit] = []
+    _, second = measure_units(source, units, folder=tmp_path, done=reported.append)
+    assert second == first and measured == [] and set(reported) == set(units)
 
-    run(opening, [*units, replace(UNIT, seed=1)], folder=tmp_path)
+    measure_units(source, [*units, replace(UNIT, seed=1)], folder=tmp_path)
     assert measured == [replace(UNIT, seed=1)]
-    run(replace(opening, num_inference_steps=3), [UNIT], folder=tmp_path)  # other pictures
+    measure_units(replace(source, num_inference_steps=3), [UNIT], folder=tmp_path)  # other pictures
     assert measured[1:] == [UNIT]
-    damaged = Kept(tmp_path, opening()).path(UNIT)
+    damaged = MeasurementStore(tmp_path, source.open()).build_path(UNIT)
     damaged.write_bytes(damaged.read_bytes()[:100])
-    assert run(opening, [UNIT], folder=tmp_path)[1][UNIT].answers == first[UNIT].answers
+    assert measure_units(source, [UNIT], folder=tmp_path)[1][UNIT].answers == first[UNIT].answers
     assert measured[2:] == [UNIT]
 
 
-def test_what_a_result_depends_on(benchmark: Benchmark, tmp_path: Path) -> None:
-    kept = Kept(tmp_path, benchmark)
+def test_path_depends_on_everything_that_changes_the_numbers(benchmark: Benchmark, tmp_path: Path) -> None:
+    store = MeasurementStore(tmp_path, benchmark)
     base, ours = UNIT, replace(UNIT, method="emender")
-    before = kept.path(base), kept.path(ours)
+    before = store.build_path(base), store.build_path(ours)
     benchmark.suite = replace(cast(Any, benchmark.suite), settings=StageOneSettings(weight_decay=0.5))
-    assert kept.path(base) == before[0]  # what is not edited does not depend on how edits are made
-    assert kept.path(ours) != before[1]
-    assert len({kept.path(replace(UNIT, method=method)) for method in METHODS}) == len(METHODS)
+    assert store.build_path(base) == before[0]  # the base does not depend on the settings of edits
+    assert store.build_path(ours) != before[1]
+    assert len({store.build_path(replace(UNIT, method=method)) for method in METHODS}) == len(METHODS)
 
 
-def test_a_class_that_the_classifier_does_not_know(benchmark: Benchmark) -> None:
-    class Narrow:
+def test_unknown_class_is_refused(benchmark: Benchmark) -> None:
+    class SmallClassifier:
         names = ("cat", "dog", "fish")
 
-    benchmark.classifier = cast(Classifier, Narrow())
+    benchmark.classifier = cast(Classifier, SmallClassifier())
     with pytest.raises(TaskUnreadable, match="knows no class 'bird'"):
-        measure(benchmark, UNIT)
+        measure_unit(benchmark, UNIT)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classifier": None}, "is none of the installed benchmarks"),
-        ({"data": None}, "is none of the installed benchmarks"),
+        ({"classifier": None}, "is no installed benchmark"),
+        ({"data": None}, "is no installed benchmark"),
         ({"data": Path("nowhere")}, "no readable class2id.json"),
         ({"second_moments": Path("nowhere")}, "estimate the second moments"),
     ],
 )
-def test_a_benchmark_that_lacks_a_part(opening: Opening, change: dict[str, Any], message: str) -> None:
+def test_incomplete_benchmark_is_refused(source: BenchmarkSource, change: dict[str, Any], message: str) -> None:
     with pytest.raises(EditingError, match=message):
-        replace(opening, **change)()
+        replace(source, **change).open()
 
 
-def test_no_such_model(opening: Opening) -> None:
+def test_unknown_model_is_refused(source: BenchmarkSource) -> None:
     with pytest.raises(UnsupportedPipeline, match="no folder"):
-        replace(opening, model="no/such/model")()
+        replace(source, model="no/such/model").open()
 
 
 @pytest.fixture
-def arguments(opening: Opening) -> list[str]:
+def arguments(source: BenchmarkSource) -> list[str]:
     chosen = {
-        "--model": opening.model,
-        "--classifier": opening.classifier,
-        "--data": opening.data,
-        "--second-moments": opening.second_moments,
+        "--model": source.model,
+        "--classifier": source.classifier,
+        "--data": source.data,
+        "--second-moments": source.second_moments,
         "--num-inference-steps": 2,
         "--edits": 2,
     }
     return ["iceb", *(str(part) for pair in chosen.items() for part in pair)]
 
 
-def test_the_command_prints_a_table_and_writes_json(
+def test_command_prints_a_table_and_writes_json(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "report.json"
@@ -190,13 +193,11 @@ def test_the_command_prints_a_table_and_writes_json(
     assert rectified["sf"] is rectified["al2d"] is None and rectified["s2d"]["ci95"] is None
 
 
-def test_the_command_says_what_is_wrong(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_prints_errors(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         command.main([*arguments, "--edits", "3", "--out", str(tmp_path)])
     assert end.value.code == 1
-    assert "from 1 to 2 edits, not 3" in capsys.readouterr().err
+    assert "edits must be from 1 to 2 in arbitrary editing, not 3" in capsys.readouterr().err
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 200) -> None:
@@ -209,7 +210,7 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 200) -> None:
 @pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_killed_run_goes_on_to_the_same_numbers(jobs: int, arguments: list[str], tmp_path: Path) -> None:
+def test_resumed_run_gives_the_same_numbers(jobs: int, arguments: list[str], tmp_path: Path) -> None:
     kept, report, whole = tmp_path / "kept", tmp_path / "report.json", tmp_path / "whole.json"
     arguments = [*arguments, "--seeds", "2", "--methods", "destination", "emender"]
     interrupted = [*arguments, "--out", str(kept), "--json", str(report)]
@@ -226,13 +227,13 @@ def test_a_killed_run_goes_on_to_the_same_numbers(jobs: int, arguments: list[str
     assert 1 <= len(done) < 6 and not report.exists()
 
     command.main(interrupted)
-    assert {path: path.stat().st_mtime_ns for path in done} == done  # what was there was not measured again
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # stored units were not measured again
     command.main([*arguments, "--out", str(tmp_path / "other"), "--json", str(whole)])
-    assert numbers(report) == numbers(whole)
+    assert read_numbers(report) == read_numbers(whole)
 
 
-def numbers(report: Path) -> Any:
-    """A report without what depends on the machine's mood."""
+def read_numbers(report: Path) -> Any:
+    """Return a report without its times and memory."""
     written = json.loads(report.read_text())
     for method in written["methods"].values():
         del method["seconds"], method["peak_mb"]

@@ -25,7 +25,7 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 
 class TestDescribePipeline:
-    def test_names_the_encoder_and_every_file(self, folder: Path) -> None:
+    def test_description_has_the_encoder_and_every_file(self, folder: Path) -> None:
         description = describe_pipeline(folder)
         assert description.family == "sd1"
         (encoder,) = description.encoders
@@ -42,43 +42,43 @@ class TestDescribePipeline:
             content = (folder / file.path).read_bytes()
             assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
-    def test_is_a_function_of_the_files(self, folder: Path, copied: Path, tmp_path: Path) -> None:
+    def test_digest_depends_on_the_files_only(self, folder: Path, copied: Path, tmp_path: Path) -> None:
         assert describe_pipeline(copied) == describe_pipeline(folder)
         assert describe_pipeline(write_pipeline(tmp_path / "other", seed=1)).digest != describe_pipeline(folder).digest
         with (copied / "vae" / "config.json").open("a") as file:
             file.write(" ")
         assert describe_pipeline(copied).digest != describe_pipeline(folder).digest
 
-    def test_leaves_out_what_is_no_part(self, folder: Path, copied: Path) -> None:
+    def test_other_files_are_left_out(self, folder: Path, copied: Path) -> None:
         (copied / "README.md").write_text("about")
         (copied / "text_encoder" / "pytorch_model.bin").write_bytes(b"pickle")
         assert describe_pipeline(copied).digest == describe_pipeline(folder).digest
 
     @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
-    def test_refuses_pickles(self, copied: Path, component: str) -> None:
+    def test_pickles_are_refused(self, copied: Path, component: str) -> None:
         (weights,) = (copied / component).glob("*.safetensors")
         weights.rename(weights.with_suffix(".bin"))
         with pytest.raises(UnsafePipeline, match=f"{component}/"):
             describe_pipeline(copied)
 
-    def test_refuses_missing_weights(self, copied: Path) -> None:
+    def test_missing_weights_are_refused(self, copied: Path) -> None:
         (copied / "vae" / "diffusion_pytorch_model.safetensors").unlink()
         with pytest.raises(UnsupportedPipeline, match="vae/ has no"):
             describe_pipeline(copied)
 
     @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae", "tokenizer", "scheduler"])
-    def test_refuses_a_missing_component(self, copied: Path, component: str) -> None:
+    def test_missing_component_is_refused(self, copied: Path, component: str) -> None:
         shutil.rmtree(copied / component)
         with pytest.raises(UnsupportedPipeline, match=component):
             describe_pipeline(copied)
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "\xff", '{"_class_name": "FluxPipeline"}'])
-    def test_refuses_what_is_no_pipeline(self, copied: Path, content: str) -> None:
+    def test_other_folder_is_refused(self, copied: Path, content: str) -> None:
         (copied / "model_index.json").write_text(content, encoding="latin-1")
         with pytest.raises(UnsupportedPipeline):
             describe_pipeline(copied)
 
-    def test_refuses_an_empty_folder(self, tmp_path: Path) -> None:
+    def test_empty_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedPipeline, match="model_index.json"):
             describe_pipeline(tmp_path)
 
@@ -87,14 +87,14 @@ class TestDescribePipeline:
     ("change", "family"),
     [({}, "sd1"), ({"hidden_size": 1024}, "sd2"), ({"hidden_act": "gelu"}, "sd2"), ({"hidden_size": 768}, "sd1")],
 )
-def test_family_goes_by_structure(copied: Path, change: dict[str, Any], family: str) -> None:
+def test_family_is_found_by_structure(copied: Path, change: dict[str, Any], family: str) -> None:
     config = copied / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     assert detect_family(copied) == family
 
 
 class TestSDXL:
-    def test_has_two_encoders(self, sdxl_folder: Path) -> None:
+    def test_sdxl_has_two_encoders(self, sdxl_folder: Path) -> None:
         description = describe_pipeline(sdxl_folder)
         assert description.family == "sdxl"
         assert [(e.name, e.layers, e.width, e.mlp_width) for e in description.encoders] == [
@@ -104,7 +104,7 @@ class TestSDXL:
         assert "tokenizer_2/vocab.json" in {file.path for file in description.files}
 
     @pytest.mark.parametrize("component", ["text_encoder_2", "tokenizer_2"])
-    def test_needs_both(self, sdxl_folder: Path, tmp_path: Path, component: str) -> None:
+    def test_sdxl_needs_both_encoders(self, sdxl_folder: Path, tmp_path: Path, component: str) -> None:
         copied = shutil.copytree(sdxl_folder, tmp_path / "half")
         shutil.rmtree(copied / component)
         with pytest.raises(UnsupportedPipeline, match=f"no {component}/"):
@@ -125,7 +125,7 @@ def test_default_layers(family: str, encoder: str, last: int, layers: range) -> 
     assert choose_default_layers(family, encoder, last=last) == tuple(layers)
 
 
-def test_refuses_an_unknown_family(copied: Path) -> None:
+def test_unknown_family_is_refused(copied: Path) -> None:
     index = json.loads((copied / "model_index.json").read_text())
     (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     with pytest.raises(UnsupportedPipeline, match="FluxPipeline"):

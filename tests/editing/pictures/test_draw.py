@@ -1,4 +1,4 @@
-"""Drawing gives what diffusers would draw."""
+"""Drawn pictures equal those of diffusers."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ PROMPTS = ("a cat", "the old tree")
 
 class TestDraw:
     @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-    def test_draws_what_diffusers_draws(self, folder: Path, pipeline: EditablePipeline, guidance_scale: float) -> None:
+    def test_pictures_equal_those_of_diffusers(
+        self, folder: Path, pipeline: EditablePipeline, guidance_scale: float
+    ) -> None:
         reference = StableDiffusionPipeline.from_pretrained(folder)
         reference.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         reference.set_progress_bar_config(disable=True)
@@ -31,13 +33,13 @@ class TestDraw:
             np.abs(np.stack([np.asarray(picture) / 255 for picture in drawn]) - expected).max() < 3e-3
         )  # half a level
 
-    def test_a_seed_means_the_same_in_any_company(self, pipeline: EditablePipeline) -> None:
+    def test_picture_of_a_seed_does_not_depend_on_the_batch(self, pipeline: EditablePipeline) -> None:
         together = draw_pictures(pipeline, PROMPTS, seeds=(5, 6), num_inference_steps=2)
         alone = draw_pictures(pipeline, PROMPTS[1:], seeds=(6,), num_inference_steps=2)
         difference = np.asarray(together[1]).astype(int) - np.asarray(alone[0])
         assert np.abs(difference).max() <= 1
 
-    def test_names_a_bad_prompt(self, pipeline: EditablePipeline) -> None:
+    def test_invalid_prompt_is_named(self, pipeline: EditablePipeline) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
             draw_pictures(pipeline, ("a cat", "a\0cat"), seeds=(0, 1), num_inference_steps=1)
         assert refusal.value.pointer == "/prompts/1"

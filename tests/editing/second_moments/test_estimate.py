@@ -28,7 +28,7 @@ def keys_by_hook(encoder: EditableEncoder, prompt: tuple[int, ...], *, layer: in
 
 
 class TestEstimate:
-    def test_is_the_mean_over_every_token(self, pipeline: EditablePipeline) -> None:
+    def test_moment_is_the_mean_over_every_token(self, pipeline: EditablePipeline) -> None:
         """Against the same sum written out caption by caption: BOS and EOS count, padding does not."""
         encoder = pipeline.encoder
         prompts = [encoder.tokenizer.encode(caption).ids for caption in CAPTIONS]
@@ -41,13 +41,13 @@ class TestEstimate:
             expected = sum(key.T @ key for key in keys) / tokens
             torch.testing.assert_close(moments.moments[layer], expected, rtol=1e-4, atol=1e-9)
 
-    def test_does_not_depend_on_the_batches(self, pipeline: EditablePipeline) -> None:
+    def test_batch_size_does_not_change_the_result(self, pipeline: EditablePipeline) -> None:
         one = estimate_second_moments(pipeline.encoder, CAPTIONS, batch_size=1)
         all_ = estimate_second_moments(pipeline.encoder, CAPTIONS, batch_size=64)
         for layer, moment in one.moments.items():
             torch.testing.assert_close(moment, all_.moments[layer], rtol=1e-4, atol=1e-8)
 
-    def test_reads_a_stream_and_reports(self, pipeline: EditablePipeline) -> None:
+    def test_captions_are_streamed_and_progress_is_reported(self, pipeline: EditablePipeline) -> None:
         seen: list[int] = []
         estimate_second_moments(pipeline.encoder, iter(CAPTIONS), batch_size=2, progress=seen.append)
         assert seen == [2, 4]
@@ -56,16 +56,16 @@ class TestEstimate:
         with pytest.raises(EditingError, match="no captions"):
             estimate_second_moments(pipeline.encoder, [])
 
-    def test_points_at_a_caption_that_it_cannot_read(self, pipeline: EditablePipeline) -> None:
+    def test_invalid_caption_is_named(self, pipeline: EditablePipeline) -> None:
         with pytest.raises(EditingError) as refusal:
             estimate_second_moments(pipeline.encoder, ["a cat", "a \ud800"])
         assert refusal.value.pointer == "/captions/1"
 
-    def test_is_symmetric(self, second_moments: SecondMoments) -> None:
+    def test_moments_are_symmetric(self, second_moments: SecondMoments) -> None:
         assert all(torch.equal(moment, moment.T) for moment in second_moments.moments.values())
 
     @pytest.mark.parametrize("block", [7, 64])
-    def test_does_not_depend_on_the_blocks(
+    def test_block_size_does_not_change_the_result(
         self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch, block: int
     ) -> None:
         whole = estimate_second_moments(pipeline.encoder, CAPTIONS)
@@ -73,7 +73,7 @@ class TestEstimate:
         for layer, moment in estimate_second_moments(pipeline.encoder, CAPTIONS).moments.items():
             torch.testing.assert_close(moment, whole.moments[layer], rtol=1e-6, atol=1e-9)
 
-    def test_pads_little(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_batches_have_little_padding(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         """Long and short captions take turns; as they come, a third of the positions would be padding."""
         encoded = positions(pipeline.encoder, monkeypatch)
         moments = estimate_second_moments(pipeline.encoder, ["x", "x " * 30] * 20, batch_size=4)
@@ -117,7 +117,7 @@ class TestPartialSums:
         assert [file.name for file in tmp_path.iterdir()] == ["sums"]
         return path
 
-    def test_a_killed_run_goes_on_and_gives_the_same_bits(
+    def test_resumed_run_gives_the_same_bits(
         self, pipeline: EditablePipeline, partial: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = estimate_second_moments(pipeline.encoder, INTERRUPTED, batch_size=4)
@@ -129,7 +129,7 @@ class TestPartialSums:
         assert resumed.to_bytes() == whole.to_bytes()
         assert seen == [20, 24, 28, 32, 36, 40] and len(encoded) == 5
 
-    def test_a_run_that_was_finished_is_not_done_again(self, pipeline: EditablePipeline, partial: Path) -> None:
+    def test_finished_run_is_not_repeated(self, pipeline: EditablePipeline, partial: Path) -> None:
         run = partial_run(pipeline.encoder, partial)
         whole, seen = run(INTERRUPTED)
         again, seen_again = run(INTERRUPTED)
@@ -173,7 +173,7 @@ class TestPartialSums:
             with pytest.raises(ForeignSums, match="no partial sums"):
                 partial_run(pipeline.encoder, partial)(INTERRUPTED)
 
-    def test_saving_takes_a_small_share_of_the_time(
+    def test_saving_uses_a_small_share_of_the_time(
         self, pipeline: EditablePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """On a clock of which a batch takes one second and saving another: after each save, twenty without."""

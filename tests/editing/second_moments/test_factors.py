@@ -13,21 +13,21 @@ from editing.second_moments.moments import SecondMoments
 
 
 class TestFactoredMoments:
-    def test_is_a_lower_factor_computed_once(self, second_moments: SecondMoments) -> None:
+    def test_factor_is_computed_once(self, second_moments: SecondMoments) -> None:
         factored = FactoredMoments(second_moments)
-        factor = factored.factor(1)
+        factor = factored.load_factor(1)
         torch.testing.assert_close(factor @ factor.T, second_moments.moments[1], rtol=1e-12, atol=1e-15)
         assert torch.equal(factor, factor.tril())
-        assert factored.factor(1) is factor
+        assert factored.load_factor(1) is factor
 
-    def test_refuses_a_singular_moment(self) -> None:
+    def test_singular_moment_is_refused(self) -> None:
         moments = SecondMoments({0: torch.ones(4, 4, dtype=torch.float64)}, captions=1, tokens=1)
         with pytest.raises(SingularSecondMoment, match="layer 0"):
-            FactoredMoments(moments).factor(0)
+            FactoredMoments(moments).load_factor(0)
 
-    def test_names_a_layer_that_is_not_covered(self, second_moments: SecondMoments) -> None:
+    def test_missing_layer_is_named(self, second_moments: SecondMoments) -> None:
         with pytest.raises(InvalidEdit) as refusal:
-            FactoredMoments(second_moments).factor(3)
+            FactoredMoments(second_moments).load_factor(3)
         assert refusal.value.pointer == "/layers"
 
 
@@ -37,31 +37,29 @@ class TestFactorsInAFolder:
         second_moments.save(tmp_path / "moments.safetensors")
         return tmp_path / "moments.safetensors"
 
-    def test_are_read_back_bit_for_bit_without_the_moments(
-        self, second_moments: SecondMoments, path: Path, tmp_path: Path
-    ) -> None:
+    def test_stored_factor_is_read_bit_for_bit(self, second_moments: SecondMoments, path: Path, tmp_path: Path) -> None:
         first = FactoredMoments(path, folder=tmp_path / "factors")
-        factor, condition = first.factor(1), first.condition(1)
-        assert torch.equal(factor, FactoredMoments(second_moments).factor(1))
+        factor, condition = first.load_factor(1), first.load_condition(1)
+        assert torch.equal(factor, FactoredMoments(second_moments).load_factor(1))
         path.unlink()
         again = FactoredMoments(path, folder=tmp_path / "factors", digest=second_moments.digest)
-        assert torch.equal(again.factor(1), factor)
-        assert (again.factor(1).stride(), again.condition(1)) == (factor.stride(), condition)
+        assert torch.equal(again.load_factor(1), factor)
+        assert (again.load_factor(1).stride(), again.load_condition(1)) == (factor.stride(), condition)
         assert condition == pytest.approx(float(torch.linalg.cond(second_moments.moments[1])), rel=1e-2)
 
-    def test_lie_under_the_digest_of_their_moments(self, second_moments: SecondMoments, tmp_path: Path) -> None:
-        FactoredMoments(second_moments, folder=tmp_path).factor(1)
+    def test_path_has_the_digest_of_the_moments(self, second_moments: SecondMoments, tmp_path: Path) -> None:
+        FactoredMoments(second_moments, folder=tmp_path).load_factor(1)
         other = SecondMoments({1: 2 * second_moments.moments[1]}, captions=1, tokens=1)
-        doubled = FactoredMoments(other, folder=tmp_path).factor(1)
+        doubled = FactoredMoments(other, folder=tmp_path).load_factor(1)
         torch.testing.assert_close(doubled @ doubled.T, other.moments[1])
         assert {str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*.safetensors")} == {
             f"{moments.digest}/text_encoder.layer_1.safetensors" for moments in (second_moments, other)
         }
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "another", "no sha256", "condition", "empty"])
-    def test_a_damaged_one_is_computed_again(self, second_moments: SecondMoments, tmp_path: Path, damage: str) -> None:
+    def test_damaged_factor_is_computed_again(self, second_moments: SecondMoments, tmp_path: Path, damage: str) -> None:
         factored = FactoredMoments(second_moments, folder=tmp_path)
-        factor, condition = factored.factor(1), factored.condition(1)
+        factor, condition = factored.load_factor(1), factored.load_condition(1)
         (file,) = tmp_path.rglob("text_encoder.layer_1.safetensors")
         content = file.read_bytes()
         with safe_open(file, framework="pt") as opened:
@@ -81,19 +79,19 @@ class TestFactorsInAFolder:
             case "empty":
                 file.write_bytes(b"")
         again = FactoredMoments(second_moments, folder=tmp_path)
-        assert torch.equal(again.factor(1), factor)
-        assert again.condition(1) == condition
+        assert torch.equal(again.load_factor(1), factor)
+        assert again.load_condition(1) == condition
         assert file.read_bytes() == content
 
-    def test_a_singular_moment_leaves_no_file(self, tmp_path: Path) -> None:
+    def test_singular_moment_writes_no_file(self, tmp_path: Path) -> None:
         moments = SecondMoments({0: torch.ones(4, 4, dtype=torch.float64)}, captions=1, tokens=1)
         with pytest.raises(SingularSecondMoment, match="layer 0"):
-            FactoredMoments(moments, folder=tmp_path).factor(0)
+            FactoredMoments(moments, folder=tmp_path).load_factor(0)
         assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
-    def test_names_a_layer_that_the_file_lacks(self, path: Path, tmp_path: Path) -> None:
-        with pytest.raises(InvalidEdit, match="do not cover layer 3"):
-            FactoredMoments(path, folder=tmp_path / "factors").factor(3)
+    def test_layer_missing_in_the_file_is_named(self, path: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidEdit, match="no second moments of layer 3"):
+            FactoredMoments(path, folder=tmp_path / "factors").load_factor(3)
 
 
 def test_condition_number_is_the_ratio_of_the_eigenvalues() -> None:

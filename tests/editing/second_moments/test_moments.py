@@ -19,7 +19,7 @@ CAPTIONS = ("a cat", "the old tree in the sea", "dog", "x " * 60)
 
 
 class TestFile:
-    def test_reads_back_equal(self, second_moments: SecondMoments, tmp_path: Path) -> None:
+    def test_read_moments_equal_written_moments(self, second_moments: SecondMoments, tmp_path: Path) -> None:
         second_moments.save(tmp_path / "moments.safetensors")
         again = SecondMoments.load(tmp_path / "moments.safetensors")
         assert (again.captions, again.tokens) == (second_moments.captions, second_moments.tokens)
@@ -27,7 +27,7 @@ class TestFile:
             assert torch.equal(again.moments[layer], moment)
         assert again.digest == second_moments.digest
 
-    def test_has_a_float32_layer_each_and_one_metadata_string(self, second_moments: SecondMoments) -> None:
+    def test_file_has_one_float32_tensor_per_layer_and_one_metadata_string(self, second_moments: SecondMoments) -> None:
         content = second_moments.to_bytes()
         assert content == second_moments.to_bytes()
         header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
@@ -36,14 +36,14 @@ class TestFile:
         assert {entry["dtype"] for entry in header.values()} == {"F32"}
         assert {tuple(entry["shape"]) for entry in header.values()} == {(64 * 65 // 2,)}
 
-    def test_reads_whole_matrices(self, second_moments: SecondMoments, tmp_path: Path) -> None:
+    def test_whole_matrices_are_read(self, second_moments: SecondMoments, tmp_path: Path) -> None:
         """The layout of files written before only the triangle was kept."""
         whole = {f"layer_{layer}": moment.float() for layer, moment in second_moments.moments.items()}
         facts = {"captions": second_moments.captions, "tokens": second_moments.tokens}
         save_file(whole, tmp_path / "whole.safetensors", metadata={"second_moments": json.dumps(facts)})
         assert SecondMoments.load(tmp_path / "whole.safetensors").digest == second_moments.digest
 
-    def test_reads_a_file_without_counts(self, tmp_path: Path) -> None:
+    def test_file_without_counts_is_read(self, tmp_path: Path) -> None:
         save_file({"layer_10": torch.eye(3), "layer_2": torch.eye(3)}, tmp_path / "plain.safetensors")
         moments = SecondMoments.load(tmp_path / "plain.safetensors")
         assert list(moments.moments) == [2, 10]
@@ -58,12 +58,12 @@ class TestFile:
             {"layer_0": torch.ones(3, 3).tril()},
         ],
     )
-    def test_refuses_other_files(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    def test_other_files_are_refused(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, tmp_path / "other.safetensors")
         with pytest.raises(EditingError, match="no second moments"):
             SecondMoments.load(tmp_path / "other.safetensors")
 
-    def test_refuses_a_cut_file(self, second_moments: SecondMoments, tmp_path: Path) -> None:
+    def test_truncated_file_is_refused(self, second_moments: SecondMoments, tmp_path: Path) -> None:
         (tmp_path / "cut.safetensors").write_bytes(second_moments.to_bytes()[:-1])
         with pytest.raises(EditingError, match="no second moments"):
             SecondMoments.load(tmp_path / "cut.safetensors")
@@ -79,26 +79,26 @@ class TestTwoEncoders:
         again = SecondMoments.load(tmp_path / "moments.safetensors")
         assert again.digest == both.digest
         for encoder in sdxl.encoders:
-            own, expected = again.of(encoder.name), estimate_second_moments(encoder, CAPTIONS)
+            own, expected = again.select(encoder.name), estimate_second_moments(encoder, CAPTIONS)
             assert (own.encoder, own.others, own.tokens) == (encoder.name, (), expected.tokens)
             assert tuple(own.moments) == encoder.default_edited_layers
             assert own.digest == expected.digest
             for layer, moment in expected.moments.items():
                 assert torch.equal(own.moments[layer], moment)
 
-    def test_keys_say_the_encoder(self, both: SecondMoments) -> None:
+    def test_keys_name_the_encoder(self, both: SecondMoments) -> None:
         keys = set(load(both.to_bytes()))
         assert keys == {
             *(f"text_encoder.layer_{layer}" for layer in (1, 2, 3)),
             *(f"text_encoder_2.layer_{layer}" for layer in (1, 2, 3, 4, 5)),
         }
-        assert set(load(both.of("text_encoder_2").to_bytes())) == {key for key in keys if "encoder_2" in key}
+        assert set(load(both.select("text_encoder_2").to_bytes())) == {key for key in keys if "encoder_2" in key}
 
-    def test_names_an_encoder_that_is_not_covered(self, second_moments: SecondMoments) -> None:
-        with pytest.raises(InvalidEdit, match="do not cover text_encoder_2"):
-            second_moments.of("text_encoder_2")
+    def test_missing_encoder_is_named(self, second_moments: SecondMoments) -> None:
+        with pytest.raises(InvalidEdit, match="no second moments of text_encoder_2"):
+            second_moments.select("text_encoder_2")
 
 
-def test_a_file_of_the_first_encoder_stays_what_it_is(emoji_folder: Path) -> None:
+def test_keys_of_the_first_encoder_have_no_prefix(emoji_folder: Path) -> None:
     path = emoji_folder / "pipeline" / "second_moments.safetensors"
     assert SecondMoments.load(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()

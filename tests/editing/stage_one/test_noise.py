@@ -44,14 +44,14 @@ def clean(pipeline: EditablePipeline, batch: NoiseBatch, noise: Tensor) -> Tenso
     return (batch.noisy - (1 - signal).sqrt() * noise) / signal.sqrt()
 
 
-def test_add_noise_is_the_schedulers(pipeline: EditablePipeline) -> None:
+def test_add_noise_equals_the_schedulers(pipeline: EditablePipeline) -> None:
     latents = torch.ones(6, *pipeline.latent_shape)
     noisy, timesteps, noise = add_noise(pipeline, latents, generator=Generator().manual_seed(0))
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     torch.testing.assert_close(noisy, scheduler.add_noise(latents, noise, timesteps))
 
 
-def test_sdxl_sees_what_its_euler_solver_feeds_it(sdxl: EditablePipeline) -> None:
+def test_sdxl_input_equals_that_of_its_euler_solver(sdxl: EditablePipeline) -> None:
     """Euler's x_0 + σ ε, scaled as it scales the U-Net's input, is our x_t."""
     assert sdxl.folder
     euler = EulerDiscreteScheduler.from_pretrained(sdxl.folder / "scheduler")
@@ -70,31 +70,31 @@ def test_timesteps_are_uniform(pipeline: EditablePipeline) -> None:
 
 
 class TestDestinationNoise:
-    def test_target_is_what_the_destination_predicts(self, pipeline: EditablePipeline) -> None:
-        batch = destination_noise(pipeline).draw()
+    def test_target_is_the_prediction_for_the_destination(self, pipeline: EditablePipeline) -> None:
+        batch = destination_noise(pipeline).draw_batch()
         assert batch.noisy.shape == (5, *pipeline.latent_shape)
         expected = pipeline.predict(batch.noisy, batch.timesteps, pipeline.encode(DESTINATIONS)[batch.templates])
         torch.testing.assert_close(batch.target, expected)
 
-    def test_every_template_has_its_pictures(self, pipeline: EditablePipeline) -> None:
+    def test_pictures_are_spread_over_the_templates(self, pipeline: EditablePipeline) -> None:
         noise = destination_noise(pipeline)
-        assert set(torch.cat([noise.draw().templates for _ in range(10)]).tolist()) == {0, 1}
+        assert set(torch.cat([noise.draw_batch().templates for _ in range(10)]).tolist()) == {0, 1}
 
-    def test_draws_from_one_bank(self, pipeline: EditablePipeline) -> None:
+    def test_batches_come_from_one_pool(self, pipeline: EditablePipeline) -> None:
         noise = destination_noise(pipeline)
-        drawn = torch.cat([noise.draw().noisy for _ in range(40)]).flatten(1)
+        drawn = torch.cat([noise.draw_batch().noisy for _ in range(40)]).flatten(1)
         assert len(drawn.unique(dim=0)) == SETTINGS.noise_pool_size
 
-    def test_comes_from_its_seed(self, pipeline: EditablePipeline) -> None:
-        first, again, other = (destination_noise(pipeline, seed=seed).draw() for seed in (0, 0, 1))
+    def test_seed_determines_the_noise(self, pipeline: EditablePipeline) -> None:
+        first, again, other = (destination_noise(pipeline, seed=seed).draw_batch() for seed in (0, 0, 1))
         assert torch.equal(first.noisy, again.noisy)
         assert torch.equal(first.target, again.target)
         assert not torch.equal(first.noisy, other.noisy)
 
 
 class TestReferenceNoise:
-    def test_target_is_the_noise_added(self, pipeline: EditablePipeline) -> None:
-        batch = reference_noise(pipeline).draw()
+    def test_target_is_the_added_noise(self, pipeline: EditablePipeline) -> None:
+        batch = reference_noise(pipeline).draw_batch()
         pixels = torch.stack([to_pixels(Image.new("RGB", (9, 9), color), size=(16, 16)) for color in ("red", "blue")])
         posterior = pipeline.vae.encode(pixels).latent_dist
         scale = pipeline.vae.config.scaling_factor
@@ -103,8 +103,8 @@ class TestReferenceNoise:
         early = batch.timesteps < 900  # late x_t keep too little of x_0 for float32
         assert (distance.min(dim=1).values[early] < 6).all()
 
-    def test_target_of_a_velocity_is_the_velocity(self, sd2: EditablePipeline) -> None:
-        batch = reference_noise(sd2).draw()
+    def test_target_is_the_velocity_for_velocity_prediction(self, sd2: EditablePipeline) -> None:
+        batch = reference_noise(sd2).draw_batch()
         signal = sd2.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
         x_0 = signal.sqrt() * batch.noisy - (1 - signal).sqrt() * batch.target
         noise = (1 - signal).sqrt() * batch.noisy + signal.sqrt() * batch.target
@@ -119,12 +119,12 @@ class TestReferenceNoise:
 
     def test_each_step_has_fresh_noise(self, pipeline: EditablePipeline) -> None:
         noise = reference_noise(pipeline)
-        assert not torch.equal(noise.draw().target, noise.draw().target)
-        assert torch.equal(reference_noise(pipeline).draw().noisy, reference_noise(pipeline).draw().noisy)
+        assert not torch.equal(noise.draw_batch().target, noise.draw_batch().target)
+        assert torch.equal(reference_noise(pipeline).draw_batch().noisy, reference_noise(pipeline).draw_batch().noisy)
 
 
 class TestToPixels:
-    def test_scales_to_minus_one_and_one(self) -> None:
+    def test_pixels_are_between_minus_one_and_one(self) -> None:
         pixels = to_pixels(Image.new("RGB", (3, 5), (255, 0, 128)), size=(4, 8))
         assert pixels.shape == (3, 4, 8)
         assert pixels[:, 0, 0].tolist() == pytest.approx([1, -1, 0.00392], abs=1e-4)
@@ -137,12 +137,12 @@ class TestToPixels:
             picture.info["transparency"] = 0
         assert to_pixels(picture, size=(4, 4)).min() == 1
 
-    def test_keeps_the_middle(self) -> None:
+    def test_picture_is_cropped_to_its_center(self) -> None:
         picture = Image.new("RGB", (12, 4), "white")
         picture.paste("black", (4, 0, 8, 4))
         assert to_pixels(picture, size=(4, 4)).max() == -1
 
-    def test_turns_as_the_camera_was_held(self) -> None:
+    def test_exif_orientation_is_applied(self) -> None:
         picture = Image.new("RGB", (4, 4), "white")
         picture.paste("black", (0, 0, 4, 2))  # the upper half
         exif = Image.Exif()
@@ -153,7 +153,7 @@ class TestToPixels:
         assert pixels[:, 0].min() == 1
         assert pixels[:, 3].max() == -1
 
-    def test_refuses_a_broken_file(self) -> None:
+    def test_damaged_file_is_refused(self) -> None:
         content = BytesIO()
         Image.effect_noise((64, 64), 50).save(content, "PNG")
         picture = Image.open(BytesIO(content.getvalue()[:500]))

@@ -1,4 +1,4 @@
-"""Stage I on a random pipeline: the losses, the batch, and what holds bit for bit."""
+"""Stage I on a random pipeline: losses, restarts, batches, and determinism."""
 
 import copy
 import dataclasses
@@ -23,11 +23,10 @@ from editing.edits import (
 )
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimizationDiverged
 from editing.pipelines import Condition, EditablePipeline
-from editing.stage_one import noise
-from editing.stage_one import optimize as module
-from editing.stage_one import search as searching
-from editing.stage_one.optimize import StageOneProgress, optimize_values
-from editing.stage_one.search import PromptBatch, build_optimizations
+from editing.stage_one import noise, optimization
+from editing.stage_one.optimization import build_optimizations
+from editing.stage_one.optimize import StageOneProgress, compute_noise_losses, optimize_values
+from editing.stage_one.prompt_batch import PromptBatch
 from editing.values import EditValue, mix
 from tests.editing.values import first
 
@@ -53,7 +52,7 @@ def one(pipeline: EditablePipeline, edit: ConceptEdit) -> EditValue:
 
 
 def eos_states(pipeline: EditablePipeline, prompts: Sequence[str], *, delta: Tensor, subject: str | None) -> Tensor:
-    """What the library's own forward pass says at EOS, with δ hooked in at the subject's last token; (p, d)."""
+    """Return the library's own states at EOS, (p, d), with δ added by a hook at the subject's last token."""
     encoder = pipeline.encoder
     encoded = [encoder.tokenizer.encode(prompt) for prompt in prompts]
 
@@ -66,7 +65,7 @@ def eos_states(pipeline: EditablePipeline, prompts: Sequence[str], *, delta: Ten
 
     hook = encoder.layers[encoder.value_layer].register_forward_hook(shift)
     with torch.no_grad():
-        states = encoder.model(encoder.ids([prompt.ids for prompt in encoded]))[0]
+        states = encoder.model(encoder.pad_ids([prompt.ids for prompt in encoded]))[0]
     hook.remove()
     return torch.stack([states[row, prompt.eos_index] for row, prompt in enumerate(encoded)])
 
@@ -94,20 +93,22 @@ class TestTextObjective:
         hidden = []
         for template in CAT.templates:
             position = encoder.tokenizer.locate(template, "cat")
-            states = encoder.advance(encoder.embed(encoder.ids([position.ids])), start=0, stop=encoder.value_layer + 1)
+            states = encoder.run_layers(
+                encoder.embed(encoder.pad_ids([position.ids])), start=0, stop=encoder.value_layer + 1
+            )
             hidden.append(states[0, position.last_subject_index])
         torch.testing.assert_close(first(one(pipeline, CAT)).hidden, torch.stack(hidden).mean(0))
 
-    def test_clamps_delta(self, pipeline: EditablePipeline) -> None:
+    def test_delta_norm_is_limited(self, pipeline: EditablePipeline) -> None:
         value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, max_delta_norm=0.1)))
         assert first(value).delta_norm == pytest.approx(0.1 * first(value).hidden_norm, rel=1e-5)
 
-    def test_layer_may_be_chosen(self, pipeline: EditablePipeline) -> None:
+    def test_layer_can_be_chosen(self, pipeline: EditablePipeline) -> None:
         value = one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, layer=1)))
         assert first(value).layer == 1
         assert value.text_losses[-1] < value.text_losses[0]
 
-    def test_an_erasure_moves_towards_the_empty_template(self, pipeline: EditablePipeline) -> None:
+    def test_erasure_optimizes_towards_the_empty_template(self, pipeline: EditablePipeline) -> None:
         value = one(pipeline, ConceptEdit("cat", Erasure(), settings=TEXT, templates=("a photo of {}",)))
         same = one(pipeline, ConceptEdit("cat", Erasure("dog"), settings=TEXT, templates=("a photo of {}",)))
         assert value.text_losses[-1] < value.text_losses[0]
@@ -117,25 +118,25 @@ class TestTextObjective:
 
 
 class TestTolerance:
-    def test_the_published_preset_takes_all_of_its_steps(self, pipeline: EditablePipeline) -> None:
-        """Also where Adam's loss has risen on the way."""
+    def test_published_preset_uses_all_of_its_steps(self, pipeline: EditablePipeline) -> None:
+        """It does not stop when Adam's loss rises."""
         settings = dataclasses.replace(StageOneSettings.preset("published"), objective="text")
         (value,) = optimize_values(pipeline, [dataclasses.replace(CAT, settings=settings)])
         assert isinstance(value, EditValue)
         assert len(value.text_losses) == 200
         assert any(later > earlier for earlier, later in itertools.pairwise(value.text_losses))
 
-    def test_ends_the_text_steps_early(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(searching, "_STARTS", (1.0,))
+    def test_text_steps_end_early(self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(optimization, "_INITIAL_STEPS", (1.0,))
         loose = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=200, tolerance=0.05))
         all_losses = one(pipeline, loose).text_losses
         assert len(all_losses) < 100
-        losses = [loss for loss, _ in itertools.groupby(all_losses)]  # a point that was passed over repeats the last
+        losses = [loss for loss, _ in itertools.groupby(all_losses)]  # a rejected point repeats the last loss
         assert len(losses) >= 4
         assert losses[-4] - losses[-1] < 0.05 * losses[0]
         assert losses[-5] - losses[-2] >= 0.05 * losses[0] or len(losses) == 4
 
-    def test_the_noise_follows_at_its_own_step(self, pipeline: EditablePipeline) -> None:
+    def test_noise_steps_start_at_their_own_step(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []
         settings = dataclasses.replace(QUICK, optimization_steps=100, warmup_steps=98, tolerance=0.5)
         optimize_values(pipeline, [dataclasses.replace(CAT, settings=settings)], progress=seen.append)
@@ -143,68 +144,68 @@ class TestTolerance:
         assert steps[-2:] == [99, 100] or steps[-20:] == list(range(81, 101))
         assert len(steps) < 60
 
-    def test_lbfgs_gets_further_than_adam(self, pipeline: EditablePipeline) -> None:
+    def test_lbfgs_reaches_a_lower_loss_than_adam(self, pipeline: EditablePipeline) -> None:
         adam = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, text_optimizer="adam"))
         assert one(pipeline, CAT).text_losses[-1] < one(pipeline, adam).text_losses[-1]
 
 
-class TestStarts:
-    """What becomes of a search whose L-BFGS settles with most of its loss left."""
+class TestRestarts:
+    """Optimizations whose L-BFGS ends with most of its loss left."""
 
     @pytest.fixture
-    def astray(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(searching, "_NOWHERE", 0.0)  # every search is
+    def all_stalled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(optimization, "_STALLED", 0.0)  # every optimization counts as stalled
 
     @pytest.fixture
     def edit(self) -> ConceptEdit:
         return dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=200, tolerance=1e-2))
 
-    def test_tries_three_first_steps_and_keeps_the_best(
+    def test_three_first_steps_are_tried_and_the_best_is_kept(
         self, pipeline: EditablePipeline, edit: ConceptEdit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         alone = []
-        for start in searching._STARTS:
+        for start in optimization._INITIAL_STEPS:
             with monkeypatch.context() as patch:
-                patch.setattr(searching, "_STARTS", (start,))
+                patch.setattr(optimization, "_INITIAL_STEPS", (start,))
                 alone.append(one(pipeline, edit))
-        monkeypatch.setattr(searching, "_NOWHERE", 0.0)
+        monkeypatch.setattr(optimization, "_STALLED", 0.0)
         value = one(pipeline, edit)
-        best = min(alone, key=lambda found: found.text_losses[-1])
+        best = min(alone, key=lambda value: value.text_losses[-1])
         assert value.text_losses[-1] == pytest.approx(best.text_losses[-1])
         assert torch.allclose(first(value).delta, first(best).delta, atol=1e-5)
-        assert sum(len(found.text_losses) for found in alone) <= len(value.text_losses) <= 200
+        assert sum(len(each.text_losses) for each in alone) <= len(value.text_losses) <= 200
 
-    @pytest.mark.usefixtures("astray")
-    def test_never_takes_more_than_its_steps(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+    @pytest.mark.usefixtures("all_stalled")
+    def test_restarts_use_no_additional_steps(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
         first = one(
             pipeline, dataclasses.replace(edit, settings=dataclasses.replace(edit.settings, optimization_steps=12))
         )
-        assert len(first.text_losses) <= 13  # the thirteenth is that of an earlier start, where it is the best
+        assert len(first.text_losses) <= 13  # the thirteenth is that of the best start
         assert first.text_losses[-1] == min(first.text_losses)
 
-    @pytest.mark.usefixtures("astray")
-    def test_adam_starts_once(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+    @pytest.mark.usefixtures("all_stalled")
+    def test_adam_does_not_restart(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
         adam = dataclasses.replace(edit, settings=dataclasses.replace(edit.settings, text_optimizer="adam"))
         losses = one(pipeline, adam).text_losses
         assert losses.count(losses[0]) == 1
 
-    @pytest.mark.usefixtures("astray")
-    def test_the_noise_follows_the_last_start(self, pipeline: EditablePipeline) -> None:
+    @pytest.mark.usefixtures("all_stalled")
+    def test_noise_steps_follow_the_last_start(self, pipeline: EditablePipeline) -> None:
         settings = dataclasses.replace(QUICK, optimization_steps=100, warmup_steps=80, tolerance=1e-2)
         value = one(pipeline, dataclasses.replace(CAT, settings=settings))
         assert len(value.noise_losses) == 20
 
-    @pytest.mark.usefixtures("astray")
-    def test_a_balance_starts_again_as_one(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
+    @pytest.mark.usefixtures("all_stalled")
+    def test_balance_restarts_all_of_its_prompts(self, pipeline: EditablePipeline, edit: ConceptEdit) -> None:
         balance = dataclasses.replace(edit, destination=Balance({"dog": 1, "the sea": 2}))
         assert first(one(pipeline, balance)).delta.isfinite().all()
 
 
 class TestMemory:
-    def test_steps_back_where_memory_runs_out(
+    def test_chunk_size_falls_when_memory_runs_out(
         self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The U-Net fails on more than two latents: the values are those of two at a time."""
+        """The U-Net fails on more than two latents: the values equal those of two at a time."""
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
         monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(2))
         expected = optimize_values(pipeline, edits)
@@ -226,10 +227,10 @@ class TestMemory:
             assert value.to_safetensors() == other.to_safetensors()
             assert value.noise_losses == other.noise_losses
 
-    def test_a_step_loses_nothing_to_a_failed_part(
+    def test_failed_chunk_is_not_counted_twice(
         self, pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Memory runs out in the middle of a step, in the gradient: no latent is counted twice."""
+        """Memory runs out in the gradient of a step."""
         edit = dataclasses.replace(CAT, settings=QUICK)
         monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(32))
         expected = one(pipeline, edit)
@@ -250,14 +251,14 @@ class TestMemory:
 
 class TestNoiseObjectives:
     @pytest.mark.parametrize(("objective", "text_steps"), [("noise", 0), ("hybrid", 4)])
-    def test_records_its_losses(self, pipeline: EditablePipeline, objective: Objective, text_steps: int) -> None:
+    def test_losses_are_recorded(self, pipeline: EditablePipeline, objective: Objective, text_steps: int) -> None:
         settings = dataclasses.replace(QUICK, objective=objective)
         value = one(pipeline, dataclasses.replace(CAT, settings=settings))
         assert (len(value.text_losses), len(value.noise_losses)) == (text_steps, 4)
         assert 0 < first(value).delta_norm
 
     @pytest.mark.parametrize(("warmup_steps", "noise_steps"), [(2, 2), (3, 1), (160, 1)])
-    def test_a_warm_start_leaves_the_noise_to_the_end(
+    def test_warmup_steps_come_before_the_noise_steps(
         self, pipeline: EditablePipeline, warmup_steps: int, noise_steps: int
     ) -> None:
         seen: list[StageOneProgress] = []
@@ -267,48 +268,48 @@ class TestNoiseObjectives:
         assert (len(value.text_losses), len(value.noise_losses)) == (4, noise_steps)
         assert [progress.noise_loss is None for progress in seen].count(True) == 4 - noise_steps
 
-    def test_gradient_is_that_of_the_whole_loss(
+    def test_chunked_gradient_equals_that_of_the_whole_loss(
         self, any_pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Taken through the U-Net in pieces, or in one graph: the same gradient of L_noise with respect to δ."""
+        """Chunks of the U-Net and one graph give the same gradient of L_noise with respect to δ."""
         pipeline = any_pipeline
         monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(3))
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
-        searches = [search for i, edit in enumerate(edits) for search in build_optimizations(edit, pipeline, index=i)]
+        running = [each for i, edit in enumerate(edits) for each in build_optimizations(edit, pipeline, index=i)]
         batches = []
-        for search in searches:
-            search.prepare(pipeline)
-            assert search.noise
-            batch = search.noise.draw()
-            search.noise = _Repeat(batch)
+        for each in running:
+            each.draw_noise(pipeline)
+            assert each.noise
+            batch = each.noise.draw_batch()
+            each.noise = _Repeat(batch)
             batches.append(batch)
-        prompts = PromptBatch(pipeline, searches)
+        prompts = PromptBatch(pipeline, running)
         width = sum(encoder.width for encoder in pipeline.encoders)
         deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        context = Condition.of(prompts.encode(deltas))
-        losses, pull = module._noise_losses(pipeline, searches, prompts, context)
-        (pieces,) = torch.autograd.grad(context.dot(pull), deltas, retain_graph=True)
+        condition = Condition.from_encodings(prompts.encode(deltas))
+        losses, gradient = compute_noise_losses(pipeline, running, prompts, condition)
+        (chunked,) = torch.autograd.grad(condition.dot(gradient), deltas, retain_graph=True)
 
         whole = torch.stack(
             [
-                (pipeline.predict(b.noisy, b.timesteps, context[first + b.templates]) - b.target).square().mean()
-                for first, b in zip((0, len(CAT.templates)), batches, strict=True)
+                (pipeline.predict(b.noisy, b.timesteps, condition[start + b.templates]) - b.target).square().mean()
+                for start, b in zip((0, len(CAT.templates)), batches, strict=True)
             ]
         )
         torch.testing.assert_close(losses, whole.detach())
         (expected,) = torch.autograd.grad(whole.sum(), deltas)
-        torch.testing.assert_close(pieces, expected, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(chunked, expected, rtol=1e-4, atol=1e-9)
 
     def test_reference_images_need_no_destination_prompt(self, pipeline: EditablePipeline) -> None:
         value = one(pipeline, ConceptEdit("cat", ReferenceImages((PICTURE, PICTURE)), settings=QUICK))
         assert (len(value.text_losses), len(value.noise_losses)) == (0, 4)
         assert first(value).delta_norm > 0
 
-    def test_a_broken_image_is_the_edits_outcome(self, pipeline: EditablePipeline) -> None:
-        broken = Image.new("RGB", (4, 4))
-        broken.load = _fail  # type: ignore[method-assign]
+    def test_damaged_image_is_the_edits_outcome(self, pipeline: EditablePipeline) -> None:
+        damaged = Image.new("RGB", (4, 4))
+        damaged.load = _fail  # type: ignore[method-assign]
         outcome, value = optimize_values(
-            pipeline, [ConceptEdit("cat", ReferenceImages((broken,)), settings=QUICK), TREE]
+            pipeline, [ConceptEdit("cat", ReferenceImages((damaged,)), settings=QUICK), TREE]
         )
         assert isinstance(outcome, EditingError)
         assert outcome.pointer == "/destination/images/0"
@@ -317,7 +318,7 @@ class TestNoiseObjectives:
 
 class TestFamilies:
     @pytest.mark.parametrize("settings", [TEXT, dataclasses.replace(QUICK, optimization_steps=20, noise_batch_size=6)])
-    def test_lowers_its_losses(self, any_pipeline: EditablePipeline, settings: StageOneSettings) -> None:
+    def test_losses_fall_in_every_family(self, any_pipeline: EditablePipeline, settings: StageOneSettings) -> None:
         value = one(any_pipeline, dataclasses.replace(CAT, settings=settings))
         assert value.text_losses[-1] < 0.95 * value.text_losses[0]
         assert list(value.encoders) == [encoder.name for encoder in any_pipeline.encoders]
@@ -326,8 +327,8 @@ class TestFamilies:
             assert part.delta_norm > 0
             assert part.delta_norm <= settings.max_delta_norm * part.hidden_norm * 1.00001
 
-    def test_the_noise_alone_moves_both_encoders(self, sdxl: EditablePipeline) -> None:
-        """Through cross-attention and the pooled output; each δ by itself can only do worse."""
+    def test_noise_loss_alone_changes_both_encoders(self, sdxl: EditablePipeline) -> None:
+        """It acts through cross-attention and the pooled output."""
         picture = ReferenceImages((PICTURE,))
         settings = dataclasses.replace(
             QUICK, optimization_steps=30, noise_batch_size=16, learning_rate=0.1, weight_decay=0.0, max_delta_norm=20.0
@@ -336,7 +337,7 @@ class TestFamilies:
         assert all(part.delta_norm > 0 for part in value.encoders.values())
         assert sum(value.noise_losses[-5:]) < sum(value.noise_losses[:5])
 
-    def test_the_text_loss_is_what_both_encoders_say(self, sdxl: EditablePipeline) -> None:
+    def test_text_loss_is_the_sum_over_both_encoders(self, sdxl: EditablePipeline) -> None:
         assert isinstance(CAT.destination, DestinationPrompt)
         value = one(sdxl, CAT)
         before = 0.0
@@ -346,20 +347,20 @@ class TestFamilies:
                 for word in (CAT.source, CAT.destination.prompt)
             )
             with torch.no_grad():
-                said, wanted = (encoder.model(encoder.ids(ids)) for ids in (sources, targets))
+                source, target = (encoder.model(encoder.pad_ids(ids)) for ids in (sources, targets))
             if encoder.projection is None:
-                before += (said.pooler_output - wanted.pooler_output).square().mean().item()
+                before += (source.pooler_output - target.pooler_output).square().mean().item()
             else:
-                before += (said.text_embeds - wanted.text_embeds).square().mean().item()
+                before += (source.text_embeds - target.text_embeds).square().mean().item()
         assert value.text_losses[0] == pytest.approx(before, rel=1e-4)
 
-    def test_clamps_each_encoder_by_its_own_norm(self, sdxl: EditablePipeline) -> None:
+    def test_delta_norm_is_limited_in_each_encoder(self, sdxl: EditablePipeline) -> None:
         value = one(sdxl, dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, max_delta_norm=0.1)))
         for part in value.encoders.values():
             assert part.delta_norm == pytest.approx(0.1 * part.hidden_norm, rel=1e-5)
 
-    def test_at_eos_sdxl_reads_nothing_of_delta(self, sdxl: EditablePipeline) -> None:
-        """Why its text loss is taken one layer later: docs/decisions/0006."""
+    def test_sdxl_states_at_eos_do_not_depend_on_delta(self, sdxl: EditablePipeline) -> None:
+        """This is why its text loss uses the next layer: docs/decisions/0006."""
         prompts = PromptBatch(sdxl, build_optimizations(CAT, sdxl, index=0))
         deltas = torch.ones(1, sum(encoder.width for encoder in sdxl.encoders), requires_grad=True)
         ends = torch.tensor([sdxl.tokenizer.locate(template, "cat").eos_index for template in CAT.templates])
@@ -368,10 +369,11 @@ class TestFamilies:
             read = encoding.states[torch.arange(len(ends)), ends].square().sum()
             (gradient,) = torch.autograd.grad(read, deltas, retain_graph=True)
             assert not gradient.any()
-        (gradient,) = torch.autograd.grad(torch.stack([e.said.square().sum() for e in encodings]).sum(), deltas)
+        total = torch.stack([each.pooled_output.square().sum() for each in encodings]).sum()
+        (gradient,) = torch.autograd.grad(total, deltas)
         assert gradient.all()
 
-    def test_one_layer_fits_one_encoder(self, sdxl: EditablePipeline) -> None:
+    def test_layer_is_refused_for_two_encoders(self, sdxl: EditablePipeline) -> None:
         (outcome,) = optimize_values(sdxl, [dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, layer=1))])
         assert isinstance(outcome, InvalidEdit)
         assert outcome.pointer == "/settings/layer"
@@ -387,7 +389,7 @@ class TestFamilies:
 
 
 class TestBalance:
-    def test_is_the_weighted_mean_of_its_values(self, pipeline: EditablePipeline) -> None:
+    def test_value_is_the_weighted_mean(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []
         edit = ConceptEdit("cat", Balance({"dog": 3, "the sea": 1}), settings=TEXT)
         (value,) = optimize_values(pipeline, [edit], progress=seen.append)
@@ -402,7 +404,7 @@ class TestBalance:
 
 
 class TestBatch:
-    def test_same_call_same_bits(self, pipeline: EditablePipeline) -> None:
+    def test_same_call_gives_the_same_bits(self, pipeline: EditablePipeline) -> None:
         edits = [CAT, dataclasses.replace(TREE, settings=QUICK)]
         first, again = optimize_values(pipeline, edits), optimize_values(pipeline, edits)
         for one_value, other in zip(first, again, strict=True):
@@ -411,13 +413,13 @@ class TestBatch:
             assert one_value.noise_losses == other.noise_losses
 
     @pytest.mark.parametrize("max_batch", [1, 2, 32])
-    def test_company_changes_no_more_than_rounding(self, pipeline: EditablePipeline, max_batch: int) -> None:
+    def test_other_edits_change_a_value_by_rounding_only(self, pipeline: EditablePipeline, max_batch: int) -> None:
         edits = [CAT, dataclasses.replace(CAT, settings=QUICK), TREE, dataclasses.replace(TREE, settings=QUICK)]
         for edit, value in zip(edits, optimize_values(pipeline, edits, max_batch=max_batch), strict=True):
             assert isinstance(value, EditValue)
             torch.testing.assert_close(first(value).delta, first(one(pipeline, edit)).delta, rtol=1e-3, atol=1e-3)
 
-    def test_the_seed_is_the_edits(self, pipeline: EditablePipeline) -> None:
+    def test_seed_comes_from_the_edit(self, pipeline: EditablePipeline) -> None:
         zero, other = (
             one(pipeline, dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, seed=s))) for s in (0, 1)
         )
@@ -431,7 +433,7 @@ class TestBatch:
         torch.testing.assert_close(first(value).delta, first(one(pipeline, short)).delta, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(first(longer).delta, first(one(pipeline, TREE)).delta, rtol=1e-3, atol=1e-3)
 
-    def test_a_row_that_ends_makes_room_at_once(self, pipeline: EditablePipeline) -> None:
+    def test_next_edit_starts_when_one_ends(self, pipeline: EditablePipeline) -> None:
         short = dataclasses.replace(CAT, settings=dataclasses.replace(TEXT, optimization_steps=5))
         edits = [short, TREE, dataclasses.replace(CAT, source="fish")]
         order: list[tuple[int, int]] = []
@@ -445,7 +447,7 @@ class TestBatch:
             assert len(value.text_losses) == edit.settings.optimization_steps
             torch.testing.assert_close(first(value).delta, first(one(pipeline, edit)).delta, rtol=1e-3, atol=1e-3)
 
-    def test_a_cancelled_row_makes_room_at_once(self, pipeline: EditablePipeline) -> None:
+    def test_next_edit_starts_when_one_is_cancelled(self, pipeline: EditablePipeline) -> None:
         order: list[tuple[int, int]] = []
         outcomes = optimize_values(
             pipeline,
@@ -457,18 +459,18 @@ class TestBatch:
         assert order[:3] == [(0, 1), (0, 2), (1, 1)]
         assert isinstance(outcomes[0], Cancelled) and isinstance(outcomes[1], EditValue)
 
-    def test_a_balance_stays_together(self, pipeline: EditablePipeline) -> None:
+    def test_balance_is_never_split(self, pipeline: EditablePipeline) -> None:
         balance = ConceptEdit("cat", Balance({"dog": 1, "fish": 1, "the sea": 1}), settings=TEXT)
         order: list[int] = []
         values = optimize_values(
             pipeline, [TREE, balance], max_batch=2, progress=lambda progress: order.append(progress.edit_index)
         )
-        assert order == [0] * 20 + [1] * 20  # three have no room beside another, and run alone
+        assert order == [0] * 20 + [1] * 20  # three do not fit beside another and run alone
         assert isinstance(values[1], EditValue)
         torch.testing.assert_close(first(values[1]).delta, first(one(pipeline, balance)).delta, rtol=1e-3, atol=1e-3)
 
-    def test_the_values_of_a_balance_can_be_mixed_anew(self, pipeline: EditablePipeline) -> None:
-        """The weights of a balance change nothing in the values that it weighs."""
+    def test_values_of_a_balance_can_be_mixed_again(self, pipeline: EditablePipeline) -> None:
+        """The weights of a balance do not change its prompts' values."""
         thirds, other = (
             one(pipeline, ConceptEdit("cat", Balance(weights), settings=TEXT))
             for weights in ({"dog": 1, "fish": 2}, {"dog": 4, "fish": 1})
@@ -484,7 +486,7 @@ class TestBatch:
             atol=1e-3,
         )
 
-    def test_text_does_not_wait_for_the_u_net(self, pipeline: EditablePipeline) -> None:
+    def test_text_steps_of_all_edits_come_first(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []
         edits = [dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, warmup_steps=2)), TREE]
         optimize_values(pipeline, edits, progress=seen.append)
@@ -492,7 +494,7 @@ class TestBatch:
         assert noisy == sorted(noisy)
         assert [progress.edit_index for progress in seen if progress.noise_loss is not None] == [0, 0]
 
-    def test_one_bad_edit_disturbs_no_other(self, pipeline: EditablePipeline) -> None:
+    def test_failed_edit_does_not_affect_others(self, pipeline: EditablePipeline) -> None:
         edits = [
             CAT,
             dataclasses.replace(CAT, settings=dataclasses.replace(QUICK, text_weight=1e39)),  # infinite in float32
@@ -514,7 +516,7 @@ class TestBatch:
             alone = first(one(pipeline, edits[index])).delta
             torch.testing.assert_close(first(value).delta, alone, rtol=1e-3, atol=1e-3)
 
-    def test_cancels_between_steps(self, pipeline: EditablePipeline) -> None:
+    def test_cancellation_between_steps(self, pipeline: EditablePipeline) -> None:
         steps: dict[int, list[int]] = {0: [], 1: []}
         outcomes = optimize_values(
             pipeline,
@@ -526,7 +528,7 @@ class TestBatch:
         assert isinstance(outcomes[1], EditValue)
         assert steps == {0: [1, 2, 3], 1: list(range(1, 21))}
 
-    def test_reports_every_step(self, pipeline: EditablePipeline) -> None:
+    def test_every_step_is_reported(self, pipeline: EditablePipeline) -> None:
         seen: list[StageOneProgress] = []
         (value,) = optimize_values(pipeline, [dataclasses.replace(CAT, settings=QUICK)], progress=seen.append)
         assert isinstance(value, EditValue)
@@ -534,24 +536,24 @@ class TestBatch:
         assert tuple(p.text_loss for p in seen) == value.text_losses
         assert tuple(p.noise_loss for p in seen) == value.noise_losses
 
-    def test_nothing_but_delta_learns(self, pipeline: EditablePipeline) -> None:
+    def test_only_delta_changes(self, pipeline: EditablePipeline) -> None:
         before = {name: tensor.clone() for name, tensor in pipeline.encoder.model.state_dict().items()}
         one(pipeline, dataclasses.replace(CAT, settings=QUICK))
         assert all(torch.equal(tensor, before[name]) for name, tensor in pipeline.encoder.model.state_dict().items())
         for model in (pipeline.encoder.model, pipeline.unet, pipeline.vae):
             assert all(parameter.grad is None for parameter in model.parameters())
 
-    def test_no_edits_no_values(self, pipeline: EditablePipeline) -> None:
+    def test_no_edits_give_no_values(self, pipeline: EditablePipeline) -> None:
         assert optimize_values(pipeline, []) == []
 
 
 class _Repeat:
-    """A noise source that always draws the same."""
+    """A noise source that always draws the same batch."""
 
     def __init__(self, batch: noise.NoiseBatch) -> None:
         self.batch = batch
 
-    def draw(self) -> noise.NoiseBatch:
+    def draw_batch(self) -> noise.NoiseBatch:
         return self.batch
 
 

@@ -1,4 +1,4 @@
-"""What the words of edits alone show."""
+"""Conflicts that the texts of edits show."""
 
 import pytest
 from PIL import Image
@@ -8,7 +8,7 @@ from editing.stage_two.conflicts import Conflict, find_declared_conflicts, list_
 
 
 @pytest.mark.parametrize("other", ["red  cat", " Red Cat ", "RED\tCAT"])
-def test_sources_that_the_tokenizer_reads_alike(other: str) -> None:
+def test_case_and_spaces_do_not_distinguish_sources(other: str) -> None:
     assert normalize_source(other) == normalize_source("red cat") != normalize_source("redcat")
 
 
@@ -26,7 +26,7 @@ def test_names_of_a_destination(destination: Destination, names: tuple[str, ...]
     assert list_destination_names(destination) == names
 
 
-def test_two_of_one_source_and_a_source_that_is_a_destination() -> None:
+def test_finds_equal_sources_and_sources_that_are_destinations() -> None:
     found = find_declared_conflicts(["cat", "dog", "Cat", "owl"], [["dog"], ["bird", "OWL "], [], ["owl"]])
     assert found == (
         Conflict("same source", (0, 2)),

@@ -1,27 +1,29 @@
-"""Which prompts stand around a subject, and whose value is kept beside the edits'."""
+"""The contexts of a subject, and the prefixes whose values are preserved."""
 
 from editing.edits import fill_template
 from editing.pipelines import EditablePipeline
-from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, around, surroundings
+from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, find_preserved_prefixes, locate_in_contexts
 
 
-class TestAround:
-    def test_ends_with_the_subject(self, pipeline: EditablePipeline) -> None:
+class TestLocateInContexts:
+    def test_prefixes_end_with_the_subject(self, pipeline: EditablePipeline) -> None:
         tokenizer = pipeline.encoder.tokenizer
-        found = list(around(tokenizer, AT_SUBJECT, "red cat"))
+        found = list(locate_in_contexts(tokenizer, AT_SUBJECT, "red cat"))
         assert len(found) == len(AT_SUBJECT)
         assert {prefix[-1] for prefix in found} == {tokenizer.encode("red cat").ids[-2]}
 
-    def test_leaves_out_where_it_is_too_long(self, pipeline: EditablePipeline) -> None:
+    def test_contexts_that_are_too_long_are_left_out(self, pipeline: EditablePipeline) -> None:
         tokenizer = pipeline.encoder.tokenizer
-        long = " ".join(["a"] * (tokenizer.max_length - 2))  # "a" is a token; there is room for BOS, it and EOS
-        assert list(around(tokenizer, ("{}", "this is an old {}"), long)) == [tokenizer.encode(long).ids[:-1]]
+        long = " ".join(["a"] * (tokenizer.max_length - 2))  # "a" is one token; BOS and EOS fill the rest
+        assert list(locate_in_contexts(tokenizer, ("{}", "this is an old {}"), long)) == [
+            tokenizer.encode(long).ids[:-1]
+        ]
 
 
-class TestSurroundings:
-    def test_what_follows_a_source_and_who_ends_like_it(self, pipeline: EditablePipeline) -> None:
+class TestFindPreservedPrefixes:
+    def test_preserves_what_follows_a_source_and_names_with_its_last_token(self, pipeline: EditablePipeline) -> None:
         tokenizer = pipeline.encoder.tokenizer
-        found = set(surroundings(tokenizer, ["red cat", "red cat"], ["cat", "red cat", "dog"]))
+        found = set(find_preserved_prefixes(tokenizer, ["red cat", "red cat"], ["cat", "red cat", "dog"]))
         followed = {tokenizer.encode(fill_template(context, "red cat")).ids[:-1] for context in AFTER_SUBJECT}
         assert followed <= found
         assert {prefix[-1] for prefix in found - followed} == {tokenizer.encode("cat").ids[-2]}
@@ -29,7 +31,7 @@ class TestSurroundings:
         assert found >= set(named)
         assert tokenizer.locate(AT_SUBJECT[0], "dog").prefix not in found
 
-    def test_the_source_itself_is_no_neighbour(self, pipeline: EditablePipeline) -> None:
+    def test_source_itself_is_not_preserved(self, pipeline: EditablePipeline) -> None:
         tokenizer = pipeline.encoder.tokenizer
-        found = set(surroundings(tokenizer, ["cat"], ["cat"]))
+        found = set(find_preserved_prefixes(tokenizer, ["cat"], ["cat"]))
         assert tokenizer.locate(AT_SUBJECT[0], "cat").prefix not in found

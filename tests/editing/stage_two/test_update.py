@@ -23,7 +23,7 @@ from editing.second_moments.estimate import estimate_second_moments
 from editing.second_moments.factors import FactoredMoments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
-from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, KEPT, WEIGHT
+from editing.stage_two.contexts import AFTER_SUBJECT, AT_SUBJECT, EDIT_WEIGHT, PRESERVE_WEIGHT
 from editing.stage_two.update import (
     ResidualSchedule,
     Update,
@@ -93,7 +93,7 @@ class TestAgainstPublished:
         expected = torch.stack(
             [w.double() - encoder.fc2(i).weight.double() for i, w in zip(layers, published, strict=True)]
         )
-        ours = torch.stack([update.dense(layer) for layer in layers])
+        ours = torch.stack([update.to_dense(layer) for layer in layers])
         error = relative_error(ours, expected)
         with capsys.disabled():
             print(f"\nlayers {first}-10: relative error of ΔW against the published code {error:.1e}")  # noqa: T201
@@ -165,7 +165,7 @@ def written_out(
 class TestClosedForm:
     @pytest.mark.parametrize("residual_schedule", ["spread", "even", "published"])
     @pytest.mark.parametrize(("alpha", "moment_weight", "layers"), [(0.5, 4000.0, (0, 1, 2)), (0.8, 1.0, (0, 2))])
-    def test_is_equation_14(
+    def test_update_equals_equation_14(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
@@ -185,12 +185,12 @@ class TestClosedForm:
         update = compute_update(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         for layer in layers:
-            assert relative_error(update.dense(layer), expected[layer]) < 1e-6
+            assert relative_error(update.to_dense(layer), expected[layer]) < 1e-6
             assert update.layers[layer].b.shape == (WIDTH, len(edits))
             assert update.layers[layer].a.shape == (MLP_WIDTH, len(edits))
 
     @pytest.mark.parametrize("residual_schedule", ["spread", "published"])
-    def test_a_float32_encoder_is_met_to_its_rounding(
+    def test_float32_encoder_agrees_to_rounding(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
@@ -201,10 +201,10 @@ class TestClosedForm:
         update = compute_update(encoder, edits, values, second_moments, residual_schedule=residual_schedule)
         options = {"alpha": 0.5, "moment_weight": 1000.0, "layers": (0, 1, 2), "residual_schedule": residual_schedule}
         expected = written_out(encoder, edits, values, second_moments, dtype=torch.float32, **options)  # type: ignore[arg-type]
-        assert max(relative_error(update.dense(layer), expected[layer]) for layer in (0, 1, 2)) <= 1e-4
+        assert max(relative_error(update.to_dense(layer), expected[layer]) for layer in (0, 1, 2)) <= 1e-4
 
     @pytest.mark.parametrize("count", [40, 70], ids=["woodbury", "dense"])
-    def test_more_edits_than_the_states_are_wide(
+    def test_more_edits_than_the_width_of_the_states(
         self, encoder: EditableEncoder, second_moments: SecondMoments, count: int
     ) -> None:
         """Templates mixed, one glued to the subject; ΔW has no more columns than its rank can be."""
@@ -218,10 +218,10 @@ class TestClosedForm:
         update = compute_update(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, **options)  # type: ignore[arg-type]
         for layer in (1, 2):
-            assert relative_error(update.dense(layer), expected[layer]) < 1e-6
+            assert relative_error(update.to_dense(layer), expected[layer]) < 1e-6
             assert update.layers[layer].a.shape == (MLP_WIDTH, WIDTH)
 
-    def test_half_precision_weights_are_taken_as_they_are(
+    def test_half_precision_weights_are_used_exactly(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         half = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
@@ -251,7 +251,7 @@ class TestClosedForm:
         update = compute_update(encoder, edits, values, second_moments, preserve=preserve, **options)  # type: ignore[arg-type]
         expected = written_out(encoder, edits, values, second_moments, preserve=preserve, **options)  # type: ignore[arg-type]
         for layer in (1, 2):
-            assert relative_error(update.dense(layer), expected[layer]) < 1e-6
+            assert relative_error(update.to_dense(layer), expected[layer]) < 1e-6
         assert (update.layers[1].moment_condition is None) == (len(preserve) >= MLP_WIDTH)
 
     def test_preserving_a_prompt_keeps_its_state(
@@ -263,9 +263,9 @@ class TestClosedForm:
             update = compute_update(
                 encoder, edits, values, second_moments, moment_weight=1.0, preserve=preserve, preserve_weight=100.0
             )
-            before = encoder.encode(ids)
+            before = encoder.encode(ids).states
             with apply_temporarily(encoder, update):
-                return float((encoder.encode(ids) - before)[0, len(ids[0]) - 2].norm())
+                return float((encoder.encode(ids).states - before)[0, len(ids[0]) - 2].norm())
 
         assert moved(("red cat",)) < 0.5 * moved(())
 
@@ -286,7 +286,7 @@ class TestClosedForm:
             preserve=preserve,
         )
         templates = ("a photo of {}", "{}", *AT_SUBJECT)
-        weight = WEIGHT / len(templates)
+        weight = EDIT_WEIGHT / len(templates)
         followed = [fill_template(context, edit.source) for edit in edits for context in AFTER_SUBJECT]
         around = (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2])
         split = [dataclasses.replace(edit, templates=(template,)) for edit in edits for template in templates]
@@ -300,41 +300,42 @@ class TestClosedForm:
             layers=(1, 2),
             residual_schedule="spread",
             preserve=[*preserve, *followed],
-            preserve_weight=KEPT / weight,
+            preserve_weight=PRESERVE_WEIGHT / weight,
             kept=[(fill_template(c, f"old {e.source}"), f"old {e.source}") for e in edits for c in around],
         )
         for layer in (1, 2):
-            assert relative_error(found.dense(layer), expected[layer]) < 1e-6
-        assert len(found.residuals) == len(edits)
+            assert relative_error(found.to_dense(layer), expected[layer]) < 1e-6
+        assert len(found.relative_residuals) == len(edits)
 
-    def test_spread_reaches_h_plus_delta(
+    def test_spread_schedule_reaches_h_plus_delta(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         """With next to no weight on what is known, the mean state after L is h + δ, in the weights as applied."""
         update = compute_update(encoder, edits, values, second_moments, moment_weight=1e-9)
-        assert max(update.residuals) < 1e-3
+        assert max(update.relative_residuals) < 1e-3
         with apply_temporarily(encoder, update):
             for edit, value in zip(edits, values, strict=True):
                 torch.testing.assert_close(
                     state_after(encoder, edit), first(value).hidden + first(value).delta, rtol=1e-2, atol=1e-2
                 )
 
-    def test_residuals_are_those_of_the_applied_weights(
+    def test_relative_residuals_are_those_of_the_applied_weights(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], update: Update
     ) -> None:
         with apply_temporarily(encoder, update):
-            for edit, value, residual in zip(edits, values, update.residuals, strict=True):
+            for edit, value, residual in zip(edits, values, update.relative_residuals, strict=True):
                 wanted = first(value).hidden + first(value).delta
                 left = (wanted - state_after(encoder, edit)).norm() / first(value).delta.norm()
                 assert float(left) == pytest.approx(residual, rel=1e-3)
-        assert all(0 < residual < 1 for residual in update.residuals)
+        assert all(0 < residual < 1 for residual in update.relative_residuals)
 
-    def test_alpha_is_the_intensity(
+    def test_larger_alpha_leaves_smaller_residuals(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         factored = FactoredMoments(second_moments)
         residuals = [
-            sum(compute_update(encoder, edits, values, factored, alpha=alpha).residuals) for alpha in (0.1, 0.5, 0.9)
+            sum(compute_update(encoder, edits, values, factored, alpha=alpha).relative_residuals)
+            for alpha in (0.1, 0.5, 0.9)
         ]
         assert residuals == sorted(residuals, reverse=True)
 
@@ -342,12 +343,12 @@ class TestClosedForm:
 def state_after(encoder: EditableEncoder, edit: ConceptEdit) -> Tensor:
     """The mean state after layer L at the last subject token, (d,)."""
     positions = [encoder.tokenizer.locate(template, edit.source) for template in edit.templates]
-    states = encoder.advance(encoder.embed(encoder.ids([p.ids for p in positions])), start=0, stop=LAST + 1)
+    states = encoder.run_layers(encoder.embed(encoder.pad_ids([p.ids for p in positions])), start=0, stop=LAST + 1)
     return torch.stack([row[p.last_subject_index] for row, p in zip(states, positions, strict=True)]).mean(0)
 
 
 class TestDeterminism:
-    def test_the_order_of_edits_does_not_matter(
+    def test_order_of_edits_does_not_change_the_bits(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
@@ -357,9 +358,9 @@ class TestDeterminism:
     ) -> None:
         backwards = compute_update(encoder, edits[::-1], values[::-1], second_moments)
         assert_equal(update, backwards)
-        assert backwards.residuals == update.residuals[::-1]
+        assert backwards.relative_residuals == update.relative_residuals[::-1]
 
-    def test_removing_an_edit_is_never_having_had_it(
+    def test_removing_an_edit_gives_the_bits_without_it(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         factored = FactoredMoments(second_moments)
@@ -390,7 +391,7 @@ class TestDeterminism:
         once = compute_update(encoder, edits, values, second_moments, preserve=["bird", "fish"])
         assert_equal(once, compute_update(encoder, edits, values, second_moments, preserve=["fish", "bird", "fish"]))
 
-    def test_never_touches_the_encoder(
+    def test_encoder_is_not_changed(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         before = weights_of(encoder)
@@ -399,7 +400,7 @@ class TestDeterminism:
             compute_update(encoder, edits, values, _singular(second_moments, layer=2))
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
 
-    def test_layers_default_to_those_up_to_the_values_own(
+    def test_layers_default_to_those_up_to_the_values_layer(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         lower = [one_encoder("text_encoder", 1, first(value).delta, first(value).hidden) for value in values]
@@ -409,11 +410,11 @@ class TestDeterminism:
 
     def test_no_edits_change_nothing(self, encoder: EditableEncoder, second_moments: SecondMoments) -> None:
         update = compute_update(encoder, [], [], second_moments)
-        assert (dict(update.layers), update.residuals, update.conflicts) == ({}, (), ())
+        assert (dict(update.layers), update.relative_residuals, update.conflicts) == ({}, (), ())
 
 
 class TestApply:
-    def test_restores_every_bit(self, encoder: EditableEncoder, update: Update) -> None:
+    def test_weights_are_restored_bit_for_bit(self, encoder: EditableEncoder, update: Update) -> None:
         before = weights_of(encoder)
         with pytest.raises(RuntimeError, match="inside"), apply_temporarily(encoder, update):
             changed = {name for name, tensor in weights_of(encoder).items() if not torch.equal(tensor, before[name])}
@@ -423,7 +424,7 @@ class TestApply:
             raise RuntimeError("inside")
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
 
-    def test_of_every_encoder(self, encoder: EditableEncoder, update: Update) -> None:
+    def test_updates_of_all_encoders_are_applied(self, encoder: EditableEncoder, update: Update) -> None:
         before = weights_of(encoder)
         with apply_all_temporarily([encoder], [update]):
             assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
@@ -435,12 +436,12 @@ class TestApply:
         ):
             pass
 
-    def test_rounds_once(self, encoder: EditableEncoder, update: Update) -> None:
-        expected = (encoder.fc2(1).weight.double() + update.dense(1)).float()
+    def test_weights_are_rounded_once(self, encoder: EditableEncoder, update: Update) -> None:
+        expected = (encoder.fc2(1).weight.double() + update.to_dense(1)).float()
         with apply_temporarily(encoder, update):
             assert torch.equal(encoder.fc2(1).weight, expected)
 
-    def test_for_good(self, encoder: EditableEncoder, update: Update) -> None:
+    def test_apply_update_stays(self, encoder: EditableEncoder, update: Update) -> None:
         twin = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
         apply_update(twin, update)
         with apply_temporarily(encoder, update):
@@ -448,7 +449,7 @@ class TestApply:
 
 
 class TestConflicts:
-    def test_names_edits_that_pull_at_one_memory(
+    def test_edits_with_the_same_key_are_reported(
         self, encoder: EditableEncoder, values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         edits = [
@@ -467,7 +468,7 @@ class TestConflicts:
         assert [conflict.edits for conflict in same] == [(0, 1)]
         assert same[0].cosine == pytest.approx(1.0)
 
-    def test_none_where_there_are_none(self, update: Update) -> None:
+    def test_different_edits_have_no_conflicts(self, update: Update) -> None:
         assert update.conflicts == ()
 
 
@@ -488,7 +489,7 @@ class TestRefusals:
             ({"preserve_weight": 0.0}, "/preserve_weight"),
         ],
     )
-    def test_names_the_argument(
+    def test_invalid_argument_is_named(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
@@ -510,7 +511,7 @@ class TestRefusals:
             (lambda own: one_encoder("text_encoder", 1, own.delta, own.hidden), "/layers"),
         ],
     )
-    def test_names_a_value_that_does_not_fit(
+    def test_value_that_does_not_fit_is_named(
         self,
         encoder: EditableEncoder,
         edits: list[ConceptEdit],
@@ -523,19 +524,19 @@ class TestRefusals:
             compute_update(encoder, edits, [values[0], spoil(first(values[1])), values[2]], second_moments)
         assert refusal.value.pointer == pointer
 
-    def test_each_edit_needs_its_value(
+    def test_missing_value_is_refused(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(InvalidEdit, match="each needs its own"):
             compute_update(encoder, edits, values[1:], second_moments)
 
-    def test_raises_an_error_among_the_values(
+    def test_error_among_the_values_is_raised(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(OptimizationDiverged, match="not finite"):
             compute_update(encoder, edits, [*values[:2], OptimizationDiverged("not finite")], second_moments)
 
-    def test_names_a_preserved_prompt_that_is_none(
+    def test_invalid_preserved_prompt_is_named(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
@@ -548,7 +549,7 @@ def _singular(moments: SecondMoments, *, layer: int) -> SecondMoments:
 
 
 class TestEveryFamily:
-    def test_each_encoder_holds_its_values(
+    def test_update_reaches_the_values_in_each_encoder(
         self,
         any_pipeline: EditablePipeline,
         edits: list[ConceptEdit],
@@ -558,9 +559,9 @@ class TestEveryFamily:
         for encoder in any_pipeline.encoders:
             update = compute_update(encoder, edits, any_values, any_moments, moment_weight=1e-4)
             assert (update.encoder, tuple(update.layers)) == (encoder.name, encoder.default_edited_layers)
-            assert max(update.residuals) < 0.05
+            assert max(update.relative_residuals) < 0.05
 
-    def test_is_that_of_the_encoder_alone(
+    def test_update_does_not_depend_on_the_other_encoder(
         self, sdxl: EditablePipeline, edits: list[ConceptEdit], tmp_path: Path
     ) -> None:
         """The other encoder's part of the values and moments changes nothing."""
@@ -571,7 +572,7 @@ class TestEveryFamily:
             expected = compute_update(encoder, edits, alone, FactoredMoments(moments[index], encoder=encoder.name))
             assert_equal(compute_update(encoder, edits, values, SecondMoments.join(moments)), expected)
 
-    def test_needs_the_encoders_own_value(
+    def test_value_of_another_encoder_is_refused(
         self, sdxl: EditablePipeline, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         moments = dataclasses.replace(second_moments, encoder="text_encoder_2")

@@ -20,7 +20,7 @@ from editing.uce.cross_attention import (
     CrossAttentionUpdate,
     apply_temporarily,
     compute_cross_attention_update,
-    cross_attention_projections,
+    find_projections,
 )
 from editing.weights import export_unet
 from tests.pipelines import LENGTH
@@ -72,7 +72,7 @@ def update(pipeline: EditablePipeline) -> CrossAttentionUpdate:
 
 
 class TestClosedForm:
-    def test_solves_the_least_squares_of_the_paper(self, any_pipeline: EditablePipeline) -> None:
+    def test_update_solves_the_least_squares_of_the_paper(self, any_pipeline: EditablePipeline) -> None:
         """argmin Σ ‖W' c - W c*‖² + Σ ‖W' c_j - W c_j‖² + λ ‖W' - W‖², each weighted, by QR and without its inverse."""
         update = compute_cross_attention_update(any_pipeline, EDITS, preserve=PRESERVE, **SETTINGS)
         sources, destinations = rows(any_pipeline)
@@ -81,41 +81,45 @@ class TestClosedForm:
         scales = [SETTINGS[name] ** 0.5 for name in ("erase_scale", "preserve_scale", "regularization_weight")]
         read = torch.cat([s * r for s, r in zip(scales, (sources, kept, torch.eye(d).double()), strict=True)])
         wanted = torch.cat([s * r for s, r in zip(scales, (destinations, kept, torch.eye(d).double()), strict=True)])
-        projections = cross_attention_projections(any_pipeline.unet)
+        projections = find_projections(any_pipeline.unet)
         assert len(projections) == 8  # two blocks with one and two attentions, and the middle one; keys and values
         assert set(update.relative_norms) == set(projections)
         for name, projection in projections.items():
             weight = projection.weight.double()
             expected = torch.linalg.lstsq(read, wanted @ weight.T, driver="gelsd").solution.T
-            found = weight + update.dense(projection.weight)
+            found = weight + update.to_dense(projection.weight)
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
             norm = float((expected - weight).norm() / weight.norm())
             assert update.relative_norms[name] == pytest.approx(norm, rel=1e-4)
             assert norm > 0.01
 
-    def test_residuals_are_those_of_the_applied_weights(
+    def test_relative_residuals_are_those_of_the_applied_weights(
         self, pipeline: EditablePipeline, update: CrossAttentionUpdate
     ) -> None:
         sources, destinations = rows(pipeline)
         counts = [sum(LENGTH - max(letters(b + n) for n in (s, *PAIRS[s])) for b in ("a photo of", "")) for s in PAIRS]
-        projections = cross_attention_projections(pipeline.unet)
+        projections = find_projections(pipeline.unet)
         before = {name: projection.weight.double() for name, projection in projections.items()}
         with apply_temporarily(pipeline.unet, update):
             after = {name: projection.weight.double() for name, projection in projections.items()}
-        for c, v, residual in zip(sources.split(counts), destinations.split(counts), update.residuals, strict=True):
+        for c, v, residual in zip(
+            sources.split(counts), destinations.split(counts), update.relative_residuals, strict=True
+        ):
             left = sum((c @ after[name].T - v @ before[name].T).square().sum() for name in before)
             asked = sum(((c - v) @ before[name].T).square().sum() for name in before)
             assert residual == pytest.approx(float((left / asked).sqrt()), rel=1e-4)
             assert 0 < residual < 0.9
 
-    def test_preserved_prompts_stay(self, pipeline: EditablePipeline) -> None:
+    def test_preserved_prompts_change_less(self, pipeline: EditablePipeline) -> None:
         """What is read of a preserved prompt moves far less than without, the more it weighs."""
         states = pipeline.encode(["a photo of a cap"]).states[0].double()
-        projection = next(iter(cross_attention_projections(pipeline.unet).values())).weight
+        projection = next(iter(find_projections(pipeline.unet).values())).weight
         moved = []
         for preserve, scale in (([], 1.0), (["a photo of a cap"], 1.0), (["a photo of a cap"], 1e6)):
             update = compute_cross_attention_update(pipeline, EDITS, preserve=preserve, preserve_scale=scale)
-            moved.append(float((states @ update.dense(projection).T).norm() / (states @ projection.double().T).norm()))
+            moved.append(
+                float((states @ update.to_dense(projection).T).norm() / (states @ projection.double().T).norm())
+            )
         assert moved[0] > 0.02
         assert moved[1] < 0.6 * moved[0]
         assert moved[2] < 1e-3
@@ -131,21 +135,19 @@ class TestClosedForm:
 
     def test_no_edits_change_nothing(self, pipeline: EditablePipeline) -> None:
         update = compute_cross_attention_update(pipeline, [], preserve=PRESERVE)
-        assert update.residuals == ()
+        assert update.relative_residuals == ()
         assert not update.change.any()
 
 
 class TestDeterminism:
-    def test_the_order_does_not_matter(self, pipeline: EditablePipeline, update: CrossAttentionUpdate) -> None:
+    def test_order_does_not_change_the_bits(self, pipeline: EditablePipeline, update: CrossAttentionUpdate) -> None:
         other = compute_cross_attention_update(
             pipeline, EDITS[::-1], preserve=[*PRESERVE[::-1], PRESERVE[0]], **SETTINGS
         )
         assert torch.equal(other.change, update.change)
-        assert other.residuals == update.residuals[::-1]
+        assert other.relative_residuals == update.relative_residuals[::-1]
 
-    def test_the_weights_are_never_touched_and_come_back_bit_for_bit(
-        self, pipeline: EditablePipeline, update: CrossAttentionUpdate
-    ) -> None:
+    def test_weights_are_restored_bit_for_bit(self, pipeline: EditablePipeline, update: CrossAttentionUpdate) -> None:
         before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
         compute_cross_attention_update(pipeline, EDITS)
         with pytest.raises(RuntimeError, match="on the way"), apply_temporarily(pipeline.unet, update):
@@ -170,24 +172,26 @@ class TestRefusals:
             ({"preserve_scale": -0.1}, "/preserve_scale"),
         ],
     )
-    def test_names_the_argument(self, pipeline: EditablePipeline, settings: dict[str, Any], pointer: str) -> None:
+    def test_invalid_argument_is_named(
+        self, pipeline: EditablePipeline, settings: dict[str, Any], pointer: str
+    ) -> None:
         with pytest.raises(InvalidEdit) as refused:
             compute_cross_attention_update(pipeline, EDITS, **settings)
         assert refused.value.pointer == pointer
 
-    def test_reference_images_have_no_words(self, pipeline: EditablePipeline) -> None:
+    def test_reference_images_are_refused(self, pipeline: EditablePipeline) -> None:
         edit = ConceptEdit("cat", ReferenceImages((Image.new("RGB", (8, 8)),)))
-        with pytest.raises(InvalidEdit, match="no words") as refused:
+        with pytest.raises(InvalidEdit, match="no prompt") as refused:
             compute_cross_attention_update(pipeline, [EDITS[0], edit])
         assert refused.value.pointer == "/edits/1/destination"
 
-    def test_a_source_lost_to_truncation(self, pipeline: EditablePipeline) -> None:
+    def test_truncated_source_is_refused(self, pipeline: EditablePipeline) -> None:
         edit = ConceptEdit("cat", DestinationPrompt("dog"), ("{}", "x" * LENGTH + " {}"))
         with pytest.raises(InvalidPrompt) as refused:
             compute_cross_attention_update(pipeline, [EDITS[0], edit])
         assert refused.value.pointer == "/edits/1/templates/1"
 
-    def test_names_a_preserved_prompt_that_is_none(self, pipeline: EditablePipeline) -> None:
+    def test_invalid_preserved_prompt_is_named(self, pipeline: EditablePipeline) -> None:
         with pytest.raises(InvalidPrompt) as refused:
             compute_cross_attention_update(pipeline, EDITS, preserve=["fine", "nul \0"])
         assert refused.value.pointer == "/preserve/1"
@@ -219,7 +223,7 @@ class TestExport:
         again = export_unet(base, update, tmp_path / "again")
         assert [path.read_bytes() for path in again] == [config.read_bytes(), weights.read_bytes()]
 
-    def test_diffusers_loads_what_was_applied(
+    def test_diffusers_loads_the_exported_u_net(
         self, any_folder: Path, any_pipeline: EditablePipeline, tmp_path: Path
     ) -> None:
         update = compute_cross_attention_update(any_pipeline, EDITS)
@@ -230,7 +234,7 @@ class TestExport:
             for name, tensor in any_pipeline.unet.state_dict().items():
                 torch.testing.assert_close(loaded[name], tensor)
 
-    def test_shards(self, folder: Path, tmp_path: Path) -> None:
+    def test_sharded_weights_keep_their_files(self, folder: Path, tmp_path: Path) -> None:
         """A U-Net in several files is read, registered and edited file by file."""
         copied = shutil.copytree(folder, tmp_path / "base")
         whole = copied / "unet" / "diffusion_pytorch_model.safetensors"
@@ -250,7 +254,7 @@ class TestExport:
         with apply_temporarily(base.unet, update):
             assert all(torch.equal(loaded[name], tensor) for name, tensor in base.unet.state_dict().items())
 
-    def test_needs_a_base_file(self, folder: Path, pipeline: EditablePipeline, tmp_path: Path) -> None:
+    def test_export_needs_a_base_file(self, folder: Path, pipeline: EditablePipeline, tmp_path: Path) -> None:
         update = compute_cross_attention_update(pipeline, EDITS)
         loose = load_pipeline(folder)
         loose.folder = None

@@ -1,0 +1,204 @@
+"""The source prompts of a batch of optimizations, and the losses that need no U-Net.
+
+The states up to layer L do not depend on δ and are computed once. A step runs only the layers after L.
+
+Shapes: e optimizations, p prompts (all templates of all optimizations), s positions, d width of an encoder, D the sum
+of the encoders' widths.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from editing.encoders.clip import EditableEncoder, Encoding
+from editing.pipelines import EditablePipeline
+from editing.stage_one.optimization import Optimization
+
+
+class PromptBatch:
+    """The source prompts of the optimizations that share a step.
+
+    `split` gives each optimization a batch of its own, and `join` puts those together that run together, so that the
+    states are computed once for each optimization.
+    """
+
+    _PER_OPTIMIZATION = ("hidden", "text_weights", "_weight_decay", "_max_norms")
+
+    def __init__(
+        self, pipeline: EditablePipeline, optimizations: Sequence[Optimization], *, full_length: bool | None = None
+    ) -> None:
+        """`full_length` includes the padding, which the U-Net reads. Default: if any of the optimizations needs it."""
+        device = pipeline.device
+        settings = [optimization.edit.settings for optimization in optimizations]
+        if full_length is None:
+            full_length = any(optimization.edit.objective != "text" for optimization in optimizations)
+        self._index_prompts([len(optimization.edit.templates) for optimization in optimizations], device=device)
+        self._sources = [
+            _SourcePrompts.encode_sources(encoder, optimizations, number=number, full_length=full_length)
+            for number, encoder in enumerate(pipeline.encoders)
+        ]
+        self._widths = optimizations[0].widths
+        self.hidden = torch.cat([self._average(sources.subject_states()) for sources in self._sources], dim=1)
+        """h (e, D) float32, the mean over the templates."""
+
+        self.text_weights = torch.tensor([each.text_weight for each in optimizations], device=device)  # (e,)
+        self._weight_decay = torch.tensor([each.weight_decay for each in settings], device=device)  # (e,)
+        lengths = torch.stack([hidden.norm(dim=1) for hidden in self.hidden.split(self._widths, 1)], 1)
+        factors = torch.tensor([each.max_delta_norm for each in settings], device=device)
+        self._max_norms = lengths * factors[:, None]  # (e, encoders): the bound of ‖δ‖
+
+    def split(self) -> list["PromptBatch"]:
+        """Return a batch for each optimization."""
+        batches = []
+        for row, (first, count) in enumerate(zip(self.first.tolist(), self._counts, strict=True)):
+            own = copy.copy(self)
+            own._index_prompts([count], device=self.first.device)
+            own._sources = [sources.select(slice(first, first + count)) for sources in self._sources]
+            for name in self._PER_OPTIMIZATION:
+                setattr(own, name, getattr(self, name)[row : row + 1])
+            batches.append(own)
+        return batches
+
+    @classmethod
+    def join(cls, batches: Sequence["PromptBatch"]) -> "PromptBatch":
+        """Join batches of the same layers, in order."""
+        whole = copy.copy(batches[0])
+        whole._index_prompts([count for batch in batches for count in batch._counts], device=whole.first.device)
+        whole._sources = [
+            _SourcePrompts.join(sources) for sources in zip(*(batch._sources for batch in batches), strict=True)
+        ]
+        for name in cls._PER_OPTIMIZATION:
+            setattr(whole, name, torch.cat([getattr(batch, name) for batch in batches]))
+        return whole
+
+    def _index_prompts(self, counts: list[int], *, device: torch.device) -> None:
+        """Note which optimization each prompt belongs to, from the number of prompts of each."""
+        self._counts = counts
+        number = torch.tensor(counts, device=device)  # (e,)
+        self.first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # (e,): the first prompt of each
+        self._row = torch.arange(len(counts), device=device).repeat_interleave(number)  # (p,)
+        self._share = 1 / number[self._row]  # (p,)
+
+    def encode(self, deltas: Tensor) -> list[Encoding]:
+        """Return each encoder's output for the prompts with δ (e, D) added: E_{v=+δ}(p) of Eq. 2."""
+        shifts = deltas[self._row].split(self._widths, dim=1)  # (p, d) for each encoder: one δ for all templates
+        return [sources.encode(shift) for sources, shift in zip(self._sources, shifts, strict=True)]
+
+    def text_losses(self, encodings: Sequence[Encoding]) -> Tensor:
+        """Return L_txt (e,), summed over the encoders; 0 for an optimization without a text loss.
+
+        Eq. 2, as a mean over the width: L_txt = mean((E_eos(p; δ) - E_eos(p̂))²), averaged over the templates.
+        """
+        errors = [
+            (encoding.pooled_output.float() - sources.targets).square().mean(1)  # (p,)
+            for encoding, sources in zip(encodings, self._sources, strict=True)
+        ]
+        losses = self._average(torch.stack(errors).sum(0))  # (e,)
+        return torch.where(self.text_weights > 0, losses, torch.zeros_like(losses))
+
+    def regularizer(self, deltas: Tensor) -> Tensor:
+        """Return weight_decay · ‖δ‖²/‖h‖² (e,), summed over the encoders."""
+        ratios = [
+            delta.square().sum(1) / hidden.square().sum(1)
+            for delta, hidden in zip(deltas.split(self._widths, 1), self.hidden.split(self._widths, 1), strict=True)
+        ]
+        return self._weight_decay * torch.stack(ratios).sum(0)
+
+    def limit_norm(self, deltas: Tensor) -> Tensor:
+        """Shorten δ (e, D) in each encoder to at most `max_delta_norm` times ‖h‖."""
+        limited = [
+            delta * (limit / delta.norm(dim=1).clamp_min(1e-12)).clamp(max=1)[:, None]
+            for delta, limit in zip(deltas.split(self._widths, 1), self._max_norms.unbind(1), strict=True)
+        ]
+        return torch.cat(limited, 1)
+
+    def _average(self, rows: Tensor) -> Tensor:
+        """Average rows (p, ·) over the templates of each optimization, (e, ·)."""
+        share = self._share.view(-1, *[1] * (rows.ndim - 1))
+        return rows.new_zeros(len(self.first), *rows.shape[1:]).index_add(0, self._row, rows * share)
+
+
+@dataclass(frozen=True)
+class _SourcePrompts:
+    """The source prompts in one encoder."""
+
+    encoder: EditableEncoder
+    layer: int
+    """L"""
+    states: Tensor
+    """(p, s, d) after layer L, without δ"""
+    subject: Tensor
+    """(p,): the last subject tokens"""
+    ends: Tensor
+    """(p,): EOS"""
+    targets: Tensor
+    """E_eos(p̂) (p, ·) float32: the pooled output of the destination prompts; 0 without a text loss"""
+
+    @classmethod
+    @torch.no_grad()
+    def encode_sources(
+        cls, encoder: EditableEncoder, optimizations: Sequence[Optimization], *, number: int, full_length: bool
+    ) -> "_SourcePrompts":
+        """Encode the prompts of the optimizations with the pipeline's encoder of this number."""
+        positions = [position for optimization in optimizations for position in optimization.positions[number]]
+        layer = optimizations[0].layers[number]
+        states = encoder.embed(encoder.pad_ids([position.ids for position in positions], full_length=full_length))
+        return cls(
+            encoder,
+            layer,
+            states=encoder.run_layers(states, start=0, stop=layer + 1),
+            subject=torch.tensor([position.last_subject_index for position in positions], device=encoder.device),
+            ends=torch.tensor([position.eos_index for position in positions], device=encoder.device),
+            targets=_pool_prompts(encoder, [prompt for each in optimizations for prompt in each.compared_prompts]),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["_SourcePrompts"]) -> "_SourcePrompts":
+        """Join prompts. Shorter ones are padded with zeros: attention is causal and does not see them."""
+        longest = max(part.states.shape[1] for part in parts)
+        padded = [F.pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts]
+        return replace(
+            parts[0],
+            states=torch.cat(padded),
+            subject=torch.cat([part.subject for part in parts]),
+            ends=torch.cat([part.ends for part in parts]),
+            targets=torch.cat([part.targets for part in parts]),
+        )
+
+    def select(self, prompts: slice) -> "_SourcePrompts":
+        return replace(
+            self,
+            states=self.states[prompts],
+            subject=self.subject[prompts],
+            ends=self.ends[prompts],
+            targets=self.targets[prompts],
+        )
+
+    @property
+    def _subject_index(self) -> tuple[Tensor, Tensor]:
+        """Index of the states at the last subject tokens."""
+        return torch.arange(len(self.subject), device=self.subject.device), self.subject
+
+    def subject_states(self) -> Tensor:
+        """Return the states after layer L at the last subject tokens, (p, d) float32."""
+        return self.states[self._subject_index].float()
+
+    def encode(self, shift: Tensor) -> Encoding:
+        """Add the shifts (p, d) at the last subject tokens and run the layers after L."""
+        states = self.states.index_put(self._subject_index, shift.to(self.states.dtype), accumulate=True)
+        return self.encoder.encode_from(states, start=self.layer + 1, ends=self.ends)
+
+
+def _pool_prompts(encoder: EditableEncoder, prompts: Sequence[str | None]) -> Tensor:
+    """Return the pooled output of each prompt, (p, ·) float32; zeros for None."""
+    targets = torch.zeros(len(prompts), encoder.pooled_dim, device=encoder.device)
+    ids = [encoder.tokenizer.encode(prompt).ids for prompt in prompts if prompt is not None]
+    if ids:
+        # EOS does not see the padding after it, so the shortest common length is enough.
+        present = torch.tensor([prompt is not None for prompt in prompts], device=encoder.device)
+        targets[present] = encoder.encode(ids, full_length=False).pooled_output.float()
+    return targets
