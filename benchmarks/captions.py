@@ -3,7 +3,7 @@
     python -m benchmarks.captions --counts 1000 10000 100000 --json captions.json
 
 On the emoji model. Each seed chooses concepts to edit, what each is to become, and concepts to leave alone; the values
-are optimised once, by the text objective. For each number of captions: second moments, stage II, and pictures, which
+are optimized once, by the text objective. For each number of captions: second moments, stage II, and pictures, which
 the model's classifier judges.
 
 S2D (on free prompts), HD and F1 are those of `benchmarks.quality`, each the mean over the seeds with the standard

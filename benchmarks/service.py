@@ -2,16 +2,16 @@
 
     python -m benchmarks.service --json service.json 2> service.log
 
-wrk asks, over connections that it keeps, as fast as it is answered. Everything runs on this machine: wrk, the API (one
-process), the embedded Postgres, and for comparison `benchmarks.bare`, which does nothing but insert a row in the same
-Postgres under the same uvicorn, and nginx, which serves the same file. Sides take turns. Each row is the median of the
-repeats. Rates are not limited, and no worker runs.
+wrk asks, over connections that it keeps, as fast as it is answered. Everything runs on this machine: wrk, the API
+(one process) and the embedded Postgres. For comparison, `benchmarks.bare` only inserts a row in the same Postgres,
+and nginx serves the same file. Sides take turns. Each row is the median of the repeats. Rates are not limited, and no
+worker runs.
 
-The last line on stdout is JSON: `post_ratio` is ours over the bare insert in requests a second, `post_cpu_ratio` the
-bare one's CPU time a request over ours, which other work on the machine disturbs less, `list_ratio` the p99 of the
-newest edits at the most rows over that at the fewest, `worst_list_ratio` that of any list, `pull_ratio` ours over
-nginx. "ours, once" posts under an `Idempotency-Key` each. The API's log is on standard error. The exit status is 1
-where wrk or nginx is missing, or where any request was not answered with 2xx.
+The last line on stdout is JSON: `post_ratio` is ours over the bare insert in requests a second. `post_cpu_ratio` is
+the bare CPU time a request over ours. `list_ratio` is the p99 of the newest edits at the most rows over that at the
+fewest, `worst_list_ratio` that of any list. `pull_ratio` is ours over nginx. "ours, once" posts under an
+`Idempotency-Key` each. The API's log is on standard error. The exit status is 1 where wrk or nginx is missing, or
+where any request was not answered with 2xx.
 """
 
 import argparse

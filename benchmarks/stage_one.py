@@ -1,14 +1,14 @@
 """Stage I against the plain loop as published: `python -m benchmarks.stage_one [--concepts N] [--json FILE]`.
 
-The plain loop takes one concept at a time. In each of its 200 steps it encodes the pictures, runs the text encoder
-whole on source and destination and, for a hybrid edit, the U-Net on both, goes backward to δ and takes a step of Adam.
+The plain loop takes one concept at a time. Each of its 200 steps encodes the pictures and runs the text
+encoder on source and destination, and for a hybrid edit the U-Net on both. It then takes a step of Adam on δ.
 Its parameters take no gradients, and its pictures are drawn by the same solver as ours: the difference is the method's.
 
-Every side of every case runs in a process of its own. CPU seconds and peak memory are those of the optimisation, after
+Every side of every case runs in a process of its own. CPU seconds and peak memory are those of the optimization, after
 the model is loaded. The steps of the plain loop cost the same each, so with `--plain-steps` fewer of them can be
 measured and the rest reckoned; the quality of its values is then not measured. S2D is the rise of the destination's
-confidence on prompts that no edit used, HD the change of the confidence in concepts that no edit named, both as the
-emoji model's classifier judges pictures before and after stage II.
+confidence on prompts that no edit used. HD is the change of the confidence in concepts that no edit named. The emoji
+model's classifier judges pictures before and after stage II.
 """
 
 import argparse

@@ -79,7 +79,7 @@ CORRECTIONS = (
 
 
 def held_out(concepts: Sequence[Concept]) -> list[str]:
-    """Concepts that no correction names, evenly over the list: what must stay as it is."""
+    """Return concepts that no edit names, spread evenly over the list."""
     named = {name for correction in CORRECTIONS for name in (correction.source, correction.destination)}
     named |= set(STYLED_CONCEPTS)
     untouched = [concept.name for concept in concepts if concept.name not in named]

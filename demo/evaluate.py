@@ -88,7 +88,7 @@ def evaluate(pipeline: StableDiffusionPipeline, classifier: Classifier, *, seeds
     chosen = objects[:: max(1, len(objects) // STYLED_CONCEPTS)][:STYLED_CONCEPTS]
     for style in DRAWN_STYLES:
         prompts = [
-            Asked(template.replace("{style}", style).format(concepts[index].name), index, seed)
+            PictureRequest(template.replace("{style}", style).format(concepts[index].name), index, seed)
             for index, (seed, template) in product(chosen, enumerate(STYLE_TEMPLATES))
         ]
         read = judge.read(prompts, f"style {style}")
@@ -101,7 +101,7 @@ def evaluate(pipeline: StableDiffusionPipeline, classifier: Classifier, *, seeds
     professions = [(index, concept) for index, concept in enumerate(concepts) if concept.skew is not None]
     for gender in GENDERS:
         prompts = [
-            Asked(template.format(f"{word} {concept.name}"), index, seed)
+            PictureRequest(template.format(f"{word} {concept.name}"), index, seed)
             for (index, concept), template, word, seed in product(
                 professions, GENDER_TEMPLATES, GENDER_WORDS[gender], range(3)
             )
@@ -126,7 +126,7 @@ def evaluate(pipeline: StableDiffusionPipeline, classifier: Classifier, *, seeds
 
 
 @dataclass(frozen=True)
-class Asked:
+class PictureRequest:
     """One picture to draw: the prompt, the concept it should show, the seed."""
 
     prompt: str
@@ -136,7 +136,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Read:
-    asked: Sequence[Asked]
+    asked: Sequence[PictureRequest]
     all: Confidences
 
     @property
@@ -160,14 +160,14 @@ class _Judge:
     def __init__(self, pipeline: StableDiffusionPipeline, classifier: Classifier) -> None:
         self.pipeline, self.classifier = pipeline, classifier
 
-    def read(self, asked: Sequence[Asked], shown_as: str) -> _Read:
+    def read(self, asked: Sequence[PictureRequest], shown_as: str) -> _Read:
         prompts, seeds = [each.prompt for each in asked], [each.seed for each in asked]
         return _Read(asked, classify(draw_pictures(self.pipeline, prompts, seeds, shown_as=shown_as), self.classifier))
 
 
-def _with_names(concepts: Sequence[Concept], names: Sequence[Sequence[str]], *, seeds: int) -> list[Asked]:
+def _with_names(concepts: Sequence[Concept], names: Sequence[Sequence[str]], *, seeds: int) -> list[PictureRequest]:
     return [
-        Asked(CONCEPT_TEMPLATES[seed % len(CONCEPT_TEMPLATES)].format(name), index, seed)
+        PictureRequest(CONCEPT_TEMPLATES[seed % len(CONCEPT_TEMPLATES)].format(name), index, seed)
         for index in range(len(concepts))
         for name, seed in product(names[index], range(seeds))
     ]
@@ -175,7 +175,7 @@ def _with_names(concepts: Sequence[Concept], names: Sequence[Sequence[str]], *, 
 
 def _neutral(judge: _Judge, professions: Sequence[tuple[int, Concept]]) -> list[Neutral]:
     prompts = [
-        Asked(template.format(concept.name), index, 100 + seed)
+        PictureRequest(template.format(concept.name), index, 100 + seed)
         for (index, concept), template, seed in product(professions, GENDER_TEMPLATES, range(NEUTRAL_SEEDS))
     ]
     men = (

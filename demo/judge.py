@@ -24,14 +24,14 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PictureRequests:
     """Prompts and seeds, pair by pair; one picture each."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, prompts: Sequence[str]) -> "Asked":
+    def of(cls, prompts: Sequence[str]) -> "PictureRequests":
         """Every prompt with every seed, seed by seed."""
         pairs = [(prompt, seed) for seed in SEEDS for prompt in prompts]
         return cls(tuple(prompt for prompt, _ in pairs), tuple(seed for _, seed in pairs))
@@ -63,7 +63,7 @@ def as_images(pictures: Tensor) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of one pipeline: what it draws for each correction, and for each held-out concept."""
+    """What one pipeline draws for each edit and for each held-out concept."""
 
     corrections: tuple[Seen, ...]
     held_out: dict[str, Seen]
@@ -79,14 +79,16 @@ def judge(
 ) -> Judgement:
     """Draw everything with one pipeline and classify it; `advance` is told how many pictures were drawn."""
 
-    def see(prompts: Sequence[str]) -> Seen:
-        asked = Asked.of(prompts)
+    def draw_and_classify(prompts: Sequence[str]) -> Seen:
+        asked = PictureRequests.of(prompts)
         pictures = draw_pictures(pipeline, asked.prompts, asked.seeds)
         advance(len(asked.prompts))
         return Seen(pictures, classify(pictures, classifier))
 
-    seen = tuple(see(correction.prompts()) for correction in corrections)
-    return Judgement(seen, _by_concept(see([HELD_OUT_PROMPT.format(name) for name in held_out]), held_out))
+    seen = tuple(draw_and_classify(correction.prompts()) for correction in corrections)
+    return Judgement(
+        seen, _by_concept(draw_and_classify([HELD_OUT_PROMPT.format(name) for name in held_out]), held_out)
+    )
 
 
 def picture_count(corrections: Sequence[Correction], held_out: Sequence[str]) -> int:
@@ -112,7 +114,7 @@ def report_of(corrections: Sequence[Correction], *, before: Judgement, after: Ju
 
 
 def _measure(correction: Correction, before: Seen) -> Callable[[Seen], dict[str, float | None]]:
-    """How a correction's pictures are judged, by the mean confidence over them.
+    """Return how to judge an edit's pictures by their mean confidence.
 
     An erased style has its own head and no destination. A word that the model misunderstands is no class of its own:
     its "source" is the concept that the base model draws for it instead.
@@ -152,7 +154,7 @@ def _by_concept(seen: Seen, names: Sequence[str]) -> dict[str, Seen]:
 def save_picture(
     path: Path, corrections: Sequence[Correction], *, before: Judgement, after: Judgement, title: str
 ) -> None:
-    """`before-after.png`: a row for each correction, then rows of held-out concepts."""
+    """`before-after.png`: a row for each edit, then rows of held-out concepts."""
     rows: dict[str, list[GridRow]] = {}
     headings = {
         "concept": "One concept for another",

@@ -68,7 +68,7 @@ def train_unet(options: Options) -> None:
     encoder = text_encoder.load(words, options.checkpoints)
     compressor = autoencoder.finished(pictures, options.checkpoints)
     shown = words(unet.shown_prompts(concepts), padding="max_length", return_tensors="pt").input_ids
-    work = unet.Work(
+    work = unet.TrainingInputs(
         art=pictures,
         latents=autoencoder.latents(compressor, pictures),
         bank=unet.encode_captions(concepts, words, encoder),

@@ -1,12 +1,12 @@
 """The text encoder: a small CLIP text model that learns what captions mean, then to be editable.
 
 `train_meaning`: the states of the end token and of the padding, which the U-Net reads, are classified by cosine to
-shared prototypes of concepts (a gendered profession is its own class) and of styles.
+shared prototypes. The prototypes are concepts, where a gendered profession is its own class, and styles.
 
 `train_editability`: a small CLIP trained so moves the concept into the end token in its first layers, and a change at
 the subject token in layer 10 does nothing. A large CLIP is not like that. Interchange interventions (Geiger et al.,
-2021) mend it: the change that turns subject a into subject b at the last subject token, taken after a layer from 4 to
-10 and often in another template, is put into a caption of a; what follows the subject must come out as the frozen
+2021) change that. The difference between subjects a and b at the last subject token, after a layer from 4 to 10 and
+often in another template, is put into a caption of a. What follows the subject must come out as the frozen
 encoder has it for b.
 """
 

@@ -1,4 +1,4 @@
-"""The tokenizer: CLIP's byte-level BPE, its merges learnt from the captions. Length 24, padded with the end token."""
+"""The tokenizer: CLIP's byte-level BPE, its merges learned from the captions. Length 24, padded with the end token."""
 
 import itertools
 import random

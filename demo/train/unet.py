@@ -152,7 +152,7 @@ def sample_batch(
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingInputs:
     """What every process needs."""
 
     art: Art
@@ -168,7 +168,7 @@ class Work:
     processes: int
 
 
-def train(work: Work) -> None:
+def train(work: TrainingInputs) -> None:
     """Train, or go on training, with `work.processes` one-thread processes; each takes its share of the batch."""
     for tensor in (
         work.bank.states,
@@ -186,7 +186,7 @@ def train(work: Work) -> None:
         spawn(_train_process, args=(work, f"{meeting}/store"), nprocs=work.processes)
 
 
-def _train_process(rank: int, work: Work, store: str | None) -> None:
+def _train_process(rank: int, work: TrainingInputs, store: str | None) -> None:
     if store is not None:
         torch.set_num_threads(1)
         distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=work.processes)

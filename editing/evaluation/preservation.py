@@ -90,8 +90,8 @@ def compare_captions(
 ) -> dict[str, dict[str, Interval]]:
     """Return the rows of both models.
 
-    "clip" is the CLIP score, "fid" the FID against the photographs, as papers report it, and "fid_base" that of the
-    edited model's pictures against the base's, which is 0 if the edits changed nothing.
+    "clip" is the CLIP score, and "fid" the FID against the photographs, as papers report it. "fid_base" is that
+    of the edited model's pictures against the base's. It is 0 if the edits changed nothing.
     """
     rows = {"base": {"clip": Interval.of(base.clip)}, "edited": {"clip": Interval.of(edited.clip)}}
     if base.features is not None and edited.features is not None:

@@ -55,8 +55,8 @@ def find_preserved_prefixes(
 ) -> Iterator[tuple[int, ...]]:
     """Yield prefixes whose last token keeps its value, besides the preserved prompts themselves.
 
-    These are what follows each source, and contexts of the preserved names that end in the same token as a source
-    ("ferris wheel" beside an edit of "cogwheel"), since the keys of that token are near the edit's.
+    These are what follows each source. They are also contexts of the preserved names that end in the same token as a
+    source, such as "ferris wheel" with an edit of "cogwheel". The keys of that token are near the edit's.
     """
     sources = sorted(set(sources))
     last_tokens = {tokenizer.locate("{}", source).prefix[-1] for source in sources}

@@ -3,11 +3,11 @@
 Keys and solves are float64. The published code scales C0 in float32 before it solves, which changes ΔW by up to 5e-4.
 A solution that is exact to rounding also gives the same float16 weights for any order of summation.
 
-Shapes: e edits, n columns of the edits (one each, or one for each context), c all columns (theirs, then the preserved
-ones), q edited layers, N nodes of the tree of prompts, d width, m MLP width.
+Shapes: e edits; n columns of the edits (one each, or one for each context); c all columns (theirs, then the preserved
+ones); q edited layers; N nodes of the tree of prompts; d width; m MLP width.
 
-Memory besides the encoder and the cached factors: four (N, d), three (m, c) in float64, the keys (N, m) of a small
-tree, one layer in float64, (e, e) cosines in float32, three (m, m) if c ≥ m, and the result, at most (d + m)·d a layer.
+Memory besides the encoder and the cached factors: four (N, d) and three (m, c) in float64; the keys (N, m) of a small
+tree; one layer in float64; (e, e) cosines in float32; three (m, m) if c ≥ m; the result, at most (d + m)·d a layer.
 """
 
 import copy

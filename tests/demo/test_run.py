@@ -12,14 +12,14 @@ from PIL import Image
 from demo.classify import Classes, Confidences
 from demo.concepts import read_concepts
 from demo.corrections import CORRECTIONS, FREE_PROMPTS, HELD_OUT, SEEDS, STYLED_CONCEPTS, Correction, held_out
-from demo.judge import Asked, Judgement, Seen, as_images, picture_count, report_of, save_picture
+from demo.judge import Judgement, PictureRequests, Seen, as_images, picture_count, report_of, save_picture
 from demo.memory import PeakMemory, descendants, held_mb
 from demo.run import DemoError, run
 
 CLASSES = Classes(("dog", "robot", "wolf", "cat"), ("noto", "twemoji"), ("man", "woman"))
 
 
-def seen(*, concept: Sequence[float] = (), style: Sequence[float] = (0.5, 0.5), count: int = 2) -> Seen:
+def seen_pictures(*, concept: Sequence[float] = (), style: Sequence[float] = (0.5, 0.5), count: int = 2) -> Seen:
     """Pictures of which the classifier says the same."""
     rows = torch.tensor([list(concept) or [0.25] * 4] * count)
     styles, genders = torch.tensor([list(style)] * count), torch.full((count, 2), 0.5)
@@ -68,7 +68,7 @@ class TestCorrections:
 
 class TestJudge:
     def test_every_prompt_with_every_seed(self) -> None:
-        asked = Asked.of(["a", "b"])
+        asked = PictureRequests.of(["a", "b"])
         assert asked.prompts == ("a", "b") * len(SEEDS)
         assert asked.seeds == tuple(seed for seed in SEEDS for _ in "ab")
 
@@ -81,19 +81,19 @@ class TestJudge:
         )
         before = Judgement(
             (
-                seen(concept=(0.9, 0.05, 0.05, 0.0)),
-                seen(concept=(0.2, 0.0, 0.1, 0.7)),
-                seen(style=(0.1, 0.9)),
+                seen_pictures(concept=(0.9, 0.05, 0.05, 0.0)),
+                seen_pictures(concept=(0.2, 0.0, 0.1, 0.7)),
+                seen_pictures(style=(0.1, 0.9)),
             ),
-            {"cat": seen(concept=(0.0, 0.0, 0.0, 1.0))},
+            {"cat": seen_pictures(concept=(0.0, 0.0, 0.0, 1.0))},
         )
         after = Judgement(
             (
-                seen(concept=(0.1, 0.8, 0.1, 0.0)),
-                seen(concept=(0.0, 0.0, 0.9, 0.1)),
-                seen(style=(0.7, 0.3)),
+                seen_pictures(concept=(0.1, 0.8, 0.1, 0.0)),
+                seen_pictures(concept=(0.0, 0.0, 0.9, 0.1)),
+                seen_pictures(style=(0.7, 0.3)),
             ),
-            {"cat": seen(concept=(0.1, 0.0, 0.0, 0.9))},
+            {"cat": seen_pictures(concept=(0.1, 0.0, 0.0, 0.9))},
         )
         report = report_of(corrections, before=before, after=after)
         dog, alias, style = report["edits"]
@@ -117,7 +117,8 @@ class TestJudge:
     def test_picture_is_saved(self, tmp_path: Path) -> None:
         names = [f"concept {number}" for number in range(20)]
         sides = [
-            Judgement(tuple(seen(count=10) for _ in CORRECTIONS), {name: seen() for name in names}) for _ in range(2)
+            Judgement(tuple(seen_pictures(count=10) for _ in CORRECTIONS), {name: seen_pictures() for name in names})
+            for _ in range(2)
         ]
         save_picture(tmp_path / "grid.png", CORRECTIONS, before=sides[0], after=sides[1], title="test")
         with Image.open(tmp_path / "grid.png") as grid:

@@ -33,7 +33,7 @@ def test_nothing_is_pickled_and_all_of_it_is_small() -> None:
 
 
 def test_diffusers_draws_it_as_it_lies() -> None:
-    """Without being told a dtype, as who pulls a version does."""
+    """Without a dtype, as clients load it."""
     loaded = DiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", local_files_only=True)
     loaded.set_progress_bar_config(disable=True)
     assert {loaded.text_encoder.dtype, loaded.unet.dtype, loaded.vae.dtype} == {torch.float32}

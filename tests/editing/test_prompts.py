@@ -1,4 +1,4 @@
-"""Where the subject ends in a prompt: by position, whatever the words are."""
+"""Where the subject ends in a prompt: by position, for any words."""
 
 from pathlib import Path
 

@@ -101,7 +101,7 @@ class TestExportTextEncoder:
 
 
 class TestEveryFamily:
-    """What is exported is what was edited, wherever it is loaded."""
+    """Exported files equal the edited model in each loader."""
 
     @pytest.fixture
     def exported(

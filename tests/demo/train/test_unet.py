@@ -69,7 +69,7 @@ def test_some_rows_lose_their_subject_and_some_their_caption(
 def test_training_and_drawing(
     bank: unet.Bank, art: Art, concepts: list[Concept], tmp_path: Path, processes: int
 ) -> None:
-    work = unet.Work(
+    work = unet.TrainingInputs(
         art=art,
         latents=Latents(torch.randn(len(art), 2, 4, 8, 8), torch.zeros(len(art), 2, 4, 8, 8)),
         bank=bank,

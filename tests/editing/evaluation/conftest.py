@@ -36,7 +36,7 @@ def clip(clip_folder: Path) -> Clip:
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
-    """Noise of different colours, as large as the model's."""
+    """Noise of different colors, as large as the model's."""
     noise = numpy.random.default_rng(0).integers(0, 256, (40, SIDE, SIDE, 3), dtype=numpy.uint8)
     noise[::2, :, :, 0] = 250
     return [Image.fromarray(picture) for picture in noise]

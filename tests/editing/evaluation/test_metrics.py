@@ -33,7 +33,7 @@ def moments(mean: list[float], covariance: list[list[float]]) -> FeatureMoments:
 
 class TestClip:
     def cosines(self, folder: Path, pictures: list[Image.Image], texts: list[str]) -> Tensor:
-        """(pictures, texts) by the model's own forward, from pixels normalised by hand."""
+        """(pictures, texts) by the model's own forward, from pixels normalized by hand."""
         model = CLIPModel.from_pretrained(folder).eval()
         tokenizer = PromptTokenizer.from_folder(folder)
         ids = torch.tensor([tokenizer.pad(tokenizer.encode(text).ids) for text in texts])
@@ -122,7 +122,7 @@ class TestFrechetDistance:
         assert compute_frechet_distance(*[FeatureMoments.from_features(features)] * 2) == pytest.approx(0, abs=1e-6)
 
     def test_distance_of_pictures(self) -> None:
-        """Features are the mean colours: red's and blue's moments by hand."""
+        """Features are the mean colors: red's and blue's moments by hand."""
 
         def extract(pictures: list[Image.Image]) -> Tensor:
             return torch.tensor([numpy.asarray(picture).mean((0, 1)).tolist() for picture in pictures])

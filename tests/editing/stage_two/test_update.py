@@ -272,7 +272,7 @@ class TestClosedForm:
     def test_many_contexts_are_columns_of_one_value(
         self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
-        """The same as so many edits, one for each prompt, whose neighbours are preserved prompts; weighed together."""
+        """The same as so many edits, one for each prompt, whose neighbors are preserved prompts; weighed together."""
         edits = [dataclasses.replace(edit, templates=("a photo of {}", "{}")) for edit in edits]
         preserve = ["bird", *(f"old {edit.source}" for edit in edits)]
         found = compute_update(
