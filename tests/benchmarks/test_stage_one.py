@@ -17,6 +17,8 @@ from editing.values import EditValue
 from tests.editing.values import first
 from tests.pipelines import write_pipeline
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from benchmarks import stage_two
 from benchmarks.measuring import difference
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--edits", "3", "--width", "64", "--mlp-width", "128", "--layers", "4", "--repeats", "1"]
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import statistics
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--captions", "80", "--width", "32", "--mlp-width", "64", "--layers", "3"]
 
 

@@ -28,6 +28,7 @@ def test_a_profession_is_balanced_and_the_others_stay() -> None:
     assert f"| doctor | {doctor['women']['before']:.1%}" in as_table(report)
 
 
+@pytest.mark.slow
 def test_an_unknown_profession_is_refused() -> None:
     command = [sys.executable, "-m", "demo.debias", "wizard"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])

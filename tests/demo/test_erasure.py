@@ -28,6 +28,7 @@ def test_one_style_goes_and_the_others_stay() -> None:
     assert f"| twemoji, erased | {erased['before']:.3f} |" in as_table(report)
 
 
+@pytest.mark.slow
 def test_an_unknown_style_is_refused() -> None:
     command = [sys.executable, "-m", "demo.erasure", "cubism"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])

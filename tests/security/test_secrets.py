@@ -26,7 +26,6 @@ SECRETS = {
     "redis_password": "redis-password-91bc",
     "webhook_secret_key": "webhook-key-" + "5d" * 20,
     "s3_secret_access_key": "s3-secret-e2d4c6",
-    "api_key": "em_0123456789ab_commands-key-aa17",
 }
 
 

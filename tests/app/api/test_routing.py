@@ -90,6 +90,7 @@ def test_a_slow_body_gets_408(monkeypatch: pytest.MonkeyPatch, chunks: tuple[tup
     assert b"too slowly" in body["body"]
 
 
+@pytest.mark.slow
 def test_a_body_that_keeps_arriving_is_read_past_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets 408 once it stops."""
     monkeypatch.setattr(routing, "MIN_BYTES_PER_SECOND", 1000)

@@ -25,6 +25,8 @@ from demo.concepts import WEIGHTS
 from tests.app.checkpoints.conftest import Service, register_folder
 from tests.app.conftest import issue_keys
 
+pytestmark = pytest.mark.slow
+
 SUITED = {"objective": "text", "optimization_steps": 150, "guidance_scale": 3.0, "num_inference_steps": 8}
 
 

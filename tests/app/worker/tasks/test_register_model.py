@@ -175,7 +175,7 @@ class TestShippedMoments:
         self.ship(copy)
         file = copy / "second_moments.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-        assert "holds no second moments" in problem(register("changed"))["detail"]
+        assert "has no second moments that can be read" in problem(register("changed"))["detail"]
 
 
 def test_a_second_attempt_finds_what_the_first_stored(
