@@ -138,7 +138,7 @@ def test_no_secret_is_told(
         "the database": dump(clean_database),
     }
     assert "Traceback" in told["the API's log"], "nothing was provoked"
-    assert "Redis does not answer" in told["the API's log"]
+    assert "Redis is unavailable" in told["the API's log"]
     tokens = [headers["Authorization"].removeprefix("Bearer ") for headers in keys.values()]
     secrets = [PASSWORD, *SECRETS.values(), *tokens, *born]
     for where, content in told.items():
