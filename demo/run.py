@@ -124,7 +124,7 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
         _judge(pipeline, when, weights=weights, stages=stages)
         for when, pipeline in {"before": base, "after": load_pipeline(out / "pulled")}.items()
     )
-    title = f"{len(CORRECTIONS)} corrections in {MODEL} {checkpoint.version}: the same prompts, the same seeds"
+    title = f"{len(CORRECTIONS)} edits in {MODEL} {checkpoint.version}: the same prompts, the same seeds"
     save_picture(out / "before-after.png", CORRECTIONS, before=before, after=after, title=title)
     return {
         **report_of(CORRECTIONS, before=before, after=after),
