@@ -1,5 +1,6 @@
 """The Makefile: which interpreter it accepts, and when it makes .venv again."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,9 @@ def write_interpreter(path: Path, version: str) -> Path:
 
 
 def run_make(clone: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["make", *arguments], cwd=clone, capture_output=True, text=True, timeout=60)
+    """Run make as from a shell, also when make itself runs the tests."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_old_python_is_named_with_what_to_do(clone: Path) -> None:
