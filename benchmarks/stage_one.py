@@ -30,9 +30,10 @@ from benchmarks.measuring import child
 from benchmarks.quality import Examiner, Task, compare
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
+from editing.condition import Condition
 from editing.edits import ConceptEdit, DestinationPrompt, Objective, StageOneSettings, fill_template
 from editing.pictures.draw import draw_pictures
-from editing.pipelines import Condition, EditablePipeline, load_pipeline
+from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.noise import add_noise, to_pixels
 from editing.stage_one.optimize import optimize_values

@@ -1,6 +1,6 @@
 """Load a diffusers pipeline for editing: only safetensors, only local files, no code from the folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from editing.chunks import ChunkSize
-from editing.encoders.clip import EditableEncoder, Encoding
+from editing.condition import Condition
+from editing.encoders.clip import EditableEncoder, join_encodings
 from editing.errors import UnsupportedPipeline
 from editing.families.layout import TOKENIZERS, detect_family, read_json
 from editing.prompts import PromptTokenizer
@@ -20,38 +21,6 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 _SAVED_MAPS = 1300
 """Memory that SD 1.x's U-Net keeps for the gradients of one latent, in feature maps of its first block (measured)."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the U-Net is conditioned on, for p prompts."""
-
-    states: Tensor
-    """(p, s, d): what cross-attention reads. Two encoders stand side by side, and d is the sum of their widths."""
-    pooled: Tensor | None = None
-    """(p, ·): the pooled output of SDXL's second encoder."""
-
-    @classmethod
-    def from_encodings(cls, encodings: Sequence[Encoding]) -> "Condition":
-        """Join the outputs of the pipeline's encoders, in order, for the same prompts."""
-        states = torch.cat([encoding.states for encoding in encodings], dim=-1)
-        return cls(states, encodings[-1].pooled_output if len(encodings) > 1 else None)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.states,) if self.pooled is None else (self.states, self.pooled)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
-        """Apply a function to each tensor."""
-        return Condition(*(change(tensor) for tensor in self.tensors))
-
-    def __getitem__(self, prompts: Tensor | slice) -> "Condition":
-        return self.map(lambda tensor: tensor[prompts])
-
-    def dot(self, other: "Condition") -> Tensor:
-        """Return the inner product with another condition, a float32 scalar."""
-        products = [(one.float() * two).sum() for one, two in zip(self.tensors, other.tensors, strict=True)]
-        return torch.stack(products).sum()
 
 
 @dataclass
@@ -114,7 +83,7 @@ class EditablePipeline:
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Encode prompts with every encoder as inference does: at the full length and without a mask."""
-        return Condition.from_encodings(
+        return join_encodings(
             [encoder.encode([encoder.tokenizer.encode(prompt).ids for prompt in prompts]) for encoder in self.encoders]
         )
 
@@ -172,7 +141,7 @@ class EditablePipeline:
         condition = self.encode(prompts)
         if guidance_scale != 1.0:
             empty = self._empty_condition.map(lambda tensor: tensor.expand(len(prompts), *tensor.shape[1:]))
-            condition = Condition(*map(torch.cat, zip(empty.tensors, condition.tensors, strict=True)))
+            condition = Condition.concatenate([empty, condition])
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)  # has state: one per run
         scheduler.set_timesteps(num_inference_steps)
         latents = latents * scheduler.init_noise_sigma

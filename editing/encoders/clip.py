@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.condition import Condition
 from editing.errors import UnsupportedPipeline
 from editing.families.layout import choose_default_layers
 from editing.prompts import PromptTokenizer
@@ -27,6 +28,12 @@ class Encoding:
     pooled_output: Tensor
     """(p, ·): the state at EOS after the last layer and the final norm, projected if the encoder has a projection.
     This is E_eos of Eq. 2, and the pooled output of SDXL's second encoder."""
+
+
+def join_encodings(encodings: Sequence[Encoding]) -> Condition:
+    """Join the outputs of the pipeline's encoders, in order, for the same prompts: side by side."""
+    states = torch.cat([encoding.states for encoding in encodings], dim=-1)
+    return Condition(states, pooled=encodings[-1].pooled_output if len(encodings) > 1 else None)
 
 
 class EditableEncoder:

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editing.condition import Condition
 from editing.edits import ConceptEdit
+from editing.encoders.clip import join_encodings
 from editing.errors import Cancelled, EditingError, OptimizationDiverged
-from editing.pipelines import Condition, EditablePipeline
+from editing.pipelines import EditablePipeline
 from editing.stage_one.optimization import Optimization, build_optimizations
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
 from editing.stage_one.prompt_batch import PromptBatch
@@ -226,7 +228,7 @@ class _Batch:
             # product of the condition and G carries it on into the encoders.
             noise = torch.zeros_like(losses)
             if self._noisy:
-                condition = Condition.from_encodings(encodings)
+                condition = join_encodings(encodings)
                 noise, gradient = compute_noise_losses(self._pipeline, optimizations, prompts, condition)
                 total = total + condition.dot(gradient)
             # Step 4: the gradient of every row. Rows share only weights without gradients, so the sum of the losses

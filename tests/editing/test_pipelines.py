@@ -10,9 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Generator, Tensor
 
+from editing.condition import Condition
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.errors import UnsafePipeline, UnsupportedPipeline
-from editing.pipelines import Condition, EditablePipeline, load_pipeline
+from editing.pipelines import EditablePipeline, load_pipeline
 from editing.stage_one.optimize import optimize_values
 from editing.values import EditValue
 from tests.editing.values import first
@@ -35,7 +36,7 @@ def diffusers_condition(diffusers: Any, prompts: list[str]) -> Condition:
         encoded = diffusers.encode_prompt(
             prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-    return Condition(encoded[0], encoded[2] if isinstance(diffusers, StableDiffusionXLPipeline) else None)
+    return Condition(encoded[0], pooled=encoded[2] if isinstance(diffusers, StableDiffusionXLPipeline) else None)
 
 
 class TestLoadPipeline:

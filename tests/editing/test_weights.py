@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from editing.condition import Condition
 from editing.encoders.clip import EditableEncoder
 from editing.errors import UnsupportedPipeline
-from editing.pipelines import Condition, EditablePipeline, load_pipeline
+from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments
 from editing.stage_two.update import Update, apply_temporarily, compute_update

@@ -21,8 +21,9 @@ from editing.edits import (
     ReferenceImages,
     StageOneSettings,
 )
+from editing.encoders.clip import join_encodings
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimizationDiverged
-from editing.pipelines import Condition, EditablePipeline
+from editing.pipelines import EditablePipeline
 from editing.stage_one import noise, optimization
 from editing.stage_one.optimization import build_optimizations
 from editing.stage_one.optimize import StageOneProgress, compute_noise_losses, optimize_values
@@ -286,7 +287,7 @@ class TestNoiseObjectives:
         prompts = PromptBatch(pipeline, running)
         width = sum(encoder.width for encoder in pipeline.encoders)
         deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        condition = Condition.from_encodings(prompts.encode(deltas))
+        condition = join_encodings(prompts.encode(deltas))
         losses, gradient = compute_noise_losses(pipeline, running, prompts, condition)
         (chunked,) = torch.autograd.grad(condition.dot(gradient), deltas, retain_graph=True)
 
