@@ -13,6 +13,7 @@ model's classifier judges pictures before and after stage II.
 
 import argparse
 import dataclasses
+import functools
 import json
 import resource
 import tempfile
@@ -32,10 +33,11 @@ from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
 from editing.condition import Condition
 from editing.edits import ConceptEdit, DestinationPrompt, Objective, StageOneSettings, fill_template
+from editing.generators.unet import UNet
 from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
-from editing.stage_one.noise import add_noise, to_pixels
+from editing.stage_one.noise import to_pixels
 from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import compute_update
 from editing.values import EditValue, EncoderValue
@@ -79,7 +81,12 @@ def mid_size_pipeline(*, side: int = 16, channels: Sequence[int] = (96, 192)) ->
         down_block_types=("CrossAttnDownBlock2D",) * len(channels),
         up_block_types=("CrossAttnUpBlock2D",) * len(channels),
     )
-    return dataclasses.replace(pipeline, unet=unet.requires_grad_(False).eval())
+    small = pipeline.generator
+    scale = small.autoencoder.downscale
+    generator = UNet(
+        unet.requires_grad_(False).eval(), small.autoencoder, small.scheduler, image_size=(side * scale, side * scale)
+    )
+    return dataclasses.replace(pipeline, generator=generator)
 
 
 def describe_settings(case: str, side: str) -> StageOneSettings:
@@ -141,13 +148,12 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
         text = at_eos.square().mean()
         loss = text
         if pixels is not None:
+            latents = pipeline.generator.encode_images(pixels).sample(rows, generator=generator)
+            noised = pipeline.generator.add_noise(latents, generator=generator)
+            predict = functools.partial(pipeline.generator.predict, noised.noisy, noised.timesteps)
             with torch.no_grad():
-                posterior = pipeline.vae.encode(pixels).latent_dist
-            latents = posterior.sample(generator) * pipeline.vae.config.scaling_factor
-            x_t, t, _ = add_noise(pipeline, latents, generator=generator)
-            with torch.no_grad():
-                target = pipeline.predict(x_t, t, Condition(wanted))
-            loss = (pipeline.predict(x_t, t, Condition(said)) - target).square().mean() + settings.text_weight * text
+                target = predict(Condition(wanted))
+            loss = (predict(Condition(said)) - target).square().mean() + settings.text_weight * text
         assert hidden is not None
         loss = loss + settings.weight_decay * delta.square().sum() / hidden.square().sum()
         optimizer.zero_grad()
@@ -174,7 +180,7 @@ def plain_pictures(pipeline: EditablePipeline, edit: ConceptEdit) -> Tensor | No
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
     )
-    return torch.stack([to_pixels(picture, size=pipeline.image_size) for picture in drawn])
+    return torch.stack([to_pixels(picture, size=pipeline.generator.image_size) for picture in drawn])
 
 
 def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out: Path) -> Cost:

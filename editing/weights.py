@@ -93,10 +93,10 @@ def load_temporarily(module: nn.Module, path: str | Path) -> Iterator[None]:
 def load_components_temporarily(pipeline: EditablePipeline, files: Iterable[tuple[str, str | Path]]) -> Iterator[None]:
     """Load files into a pipeline, each given with its component's name, and restore its weights on exit."""
     modules: dict[str, nn.Module] = {encoder.name: encoder.model for encoder in pipeline.encoders}
+    modules[pipeline.generator.component] = pipeline.generator.network
     with ExitStack() as stack:
         for component, path in files:
-            module = modules.get(component) or getattr(pipeline, component)
-            stack.enter_context(load_temporarily(module, path))
+            stack.enter_context(load_temporarily(modules[component], path))
         yield
 
 

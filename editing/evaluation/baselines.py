@@ -43,7 +43,7 @@ class CrossAttention:
         progress: Progress | None = None,
     ) -> Iterator[None]:
         update = compute_cross_attention_update(pipeline, edits, progress=progress, **self.settings)
-        with apply_temporarily(pipeline.unet, update):
+        with apply_temporarily(pipeline.generator, update):
             yield
 
 

@@ -47,7 +47,8 @@ class Benchmark:
     @cached_property
     def digests(self) -> dict[str, str]:
         """The sha256 of what results depend on: weights of the model and the classifier, and the statistics."""
-        model = (self.pipeline.unet, self.pipeline.vae, *(encoder.model for encoder in self.pipeline.encoders))
+        generator = self.pipeline.generator
+        model = (generator.network, generator.autoencoder.model, *(encoder.model for encoder in self.pipeline.encoders))
         classifier = getattr(self.classifier, "model", self.classifier)
         return {
             "model": _hash_tensors(tensor for module in model for tensor in module.state_dict().values()),

@@ -109,7 +109,7 @@ def choose_held_out(classifier: Classifier, edits: Sequence[ConceptEdit], *, cou
 def describe_environment(pipeline: EditablePipeline) -> dict[str, Any]:
     """Describe what pictures depend on besides the request: sampler, precision, device and versions."""
     return {
-        "sampler": type(pipeline.scheduler).__name__,
+        "sampler": type(pipeline.generator.scheduler).__name__,
         "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
         "engine": ENGINE_VERSION,

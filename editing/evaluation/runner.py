@@ -144,7 +144,7 @@ def describe_settings(benchmark: Benchmark) -> dict[str, Any]:
     pipeline = benchmark.pipeline
     return {
         "benchmark": benchmark.name,
-        "sampler": type(pipeline.scheduler).__name__,
+        "sampler": type(pipeline.generator.scheduler).__name__,
         "num_inference_steps": benchmark.num_inference_steps,
         "guidance_scale": benchmark.guidance_scale,
         "dtype": str(pipeline.encoder.dtype).removeprefix("torch."),

@@ -36,8 +36,7 @@ def draw_pictures(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
-        vae = pipeline.vae
-        pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (b, 3, h, w)
+        pixels = pipeline.generator.decode(latents)  # (b, 3, h, w)
         levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()  # (b, h, w, 3)
         pictures += [Image.fromarray(picture.contiguous().numpy()) for picture in levels]
     return pictures

@@ -1,4 +1,4 @@
-"""The noised latents of the noise losses of stage I, and what the U-Net should predict for them.
+"""The noised latents of the noise losses of stage I, and what the generator should predict for them.
 
 Shapes: c, h, w latent channels, height and width; b noised latents.
 """
@@ -21,11 +21,11 @@ class NoiseBatch:
     noisy: Tensor
     """x_t (b, c, h, w) float32"""
     timesteps: Tensor
-    """t (b,)"""
+    """t (b,), in the unit of the scheduler"""
     target: Tensor
-    """(b, c, h, w) float32: ε(x_t, E(p̂), t) of Eq. 3, or ε_t of Eq. 4"""
+    """(b, c, h, w) float32: ε(x_t, E(p̂), t) of Eq. 3, or ε_t of Eq. 4; v or ε - x_0 for generators of that kind"""
     templates: Tensor
-    """(b,): the template whose source prompt the U-Net gets for each latent"""
+    """(b,): the template whose source prompt the generator gets for each latent"""
 
 
 class NoiseSource(Protocol):
@@ -58,12 +58,12 @@ class DestinationNoise:
             guidance_scale=settings.guidance_scale,
         )
         image = torch.arange(settings.noise_pool_size) % settings.num_images  # (pool,)
-        noisy, timesteps, _ = add_noise(pipeline, latents[image], generator=generator)
+        noised = pipeline.generator.add_noise(latents[image], generator=generator)
         condition = pipeline.encode(destinations)  # E(p̂), one row for each template
         templates = (image % len(destinations)).to(pipeline.device)  # (pool,)
         # The target of Eq. 3 does not depend on δ: one prediction for each latent serves all steps.
-        target = pipeline.predict_in_chunks(noisy, timesteps, condition[templates])
-        self._pool = NoiseBatch(noisy, timesteps, target, templates)
+        target = pipeline.generator.predict_in_chunks(noised.noisy, noised.timesteps, condition[templates])
+        self._pool = NoiseBatch(noised.noisy, noised.timesteps, target, templates)
         self._size = settings.noise_batch_size
         self._generator = generator
 
@@ -74,10 +74,10 @@ class DestinationNoise:
 
 
 class ReferenceNoise:
-    """Eq. 4: x_t comes from the reference images; the target is the added noise, or the velocity for such U-Nets.
+    """Eq. 4: x_t comes from the reference images; the target is what the generator is trained on, such as the noise.
 
-    The images are encoded once, and each x_0 is a sample of the autoencoder's posterior. The target needs no U-Net, so
-    each step draws fresh noise instead of taking it from a pool.
+    The images are encoded once, and each x_0 is a sample of the autoencoder's posterior. The target needs no pass of
+    the generator, so each step draws fresh noise instead of taking it from a pool.
     """
 
     def __init__(
@@ -89,44 +89,20 @@ class ReferenceNoise:
         settings: StageOneSettings,
         generator: torch.Generator,
     ) -> None:
-        pixels = torch.stack([to_pixels(image, size=pipeline.image_size, index=i) for i, image in enumerate(images)])
-        with torch.no_grad():
-            vae = pipeline.vae
-            posterior = vae.encode(pixels.to(pipeline.device, vae.dtype)).latent_dist
-        self._mean = posterior.mean.float()  # (images, c, h, w)
-        self._std = posterior.std.float()  # (images, c, h, w)
+        size = pipeline.generator.image_size
+        pixels = torch.stack([to_pixels(image, size=size, index=i) for i, image in enumerate(images)])
+        self._latents = pipeline.generator.encode_images(pixels)
         self._pipeline = pipeline
         self._templates = templates
         self._size = settings.noise_batch_size
         self._generator = generator
 
     def draw_batch(self) -> NoiseBatch:
-        image = torch.randint(len(self._mean), (self._size,), generator=self._generator)  # (b,)
+        image = torch.randint(len(self._latents.mean), (self._size,), generator=self._generator)  # (b,)
         templates = torch.randint(self._templates, (self._size,), generator=self._generator)  # (b,)
-        mean, std = self._mean[image], self._std[image]
-        sample = mean + std * torch.randn(mean.shape, generator=self._generator).to(mean.device)
-        latents = sample * self._pipeline.vae.config.scaling_factor  # x_0
-        noisy, timesteps, noise = add_noise(self._pipeline, latents, generator=self._generator)
-        target = noise
-        if self._pipeline.predicts_velocity:
-            # v = √ᾱ_t ε - √(1-ᾱ_t) x_0 (Salimans and Ho, 2022)
-            signal = self._pipeline.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-            target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-        return NoiseBatch(noisy, timesteps, target, templates.to(mean.device))
-
-
-def add_noise(
-    pipeline: EditablePipeline, latents: Tensor, *, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (b, c, h, w) at uniform t, with t (b,) and ε.
-
-    Random numbers are drawn on the CPU, so that a seed gives the same on any device.
-    """
-    alphas = pipeline.alphas_cumprod
-    timesteps = torch.randint(len(alphas), (len(latents),), generator=generator).to(latents.device)
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    signal = alphas[timesteps].view(-1, 1, 1, 1)  # ᾱ_t
-    return signal.sqrt() * latents + (1 - signal).sqrt() * noise, timesteps, noise
+        latents = self._latents.sample(image, generator=self._generator)  # x_0 (b, c, h, w)
+        noised = self._pipeline.generator.add_noise(latents, generator=self._generator)
+        return NoiseBatch(noised.noisy, noised.timesteps, noised.target, templates.to(latents.device))
 
 
 def to_pixels(image: Image.Image, *, size: tuple[int, int], index: int = 0) -> Tensor:

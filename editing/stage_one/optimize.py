@@ -5,8 +5,8 @@
     loss = L_noise + text_weight · L_txt + weight_decay · ‖δ‖²/‖h‖²                                           (Eq. 6)
 
 L_txt (Eq. 2) compares the encoder's output at EOS with that for the destination; L_noise (Eq. 3 or 4) compares the
-U-Net's predictions. Many edits share a batch. A pipeline with several encoders has a δ in each, at a layer of its own,
-and one loss: they are optimized together.
+generator's predictions. Many edits share a batch. A pipeline with several encoders has a δ in each, at a layer of its
+own, and one loss: they are optimized together.
 
 Shapes: e optimizations in a batch, p prompts (all templates of all optimizations), b noised latents, d width of an
 encoder, D the sum of the encoders' widths.
@@ -15,7 +15,7 @@ encoder, D the sum of the encoders' widths.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from editing.condition import Condition
 from editing.edits import ConceptEdit
 from editing.encoders.clip import join_encodings
 from editing.errors import Cancelled, EditingError, OptimizationDiverged
+from editing.generators.generator import Generator
 from editing.pipelines import EditablePipeline
 from editing.stage_one.optimization import Optimization, build_optimizations
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
@@ -70,7 +71,7 @@ def optimize_values(
             groups.append(build_optimizations(edit, pipeline, index=index))
         except EditingError as error:
             outcomes[index] = error
-    # The text steps of all edits come first: they need no U-Net, and hundreds of δ fit into one batch.
+    # The text steps of all edits come first: they need no generator, and hundreds of δ fit into one batch.
     for noisy in (False, True):
         for waiting in _group_by_batch(groups, noisy=noisy):
             batch = _Batch(pipeline, waiting, noisy=noisy, max_batch=max_batch, cancelled=cancelled)
@@ -220,7 +221,7 @@ class _Batch:
             # Step 1: the encoders with δ in place.
             deltas = optimizer.points.detach().requires_grad_()  # (e, D)
             encodings = prompts.encode(deltas)
-            # Step 2: the losses without the U-Net, Eq. 2 and the regularizer.
+            # Step 2: the losses without the generator, Eq. 2 and the regularizer.
             text = prompts.text_losses(encodings)  # (e,)
             losses = text * prompts.text_weights + prompts.regularizer(deltas)  # (e,)
             total = losses.sum()
@@ -229,7 +230,7 @@ class _Batch:
             noise = torch.zeros_like(losses)
             if self._noisy:
                 condition = join_encodings(encodings)
-                noise, gradient = compute_noise_losses(self._pipeline, optimizations, prompts, condition)
+                noise, gradient = compute_noise_losses(self._pipeline.generator, optimizations, prompts, condition)
                 total = total + condition.dot(gradient)
             # Step 4: the gradient of every row. Rows share only weights without gradients, so the sum of the losses
             # gives each δ its own gradient, and a loss that is not finite affects its own δ alone.
@@ -267,15 +268,16 @@ def _draw_noise(pipeline: EditablePipeline, group: Group) -> None:
 
 
 def compute_noise_losses(
-    pipeline: EditablePipeline, running: Sequence[Optimization], prompts: PromptBatch, condition: Condition
+    generator: Generator, running: Sequence[Optimization], prompts: PromptBatch, condition: Condition
 ) -> tuple[Tensor, Condition]:
     """Return L_noise (e,) of Eq. 3 or 4, and its gradient with respect to the condition of the p prompts.
 
-    The U-Net runs and is differentiated on a few latents at a time, so that its activations are never all in memory.
-    The gradient stops at the condition; the caller carries it through the encoders in one pass.
+    The generator runs and is differentiated on a few latents at a time, so that its activations fit into memory. The
+    gradient stops at the condition; the caller carries it through the encoders in one pass.
     """
-    leaf = condition.map(lambda tensor: tensor.detach().requires_grad_())
-    gradient = leaf.map(lambda tensor: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False))
+    leaf = condition.map(lambda tensor: tensor.detach().requires_grad_(tensor.is_floating_point()))
+    inputs = replace(leaf, mask=None)
+    gradient = inputs.map(lambda tensor: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False))
     drawn = [optimization.noise.draw_batch() for optimization in running if optimization.noise]
     noisy = torch.cat([batch.noisy for batch in drawn])  # x_t (b, c, h, w)
     timesteps = torch.cat([batch.timesteps for batch in drawn])  # (b,)
@@ -287,13 +289,13 @@ def compute_noise_losses(
     share = 1 / size[owner]  # (b,): L_noise is a mean over the latents of a row
 
     def differentiate(chunk: slice) -> Tensor:
-        prediction = pipeline.predict(noisy[chunk], timesteps[chunk], leaf[prompt[chunk]])
+        prediction = generator.predict(noisy[chunk], timesteps[chunk], leaf[prompt[chunk]])
         errors = (prediction - target[chunk]).square().mean((1, 2, 3)) * share[chunk]  # (chunk,)
-        for total, own in zip(gradient.tensors, torch.autograd.grad(errors.sum(), leaf.tensors), strict=True):
+        for total, own in zip(gradient.tensors, torch.autograd.grad(errors.sum(), inputs.tensors), strict=True):
             total.add_(own)
         return errors.detach()
 
-    errors = torch.cat(pipeline.unet_chunks.run_in_chunks(len(noisy), differentiate))  # (b,)
+    errors = torch.cat(generator.chunks.run_in_chunks(len(noisy), differentiate))  # (b,)
     return torch.zeros(len(drawn), device=prompt.device).index_add_(0, owner, errors), gradient
 
 

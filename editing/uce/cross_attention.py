@@ -30,12 +30,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 from editing.edits import ConceptEdit
-from editing.errors import InvalidEdit, SingularSecondMoment, UnsupportedPipeline
+from editing.errors import InvalidEdit, SingularSecondMoment
+from editing.generators.generator import Generator
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
 from editing.second_moments.factors import estimate_condition_number, factorize
@@ -91,7 +90,7 @@ def compute_cross_attention_update(
     _check_arguments(
         erase_scale=erase_scale, preserve_scale=preserve_scale, regularization_weight=regularization_weight
     )
-    projections = find_projections(pipeline.unet)
+    projections = pipeline.generator.text_projections
     width = next(iter(projections.values())).in_features
     conflicts = find_declared_conflicts(
         [edit.source for edit in edits], [list_destination_names(edit.destination) for edit in edits]
@@ -137,26 +136,13 @@ def compute_cross_attention_update(
 
 @contextmanager
 @torch.no_grad()
-def apply_temporarily(unet: UNet2DConditionModel, update: CrossAttentionUpdate) -> Iterator[UNet2DConditionModel]:
-    """Apply the update and restore the U-Net's weights on exit, bit for bit."""
-    weights = [linear.weight for linear in find_projections(unet).values()]
+def apply_temporarily(generator: Generator, update: CrossAttentionUpdate) -> Iterator[None]:
+    """Apply the update and restore the generator's weights on exit, bit for bit."""
+    weights = [linear.weight for linear in generator.text_projections.values()]
     with restore_weights(weights):
         for weight in weights:
             weight.copy_(weight.double() + update.to_dense(weight))
-        yield unet
-
-
-def find_projections(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
-    """Return the key and value projections (o, d) of every cross-attention by name. Raises `UnsupportedPipeline`."""
-    projections: dict[str, nn.Linear] = {}
-    for name, module in unet.named_modules():
-        if isinstance(module, Attention) and module.is_cross_attention:
-            projections |= {f"{name}.to_k": module.to_k, f"{name}.to_v": module.to_v}
-    if len({projection.in_features for projection in projections.values()}) != 1:
-        raise UnsupportedPipeline(
-            "the U-Net has no cross-attention, or its cross-attention reads states of several widths"
-        )
-    return projections
+        yield
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def test_sources_are_drawn_as_destinations_and_others_do_not_change(
     update = compute_cross_attention_update(
         emoji, edits, preserve=preserve, preserve_scale=1.0, regularization_weight=100.0
     )
-    with apply_temporarily(emoji.unet, update):
+    with apply_temporarily(emoji.generator, update):
         reached, kept = confidence(emoji, classifier, TARGETS), confidence(emoji, classifier, held_out)
     assert reached > 0.8
     assert kept > before - 0.05
@@ -67,7 +67,7 @@ def test_sources_are_drawn_as_destinations_and_others_do_not_change(
 def test_erased_concept_is_not_drawn(emoji: EditablePipeline, classifier: Classifier) -> None:
     assert confidence(emoji, classifier, {"guitar": "guitar"}) > 0.8
     update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", Erasure())], regularization_weight=100.0)
-    with apply_temporarily(emoji.unet, update):
+    with apply_temporarily(emoji.generator, update):
         assert confidence(emoji, classifier, {"guitar": "guitar"}) < 0.2
 
 
@@ -75,7 +75,7 @@ def test_balance_follows_its_weights(emoji: EditablePipeline, classifier: Classi
     def violins(weight: float) -> float:
         balance = Balance({"violin": weight, "cactus": 1 - weight})
         update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", balance)], regularization_weight=100.0)
-        with apply_temporarily(emoji.unet, update):
+        with apply_temporarily(emoji.generator, update):
             return confidence(emoji, classifier, {"guitar": "violin"})
 
     assert violins(0.95) > violins(0.05) + 0.5

@@ -42,20 +42,21 @@ def diffusers_condition(diffusers: Any, prompts: list[str]) -> Condition:
 class TestLoadPipeline:
     def test_modules_take_no_gradients(self, any_pipeline: EditablePipeline) -> None:
         encoders = (encoder.model for encoder in any_pipeline.encoders)
-        for model in (*encoders, any_pipeline.unet, any_pipeline.vae):
+        for model in (*encoders, any_pipeline.generator.network, any_pipeline.generator.autoencoder.model):
             assert not model.training
             assert not any(parameter.requires_grad for parameter in model.parameters())
 
     def test_latent_and_image_sizes(self, pipeline: EditablePipeline) -> None:
-        assert pipeline.latent_shape == (4, 8, 8)
-        assert pipeline.image_size == (16, 16)
+        assert pipeline.generator.latent_shape == (4, 8, 8)
+        assert pipeline.generator.image_size == (16, 16)
         assert pipeline.tokenizer.max_length == LENGTH
 
     def test_each_family_is_loaded(
         self, pipeline: EditablePipeline, sd2: EditablePipeline, sdxl: EditablePipeline
     ) -> None:
         assert [len(p.encoders) for p in (pipeline, sd2, sdxl)] == [1, 1, 2]
-        assert [p.predicts_velocity for p in (pipeline, sd2, sdxl)] == [False, True, False]
+        predicted = [p.generator.scheduler.config.prediction_type for p in (pipeline, sd2, sdxl)]
+        assert predicted == ["epsilon", "v_prediction", "epsilon"]
         assert [encoder.tokenizer.pad_id for encoder in (*sd2.encoders, *sdxl.encoders)] == [
             0,
             sdxl.tokenizer.eos_id,
@@ -112,7 +113,9 @@ class TestPredict:
         assert len(calls) == 3
         for noisy, timestep, expected in calls:
             with torch.no_grad():
-                prediction = any_pipeline.predict(noisy, timestep.expand(1), any_pipeline.encode(PROMPTS[1:2]))
+                prediction = any_pipeline.generator.predict(
+                    noisy, timestep.expand(1), any_pipeline.encode(PROMPTS[1:2])
+                )
             torch.testing.assert_close(prediction, expected, **EXACT)
 
 
@@ -150,10 +153,10 @@ def _seeded() -> Generator:
 
 class TestPrecision:
     def test_bfloat16_agrees_with_float32(self, folder: Path, pipeline: EditablePipeline) -> None:
-        assert not pipeline.mixed_precision  # the CPU gains nothing by it
-        mixed = load_pipeline(folder, mixed_precision=True)
+        assert pipeline.generator.network.dtype == torch.float32  # the CPU gains nothing by less
+        mixed = load_pipeline(folder, generator_dtype=torch.bfloat16)
         inputs = latents(pipeline)
-        exact, rounded = pipeline.predict_in_chunks(*inputs), mixed.predict_in_chunks(*inputs)
+        exact, rounded = (p.generator.predict_in_chunks(*inputs) for p in (pipeline, mixed))
         assert rounded.dtype == torch.float32
         assert 0 < float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
@@ -162,19 +165,19 @@ class TestPrecision:
         monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
         load_pipeline(folder)
         assert compiled == []
-        pipeline = load_pipeline(folder, compile_unet=True)
-        assert compiled == [pipeline.unet]
+        pipeline = load_pipeline(folder, compile_generator=True)
+        assert compiled == [pipeline.generator.network]
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     def test_gpu_agrees_with_the_cpu(self, folder: Path, pipeline: EditablePipeline) -> None:
         gpu = load_pipeline(folder, device="cuda")
-        assert gpu.mixed_precision
-        assert 1 <= gpu.unet_chunks.size <= 256
+        assert gpu.generator.network.dtype == torch.bfloat16
+        assert gpu.encoder.dtype == torch.float32
         inputs = latents(pipeline)
         exact, rounded = (
-            pipeline.predict_in_chunks(*inputs),
-            gpu.predict_in_chunks(inputs[0].cuda(), inputs[1].cuda(), inputs[2].map(Tensor.cuda)).cpu(),
+            pipeline.generator.predict_in_chunks(*inputs),
+            gpu.generator.predict_in_chunks(inputs[0].cuda(), inputs[1].cuda(), inputs[2].map(Tensor.cuda)).cpu(),
         )
         assert float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
@@ -197,5 +200,5 @@ class TestPrecision:
 
 
 def latents(pipeline: EditablePipeline) -> tuple[Tensor, Tensor, Condition]:
-    noisy = torch.randn(5, *pipeline.latent_shape, generator=_seeded())
+    noisy = torch.randn(5, *pipeline.generator.latent_shape, generator=_seeded())
     return noisy, torch.arange(0, 1000, 200), pipeline.encode(["cat", "dog", "a", "b", "c"])

@@ -263,7 +263,7 @@ def test_the_emoji_model_draws_the_destination(service: Service, tmp_path: Path)
     pulled = pull(service, tmp_path / "pulled", name="emoji", revision="v1")
     base, edited = load_pipeline(WEIGHTS / "pipeline"), load_pipeline(pulled)
     told = DiffusionPipeline.from_pretrained(pulled).unet.state_dict()
-    assert all(torch.equal(told[name], tensor) for name, tensor in edited.unet.state_dict().items())
+    assert all(torch.equal(told[name], tensor) for name, tensor in edited.generator.network.state_dict().items())
     classifier = load_classifier(WEIGHTS / "classifier.safetensors")
     prompts = ["a cute pizza", "a drawing of a pizza", "look at this pizza"]
 

@@ -22,13 +22,13 @@ NAMES = ("uce", "refact", "finetune")
 
 
 def weights(pipeline: EditablePipeline) -> dict[str, Tensor]:
-    modules = {"unet": pipeline.unet, **{encoder.name: encoder.model for encoder in pipeline.encoders}}
+    modules = {"unet": pipeline.generator.network, **{encoder.name: encoder.model for encoder in pipeline.encoders}}
     return {f"{name}/{key}": t.clone() for name, own in modules.items() for key, t in own.state_dict().items()}
 
 
 def told(pipeline: EditablePipeline, prompt: str) -> Tensor:
     """What a cross-attention's values make of a prompt's end of text: all three methods change it."""
-    attention = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    attention = pipeline.generator.network.mid_block.attentions[0].transformer_blocks[0].attn2
     with torch.no_grad():
         return attention.to_v(pipeline.encode([prompt]).states[0, pipeline.tokenizer.encode(prompt).eos_index])
 

@@ -31,7 +31,11 @@ SHORT: dict[str, Method] = {
 
 
 def weights(pipeline: EditablePipeline) -> list[Tensor]:
-    modules = [pipeline.unet, pipeline.vae, *(encoder.model for encoder in pipeline.encoders)]
+    modules = [
+        pipeline.generator.network,
+        pipeline.generator.autoencoder.model,
+        *(encoder.model for encoder in pipeline.encoders),
+    ]
     return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
 
 

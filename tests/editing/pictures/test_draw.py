@@ -20,10 +20,13 @@ class TestDraw:
         self, folder: Path, pipeline: EditablePipeline, guidance_scale: float
     ) -> None:
         reference = StableDiffusionPipeline.from_pretrained(folder)
-        reference.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        reference.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.generator.scheduler.config)
         reference.set_progress_bar_config(disable=True)
         latents = torch.stack(
-            [torch.randn(pipeline.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)]
+            [
+                torch.randn(pipeline.generator.latent_shape, generator=torch.Generator().manual_seed(seed))
+                for seed in (5, 6)
+            ]
         )
         expected = reference(
             list(PROMPTS), latents=latents, num_inference_steps=4, guidance_scale=guidance_scale, output_type="np"

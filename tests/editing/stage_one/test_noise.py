@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from editing.edits import StageOneSettings
 from editing.errors import ImageRejected
 from editing.pipelines import EditablePipeline
-from editing.stage_one.noise import DestinationNoise, NoiseBatch, ReferenceNoise, add_noise, to_pixels
+from editing.stage_one.noise import DestinationNoise, NoiseBatch, ReferenceNoise, to_pixels
 
 SETTINGS = StageOneSettings(
     num_images=3, noise_pool_size=12, noise_batch_size=5, num_inference_steps=2, guidance_scale=2.0
@@ -40,31 +40,32 @@ def reference_noise(pipeline: EditablePipeline, *, seed: int = 0) -> ReferenceNo
 
 def clean(pipeline: EditablePipeline, batch: NoiseBatch, noise: Tensor) -> Tensor:
     """x_0, back from x_t."""
-    signal = pipeline.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    signal = pipeline.generator.scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     return (batch.noisy - (1 - signal).sqrt() * noise) / signal.sqrt()
 
 
 def test_add_noise_equals_the_schedulers(pipeline: EditablePipeline) -> None:
-    latents = torch.ones(6, *pipeline.latent_shape)
-    noisy, timesteps, noise = add_noise(pipeline, latents, generator=Generator().manual_seed(0))
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    torch.testing.assert_close(noisy, scheduler.add_noise(latents, noise, timesteps))
+    latents = torch.ones(6, *pipeline.generator.latent_shape)
+    noised = pipeline.generator.add_noise(latents, generator=Generator().manual_seed(0))
+    scheduler = DDPMScheduler.from_config(pipeline.generator.scheduler.config)
+    torch.testing.assert_close(noised.noisy, scheduler.add_noise(latents, noised.target, noised.timesteps))
 
 
 def test_sdxl_input_equals_that_of_its_euler_solver(sdxl: EditablePipeline) -> None:
     """Euler's x_0 + σ ε, scaled as it scales the U-Net's input, is our x_t."""
     assert sdxl.folder
     euler = EulerDiscreteScheduler.from_pretrained(sdxl.folder / "scheduler")
-    latents = torch.randn(1, *sdxl.latent_shape, generator=Generator().manual_seed(1))
+    latents = torch.randn(1, *sdxl.generator.latent_shape, generator=Generator().manual_seed(1))
     for seed in range(5):
-        noisy, timesteps, noise = add_noise(sdxl, latents, generator=Generator().manual_seed(seed))
-        euler.set_timesteps(timesteps=timesteps.tolist())
-        fed = euler.scale_model_input(euler.add_noise(latents, noise, euler.timesteps), euler.timesteps[0])
-        torch.testing.assert_close(noisy, fed, rtol=1e-4, atol=1e-4)
+        noised = sdxl.generator.add_noise(latents, generator=Generator().manual_seed(seed))
+        euler.set_timesteps(timesteps=noised.timesteps.tolist())
+        fed = euler.scale_model_input(euler.add_noise(latents, noised.target, euler.timesteps), euler.timesteps[0])
+        torch.testing.assert_close(noised.noisy, fed, rtol=1e-4, atol=1e-4)
 
 
 def test_timesteps_are_uniform(pipeline: EditablePipeline) -> None:
-    _, timesteps, _ = add_noise(pipeline, torch.zeros(9000, 1, 1, 1), generator=Generator().manual_seed(0))
+    noised = pipeline.generator.add_noise(torch.zeros(9000, 1, 1, 1), generator=Generator().manual_seed(0))
+    timesteps = noised.timesteps
     assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
     assert timesteps.float().mean() == pytest.approx(499.5, abs=15)
 
@@ -72,8 +73,10 @@ def test_timesteps_are_uniform(pipeline: EditablePipeline) -> None:
 class TestDestinationNoise:
     def test_target_is_the_prediction_for_the_destination(self, pipeline: EditablePipeline) -> None:
         batch = destination_noise(pipeline).draw_batch()
-        assert batch.noisy.shape == (5, *pipeline.latent_shape)
-        expected = pipeline.predict(batch.noisy, batch.timesteps, pipeline.encode(DESTINATIONS)[batch.templates])
+        assert batch.noisy.shape == (5, *pipeline.generator.latent_shape)
+        expected = pipeline.generator.predict(
+            batch.noisy, batch.timesteps, pipeline.encode(DESTINATIONS)[batch.templates]
+        )
         torch.testing.assert_close(batch.target, expected)
 
     def test_pictures_are_spread_over_the_templates(self, pipeline: EditablePipeline) -> None:
@@ -96,8 +99,8 @@ class TestReferenceNoise:
     def test_target_is_the_added_noise(self, pipeline: EditablePipeline) -> None:
         batch = reference_noise(pipeline).draw_batch()
         pixels = torch.stack([to_pixels(Image.new("RGB", (9, 9), color), size=(16, 16)) for color in ("red", "blue")])
-        posterior = pipeline.vae.encode(pixels).latent_dist
-        scale = pipeline.vae.config.scaling_factor
+        posterior = pipeline.generator.autoencoder.model.encode(pixels).latent_dist
+        scale = pipeline.generator.autoencoder.model.config.scaling_factor
         x_0 = clean(pipeline, batch, batch.target) / scale  # (b, c, h, w): a sample of one posterior or the other
         distance = ((x_0[:, None] - posterior.mean) / posterior.std).abs().amax((2, 3, 4))  # (b, images)
         early = batch.timesteps < 900  # late x_t keep too little of x_0 for float32
@@ -105,14 +108,14 @@ class TestReferenceNoise:
 
     def test_target_is_the_velocity_for_velocity_prediction(self, sd2: EditablePipeline) -> None:
         batch = reference_noise(sd2).draw_batch()
-        signal = sd2.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+        signal = sd2.generator.scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
         x_0 = signal.sqrt() * batch.noisy - (1 - signal).sqrt() * batch.target
         noise = (1 - signal).sqrt() * batch.noisy + signal.sqrt() * batch.target
-        expected = DDPMScheduler.from_config(sd2.scheduler.config).get_velocity(x_0, noise, batch.timesteps)
+        expected = DDPMScheduler.from_config(sd2.generator.scheduler.config).get_velocity(x_0, noise, batch.timesteps)
         torch.testing.assert_close(batch.target, expected)
         pixels = torch.stack([to_pixels(Image.new("RGB", (9, 9), color), size=(16, 16)) for color in ("red", "blue")])
-        posterior = sd2.vae.encode(pixels).latent_dist
-        sample = x_0 / sd2.vae.config.scaling_factor
+        posterior = sd2.generator.autoencoder.model.encode(pixels).latent_dist
+        sample = x_0 / sd2.generator.autoencoder.model.config.scaling_factor
         distance = ((sample[:, None] - posterior.mean) / posterior.std).abs().amax((2, 3, 4))  # (b, images)
         assert (distance.min(dim=1).values < 6).all()
         assert noise.abs().max() < 6

@@ -208,10 +208,11 @@ class TestMemory:
     ) -> None:
         """The U-Net fails on more than two latents: the values equal those of two at a time."""
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
-        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(2))
+        monkeypatch.setattr(pipeline.generator, "chunks", ChunkSize(2))
+        monkeypatch.setattr(pipeline.generator, "inference_chunks", ChunkSize(2))
         expected = optimize_values(pipeline, edits)
 
-        forward, failures = pipeline.unet.forward, []
+        forward, failures = pipeline.generator.network.forward, []
 
         def narrow(sample: Tensor, *args: object, **kwargs: object) -> object:
             if len(sample) > 2:
@@ -219,10 +220,11 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return forward(sample, *args, **kwargs)
 
-        monkeypatch.setattr(pipeline.unet, "forward", narrow)
-        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(32))
+        monkeypatch.setattr(pipeline.generator.network, "forward", narrow)
+        monkeypatch.setattr(pipeline.generator, "chunks", ChunkSize(32))
+        monkeypatch.setattr(pipeline.generator, "inference_chunks", ChunkSize(32))
         values = optimize_values(pipeline, edits)
-        assert failures == [4]  # two pictures, guided; then two at a time to the end
+        assert failures == [4, 4]  # two pictures, guided; the latents of a step; then two at a time to the end
         for value, other in zip(values, expected, strict=True):
             assert isinstance(value, EditValue) and isinstance(other, EditValue)
             assert value.to_safetensors() == other.to_safetensors()
@@ -233,7 +235,7 @@ class TestMemory:
     ) -> None:
         """Memory runs out in the gradient of a step."""
         edit = dataclasses.replace(CAT, settings=QUICK)
-        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(32))
+        monkeypatch.setattr(pipeline.generator, "chunks", ChunkSize(32))
         expected = one(pipeline, edit)
         grad, calls = torch.autograd.grad, []
 
@@ -246,7 +248,7 @@ class TestMemory:
 
         monkeypatch.setattr(torch.autograd, "grad", fails_once)
         value = one(pipeline, edit)
-        assert pipeline.unet_chunks.size == 1
+        assert pipeline.generator.chunks.size == 1
         torch.testing.assert_close(first(value).delta, first(expected).delta, rtol=1e-3, atol=1e-3)
 
 
@@ -274,7 +276,7 @@ class TestNoiseObjectives:
     ) -> None:
         """Chunks of the U-Net and one graph give the same gradient of L_noise with respect to δ."""
         pipeline = any_pipeline
-        monkeypatch.setattr(pipeline, "unet_chunks", ChunkSize(3))
+        monkeypatch.setattr(pipeline.generator, "chunks", ChunkSize(3))
         edits = [dataclasses.replace(edit, settings=QUICK) for edit in (CAT, TREE)]
         running = [each for i, edit in enumerate(edits) for each in build_optimizations(edit, pipeline, index=i)]
         batches = []
@@ -288,12 +290,14 @@ class TestNoiseObjectives:
         width = sum(encoder.width for encoder in pipeline.encoders)
         deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
         condition = join_encodings(prompts.encode(deltas))
-        losses, gradient = compute_noise_losses(pipeline, running, prompts, condition)
+        losses, gradient = compute_noise_losses(pipeline.generator, running, prompts, condition)
         (chunked,) = torch.autograd.grad(condition.dot(gradient), deltas, retain_graph=True)
 
         whole = torch.stack(
             [
-                (pipeline.predict(b.noisy, b.timesteps, condition[start + b.templates]) - b.target).square().mean()
+                (pipeline.generator.predict(b.noisy, b.timesteps, condition[start + b.templates]) - b.target)
+                .square()
+                .mean()
                 for start, b in zip((0, len(CAT.templates)), batches, strict=True)
             ]
         )
@@ -541,7 +545,7 @@ class TestBatch:
         before = {name: tensor.clone() for name, tensor in pipeline.encoder.model.state_dict().items()}
         one(pipeline, dataclasses.replace(CAT, settings=QUICK))
         assert all(torch.equal(tensor, before[name]) for name, tensor in pipeline.encoder.model.state_dict().items())
-        for model in (pipeline.encoder.model, pipeline.unet, pipeline.vae):
+        for model in (pipeline.encoder.model, pipeline.generator.network, pipeline.generator.autoencoder.model):
             assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_no_edits_give_no_values(self, pipeline: EditablePipeline) -> None:

@@ -20,7 +20,6 @@ from editing.uce.cross_attention import (
     CrossAttentionUpdate,
     apply_temporarily,
     compute_cross_attention_update,
-    find_projections,
 )
 from editing.weights import export_unet
 from tests.pipelines import LENGTH
@@ -81,7 +80,7 @@ class TestClosedForm:
         scales = [SETTINGS[name] ** 0.5 for name in ("erase_scale", "preserve_scale", "regularization_weight")]
         read = torch.cat([s * r for s, r in zip(scales, (sources, kept, torch.eye(d).double()), strict=True)])
         wanted = torch.cat([s * r for s, r in zip(scales, (destinations, kept, torch.eye(d).double()), strict=True)])
-        projections = find_projections(any_pipeline.unet)
+        projections = any_pipeline.generator.text_projections
         assert len(projections) == 8  # two blocks with one and two attentions, and the middle one; keys and values
         assert set(update.relative_norms) == set(projections)
         for name, projection in projections.items():
@@ -98,9 +97,9 @@ class TestClosedForm:
     ) -> None:
         sources, destinations = rows(pipeline)
         counts = [sum(LENGTH - max(letters(b + n) for n in (s, *PAIRS[s])) for b in ("a photo of", "")) for s in PAIRS]
-        projections = find_projections(pipeline.unet)
+        projections = pipeline.generator.text_projections
         before = {name: projection.weight.double() for name, projection in projections.items()}
-        with apply_temporarily(pipeline.unet, update):
+        with apply_temporarily(pipeline.generator, update):
             after = {name: projection.weight.double() for name, projection in projections.items()}
         for c, v, residual in zip(
             sources.split(counts), destinations.split(counts), update.relative_residuals, strict=True
@@ -113,7 +112,7 @@ class TestClosedForm:
     def test_preserved_prompts_change_less(self, pipeline: EditablePipeline) -> None:
         """What is read of a preserved prompt moves far less than without, the more it weighs."""
         states = pipeline.encode(["a photo of a cap"]).states[0].double()
-        projection = next(iter(find_projections(pipeline.unet).values())).weight
+        projection = next(iter(pipeline.generator.text_projections.values())).weight
         moved = []
         for preserve, scale in (([], 1.0), (["a photo of a cap"], 1.0), (["a photo of a cap"], 1e6)):
             update = compute_cross_attention_update(pipeline, EDITS, preserve=preserve, preserve_scale=scale)
@@ -148,13 +147,17 @@ class TestDeterminism:
         assert other.relative_residuals == update.relative_residuals[::-1]
 
     def test_weights_are_restored_bit_for_bit(self, pipeline: EditablePipeline, update: CrossAttentionUpdate) -> None:
-        before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in pipeline.generator.network.state_dict().items()}
         compute_cross_attention_update(pipeline, EDITS)
-        with pytest.raises(RuntimeError, match="on the way"), apply_temporarily(pipeline.unet, update):
-            changed = {name for name, tensor in pipeline.unet.state_dict().items() if not tensor.equal(before[name])}
+        with pytest.raises(RuntimeError, match="on the way"), apply_temporarily(pipeline.generator, update):
+            changed = {
+                name
+                for name, tensor in pipeline.generator.network.state_dict().items()
+                if not tensor.equal(before[name])
+            }
             raise RuntimeError("on the way")
         assert changed == {f"{name}.weight" for name in update.relative_norms}
-        assert all(tensor.equal(before[name]) for name, tensor in pipeline.unet.state_dict().items())
+        assert all(tensor.equal(before[name]) for name, tensor in pipeline.generator.network.state_dict().items())
 
     def test_progress_counts_edits(self, pipeline: EditablePipeline) -> None:
         seen: list[tuple[int, int]] = []
@@ -230,8 +233,8 @@ class TestExport:
         copied = shutil.copytree(any_folder, tmp_path / "edited")
         export_unet(any_pipeline, update, copied)
         loaded = DiffusionPipeline.from_pretrained(copied).unet.state_dict()
-        with apply_temporarily(any_pipeline.unet, update):
-            for name, tensor in any_pipeline.unet.state_dict().items():
+        with apply_temporarily(any_pipeline.generator, update):
+            for name, tensor in any_pipeline.generator.network.state_dict().items():
                 torch.testing.assert_close(loaded[name], tensor)
 
     def test_sharded_weights_keep_their_files(self, folder: Path, tmp_path: Path) -> None:
@@ -251,8 +254,10 @@ class TestExport:
         index = json.loads((tmp_path / "edited" / "unet" / written[1].name).read_text())
         assert set(index["weight_map"].values()) == {path.name for path in written[2:]}
         loaded = UNet2DConditionModel.from_pretrained(tmp_path / "edited" / "unet").state_dict()
-        with apply_temporarily(base.unet, update):
-            assert all(torch.equal(loaded[name], tensor) for name, tensor in base.unet.state_dict().items())
+        with apply_temporarily(base.generator, update):
+            assert all(
+                torch.equal(loaded[name], tensor) for name, tensor in base.generator.network.state_dict().items()
+            )
 
     def test_export_needs_a_base_file(self, folder: Path, pipeline: EditablePipeline, tmp_path: Path) -> None:
         update = compute_cross_attention_update(pipeline, EDITS)

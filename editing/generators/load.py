@@ -1,0 +1,81 @@
+"""Load the generator of a pipeline: only safetensors, only local files, no code from the folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from editing.errors import UnsupportedPipeline
+from editing.families.layout import read_json
+from editing.generators import autoencoder
+from editing.generators.autoencoder import Autoencoder
+from editing.generators.diffusion import build_solver
+from editing.generators.generator import Generator
+from editing.generators.unet import UNet
+
+
+def load_generator(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, compiled: bool = False
+) -> Generator:
+    """Load the generator of a pipeline's folder with its autoencoder and scheduler.
+
+    `compiled` compiles the network at its first use, which takes minutes and pays off in a long-running worker. Raises
+    `UnsupportedPipeline`.
+    """
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if name not in LOADERS:
+        raise UnsupportedPipeline(f"a {name} cannot be edited: only {', '.join(LOADERS)}")
+    generator = LOADERS[name](folder, device, dtype, autoencoder_dtype)
+    if compiled:
+        generator.network.compile()
+    return generator
+
+
+def load_unet(
+    folder: Path, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, *, with_size: bool
+) -> UNet:
+    """Load a U-Net that also takes the picture's size, as SDXL's, or not. In the channels-last layout on a GPU."""
+    network = load_network(folder / "unet", UNet2DConditionModel, device=device, dtype=dtype)
+    if (network.config.addition_embed_type == "text_time") != with_size:
+        raise UnsupportedPipeline(
+            f"unet/ is not the U-Net of a {read_json(folder / 'model_index.json')['_class_name']}"
+        )
+    if device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)
+    vae = load_autoencoder(folder / "vae", device=device, dtype=autoencoder_dtype)
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return UNet(
+        network,
+        vae,
+        build_solver(read_json(folder / "scheduler" / "scheduler_config.json")),
+        image_size=(height * vae.downscale, width * vae.downscale),
+    )
+
+
+def load_network(folder: Path, kind: type[Any], *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the weights of a network of this class, in eval mode and without gradients."""
+    network: nn.Module = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+    return network.requires_grad_(False).eval().to(device)
+
+
+def load_autoencoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """Load an autoencoder of a supported class. Raises `UnsupportedPipeline`."""
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name", "AutoencoderKL")
+    if name not in autoencoder.SUPPORTED:
+        raise UnsupportedPipeline(f"a {name} cannot be used: only {', '.join(autoencoder.SUPPORTED)}")
+    if dtype == torch.float16 and config.get("force_upcast"):  # SDXL's autoencoder overflows in float16
+        dtype = torch.float32
+    return Autoencoder(load_network(folder, getattr(diffusers, name), device=device, dtype=dtype))
+
+
+LOADERS: dict[str, Callable[[Path, torch.device, torch.dtype, torch.dtype], Generator]] = {
+    "StableDiffusionPipeline": lambda *a: load_unet(*a, with_size=False),
+    "StableDiffusionXLPipeline": lambda *a: load_unet(*a, with_size=True),
+}
+"""The loader of each pipeline class."""
