@@ -21,7 +21,7 @@ from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments
 from editing.stage_two.update import Update, apply_temporarily, compute_update
-from editing.weights import export_lora, export_text_encoder, load_temporarily
+from editing.weights import export_lora, export_text_encoder, load_components_temporarily, load_temporarily
 
 EDITED = {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (0, 1, 2)}
 PROMPT = "a cat in the sea"
@@ -204,6 +204,38 @@ class TestLoadTemporarily:
         ):
             raise AssertionError("entered")
         assert torch.equal(pipeline.encode([PROMPT]).states, plain)
+
+
+class TestLoadComponentsTemporarily:
+    def test_every_component_is_loaded_and_restored(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
+        """Both text encoders by their names, and the U-Net."""
+        modules: dict[str, nn.Module] = {encoder.name: encoder.model for encoder in sdxl.encoders}
+        modules["unet"] = sdxl.unet
+        assert len(modules) == 3
+        before = {name: {key: bits(w) for key, w in module.state_dict().items()} for name, module in modules.items()}
+        files = []
+        for name, module in modules.items():
+            key, weight = next((key, w) for key, w in module.state_dict().items() if w.is_floating_point())
+            save_file({key: weight + 1}, tmp_path / f"{name}.safetensors")
+            files.append((name, tmp_path / f"{name}.safetensors"))
+        with load_components_temporarily(sdxl, files):
+            for name, module in modules.items():
+                changed = {key for key, weight in module.state_dict().items() if bits(weight) != before[name][key]}
+                assert changed == set(load_file(tmp_path / f"{name}.safetensors")), name
+        assert all(
+            {key: bits(w) for key, w in module.state_dict().items()} == before[name] for name, module in modules.items()
+        )
+
+    def test_weights_are_restored_if_a_later_file_does_not_fit(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
+        encoder = sdxl.encoders[0]
+        key, weight = next((key, w) for key, w in encoder.model.state_dict().items() if w.is_floating_point())
+        before = bits(weight)
+        save_file({key: weight + 1}, tmp_path / "fits.safetensors")
+        save_file({"unknown": weight + 1}, tmp_path / "unknown.safetensors")
+        files = [(encoder.name, tmp_path / "fits.safetensors"), ("unet", tmp_path / "unknown.safetensors")]
+        with pytest.raises(UnsupportedPipeline, match="does not fit"), load_components_temporarily(sdxl, files):
+            raise AssertionError("entered")
+        assert bits(encoder.model.state_dict()[key]) == before
 
 
 @pytest.mark.parametrize(("depth", "name"), [(12, "CLIP-L"), (23, "OpenCLIP-H"), (32, "OpenCLIP-bigG")])
