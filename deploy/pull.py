@@ -41,7 +41,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from filelock import FileLock, Timeout
@@ -228,6 +228,9 @@ def update(directory: ReleaseDirectory, api: HfApi, args: argparse.Namespace, kn
 
 def download(directory: ReleaseDirectory, api: HfApi, args: argparse.Namespace, info: ModelInfo) -> Outcome:
     """Download a checkpoint, verify it and make it `current`."""
+    for listed in (PurePosixPath(file.rfilename) for file in info.siblings or ()):
+        if listed.is_absolute() or ".." in listed.parts:  # older versions of huggingface_hub would write there
+            raise PullError(ExitCode.UNVERIFIED, f"{info.sha} names {listed}, which is outside of its folder.")
     staged = directory.folder / ".pull" / str(info.sha)
     directory.link_known_files(info, staged)
     for part in staged.rglob("*.incomplete"):  # of a download that was killed; huggingface_hub does not resume it

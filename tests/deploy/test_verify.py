@@ -1,5 +1,6 @@
 """`emender verify` and `emender.pull.verify`: every change to a signed folder is found and named."""
 
+import argparse
 import ast
 import base64
 import hashlib
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi, ModelInfo
 from typer.testing import CliRunner
 
 from app.signing.keys import SigningKey, create_key
 from app.worker.signature import sign_files
 from emender import pull
 from emender.cli.main import app
-from emender.pull import PullError, find_changes, read_keys, verify
+from emender.pull import PullError, ReleaseDirectory, download, find_changes, read_keys, verify
 
 FILES = {
     "README.md": b"# card",
@@ -178,6 +180,44 @@ def test_without_keys_a_malformed_manifest_is_refused(folder: Path, content: byt
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(PullError, match="does not match its manifest.json"):
         verify(folder, None)
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signature", "manifest"])
+@pytest.mark.parametrize("path", ["../outside.bin", "unet/../../outside.bin", "/outside.bin", "vae/outside.bin"])
+def test_a_file_outside_of_the_folder_is_refused(
+    folder: Path, tmp_path: Path, key: SigningKey, path: str, signed: bool
+) -> None:
+    """By `..`, by an absolute path, or through a link to a folder. The digest is that of the file there."""
+    (tmp_path / "outside.bin").write_bytes(b"secret")
+    name = path.replace("/outside", str(tmp_path / "outside")) if path.startswith("/") else path
+    if path.startswith("vae"):
+        (folder / "vae").symlink_to(tmp_path)
+    files = {path: hashlib.sha256(content).hexdigest() for path, content in FILES.items() if path != "manifest.json"}
+    files[name] = hashlib.sha256(b"secret").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    if signed:
+        files["manifest.json"] = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        (folder / "model.sig").write_bytes(sign_files(key, model="tiny", files=files))
+    with pytest.raises(PullError, match="does not match its") as refusal:
+        verify(folder, read_keys([tmp_path / "public.pem"]) if signed else None)
+    assert refusal.value.code == 6
+
+
+@pytest.mark.parametrize("path", ["../outside.bin", "unet/../../outside.bin", "/outside.bin"])
+def test_a_listed_path_outside_of_the_folder_is_refused_before_the_download(tmp_path: Path, path: str) -> None:
+    """No file is linked or downloaded, also if an installed checkpoint seems to have the file."""
+    installed, commit = tmp_path / "models" / ("a" * 40), "b" * 40
+    installed.mkdir(parents=True)
+    (installed / "manifest.json").write_text(json.dumps({"files": {path: "c" * 64}}))
+    (tmp_path / "models" / "outside.bin").write_bytes(b"secret")
+    listed = {"id": "emender/tiny", "sha": commit, "siblings": [{"rfilename": path, "blobId": "c" * 40}]}
+    info = ModelInfo(**listed)  # type: ignore[no-untyped-call]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PullError, match="outside of its folder") as refusal:
+        arguments = argparse.Namespace(model="emender/tiny")
+        download(ReleaseDirectory(tmp_path / "models", None), HfApi("http://127.0.0.1:9"), arguments, info)
+    assert refusal.value.code == 6
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_changes_are_named_without_a_signature(folder: Path) -> None:
