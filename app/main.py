@@ -3,7 +3,6 @@
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from multiprocessing import parent_process
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
@@ -27,7 +26,7 @@ from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.jobs.notifier import notify_after_commit
-from app.local.child_process import die_with_parent
+from app.local.child_process import die_with_spawning_parent
 from app.models.routes import router as models
 from app.observability import logging
 from app.observability.database_metrics import DatabaseMetrics
@@ -97,9 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
 def application() -> FastAPI:
     """Return the application with the settings of the environment, for uvicorn."""
     logging.configure()
-    end_with_parent = die_with_parent()
-    if parent_process() is not None and end_with_parent is not None:  # one of several, started by uvicorn
-        end_with_parent()
+    die_with_spawning_parent()  # uvicorn, if it runs several processes
     app = create_app(get_settings())
     # What was created so far lives as long as the process: the garbage collector need not search it again.
     gc.collect()

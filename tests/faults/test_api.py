@@ -1,5 +1,6 @@
 """Parallel requests, and an API that is killed: each accepted request is done once."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -8,13 +9,15 @@ from uuid import UUID
 
 import httpx
 import httpx2
+import psutil
 import pytest
 from sqlalchemy import func, select
 
 from app.db.models import AuditEvent, Edit, IdempotencyKey, Job
 from emender import Client
 from tests.faults.conftest import Site, until
-from tests.servers import RedisServer
+from tests.patience import patience
+from tests.servers import ApiServer, RedisServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -104,6 +107,26 @@ def test_killed_between_the_commit_and_the_notification(
     recovery = time.monotonic() - killed
     site.ledger.await_state(job_id, "succeeded")
     outcome(4, "`kill -9` of the API after its answer", recovery=recovery, **site.ledger.tally([edit_id]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(PR_SET_PDEATHSIG) is of Linux")
+def test_the_processes_of_an_api_end_when_their_parent_is_killed(site: Site, outcome: Callable[..., None]) -> None:
+    """Otherwise they would keep the port and serve old code beside the next start."""
+    settings = site.settings.model_copy(update={"api_processes": 2})
+    api = ApiServer(settings, log=site.folder / "processes.log")
+    api.start()
+    try:
+        processes = psutil.Process(api.pid).children(recursive=True)
+        assert sum("spawn_main" in " ".join(process.cmdline()) for process in processes) == 2
+        api.kill()
+        killed = time.monotonic()
+        _, alive = psutil.wait_procs(processes, timeout=patience(60))
+        assert alive == []
+        api.start()
+        recovery = time.monotonic() - killed
+    finally:
+        api.kill()
+    outcome(4, "`kill -9` of an API of two processes", recovery=recovery, note="both ended; it started again")
 
 
 def test_two_applies_at_once(site: Site, outcome: Callable[..., None]) -> None:
