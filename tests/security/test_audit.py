@@ -1,14 +1,20 @@
 """The audit log alone tells who did what, when and why, for each route."""
 
+import random
 import re
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select
+from httpx2 import Response
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from app.audit.service import verify
@@ -16,7 +22,7 @@ from app.db.models import AuditEvent
 from app.storage.local import LocalStore
 from tests.app.conftest import Headers
 from tests.app.images.test_routes import encoded
-from tests.seeded import WEBHOOK, Seeded, build, finish
+from tests.seeded import WEBHOOK, Seeded, build, finish, seed
 
 EDIT = {"source": "dog", "destination": {"prompt": "cat"}, "reason": "LEGAL-42"}
 BODIES: dict[str, dict[str, Any]] = {
@@ -93,6 +99,47 @@ def test_a_change_is_one_event(
     if "reason" in str(request) or "notes" in str(request):
         assert event.reason
     assert verify(session).valid
+
+
+def test_a_hundred_parallel_changes_keep_the_chain_valid(
+    live_client: TestClient, live_keys: Mapping[str, Headers], store: LocalStore, engine: Engine, tmp_path: Path
+) -> None:
+    """Edits, batches, keys, moves of one alias and applies, in a random order."""
+    with Session(engine, expire_on_commit=False) as session:
+        seed(session, live_client, live_keys, store=store, folder=tmp_path / "tokenizer")
+        before = verify(session).events
+    edits = "/v1/models/emoji/edits"
+    alias = "/v1/models/emoji/aliases/production"
+    requests: list[tuple[str, str, dict[str, Any]]] = []
+    for number in range(20):
+        requests += [
+            ("post", edits, {"json": EDIT}),
+            ("post", f"{edits}/batch", {"json": [EDIT, EDIT]}),
+            ("post", "/v1/keys", {"json": {"name": f"deploy {number}", "scopes": ["read"]}}),
+            ("put", alias, {"json": {"version": f"v{1 + number % 2}"}, "headers": {"If-Match": "*"}}),
+            ("post", "/v1/models/emoji/apply", {"json": {"edits": "ready"}}),
+        ]
+    random.Random(0).shuffle(requests)
+
+    def send(request: tuple[str, str, dict[str, Any]]) -> Response:
+        method, url, options = request
+        headers = live_keys["admin"] | options.get("headers", {})
+        return live_client.request(method, url, **(options | {"headers": headers}))
+
+    with ThreadPoolExecutor(25) as pool:
+        answers = list(pool.map(send, requests))
+    assert [answer.text for answer in answers if not answer.is_success] == []
+    with Session(engine) as session:
+        found = verify(session)
+        assert found.valid, found.reason
+        recent = session.scalars(select(AuditEvent).where(AuditEvent.sequence > before).order_by(AuditEvent.sequence))
+        events = recent.all()
+    counts = Counter(event.action for event in events)
+    assert found.events == before + len(events)
+    for action in ("edit.create", "edit.create_batch", "key.create", "checkpoint.apply"):
+        assert counts[action] == 20, counts
+    moves = [(event.before, event.after) for event in events if event.action == "alias.move"]
+    assert moves and all(after == then for (_, after), (then, _) in pairwise(moves))
 
 
 def test_what_was_refused_leaves_no_event(client: TestClient, keys: Mapping[str, Headers], session: Session) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.models import AuditEvent, Edit, Job, Model
@@ -75,6 +75,22 @@ class TestCreateEdit:
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "edit.create")).one()
         assert event.target == f"edit:{edit['id']}"
         assert event.details["reason"] == EDIT["reason"]
+
+    @pytest.mark.parametrize(("path", "body"), [("", EDIT), ("/batch", [EDIT, EDIT])], ids=["one", "batch"])
+    def test_a_failed_audit_event_rolls_back_the_edit_and_its_job(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session, path: str, body: Any
+    ) -> None:
+        def count() -> list[int | None]:
+            return [session.scalar(select(func.count()).select_from(table)) for table in (Edit, Job, AuditEvent)]
+
+        refuse = "ALTER TABLE audit_events ADD CONSTRAINT refuse CHECK (action NOT LIKE 'edit.create%') NOT VALID"
+        session.execute(text(refuse))  # the test's transaction takes it back
+        before = count()
+        assert client.post(URL + path, headers=keys["edit"], json=body).status_code == 500
+        assert count() == before
+        session.execute(text("ALTER TABLE audit_events DROP CONSTRAINT refuse"))
+        assert client.post(URL + path, headers=keys["edit"], json=body).status_code == 202
+        assert count() != before
 
     @pytest.mark.parametrize(
         ("fields", "pointer"),
