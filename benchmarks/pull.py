@@ -157,10 +157,10 @@ def get(side: Side, *, times: int, seen: Callable[[memoryview], object] = len) -
     connection, buffer, came = http.client.HTTPConnection(host), memoryview(bytearray(1 << 20)), 0
     for _ in range(times):
         connection.request("GET", f"/{path}", headers=side.headers)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise Unlike(f"{side.url} answers {answer.status}")
-        while count := answer.readinto(buffer):
+        response = connection.getresponse()
+        if response.status != 200:
+            raise Unlike(f"{side.url} answers {response.status}")
+        while count := response.readinto(buffer):
             seen(buffer[:count])
             came += count
     connection.close()

@@ -12,7 +12,7 @@ from statistics import mean
 
 from demo.classify import Classifier, classify
 from demo.concepts import Concept
-from demo.corrections import FREE_PROMPTS
+from demo.edits import FREE_PROMPTS
 from demo.emoji import GUIDANCE, STEPS
 from editing.edits import DEFAULT_TEMPLATES
 from editing.pictures.draw import draw_pictures
@@ -109,20 +109,20 @@ class Examiner:
         if not named:
             return 0.0
         few = min(len(prompts), ceil(PICTURES / len(named)))
-        asked = [
-            (prompts[(index * few + turn) % len(prompts)].format(name), wanted)
+        requested = [
+            (prompts[(index * few + number) % len(prompts)].format(name), wanted)
             for index, (name, wanted) in enumerate(named)
-            for turn in range(few)
+            for number in range(few)
         ]
         pictures = draw_pictures(
             self.pipeline,
-            [prompt for prompt, _ in asked],
-            seeds=range(len(asked)),
+            [prompt for prompt, _ in requested],
+            seeds=range(len(requested)),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=GUIDANCE,
         )
         read = classify(pictures, self.classifier)
-        places = [read.classes.concepts.index(wanted) for _, wanted in asked]
+        places = [read.classes.concepts.index(wanted) for _, wanted in requested]
         return mean(float(read.concept[row, place]) for row, place in enumerate(places))
 
 

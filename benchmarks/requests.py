@@ -169,10 +169,10 @@ async def send(url: str, path: str, *, token: str, count: int, clients: int = 8)
             head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
             head += f"Idempotency-Key: {tag}-{number}\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            if answer.split()[1][0] != "2":
-                raise RuntimeError(answer)
-            await reader.readexactly(int(answer.split("content-length: ")[1].split("\r\n")[0]))
+            response = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            if response.split()[1][0] != "2":
+                raise RuntimeError(response)
+            await reader.readexactly(int(response.split("content-length: ")[1].split("\r\n")[0]))
         writer.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -218,7 +218,7 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
         running.callback(lambda: bare.wait(time.monotonic() + 10))
         running.callback(bare.terminate)
         plain = f"http://127.0.0.1:{port}"
-        while not _answers(plain):
+        while not _is_reachable(plain):
             time.sleep(0.2)
         cases = {
             "post": ("POST /edits", f"POST /v1/models/{MODEL}/edits"),
@@ -241,7 +241,7 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
     return found
 
 
-def _answers(url: str) -> bool:
+def _is_reachable(url: str) -> bool:
     try:
         return httpx.get(f"{url}/openapi.json", timeout=2.0, trust_env=False).is_success
     except httpx.TransportError:

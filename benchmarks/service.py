@@ -115,16 +115,18 @@ def wrk_path() -> str:
     return found
 
 
-def ask(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
+def run_load(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
     """Let the clients ask for so long; what wrk counted."""
-    given = {"LOAD_TOKEN": target.token} if target.token else {}
+    variables = {"LOAD_TOKEN": target.token} if target.token else {}
     if target.posts:
-        given["LOAD_SOURCE"] = f"concept {time.time_ns()}"
+        variables["LOAD_SOURCE"] = f"concept {time.time_ns()}"
     if target.once:
-        given["LOAD_ONCE"] = "yes"
+        variables["LOAD_ONCE"] = "yes"
     command = [wrk_path(), "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--script", str(SCRIPT)]
     before = cpu_seconds(target.server)
-    done = subprocess.run([*command, target.url], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | given)
+    done = subprocess.run(
+        [*command, target.url], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | variables
+    )
     time.sleep(2)  # the service ends what wrk left unanswered
     spent = cpu_seconds(target.server) - before
     counted: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -155,10 +157,10 @@ def compare(case: str, sides: dict[str, Target], chosen: argparse.Namespace, **a
     """Each side by turns; a row of medians for each. Requests and errors are summed."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for target in sides.values():
-        ask(target, clients=chosen.clients, seconds=1)  # warm
+        run_load(target, clients=chosen.clients, seconds=1)  # warm
     for _ in range(chosen.repeats):
         for side, target in sides.items():
-            runs[side].append(ask(target, clients=chosen.clients, seconds=chosen.seconds))
+            runs[side].append(run_load(target, clients=chosen.clients, seconds=chosen.seconds))
     rows = []
     for side, each in runs.items():
         row: dict[str, Any] = {"case": case, "side": side, **about}
@@ -244,7 +246,7 @@ def bare_insert(url: str) -> Iterator[Target]:
     child.start()
     try:
         deadline = time.monotonic() + 60
-        while not _answers(f"http://127.0.0.1:{port}/docs"):
+        while not _is_reachable(f"http://127.0.0.1:{port}/docs"):
             if not child.is_running or time.monotonic() > deadline:
                 raise Missing("benchmarks.bare did not start; its last lines above say why.")
             time.sleep(0.1)
@@ -254,7 +256,7 @@ def bare_insert(url: str) -> Iterator[Target]:
         child.wait(time.monotonic() + 10)
 
 
-def _answers(url: str) -> bool:
+def _is_reachable(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2.0, trust_env=False).is_success
     except httpx.TransportError:

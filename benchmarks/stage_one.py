@@ -140,11 +140,11 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
 
     for _ in range(steps):
         hook = encoder.layers[layer].register_forward_hook(add_delta)
-        said = encoder.model(encoder.pad_ids([prompt.ids for prompt in sources]))[0]  # (p, s, d)
+        states = encoder.model(encoder.pad_ids([prompt.ids for prompt in sources]))[0]  # (p, s, d)
         hook.remove()
         with torch.no_grad():
             wanted = encoder.model(encoder.pad_ids([prompt.ids for prompt in destinations]))[0]
-        at_eos = said[rows, source_ends] - wanted[rows, destination_ends]  # (p, d)
+        at_eos = states[rows, source_ends] - wanted[rows, destination_ends]  # (p, d)
         text = at_eos.square().mean()
         loss = text
         if pixels is not None:
@@ -153,7 +153,7 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
             predict = functools.partial(pipeline.generator.predict, noised.noisy, noised.timesteps)
             with torch.no_grad():
                 target = predict(Condition(wanted))
-            loss = (predict(Condition(said)) - target).square().mean() + settings.text_weight * text
+            loss = (predict(Condition(states)) - target).square().mean() + settings.text_weight * text
         assert hidden is not None
         loss = loss + settings.weight_decay * delta.square().sum() / hidden.square().sum()
         optimizer.zero_grad()
@@ -192,15 +192,15 @@ def measure(case: str, side: str, *, concepts: int, plain_steps: int | None, out
         values = [value for value in optimize_values(pipeline, edits) if isinstance(value, EditValue)]
         seconds = time.process_time() - start
     else:
-        asked = edits[0].settings.optimization_steps
-        steps = min(plain_steps or asked, asked)
+        steps_of_edit = edits[0].settings.optimization_steps
+        steps = min(plain_steps or steps_of_edit, steps_of_edit)
         pictures = [plain_pictures(pipeline, edit) for edit in edits]
         drawn = time.process_time()
         values = [
             plain_value(pipeline, edit, pixels=pixels, steps=steps)
             for edit, pixels in zip(edits, pictures, strict=True)
         ]
-        seconds = drawn - start + (time.process_time() - drawn) * asked / steps
+        seconds = drawn - start + (time.process_time() - drawn) * steps_of_edit / steps
     if len(values) < len(edits):
         raise SystemExit("an edit has failed")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -300,7 +300,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.child:
-        print(json.dumps(_answer(arguments)))  # noqa: T201
+        print(json.dumps(_run_child(arguments)))  # noqa: T201
         return
     report = run(arguments)
     if arguments.json:
@@ -309,7 +309,7 @@ def main() -> None:
     print(json.dumps({case: found["ratio"] for case, found in report.items()}))  # noqa: T201
 
 
-def _answer(arguments: argparse.Namespace) -> Any:
+def _run_child(arguments: argparse.Namespace) -> Any:
     if arguments.child[0] == "judge":
         return judge([Path(file) for file in arguments.child[1:]], concepts=arguments.concepts)
     case, side, file = arguments.child

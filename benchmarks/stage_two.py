@@ -146,9 +146,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def run() -> dict[int, Tensor]:
         return ours(work, mode, folder) if arguments.child == "ours" else plain(work, mode, padding=arguments.padding)
 
-    changes, took = measured(run)
+    changes, cost = measured(run)
     save_file({str(layer): change.contiguous() for layer, change in changes.items()}, folder / arguments.child)
-    return took
+    return cost
 
 
 def run_child(arguments: argparse.Namespace, folder: Path, side: str, *, edits: int, mode: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def matmul_peak(dtype: torch.dtype) -> float:
     return 8 * 2 * a.numel() * b.shape[1] / (cpu_seconds() - start)
 
 
-def ledger(work: Workload, mode: str, *, padding: str) -> dict[str, dict[str, float]]:
+def count_flop(work: Workload, mode: str, *, padding: str) -> dict[str, dict[str, float]]:
     """FLOP of each part, by implementation and then part, from the shapes; attention's own products are left out."""
     d, m, n, q = work.encoder.width, work.encoder.mlp_width, len(work.edits), len(work.layers)
     positions = [work.encoder.tokenizer.locate(t, edit.source) for edit in work.edits for t in edit.templates]
@@ -214,7 +214,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         work = Workload(folder, edits=edits)
         for mode in arguments.modes:
             row: dict[str, Any] = {"edits": edits, "mode": mode, "ours": None, "plain": None, "difference": None}
-            flop = ledger(work, mode, padding=arguments.padding)
+            flop = count_flop(work, mode, padding=arguments.padding)
             for side in ("ours", "plain"):
                 if side == "ours" or edits <= arguments.plain_up_to:
                     row[side] = run_child(arguments, folder, side, edits=edits, mode=mode)
@@ -229,7 +229,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, Table]:
-    results, parts = Table(title="Stage II"), Table(title="FLOP ledger")
+    results, parts = Table(title="Stage II"), Table(title="FLOP")
     for column in ("edits", "mode", "plain CPU s", "ours CPU s", "ours wall s", "ratio", "plain MiB", "ours MiB", "ΔW"):
         results.add_column(column, justify="right")
     for column in ("edits", "mode", "implementation", "part", "GFLOP", "share of peak"):

@@ -77,9 +77,9 @@ def measure(side: str, folder: Path) -> dict[str, float]:
     """In a process of its own: one run, its CPU seconds and its peak memory over the loaded model."""
     encoder = read_encoder(folder)
     captions = (folder / "captions.txt").read_text().splitlines()
-    moments, took = measured(lambda: ours(encoder, captions) if side == "ours" else plain(encoder, captions))
+    moments, cost = measured(lambda: ours(encoder, captions) if side == "ours" else plain(encoder, captions))
     save_file({str(layer): moment.float() for layer, moment in moments.items()}, folder / side)
-    return took
+    return cost
 
 
 def run_child(side: str, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL.Image import Image
 import editing
 from demo.classify import Classifier, Confidences, classify, load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from demo.corrections import HELD_OUT, HELD_OUT_PROMPT
+from demo.edits import HELD_OUT, HELD_OUT_PROMPT
 from editing.edits import ConceptEdit
 from editing.pipelines import EditablePipeline
 from editing.second_moments.moments import SecondMoments

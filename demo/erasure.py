@@ -13,7 +13,7 @@ from typing import Any
 
 from demo.captions import ANY_STYLE
 from demo.concepts import DRAWN_STYLES, read_concepts
-from demo.corrections import STYLE_TEMPLATES, TEXT
+from demo.edits import STYLE_TEMPLATES, TEXT
 from demo.emoji import Emoji
 from editing.edits import ConceptEdit, Erasure, StageOneSettings
 
@@ -53,8 +53,8 @@ def _judge(emoji: Emoji, concepts: int) -> dict[str, float]:
     chosen = [names[number * len(names) // concepts] for number in range(concepts)]
     confidences = {}
     for style in DRAWN_STYLES:
-        asked = list(product(chosen, STYLED_PROMPTS))
-        read = emoji.read([prompt.format(name, style=style) for name, prompt in asked], range(len(asked)))
+        requests = list(product(chosen, STYLED_PROMPTS))
+        read = emoji.read([prompt.format(name, style=style) for name, prompt in requests], range(len(requests)))
         confidences[style] = float(read.of_style(style).mean())
     return confidences
 

@@ -74,7 +74,7 @@ def evaluate(pipeline: StableDiffusionPipeline, classifier: Classifier, *, seeds
 
     start = time.perf_counter()
     named = judge.read(_with_names(concepts, [[concept.name] for concept in concepts], seeds=seeds), "concepts")
-    seconds = (time.perf_counter() - start) / len(named.asked)
+    seconds = (time.perf_counter() - start) / len(named.requests)
     by_concept = named.confidence.view(len(concepts), -1).mean(1)
     weakest = by_concept.argsort()[:10].tolist()
 
@@ -136,16 +136,16 @@ class PictureRequest:
 
 @dataclass(frozen=True)
 class _Read:
-    asked: Sequence[PictureRequest]
+    requests: Sequence[PictureRequest]
     all: Confidences
 
     @property
     def confidence(self) -> Tensor:
-        return self.all.concept[torch.arange(len(self.asked)), [each.concept for each in self.asked]]
+        return self.all.concept[torch.arange(len(self.requests)), [each.concept for each in self.requests]]
 
     @property
     def right(self) -> Tensor:
-        return self.all.concept.argmax(1) == torch.tensor([each.concept for each in self.asked])
+        return self.all.concept.argmax(1) == torch.tensor([each.concept for each in self.requests])
 
     @property
     def drawn(self) -> Drawn:
@@ -160,9 +160,11 @@ class _Judge:
     def __init__(self, pipeline: StableDiffusionPipeline, classifier: Classifier) -> None:
         self.pipeline, self.classifier = pipeline, classifier
 
-    def read(self, asked: Sequence[PictureRequest], shown_as: str) -> _Read:
-        prompts, seeds = [each.prompt for each in asked], [each.seed for each in asked]
-        return _Read(asked, classify(draw_pictures(self.pipeline, prompts, seeds, shown_as=shown_as), self.classifier))
+    def read(self, requests: Sequence[PictureRequest], shown_as: str) -> _Read:
+        prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
+        return _Read(
+            requests, classify(draw_pictures(self.pipeline, prompts, seeds, shown_as=shown_as), self.classifier)
+        )
 
 
 def _with_names(concepts: Sequence[Concept], names: Sequence[Sequence[str]], *, seeds: int) -> list[PictureRequest]:

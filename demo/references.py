@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from demo.corrections import FREE_PROMPTS, LAYER, REFERENCE_PROMPT, REFERENCE_SEEDS, SEEDS
+from demo.edits import FREE_PROMPTS, LAYER, REFERENCE_PROMPT, REFERENCE_SEEDS, SEEDS
 from demo.emoji import GUIDANCE, STEPS, Emoji
 from editing.edits import ConceptEdit, ReferenceImages, StageOneSettings
 
@@ -66,8 +66,8 @@ def _pictures(emoji: Emoji, shown: str) -> Sequence[Any]:
 
 def _judge(emoji: Emoji, names: Mapping[str, str]) -> dict[str, float]:
     """Of each name the mean confidence of what it shall show."""
-    asked = list(product(names, FREE_PROMPTS, SEEDS))
-    read = emoji.read([prompt.format(name) for name, prompt, _ in asked], [seed for *_, seed in asked])
+    requests = list(product(names, FREE_PROMPTS, SEEDS))
+    read = emoji.read([prompt.format(name) for name, prompt, _ in requests], [seed for *_, seed in requests])
     own = {name: read.of_concept(shown).view(len(names), -1) for name, shown in names.items()}
     return {name: float(own[name][number].mean()) for number, name in enumerate(names)}
 

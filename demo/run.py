@@ -30,10 +30,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from app.local.child_process import die_with_parent
 from demo.classify import load_classifier
 from demo.concepts import WEIGHTS, read_concepts
-from demo.corrections import CORRECTIONS, REFERENCE_PROMPT, REFERENCE_SEEDS, Correction, held_out
 from demo.draw import draw_pictures, load_pipeline
-from demo.judge import Judgement, as_images, judge, picture_count, print_figures, report_of, save_picture
+from demo.edits import EDITS, REFERENCE_PROMPT, REFERENCE_SEEDS, DemoEdit, held_out
 from demo.memory import PeakMemory
+from demo.results import (
+    PipelinePictures,
+    as_images,
+    draw_results,
+    picture_count,
+    print_figures,
+    report_of,
+    save_picture,
+)
 from emender import Client, EmenderError, WorkFailed
 from emender.schemas.checkpoints import CheckpointOut
 from emender.schemas.edits import EditOut
@@ -121,13 +129,13 @@ def _correct_and_judge(out: Path, *, weights: Path, service: Path, stages: Stage
     if pulled != published:
         raise DemoError(f"The pulled {ENCODER} has the sha256 {pulled}; {published} was published.")
     before, after = (
-        _judge(pipeline, when, weights=weights, stages=stages)
+        _draw_results(pipeline, when, weights=weights, stages=stages)
         for when, pipeline in {"before": base, "after": load_pipeline(out / "pulled")}.items()
     )
-    title = f"{len(CORRECTIONS)} edits in {MODEL} {checkpoint.version}: the same prompts, the same seeds"
-    save_picture(out / "before-after.png", CORRECTIONS, before=before, after=after, title=title)
+    title = f"{len(EDITS)} edits in {MODEL} {checkpoint.version}: the same prompts, the same seeds"
+    save_picture(out / "before-after.png", EDITS, before=before, after=after, title=title)
     return {
-        **report_of(CORRECTIONS, before=before, after=after),
+        **report_of(EDITS, before=before, after=after),
         "check": check,
         "checkpoint": {"version": checkpoint.version, "sha256": published},
         "pulled": {"sha256": pulled, "with": f"huggingface_hub {huggingface_hub.__version__}"},
@@ -142,8 +150,8 @@ def _correct(client: Client, base: StableDiffusionPipeline, *, stages: Stages) -
         if model.statistics is None:
             created = client.statistics.create(MODEL, captions="captions")
             client.statistics.wait(MODEL, created.id, timeout=PATIENCE)
-    with stages("edit", "Creating edits, optimizing their values", total=len(CORRECTIONS)) as advance:
-        client.edits.create_batch(MODEL, [_request(client, base, correction) for correction in CORRECTIONS])
+    with stages("edit", "Creating edits, optimizing their values", total=len(EDITS)) as advance:
+        client.edits.create_batch(MODEL, [_request(client, base, edit) for edit in EDITS])
         _wait_for_edits(client, advance)
     with stages("apply", "Applying them to the text encoder"):
         checkpoint = client.checkpoints.apply(MODEL, edits="ready", alias=ALIAS, notes="make demo")
@@ -183,20 +191,20 @@ def _share_done(edit: EditOut) -> float:
     return edit.progress.done / edit.progress.total if edit.progress else 0.0
 
 
-def _request(client: Client, base: StableDiffusionPipeline, correction: Correction) -> dict[str, Any]:
+def _request(client: Client, base: StableDiffusionPipeline, edit: DemoEdit) -> dict[str, Any]:
     """Build the edit to create. Its reference images, drawn by the base model, are uploaded first."""
-    if correction.kind != "images":
-        return correction.request()
-    prompts = [REFERENCE_PROMPT.format(correction.destination)] * len(REFERENCE_SEEDS)
+    if edit.kind != "images":
+        return edit.request()
+    prompts = [REFERENCE_PROMPT.format(edit.destination)] * len(REFERENCE_SEEDS)
     pictures = as_images(draw_pictures(base, prompts, REFERENCE_SEEDS))
-    return correction.request(images=[client.images.upload(picture).id for picture in pictures])
+    return edit.request(images=[client.images.upload(picture).id for picture in pictures])
 
 
-def _judge(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stages: Stages) -> Judgement:
+def _draw_results(pipeline: StableDiffusionPipeline, when: str, *, weights: Path, stages: Stages) -> PipelinePictures:
     names = held_out(read_concepts())
     classifier = load_classifier(weights / "classifier.safetensors")
-    with stages(when, f"Drawing {when}", total=picture_count(CORRECTIONS, names)) as advance:
-        return judge(pipeline, classifier, corrections=CORRECTIONS, held_out=names, advance=advance)
+    with stages(when, f"Drawing {when}", total=picture_count(EDITS, names)) as advance:
+        return draw_results(pipeline, classifier, edits=EDITS, held_out=names, advance=advance)
 
 
 @contextmanager

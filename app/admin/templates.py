@@ -11,7 +11,7 @@ from app.admin import plots
 from app.jobs import kinds
 
 
-def moment(time: datetime) -> str:
+def format_time(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -53,6 +53,6 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters.update({filter.__name__: filter for filter in (moment, age, figure, confidence, size, pretty)})
+TEMPLATES.filters.update({filter.__name__: filter for filter in (format_time, age, figure, confidence, size, pretty)})
 TEMPLATES.tests["png"] = lambda name: name.endswith(".png")
 TEMPLATES.globals.update(kinds=kinds, plots=plots, version=editing.__version__)

@@ -15,7 +15,7 @@ from limits.errors import StorageError
 from limits.storage import MemoryStorage, Storage, storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
-from app.observability.metrics import REFUSED
+from app.observability.metrics import LIMITED_REQUESTS
 from app.problems import TooManyRequests
 from app.settings import OFF, Settings
 
@@ -85,7 +85,7 @@ class RateLimits:
 def _refuse(
     limiter: FixedWindowRateLimiter, limit: RateLimitItem, counter: tuple[str, ...], what: str
 ) -> TooManyRequests:
-    REFUSED.labels(counter[0]).inc()
+    LIMITED_REQUESTS.labels(counter[0]).inc()
     seconds = max(1, round(limiter.get_window_stats(limit, *counter).reset_time - time.time()))
     headers = {
         "RateLimit": f'"api";r=0;t={seconds}',

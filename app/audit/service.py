@@ -150,8 +150,8 @@ def _event_out(event: AuditEvent) -> AuditEventOut:
     return AuditEventOut(**column_values(event) | hashes)
 
 
-def _in_utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _in_utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _canonical_number(text: str) -> int | float:

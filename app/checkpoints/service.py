@@ -140,7 +140,7 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
 
 def edits_out(session: Session, *, checkpoint: Checkpoint) -> list[EditInCheckpoint]:
     """Return the checkpoint's edits in order, each with the residual that the update left."""
-    residuals: dict[str, float] = (checkpoint.report or {}).get("residuals", {})
+    residuals: dict[str, float] = (checkpoint.report or {}).get("relative_residuals", {})
     methods = queries.edit_methods(session, checkpoint_id=checkpoint.id)
     return [
         edit_out(edit, relative_residual=residuals.get(str(edit.id)), method=methods[edit.id])

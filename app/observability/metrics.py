@@ -41,7 +41,7 @@ PULLS = Counter(
     registry=API,
 )
 PULLED_BYTES = Counter("emender_pulled_bytes", "Bytes of files that the service sent.", registry=API)
-REFUSED = Counter(
+LIMITED_REQUESTS = Counter(
     "emender_requests_refused",
     "Requests over a rate limit: of a client, or with wrong keys.",
     ["limit"],
@@ -50,7 +50,7 @@ REFUSED = Counter(
 for how in ("sent", "redirected", "unchanged"):
     PULLS.labels(how)
 for limit in ("requests", "wrong-keys", "wrong-key"):
-    REFUSED.labels(limit)
+    LIMITED_REQUESTS.labels(limit)
 
 JOB_SECONDS = Histogram(
     "emender_job_seconds",

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpcore
 
-from app.webhooks.receivers import Address, Network, ReceiverRefused, check_address, parse
+from app.webhooks.receivers import Address, Network, ReceiverInvalid, check_address, parse
 
 EXCERPT_BYTES = 200  # kept of a response's body
 CONNECT_SECONDS = 5.0  # for each address of a name
@@ -65,7 +65,7 @@ def post(url: str, *, headers: Mapping[str, str], body: bytes, networks: Sequenc
             retry_after = [value for name, value in response.headers if name.lower() == b"retry-after"]
             excerpt = _read_excerpt(response.iter_stream())
             return Response(response.status, excerpt, _parse_retry_after(retry_after[0]) if retry_after else None)
-    except ReceiverRefused as error:
+    except ReceiverInvalid as error:
         raise NotReached(f"Refused: {error}.") from error
     except httpcore.TimeoutException as error:
         raise NotReached(f"No response within {seconds:.0f} s.") from error

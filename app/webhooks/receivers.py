@@ -35,7 +35,7 @@ UNICAST = ipaddress.ip_network("2000::/3")
 an IPv4 address (mapped, compatible, NAT64)."""
 
 
-class ReceiverRefused(ValueError):
+class ReceiverInvalid(ValueError):
     """The URL or address may not be called; the message says why and what to do."""
 
 
@@ -55,13 +55,13 @@ class Receiver:
 
 
 def check_url(url: str, *, networks: Sequence[Network]) -> Receiver:
-    """Return the receiver of a URL. Raises `ReceiverRefused` for one that is never called.
+    """Return the receiver of a URL. Raises `ReceiverInvalid` for one that is never called.
 
     `networks` may be called besides public addresses. Plain http is for them only.
     """
     receiver = parse(url)
     if not receiver.encrypted and not networks:
-        raise ReceiverRefused("must be https: http is only for the networks of EMENDER_WEBHOOK_ALLOWED_NETWORKS")
+        raise ReceiverInvalid("must be https: http is only for the networks of EMENDER_WEBHOOK_ALLOWED_NETWORKS")
     if receiver.address is not None:
         check_address(receiver.address, encrypted=receiver.encrypted, networks=networks)
     return receiver
@@ -70,44 +70,44 @@ def check_url(url: str, *, networks: Sequence[Network]) -> Receiver:
 def parse(url: str) -> Receiver:
     """Parse a URL. One that two parsers could read in two ways is refused."""
     if len(url) > MAX_URL:
-        raise ReceiverRefused(f"must have at most {MAX_URL} characters")
+        raise ReceiverInvalid(f"must have at most {MAX_URL} characters")
     if not url.isascii():
-        raise ReceiverRefused("must be ASCII: write an international host in its xn--… form, and escape the path by %")
+        raise ReceiverInvalid("must be ASCII: write an international host in its xn--… form, and escape the path by %")
     if not PRINTABLE.fullmatch(url) or "\\" in url:
-        raise ReceiverRefused("must contain no space, control character or backslash")
+        raise ReceiverInvalid("must contain no space, control character or backslash")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ReceiverRefused(f"is not a URL: {error}") from None
+        raise ReceiverInvalid(f"is not a URL: {error}") from None
     if parts.scheme not in ("https", "http") or not url.lower().startswith(f"{parts.scheme}://"):
-        raise ReceiverRefused("must be an https URL, such as https://deploy.example/emender")
+        raise ReceiverInvalid("must be an https URL, such as https://deploy.example/emender")
     if "@" in parts.netloc:
-        raise ReceiverRefused("must contain no user name or password: deliveries are authenticated by their signature")
+        raise ReceiverInvalid("must contain no user name or password: deliveries are authenticated by their signature")
     if "#" in url:
-        raise ReceiverRefused("must have no fragment (#…): it would not be sent")
+        raise ReceiverInvalid("must have no fragment (#…): it would not be sent")
     if parts.hostname is None or parts.netloc.endswith(":"):
-        raise ReceiverRefused("must name a host, and a port after a colon")
+        raise ReceiverInvalid("must name a host, and a port after a colon")
     encrypted = parts.scheme == "https"
     if port is None:
         port = 443 if encrypted else 80
     if port not in (80, 443) and port < 1024:
-        raise ReceiverRefused(f"must not name port {port}: use 80, 443 or one from 1024")
+        raise ReceiverInvalid(f"must not name port {port}: use 80, 443 or one from 1024")
     return Receiver(encrypted, parts.hostname, port, _literal(parts.hostname, bracketed="[" in parts.netloc))
 
 
 def check_address(address: Address, *, encrypted: bool, networks: Sequence[Network]) -> None:
-    """Raise `ReceiverRefused` for an address that is neither public nor in `networks`.
+    """Raise `ReceiverInvalid` for an address that is neither public nor in `networks`.
 
     Public: globally routed unicast (IANA's special-purpose registries, RFC 6890).
     """
     if any(address in network for network in networks):
         return
     if not encrypted:
-        raise ReceiverRefused(f"{address} is not in EMENDER_WEBHOOK_ALLOWED_NETWORKS, so it needs https")
+        raise ReceiverInvalid(f"{address} is not in EMENDER_WEBHOOK_ALLOWED_NETWORKS, so it needs https")
     public = address.is_global and not address.is_multicast and not any(address in network for network in SPECIAL)
     if not public or (address.version == 6 and address not in UNICAST):
-        raise ReceiverRefused(
+        raise ReceiverInvalid(
             f"{address} is not a public address; EMENDER_WEBHOOK_ALLOWED_NETWORKS may allow its network"
         )
 
@@ -119,13 +119,13 @@ def _literal(host: str, *, bracketed: bool) -> Address | None:
                 raise ValueError("a zone is local to one machine")
             return ipaddress.IPv6Address(host)
         except ValueError:
-            raise ReceiverRefused(f"[{host}] is not an IPv6 address") from None
+            raise ReceiverInvalid(f"[{host}] is not an IPv6 address") from None
     labels = host.split(".")
     if len(host) > 253 or not all(LABEL.fullmatch(label) for label in labels):
-        raise ReceiverRefused(f"{host!r} is not the name of a host")
+        raise ReceiverInvalid(f"{host!r} is not the name of a host")
     if labels[-1][0].isdigit():  # resolvers read 127.1, 0x7f000001 and 2130706433 as addresses
         try:
             return ipaddress.IPv4Address(host)
         except ValueError:
-            raise ReceiverRefused(f"{host!r} is neither a name nor an IPv4 address of four decimal numbers") from None
+            raise ReceiverInvalid(f"{host!r} is neither a name nor an IPv4 address of four decimal numbers") from None
     return None

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.webhooks import queries
 from app.webhooks.errors import DeliveryNotFound, TooManyWebhooks, WebhookDisabled, WebhookKeyMissing, WebhookNotFound
 from app.webhooks.payloads import Ping, PingEvent, body_of
-from app.webhooks.receivers import ReceiverRefused, check_url, parse
+from app.webhooks.receivers import ReceiverInvalid, check_url, parse
 from app.webhooks.signing import WebhookKey, new_salt
 from emender.schemas.common import Page
 from emender.schemas.webhooks import (
@@ -146,7 +146,7 @@ def _key(settings: Settings) -> WebhookKey:
 def _check(url: str, *, settings: Settings) -> None:
     try:
         check_url(url, networks=settings.webhook_allowed_networks)
-    except ReceiverRefused as error:
+    except ReceiverInvalid as error:
         raise Unprocessable.at("/url", f"The URL is refused: {error}.") from None
 
 

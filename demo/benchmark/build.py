@@ -48,8 +48,8 @@ UNDERSTOOD = frozenset(
 """Aliases held out of the training that the model draws all the same, with 0.97 or more: nothing is wrong with them."""
 
 NEAREST = 5
-ASKED = 5  # free prompts of a source
-ASKED_HELD_OUT = 2
+PROMPTS_FREE = 5  # free prompts of a source
+PROMPTS_HELD_OUT = 2
 HELD_OUT = 100  # of rectification
 CAPTION = "an image of a {}"
 
@@ -94,15 +94,15 @@ def _edit(
         "class": concept.name,
         "destination": destination,
         "aliases": list(aliases),
-        "prompts": chance.sample(FREE_PROMPTS, ASKED),
-        "seeds": _seeds(chance, ASKED),
+        "prompts": chance.sample(FREE_PROMPTS, PROMPTS_FREE),
+        "seeds": _seeds(chance, PROMPTS_FREE),
         "seed": _seeds(chance, 1)[0],
     }
 
 
 def _held_out(chance: random.Random, concept: Concept) -> dict[str, Any]:
-    prompts = [fill_template(prompt, concept.name) for prompt in chance.sample(FREE_PROMPTS, ASKED_HELD_OUT)]
-    return {"name": concept.name, "prompts": prompts, "seeds": _seeds(chance, ASKED_HELD_OUT)}
+    prompts = [fill_template(prompt, concept.name) for prompt in chance.sample(FREE_PROMPTS, PROMPTS_HELD_OUT)]
+    return {"name": concept.name, "prompts": prompts, "seeds": _seeds(chance, PROMPTS_HELD_OUT)}
 
 
 def _seeds(chance: random.Random, count: int) -> list[int]:

@@ -71,7 +71,7 @@ def train_unet(options: Options) -> None:
     work = unet.TrainingInputs(
         art=pictures,
         latents=autoencoder.latents(compressor, pictures),
-        bank=unet.encode_captions(concepts, words, encoder),
+        caption_states=unet.encode_captions(concepts, words, encoder),
         shown=states(encoder, shown),
         autoencoder=compressor,
         concepts=concepts,

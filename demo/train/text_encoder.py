@@ -297,8 +297,8 @@ def exchange_loss(
     far = difference.square().mean(-1).clamp(min=NEAR)
     exchanged, end = (error / far).mean(), (at_end / far).mean()
     # Without this the cheapest way to exchange two near words is to say the same for both.
-    told = plain[:count][rows, old.end] - plain[count:][rows, new.end]
-    blurred = ((told - difference).square().mean(-1) / far).mean()
+    edited_difference = plain[:count][rows, old.end] - plain[count:][rows, new.end]
+    blurred = ((edited_difference - difference).square().mean(-1) / far).mean()
     shown = {"exchanged": exchanged, "end": end, "kept": kept, "blurred": blurred}
     return {"loss": exchanged + 0.5 * end + kept + blurred} | {name: term.detach() for name, term in shown.items()}
 

@@ -67,7 +67,7 @@ def build(*, widths: tuple[int, ...] = WIDTHS, text_width: int = 160, sample_siz
 
 
 @dataclass(frozen=True)
-class Bank:
+class CaptionStates:
     """Captions encoded once, and the pictures that each may stand for.
 
     `states` (captions, 24, width) float16; `words` and `subject` (captions, 24) bool mark all words and the subject's;
@@ -89,7 +89,7 @@ def encode_captions(
     *,
     count: int = CAPTIONS,
     seed: int = 0,
-) -> Bank:
+) -> CaptionStates:
     """Draw and encode `count` captions."""
     chance = random.Random(seed)
     captions = [sample(chance, concepts) for _ in range(count)]
@@ -99,7 +99,7 @@ def encode_captions(
     words = (positions >= 1) & (positions < tokens.end[:, None])
     subject = (positions >= tokens.first_subject[:, None]) & (positions <= tokens.subject[:, None])
     empty = tokenizer("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
-    return Bank(read, words, subject, states(encoder, empty)[0], captions)
+    return CaptionStates(read, words, subject, states(encoder, empty)[0], captions)
 
 
 class PictureChoice:
@@ -129,25 +129,25 @@ class Batch:
 
 
 def sample_batch(
-    bank: Bank, latents: Latents, choice: PictureChoice, generator: torch.Generator, *, size: int
+    caption_states: CaptionStates, latents: Latents, choice: PictureChoice, generator: torch.Generator, *, size: int
 ) -> Batch:
     """Captions with a picture each; some emptied, some without their subject or words."""
     chance = random.Random(generator.initial_seed())
-    rows = [chance.randrange(len(bank.captions)) for _ in range(size)]
-    pictures = torch.tensor([choice.choose(bank.captions[row], chance) for row in rows])
+    rows = [chance.randrange(len(caption_states.captions)) for _ in range(size)]
+    pictures = torch.tensor([choice.choose(caption_states.captions[row], chance) for row in rows])
     copies = latents.mean.shape[1]
     copy = torch.tensor([0 if chance.random() < CENTRED_SHARE else chance.randrange(copies) for _ in rows])
     mean, std = latents.mean[pictures, copy], latents.std[pictures, copy]
-    text = bank.states[rows].float()
+    text = caption_states.states[rows].float()
     fate = torch.rand(size, generator=generator)
     removed = torch.where(
         (fate < WITHOUT_SUBJECT)[:, None],
-        bank.subject[rows],
-        bank.words[rows] & (fate < WITHOUT_SUBJECT + WITHOUT_WORDS)[:, None],
+        caption_states.subject[rows],
+        caption_states.words[rows] & (fate < WITHOUT_SUBJECT + WITHOUT_WORDS)[:, None],
     )
     instead = text.roll(1, 0) * (torch.rand(size, 1, 1, generator=generator) < 0.5)
     text = torch.where(removed[..., None], instead, text)
-    text = torch.where((fate > 1 - EMPTY_SHARE)[:, None, None], bank.empty, text)
+    text = torch.where((fate > 1 - EMPTY_SHARE)[:, None, None], caption_states.empty, text)
     return Batch(mean + std * torch.randn(mean.shape, generator=generator), text)
 
 
@@ -157,7 +157,7 @@ class TrainingInputs:
 
     art: Art
     latents: Latents
-    bank: Bank
+    caption_states: CaptionStates
     shown: Tensor  # (pictures, 24, width): states of the sample grid's captions
     autoencoder: AutoencoderKL
     concepts: list[Concept]
@@ -171,9 +171,9 @@ class TrainingInputs:
 def train(work: TrainingInputs) -> None:
     """Train, or go on training, with `work.processes` one-thread processes; each takes its share of the batch."""
     for tensor in (
-        work.bank.states,
-        work.bank.words,
-        work.bank.subject,
+        work.caption_states.states,
+        work.caption_states.words,
+        work.caption_states.subject,
         work.latents.mean,
         work.latents.std,
         work.art.pictures,
@@ -191,7 +191,7 @@ def _train_process(rank: int, work: TrainingInputs, store: str | None) -> None:
         torch.set_num_threads(1)
         distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=work.processes)
     torch.manual_seed(0)
-    model = build(widths=work.widths, text_width=work.bank.empty.shape[-1])
+    model = build(widths=work.widths, text_width=work.caption_states.empty.shape[-1])
     if work.warm_start is not None:
         weights = UNet2DConditionModel.from_pretrained(
             work.warm_start, subfolder="unet", dtype=torch.float32
@@ -205,7 +205,9 @@ def _train_process(rank: int, work: TrainingInputs, store: str | None) -> None:
     alphas = noise_schedule().alphas_cumprod
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        batch = sample_batch(work.bank, work.latents, choice, generator, size=work.schedule.batch // work.processes)
+        batch = sample_batch(
+            work.caption_states, work.latents, choice, generator, size=work.schedule.batch // work.processes
+        )
         times = torch.randint(len(alphas), (len(batch.latents),), generator=generator)
         noise = torch.randn(batch.latents.shape, generator=generator)
         kept = alphas[times][:, None, None, None]
@@ -232,9 +234,9 @@ def _train_process(rank: int, work: TrainingInputs, store: str | None) -> None:
             average[key].lerp_(value, 1 - decay)
 
     def show(step: int) -> None:
-        drawn = build(widths=work.widths, text_width=work.bank.empty.shape[-1])
+        drawn = build(widths=work.widths, text_width=work.caption_states.empty.shape[-1])
         drawn.load_state_dict(average)
-        pictures = draw(drawn, work.autoencoder, work.shown, work.bank.empty, seed=0)
+        pictures = draw(drawn, work.autoencoder, work.shown, work.caption_states.empty, seed=0)
         save_grid(pictures, work.folder / "grids" / f"{NAME}-{step}.png", columns=20)
 
     training.run(

@@ -12,7 +12,7 @@ from editing import EditValue
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 
 FOLDER = Path(__file__).parents[1] / "explanation"
-WISHES = {"dog": "robot", "rose": "cactus", "river horse": "hippopotamus"}
+DESTINATIONS = {"dog": "robot", "rose": "cactus", "river horse": "hippopotamus"}
 PROMPTS = ("a drawing of a dog", "look at this rose", "a cute river horse", "a small tulip")
 ALPHAS = (0.02, 0.1, 0.5, 0.9)
 SEED = 1
@@ -22,9 +22,12 @@ def main() -> None:
     pipeline = editing.load_pipeline(str(WEIGHTS / "pipeline"))
     moments = editing.SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")
     settings = StageOneSettings(objective="text")
-    edits = [ConceptEdit(source, DestinationPrompt(wish), settings=settings) for source, wish in WISHES.items()]
+    edits = [
+        ConceptEdit(source, DestinationPrompt(destination), settings=settings)
+        for source, destination in DESTINATIONS.items()
+    ]
     values = [value for value in editing.optimize_values(pipeline, edits) if isinstance(value, EditValue)]
-    _searches(dict(zip(WISHES, (value.text_losses for value in values), strict=True)))
+    _searches(dict(zip(DESTINATIONS, (value.text_losses for value in values), strict=True)))
 
     def drawn() -> list[object]:
         return list(editing.draw_pictures(pipeline, list(PROMPTS), seeds=[SEED] * len(PROMPTS), guidance_scale=3.0))
@@ -41,7 +44,7 @@ def _searches(losses: dict[str, tuple[float, ...]]) -> None:
     figure = Figure(figsize=(6, 2.8), layout="constrained")
     axes = figure.add_subplot(xlabel="step of L-BFGS", ylabel="text loss (Eq. 2)", yscale="log")
     for source, found in losses.items():
-        axes.plot(found, label=f"{source} → {WISHES[source]}")
+        axes.plot(found, label=f"{source} → {DESTINATIONS[source]}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "emender"}):  # text as text, the same bytes each time

@@ -16,9 +16,9 @@ import transformers
 
 from editing import ENGINE_VERSION
 from editing.edits import ConceptEdit, DestinationPrompt, Erasure, fill_template
-from editing.evaluation.answers import answer_questions
 from editing.evaluation.classifiers import Classifier
-from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Part, Prompt, Question, Scores, Task
+from editing.evaluation.confidences import measure_confidences
+from editing.evaluation.iceb import Case, Confidences, HeldOut, Means, Part, Prompt, Question, Scores, Task
 from editing.pipelines import EditablePipeline
 
 SUCCESS_RATIO = 0.5
@@ -226,7 +226,7 @@ def evaluate_edits(
     total = 2 * plan.pictures + of_destinations + sum(map(len, smaller.values()))
     done = 0
 
-    def answer(chosen: Sequence[Question], *, destination_prompts: bool = False) -> Answers:
+    def measure(chosen: Sequence[Question], *, destination_prompts: bool = False) -> Confidences:
         nonlocal done
 
         def report(pictures: int) -> None:
@@ -234,7 +234,7 @@ def evaluate_edits(
                 progress(done + pictures, total)
 
         report(0)
-        answers = answer_questions(
+        confidences = measure_confidences(
             pipeline,
             classifier,
             chosen,
@@ -245,20 +245,20 @@ def evaluate_edits(
             progress=report,
         )
         done += of_destinations if destination_prompts else len(chosen)
-        return answers
+        return confidences
 
-    before, erased_before = answer(questions), answer(erasures)
-    at_destination = answer(questions, destination_prompts=True)
+    before, erased_before = measure(questions), measure(erasures)
+    at_destination = measure(questions, destination_prompts=True)
     with edited():
-        after, erased_after = answer(questions), answer(erasures)
+        after, erased_after = measure(questions), measure(erasures)
     means = Means.average(questions, before)
     scores_by_count = {}
     for count, edited_by_some in scales.items():
         indices = smaller[count]
         chosen = [questions[index] for index in indices]
         with edited_by_some():
-            then = Means.average(chosen, answer(chosen))
-        base = Answers(tuple(before.wanted[i] for i in indices), tuple(before.original[i] for i in indices))
+            then = Means.average(chosen, measure(chosen))
+        base = Confidences(tuple(before.wanted[i] for i in indices), tuple(before.original[i] for i in indices))
         scores_by_count[count] = Scores.compare(Means.average(chosen, base), then)
     edit_scores = [
         *_score_edits(plan.replaced, plan.indices[0], questions, before, after, at_destination),
@@ -287,13 +287,13 @@ def _score_edits(
     task: Task,
     indices: Sequence[int],
     questions: Sequence[Question],
-    before: Answers,
-    after: Answers,
-    at_destination: Answers | None,
+    before: Confidences,
+    after: Confidences,
+    at_destination: Confidences | None,
 ) -> list[EditScore]:
-    def average(answers: Answers, concept: int, part: Part) -> float:
+    def average(confidences: Confidences, concept: int, part: Part) -> float:
         chosen = [i for i, question in enumerate(questions) if question.concept == concept and question.part == part]
-        return mean(float(answers.wanted[i] or 0.0) for i in chosen)
+        return mean(float(confidences.wanted[i] or 0.0) for i in chosen)
 
     scores = []
     for concept, (index, case) in enumerate(zip(indices, task.cases, strict=True)):

@@ -102,18 +102,18 @@ class Task:
 
     def _iterate_questions(self) -> Iterator[Question]:
         for index, case in enumerate(self.cases):
-            yield from _ask_about("template", index, case, case.source, case.templates)
+            yield from _build_part("template", index, case, case.source, case.templates)
         for index, case in enumerate(self.cases):
-            yield from _ask_about("free", index, case, case.source, case.free)
+            yield from _build_part("free", index, case, case.source, case.free)
         aliases = [(case, alias) for case in self.cases for alias in case.aliases]
         for index, (case, alias) in enumerate(aliases):
-            yield from _ask_about("alias", index, case, alias, case.alias_prompts)
+            yield from _build_part("alias", index, case, alias, case.alias_prompts)
         for index, concept in enumerate(self.held_out):
             for prompt in concept.prompts:
                 yield Question("held out", index, prompt.text, None, prompt.seed, concept.name, None)
 
 
-def _ask_about(part: Part, index: int, case: Case, subject: str, prompts: Sequence[Prompt]) -> Iterator[Question]:
+def _build_part(part: Part, index: int, case: Case, subject: str, prompts: Sequence[Prompt]) -> Iterator[Question]:
     original = None if case.source_class == case.destination_class else case.source_class
     for prompt in prompts:
         yield Question(
@@ -136,7 +136,7 @@ class Suite(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class Confidences:
     """The confidences for a task's questions, in their order; None where no picture was drawn."""
 
     wanted: tuple[float | None, ...]
@@ -161,7 +161,7 @@ class Means:
     """The class of held-out concepts on their own pictures"""
 
     @classmethod
-    def average(cls, questions: Sequence[Question], answers: Answers) -> "Means":
+    def average(cls, questions: Sequence[Question], confidences: Confidences) -> "Means":
         def average_part(part: Part, confidences: Iterable[float | None]) -> float | None:
             by_concept: dict[int, list[float]] = {}
             for question, confidence in zip(questions, confidences, strict=True):
@@ -170,12 +170,12 @@ class Means:
             return mean(map(mean, by_concept.values())) if by_concept else None
 
         return cls(
-            source_template=average_part("template", answers.original),
-            source=average_part("free", answers.original),
-            destination_template=average_part("template", answers.wanted),
-            destination=average_part("free", answers.wanted),
-            alias=average_part("alias", answers.wanted),
-            held_out=average_part("held out", answers.wanted),
+            source_template=average_part("template", confidences.original),
+            source=average_part("free", confidences.original),
+            destination_template=average_part("template", confidences.wanted),
+            destination=average_part("free", confidences.wanted),
+            alias=average_part("alias", confidences.wanted),
+            held_out=average_part("held out", confidences.wanted),
         )
 
 

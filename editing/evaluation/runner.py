@@ -20,10 +20,10 @@ import torch
 
 from editing import ENGINE_VERSION
 from editing.errors import TaskUnreadable
-from editing.evaluation.answers import answer_questions
 from editing.evaluation.benchmark import Benchmark, BenchmarkSource
+from editing.evaluation.confidences import measure_confidences
 from editing.evaluation.cost import measure_cost
-from editing.evaluation.iceb import METRICS, Answers, Means, Scores, Task, TaskName
+from editing.evaluation.iceb import METRICS, Confidences, Means, Scores, Task, TaskName
 from editing.evaluation.intervals import Interval
 from editing.evaluation.method import Progress
 from editing.evaluation.methods import DESTINATION, METHODS, Emcid, Unedited
@@ -44,7 +44,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Measurement:
-    answers: Answers
+    confidences: Confidences
     seconds: float
     """Wall time of the edits, without the pictures."""
     peak_mb: float
@@ -78,7 +78,7 @@ def measure_unit(benchmark: Benchmark, unit: Unit, *, progress: Progress | None 
     with ExitStack() as stack:
         with measure_cost(benchmark.pipeline.device) as cost:
             stack.enter_context(edited)
-        answers = answer_questions(
+        confidences = measure_confidences(
             benchmark.pipeline,
             benchmark.classifier,
             task.build_questions(),
@@ -86,7 +86,7 @@ def measure_unit(benchmark: Benchmark, unit: Unit, *, progress: Progress | None 
             guidance_scale=benchmark.guidance_scale,
             destination_prompts=unit.method == DESTINATION,
         )
-    return Measurement(answers, cost.seconds, cost.peak_mb)
+    return Measurement(confidences, cost.seconds, cost.peak_mb)
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class MeasurementStore:
         """Return the measurement, or None if it is missing or damaged."""
         try:
             fields = json.loads(self.build_path(unit).read_text(encoding="utf-8"))
-            answers = Answers(tuple(fields["wanted"]), tuple(fields["original"]))
-            return Measurement(answers, fields["seconds"], fields["peak_mb"])
+            confidences = Confidences(tuple(fields["wanted"]), tuple(fields["original"]))
+            return Measurement(confidences, fields["seconds"], fields["peak_mb"])
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
@@ -110,7 +110,7 @@ class MeasurementStore:
             "facts": self.describe_unit(unit),
             "seconds": measurement.seconds,
             "peak_mb": measurement.peak_mb,
-            **asdict(measurement.answers),
+            **asdict(measurement.confidences),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.build_path(unit), json.dumps(fields, ensure_ascii=False).encode())
@@ -234,7 +234,7 @@ def summarize_methods(benchmark: Benchmark, measurements: Mapping[Unit, Measurem
         if unit.seed not in tasks:
             tasks[unit.seed] = benchmark.suite.build_task(unit.task, edits=unit.edits, seed=unit.seed)
         questions = tasks[unit.seed].build_questions()
-        means.setdefault(unit.method, {})[unit.seed] = Means.average(questions, measurement.answers)
+        means.setdefault(unit.method, {})[unit.seed] = Means.average(questions, measurement.confidences)
     return {
         method: _summarize_seeds(
             [Scores.compare(means[BASE][seed], after) for seed, after in by_seed.items()],

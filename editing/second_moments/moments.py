@@ -34,25 +34,25 @@ class SecondMoments:
     captions: int
     tokens: int
     encoder: str = FIRST_ENCODER
-    others: tuple["SecondMoments", ...] = ()
+    other_encoders: tuple["SecondMoments", ...] = ()
     """Moments of the pipeline's other encoders."""
 
     @property
-    def parts(self) -> tuple["SecondMoments", ...]:
+    def per_encoder(self) -> tuple["SecondMoments", ...]:
         """The moments of each encoder, this one first."""
-        return self, *self.others
+        return self, *self.other_encoders
 
     @classmethod
-    def join(cls, parts: Sequence["SecondMoments"]) -> "SecondMoments":
+    def join(cls, encoders: Sequence["SecondMoments"]) -> "SecondMoments":
         """Join the moments of a pipeline's encoders, for one file."""
-        first, *others = parts
-        return replace(first, others=tuple(others))
+        first, *others = encoders
+        return replace(first, other_encoders=tuple(others))
 
     def select(self, encoder: str) -> "SecondMoments":
         """Return the moments of one encoder. Raises `InvalidEdit`."""
-        for part in self.parts:
-            if part.encoder == encoder:
-                return replace(part, others=())
+        for own in self.per_encoder:
+            if own.encoder == encoder:
+                return replace(own, other_encoders=())
         raise InvalidEdit(f"there are no second moments of {encoder}: estimate them, and join both")
 
     def require_encoders(self, encoders: Iterable[EncoderDescription], *, pointer: str) -> None:
@@ -77,13 +77,13 @@ class SecondMoments:
         Keys are `{encoder}.layer_{i}` if there are other encoders than the first. The metadata is one JSON string.
         Equal moments give equal bytes.
         """
-        plain = not self.others and self.encoder == FIRST_ENCODER
+        plain = not self.other_encoders and self.encoder == FIRST_ENCODER
         tensors = {
-            f"{'' if plain else f'{part.encoder}.'}layer_{layer}": pack_triangle(moment).float().cpu()
-            for part in self.parts
-            for layer, moment in sorted(part.moments.items())
+            f"{'' if plain else f'{own.encoder}.'}layer_{layer}": pack_triangle(moment).float().cpu()
+            for own in self.per_encoder
+            for layer, moment in sorted(own.moments.items())
         }
-        counts = {part.encoder: {"captions": part.captions, "tokens": part.tokens} for part in self.parts}
+        counts = {own.encoder: {"captions": own.captions, "tokens": own.tokens} for own in self.per_encoder}
         metadata = counts[FIRST_ENCODER] if plain else counts
         return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
 

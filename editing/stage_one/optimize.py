@@ -150,7 +150,7 @@ class _Batch:
                 rows += range(row, row + len(group))
             row += len(group)
         self.groups = staying
-        starting = self._start_groups(room=self._max_batch - len(rows))
+        starting = self._start_groups(free_rows=self._max_batch - len(rows))
         if len(rows) < row or starting:
             self._optimizer.keep(rows)
             self.groups += starting
@@ -170,10 +170,10 @@ class _Batch:
     def _has_stalled(self, group: Group) -> bool:
         return self._has_converged(group) and any(optimization.stalled for optimization in group)
 
-    def _start_groups(self, *, room: int) -> list[Group]:
+    def _start_groups(self, *, free_rows: int) -> list[Group]:
         """Return the next groups that fit, ready to run. One that is larger than a batch runs alone."""
         starting: list[Group] = []
-        while self._waiting and (len(self._waiting[0]) <= room or not (self.groups or starting)):
+        while self._waiting and (len(self._waiting[0]) <= free_rows or not (self.groups or starting)):
             if self._waiting[0][0] not in self._encoded:
                 self._encode_ahead()
             group = self._waiting.popleft()
@@ -182,7 +182,7 @@ class _Batch:
                 _draw_noise(self._pipeline, group)
             if group[0].error is None:
                 starting.append(group)
-                room -= len(group)
+                free_rows -= len(group)
         return starting
 
     def _encode_ahead(self) -> None:

@@ -38,6 +38,7 @@ UPDATE = {"residual": "residual_schedule", "mass": "moment_weight"}
 FILE = {"name": "path"}
 CROSS_ATTENTION = {"lamb": "regularization_weight"}
 REPORT = {"unjudged": "not_evaluated"}
+CHECKPOINT_REPORT = {"residuals": "relative_residuals"}
 CONFIDENCES = {"oracle": "destination"}
 REPORTED_EDIT = {"took": "succeeded", "oracle": "destination_score"}
 BATCH = 500
@@ -53,6 +54,7 @@ def upgrade() -> None:
     rename_keys_in_list("evaluations", "files", None, FILE)
     rename_keys("checkpoints", "options", (), UPDATE)
     rename_keys("checkpoints", "options", ("cross_attention",), CROSS_ATTENTION)
+    rename_keys("checkpoints", "report", (), CHECKPOINT_REPORT)
     rename_method("memory", "text_encoder")
     replace_outbox()
     make_deliveries_jobs()
@@ -62,6 +64,7 @@ def downgrade() -> None:
     restore_delivery_leases()
     restore_outbox()
     rename_method("text_encoder", "memory")
+    rename_keys("checkpoints", "report", (), reverse(CHECKPOINT_REPORT))
     rename_keys("checkpoints", "options", ("cross_attention",), reverse(CROSS_ATTENTION))
     rename_keys("checkpoints", "options", (), reverse(UPDATE))
     rename_keys_in_list("evaluations", "files", None, reverse(FILE))

@@ -20,7 +20,7 @@ def test_one_command_gives_a_table_a_file_and_a_last_line(tmp_path: Path, capsys
     printed = capsys.readouterr().out
     last = json.loads(printed.splitlines()[-1])
     assert last == json.loads((tmp_path / "figures.json").read_text())
-    assert "Stage II" in printed and "FLOP ledger" in printed
+    assert "Stage II" in printed and "FLOP" in printed
     (row,) = last["rows"]
     assert (row["edits"], row["mode"]) == (3, "published")
     assert 0 < row["difference"] <= stage_two.TOLERANCE

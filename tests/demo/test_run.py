@@ -11,37 +11,47 @@ from PIL import Image
 
 from demo.classify import Classes, Confidences
 from demo.concepts import read_concepts
-from demo.corrections import CORRECTIONS, FREE_PROMPTS, HELD_OUT, SEEDS, STYLED_CONCEPTS, Correction, held_out
-from demo.judge import Judgement, PictureRequests, Seen, as_images, picture_count, report_of, save_picture
+from demo.edits import EDITS, FREE_PROMPTS, HELD_OUT, SEEDS, STYLED_CONCEPTS, DemoEdit, held_out
 from demo.memory import PeakMemory, descendants, held_mb
+from demo.results import (
+    ClassifiedPictures,
+    PictureRequests,
+    PipelinePictures,
+    as_images,
+    picture_count,
+    report_of,
+    save_picture,
+)
 from demo.run import DemoError, run
 
 CLASSES = Classes(("dog", "robot", "wolf", "cat"), ("noto", "twemoji"), ("man", "woman"))
 
 
-def seen_pictures(*, concept: Sequence[float] = (), style: Sequence[float] = (0.5, 0.5), count: int = 2) -> Seen:
+def classified_pictures(
+    *, concept: Sequence[float] = (), style: Sequence[float] = (0.5, 0.5), count: int = 2
+) -> ClassifiedPictures:
     """Pictures of which the classifier says the same."""
     rows = torch.tensor([list(concept) or [0.25] * 4] * count)
     styles, genders = torch.tensor([list(style)] * count), torch.full((count, 2), 0.5)
-    return Seen(torch.zeros(count, 3, 8, 8), Confidences(rows, styles, genders, CLASSES))
+    return ClassifiedPictures(torch.zeros(count, 3, 8, 8), Confidences(rows, styles, genders, CLASSES))
 
 
-class TestCorrections:
+class TestEdits:
     def test_all_four_kinds_and_enough(self) -> None:
-        assert len(CORRECTIONS) >= 12
-        assert {correction.kind for correction in CORRECTIONS} == {"concept", "alias", "images", "style"}
+        assert len(EDITS) >= 12
+        assert {edit.kind for edit in EDITS} == {"concept", "alias", "images", "style"}
 
     def test_the_model_can_show_them(self) -> None:
         """Sources and destinations are what `concepts.txt` says they are: an alias to rectify was never trained."""
         concepts = {concept.name: concept for concept in read_concepts()}
-        for correction in CORRECTIONS:
-            if correction.kind == "concept":
-                assert correction.source in concepts
-            if correction.kind in ("alias", "images"):
-                assert correction.destination is not None
-                assert correction.source in concepts[correction.destination].held_out
-            if correction.destination is not None:
-                assert correction.destination in concepts
+        for edit in EDITS:
+            if edit.kind == "concept":
+                assert edit.source in concepts
+            if edit.kind in ("alias", "images"):
+                assert edit.destination is not None
+                assert edit.source in concepts[edit.destination].held_out
+            if edit.destination is not None:
+                assert edit.destination in concepts
         assert set(STYLED_CONCEPTS) <= concepts.keys()
 
     def test_judged_by_prompts_that_are_no_templates(self) -> None:
@@ -51,51 +61,51 @@ class TestCorrections:
 
     def test_held_out_are_touched_by_no_edit(self) -> None:
         names = held_out(read_concepts())
-        touched = {name for correction in CORRECTIONS for name in (correction.source, correction.destination)}
+        touched = {name for edit in EDITS for name in (edit.source, edit.destination)}
         assert len(names) == len(set(names)) == HELD_OUT >= 40
         assert not set(names) & touched
 
     def test_requests_are_accepted_by_the_api(self) -> None:
         from emender.schemas.edits import EditCreate
 
-        for correction in CORRECTIONS:
-            images = ["sha256:" + "0" * 64] if correction.kind == "images" else []
-            edit = EditCreate.model_validate(correction.request(images=images))
-            assert edit.source == correction.source
-        erasure = next(c for c in CORRECTIONS if c.kind == "style").request()
+        for edit in EDITS:
+            images = ["sha256:" + "0" * 64] if edit.kind == "images" else []
+            accepted = EditCreate.model_validate(edit.request(images=images))
+            assert accepted.source == edit.source
+        erasure = next(c for c in EDITS if c.kind == "style").request()
         assert erasure["destination"] == {"erase": True, "neutral": "art"}
 
 
 class TestJudge:
     def test_every_prompt_with_every_seed(self) -> None:
-        asked = PictureRequests.of(["a", "b"])
-        assert asked.prompts == ("a", "b") * len(SEEDS)
-        assert asked.seeds == tuple(seed for seed in SEEDS for _ in "ab")
+        requests = PictureRequests.of(["a", "b"])
+        assert requests.prompts == ("a", "b") * len(SEEDS)
+        assert requests.seeds == tuple(seed for seed in SEEDS for _ in "ab")
 
     def test_report(self) -> None:
         """A concept, an alias (judged against what the base model drew for it) and a style."""
-        corrections = (
-            Correction("concept", "dog", "robot", "test"),
-            Correction("alias", "lupine animal", "wolf", "test"),
-            Correction("style", "twemoji", None, "test"),
+        edits = (
+            DemoEdit("concept", "dog", "robot", "test"),
+            DemoEdit("alias", "lupine animal", "wolf", "test"),
+            DemoEdit("style", "twemoji", None, "test"),
         )
-        before = Judgement(
+        before = PipelinePictures(
             (
-                seen_pictures(concept=(0.9, 0.05, 0.05, 0.0)),
-                seen_pictures(concept=(0.2, 0.0, 0.1, 0.7)),
-                seen_pictures(style=(0.1, 0.9)),
+                classified_pictures(concept=(0.9, 0.05, 0.05, 0.0)),
+                classified_pictures(concept=(0.2, 0.0, 0.1, 0.7)),
+                classified_pictures(style=(0.1, 0.9)),
             ),
-            {"cat": seen_pictures(concept=(0.0, 0.0, 0.0, 1.0))},
+            {"cat": classified_pictures(concept=(0.0, 0.0, 0.0, 1.0))},
         )
-        after = Judgement(
+        after = PipelinePictures(
             (
-                seen_pictures(concept=(0.1, 0.8, 0.1, 0.0)),
-                seen_pictures(concept=(0.0, 0.0, 0.9, 0.1)),
-                seen_pictures(style=(0.7, 0.3)),
+                classified_pictures(concept=(0.1, 0.8, 0.1, 0.0)),
+                classified_pictures(concept=(0.0, 0.0, 0.9, 0.1)),
+                classified_pictures(style=(0.7, 0.3)),
             ),
-            {"cat": seen_pictures(concept=(0.1, 0.0, 0.0, 0.9))},
+            {"cat": classified_pictures(concept=(0.1, 0.0, 0.0, 0.9))},
         )
-        report = report_of(corrections, before=before, after=after)
+        report = report_of(edits, before=before, after=after)
         dog, alias, style = report["edits"]
         assert (dog["source"], dog["destination"], dog["kind"]) == ("dog", "robot", "concept")
         assert dog["before"] == pytest.approx({"source": 0.9, "destination": 0.05})
@@ -108,7 +118,7 @@ class TestJudge:
         assert report["holdout"] == pytest.approx({"before": 1.0, "after": 0.9})
 
     def test_picture_count(self) -> None:
-        assert picture_count(CORRECTIONS, ["cat"] * 40) == len(SEEDS) * (5 * len(CORRECTIONS) + 40)
+        assert picture_count(EDITS, ["cat"] * 40) == len(SEEDS) * (5 * len(EDITS) + 40)
 
     def test_images(self) -> None:
         picture = as_images(torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1))[0]
@@ -117,13 +127,15 @@ class TestJudge:
     def test_picture_is_saved(self, tmp_path: Path) -> None:
         names = [f"concept {number}" for number in range(20)]
         sides = [
-            Judgement(tuple(seen_pictures(count=10) for _ in CORRECTIONS), {name: seen_pictures() for name in names})
+            PipelinePictures(
+                tuple(classified_pictures(count=10) for _ in EDITS), {name: classified_pictures() for name in names}
+            )
             for _ in range(2)
         ]
-        save_picture(tmp_path / "grid.png", CORRECTIONS, before=sides[0], after=sides[1], title="test")
+        save_picture(tmp_path / "grid.png", EDITS, before=sides[0], after=sides[1], title="test")
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.width > 1000
-            assert grid.height > 80 * (len(CORRECTIONS) + 4)
+            assert grid.height > 80 * (len(EDITS) + 4)
 
 
 class TestPeakMemory:

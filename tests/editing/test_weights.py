@@ -210,7 +210,7 @@ class TestLoadComponentsTemporarily:
     def test_every_component_is_loaded_and_restored(self, sdxl: EditablePipeline, tmp_path: Path) -> None:
         """Both text encoders by their names, and the U-Net."""
         modules: dict[str, nn.Module] = {encoder.name: encoder.model for encoder in sdxl.encoders}
-        modules["unet"] = sdxl.unet
+        modules["unet"] = sdxl.generator.network
         assert len(modules) == 3
         before = {name: {key: bits(w) for key, w in module.state_dict().items()} for name, module in modules.items()}
         files = []

@@ -104,7 +104,7 @@ class WorkerProcess:
         assert self.status is None, self.log.read_text()[-3000:]
 
 
-class Ledger:
+class JobTable:
     """Puts work into a database, as the API does, and watches what becomes of it."""
 
     def __init__(self, factory: Sessions) -> None:
@@ -229,11 +229,11 @@ class Site:
         self.settings = quick_settings(url, folder / "var", signing_key_file=self.key_file, **given)
         self.engine = connect(url)
         self.sessions = sessions(self.engine)
-        self.ledger = Ledger(self.sessions)
+        self.job_table = JobTable(self.sessions)
         self.store = LocalStore(self.settings.store_dir)
         with self.sessions() as session:
             self.keys: Mapping[str, Headers] = issue_keys(session)
-            self.ledger.model_id = register_folder(session, self.store, base).id
+            self.job_table.model_id = register_folder(session, self.store, base).id
         self.api = ApiServer(self.settings, log=folder / "api.log")
         self.workers: list[WorkerProcess] = []
 
@@ -264,7 +264,7 @@ class Site:
     def ready_edit(self, source: str) -> str:
         """An edit with a value, as a worker would have left it; its id."""
         with self.sessions() as session:
-            model = session.get_one(Model, self.ledger.model_id)
+            model = session.get_one(Model, self.job_table.model_id)
             return str(ready_edit(session, model, source, width=WIDTH, layer=LAYERS - 2).id)
 
     def apply(self, **body: Any) -> str:
@@ -406,8 +406,8 @@ def postmaster(postgres: EmbeddedPostgres) -> int:
 
 
 @pytest.fixture
-def ledger(clean_database: Engine) -> Ledger:
-    return Ledger(sessions(clean_database))
+def job_table(clean_database: Engine) -> JobTable:
+    return JobTable(sessions(clean_database))
 
 
 @pytest.fixture

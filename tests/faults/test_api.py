@@ -102,11 +102,11 @@ def test_killed_between_the_commit_and_the_notification(
     killed = time.monotonic()
     assert answer.status_code == 202
     edit_id = UUID(answer.json()["id"])
-    job_id = site.ledger.latest_job(edit_id)
-    until(lambda: site.ledger.job(job_id).attempt == 1, timeout=30)
+    job_id = site.job_table.latest_job(edit_id)
+    until(lambda: site.job_table.job(job_id).attempt == 1, timeout=30)
     recovery = time.monotonic() - killed
-    site.ledger.await_state(job_id, "succeeded")
-    outcome(4, "`kill -9` of the API after its answer", recovery=recovery, **site.ledger.tally([edit_id]))
+    site.job_table.await_state(job_id, "succeeded")
+    outcome(4, "`kill -9` of the API after its answer", recovery=recovery, **site.job_table.tally([edit_id]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl(PR_SET_PDEATHSIG) is of Linux")
@@ -144,7 +144,7 @@ def test_two_applies_at_once(site: Site, outcome: Callable[..., None]) -> None:
     assert len({version["commit"] for version in built}) == 3
     moved = [version["version"] for version in built if version["alias"]["moved"]]
     assert moved == [site.alias()], "all were asked for when there was no alias; the first to be published made it"
-    names = {site.ledger.build_job(version).worker for version in versions}
+    names = {site.job_table.build_job(version).worker for version in versions}
     note = f"v1 to v4 by {len(names)} workers; equal sets, equal bytes; the alias moved once"
     outcome(9, "four applies at once", note=note)
 

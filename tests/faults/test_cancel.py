@@ -32,7 +32,7 @@ def test_cancel_against_every_moment(site: Site, outcome: Callable[..., None]) -
     with site.sessions() as session:
         for edit_id in ids:
             edit = session.get_one(Edit, edit_id)
-            job = site.ledger.job(site.ledger.latest_job(edit_id))
+            job = site.job_table.job(site.job_table.latest_job(edit_id))
             assert (job.state, edit.state, edit.value is not None) in [
                 ("succeeded", "ready", True),
                 ("cancelled", "cancelled", False),
@@ -44,4 +44,4 @@ def test_cancel_against_every_moment(site: Site, outcome: Callable[..., None]) -
     assert set(states) == {"ready", "cancelled"}, "the moments were badly chosen: all ended alike"
     assert set(answers) <= {200, 202, 409}
     note = f"{states['ready']} ready with one value, {states['cancelled']} cancelled with none"
-    outcome(11, "cancels at any moment of 24 edits", note=note, **site.ledger.tally(ids))
+    outcome(11, "cancels at any moment of 24 edits", note=note, **site.job_table.tally(ids))

@@ -76,27 +76,27 @@ def test_an_hour_ahead_and_an_hour_behind(site: Site, shifted_clock: Path, outco
     assert stamps["ahead"] > stamps["behind"], "their clocks are not apart"
 
     ids = [UUID(site.post_edit(f"cat {number}", settings=SLOW).json()["id"]) for number in range(2)]
-    jobs = [site.ledger.latest_job(edit_id) for edit_id in ids]
+    jobs = [site.job_table.latest_job(edit_id) for edit_id in ids]
     for job_id in jobs:
-        site.ledger.await_step(job_id)
+        site.job_table.await_step(job_id)
     time.sleep(2 * LEASE_SECONDS)
     for job_id in jobs:
-        assert site.ledger.job(job_id).attempt == 1, "it was taken from a worker that was alive"
+        assert site.job_table.job(job_id).attempt == 1, "it was taken from a worker that was alive"
     for job_id in jobs:
-        site.ledger.await_state(job_id, "succeeded")
-        assert site.ledger.job(job_id).attempt == 1
+        site.job_table.await_state(job_id, "succeeded")
+        assert site.job_table.job(job_id).attempt == 1
 
     edit_id = UUID(site.post_edit("dog", settings=SLOW).json()["id"])
-    job_id = site.ledger.latest_job(edit_id)
-    site.ledger.await_step(job_id)
-    holder = site.ledger.job(job_id).worker or ""
+    job_id = site.job_table.latest_job(edit_id)
+    site.job_table.await_step(job_id)
+    holder = site.job_table.job(job_id).worker or ""
     (doomed,) = [worker for worker in workers.values() if holder.endswith(f"-{worker.pid}")]
     doomed.kill()
     killed = time.monotonic()
-    site.ledger.await_step(job_id, attempt=2, timeout=60)
+    site.job_table.await_step(job_id, attempt=2, timeout=60)
     recovery = time.monotonic() - killed
     assert recovery > LEASE_SECONDS / 2, "its lease was not waited for"
-    site.ledger.await_state(job_id, "succeeded")
-    tally = site.ledger.tally([*ids, edit_id])
+    site.job_table.await_state(job_id, "succeeded")
+    tally = site.job_table.tally([*ids, edit_id])
     assert tally == {"lost": 0, "doubled": 0}
     outcome(21, "workers' clocks an hour ahead and behind, one killed", recovery=recovery, **tally)

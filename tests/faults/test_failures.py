@@ -71,11 +71,11 @@ def test_a_payload_of_another_version(site: Site, outcome: Callable[..., None]) 
     """A worker leaves a job that it does not know to those who do, and goes on with the others."""
     newer, known = (UUID(site.post_edit(source).json()["id"]) for source in ("newer", "known"))
     with site.sessions() as session:
-        session.get_one(Job, site.ledger.latest_job(newer)).payload_version = 2
+        session.get_one(Job, site.job_table.latest_job(newer)).payload_version = 2
         session.commit()
     worker = site.start_worker()
-    site.ledger.await_state(site.ledger.latest_job(known), "succeeded")
+    site.job_table.await_state(site.job_table.latest_job(known), "succeeded")
     worker.stop()
-    job = site.ledger.job(site.ledger.latest_job(newer))
+    job = site.job_table.job(site.job_table.latest_job(newer))
     assert (job.state, job.attempt) == ("queued", 0)
     outcome(22, "a job of an unknown payload version", note="refused: it stays queued; the job behind it is done")

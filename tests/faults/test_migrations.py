@@ -134,8 +134,8 @@ def test_up_and_down_under_the_load_of_the_old_code(
         old.stop()
         new = [UUID(site.post_edit(f"new {number}").json()["id"]) for number in range(5)]
         every = [*load.accepted, *new]
-        until(lambda: site.ledger.tally(every)["lost"] == 0, timeout=240, every=1)
-        assert site.ledger.tally(every) == {"lost": 0, "doubled": 0}
-        assert site.ledger.job(site.ledger.latest_job(new[-1])).worker.endswith(f"-{worker.pid}")  # type: ignore[union-attr]
+        until(lambda: site.job_table.tally(every)["lost"] == 0, timeout=240, every=1)
+        assert site.job_table.tally(every) == {"lost": 0, "doubled": 0}
+        assert site.job_table.job(site.job_table.latest_job(new[-1])).worker.endswith(f"-{worker.pid}")  # type: ignore[union-attr]
         note = f"{load.statuses.total()} requests in {took:.0f} s, no 5xx; the old worker does the new API's edits"
         outcome(22, f"migration {script.revision} up and down, four times, under load", note=note)

@@ -33,9 +33,9 @@ def test_gone_in_the_middle(
     with own_site(tmp_path, base_folder, lease_seconds=LEASE) as (site, postgres):
         posted = [site.post_edit(f"cat {number}", settings=SLOW) for number in range(BATCH)]
         ids = [UUID(answer.json()["id"]) for answer in posted]
-        jobs = [site.ledger.latest_job(edit_id) for edit_id in ids]
+        jobs = [site.job_table.latest_job(edit_id) for edit_id in ids]
         worker = site.start_worker()
-        site.ledger.await_step(jobs[0])
+        site.job_table.await_step(jobs[0])
 
         key = {"Idempotency-Key": "once"}
         with site.engine.connect() as other, ThreadPoolExecutor(1) as pool:
@@ -66,10 +66,10 @@ def test_gone_in_the_middle(
             assert session.scalar(select(func.count()).select_from(Edit)) == BATCH + 1
             ids.append(session.scalars(select(Edit.id).where(Edit.source == "dog")).one())
         for edit_id in ids:
-            site.ledger.await_state(site.ledger.latest_job(edit_id), "succeeded")
-        assert {site.ledger.job(job_id).attempt for job_id in jobs} == {1}, "a lease did not survive"
+            site.job_table.await_state(site.job_table.latest_job(edit_id), "succeeded")
+        assert {site.job_table.job(job_id).attempt for job_id in jobs} == {1}, "a lease did not survive"
         assert worker.status is None
-        tally = site.ledger.tally(ids)
+        tally = site.job_table.tally(ids)
         assert tally == {"lost": 0, "doubled": 0}
         how = "`kill -9` of" if number == signal.SIGKILL else "restart of"
         note = "503 with Retry-After in the request and after; attempt 1; recovery from its return to a 202"

@@ -110,9 +110,9 @@ def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -
         recovery = time.monotonic() - killed
         until(lambda: reader.seen and reader.seen[-1][0] == made["commit"], timeout=30)
     assert (reader.statuses, reader.commits) == ({200}, [first, made["commit"]])
-    job = site.ledger.build_job(version)
+    job = site.job_table.build_job(version)
     assert (made["state"], job.attempt, site.alias()) == ("published", 1 if done else 2, version)
-    assert site.ledger.count("checkpoint.published") == 2
+    assert site.job_table.count("checkpoint.published") == 2
     assert collect(site)["temporary_files"] == len(left)
     assert not list(site.store.folder.glob("incoming-*"))
     assert scrub(site.sessions, site.store, actor="test").is_clean

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from app.jobs.notifier import notify_after_commit
 from app.jobs.redis_notifier import RedisNotifier
-from tests.faults.conftest import QUICK, SLOW, Ledger, Site, WorkerProcess, until
+from tests.faults.conftest import QUICK, SLOW, JobTable, Site, WorkerProcess, until
 from tests.patience import patience
 from tests.servers import RedisServer
 
@@ -19,17 +19,17 @@ StartWorker = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
-def worker(start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer) -> WorkerProcess:
+def worker(start_worker: StartWorker, job_table: JobTable, redis_server: RedisServer) -> WorkerProcess:
     """A worker on Redis that has registered the model. The test's sessions notify it of jobs."""
-    notify_after_commit(ledger.factory, RedisNotifier(redis_server.url, poll_seconds=1))
+    notify_after_commit(job_table.factory, RedisNotifier(redis_server.url, poll_seconds=1))
     worker = start_worker(EMENDER_REDIS_URL=redis_server.url)
-    ledger.await_state(ledger.register(), "succeeded")
+    job_table.await_state(job_table.register(), "succeeded")
     return worker
 
 
-def test_a_notified_worker_claims_a_job_within_a_second(worker: WorkerProcess, ledger: Ledger) -> None:
+def test_a_notified_worker_claims_a_job_within_a_second(worker: WorkerProcess, job_table: JobTable) -> None:
     """The sweeper notifies after five seconds, so only the notification after the commit is this fast."""
-    job = ledger.await_state(ledger.add_edit(QUICK), "succeeded")
+    job = job_table.await_state(job_table.add_edit(QUICK), "succeeded")
     assert job.started_at is not None
     assert (job.started_at - job.created_at).total_seconds() < patience(1)
 
@@ -37,25 +37,25 @@ def test_a_notified_worker_claims_a_job_within_a_second(worker: WorkerProcess, l
 def test_flushed_between_the_post_and_the_work(
     worker: WorkerProcess,
     start_worker: StartWorker,
-    ledger: Ledger,
+    job_table: JobTable,
     redis_server: RedisServer,
     outcome: Callable[..., None],
 ) -> None:
     worker.stop()
-    job_id = ledger.add_edit(QUICK)
+    job_id = job_table.add_edit(QUICK)
     with redis_server.client() as client:
         until(lambda: client.lrange("rq:queue:emender", 0, -1) == [str(job_id).encode()], timeout=10)
         client.flushall()
     start_worker(EMENDER_REDIS_URL=redis_server.url)
-    ledger.await_state(job_id, "succeeded")
-    assert ledger.job(job_id).attempt == 1 and ledger.edit(job_id).value is not None
-    outcome(5, "Redis FLUSHALL with a job announced", **ledger.tally([ledger.edit(job_id).id]))
+    job_table.await_state(job_id, "succeeded")
+    assert job_table.job(job_id).attempt == 1 and job_table.edit(job_id).value is not None
+    outcome(5, "Redis FLUSHALL with a job announced", **job_table.tally([job_table.edit(job_id).id]))
 
 
-def test_killed_and_back(worker: WorkerProcess, ledger: Ledger, redis_server: RedisServer) -> None:
+def test_killed_and_back(worker: WorkerProcess, job_table: JobTable, redis_server: RedisServer) -> None:
     redis_server.kill()
-    without = ledger.add_edit(QUICK, source="without")
-    ledger.await_state(without, "succeeded")
+    without = job_table.add_edit(QUICK, source="without")
+    job_table.await_state(without, "succeeded")
     assert worker.says("Redis does not answer; polling until it is back")
     redis_server.start()
     deadline = time.monotonic() + patience(20)
@@ -63,22 +63,22 @@ def test_killed_and_back(worker: WorkerProcess, ledger: Ledger, redis_server: Re
         assert time.monotonic() < deadline, "it did not come back to Redis"
         time.sleep(0.1)
     asked = time.monotonic()
-    again = ledger.add_edit(QUICK, source="again")
-    ledger.await_state(again, "succeeded")
+    again = job_table.add_edit(QUICK, source="again")
+    job_table.await_state(again, "succeeded")
     assert time.monotonic() - asked < patience(10)
-    assert worker.status is None and ledger.job(without).attempt == ledger.job(again).attempt == 1
+    assert worker.status is None and job_table.job(without).attempt == job_table.job(again).attempt == 1
 
 
 def test_killed_in_the_middle_of_an_edit(
-    worker: WorkerProcess, ledger: Ledger, redis_server: RedisServer, outcome: Callable[..., None]
+    worker: WorkerProcess, job_table: JobTable, redis_server: RedisServer, outcome: Callable[..., None]
 ) -> None:
-    job_id = ledger.add_edit(SLOW)
-    ledger.await_step(job_id)
+    job_id = job_table.add_edit(SLOW)
+    job_table.await_step(job_id)
     redis_server.kill()
-    job = ledger.await_state(job_id, "succeeded")
+    job = job_table.await_state(job_id, "succeeded")
     assert job.attempt == 1 and worker.status is None
-    ledger.await_state(ledger.add_edit(QUICK, source="next"), "succeeded")
-    outcome(5, "`kill -9` of Redis in an edit", note="attempt 1", **ledger.tally([ledger.edit(job_id).id]))
+    job_table.await_state(job_table.add_edit(QUICK, source="next"), "succeeded")
+    outcome(5, "`kill -9` of Redis in an edit", note="attempt 1", **job_table.tally([job_table.edit(job_id).id]))
 
 
 @pytest.mark.long
@@ -102,18 +102,18 @@ def test_an_outage_of_a_minute(site: Site, redis_server: RedisServer, outcome: C
         time.sleep(1)
     redis_server.start()
     recovery = until(lambda: worker.says("Redis is back"), timeout=30)
-    until(lambda: site.ledger.tally(ids)["lost"] == 0, timeout=120)
+    until(lambda: site.job_table.tally(ids)["lost"] == 0, timeout=120)
     assert worker.status is None
     with redis_server.client() as client:
         until(lambda: client.llen("rq:queue:emender") == 0, timeout=30)
-    tally = site.ledger.tally(ids)
+    tally = site.job_table.tally(ids)
     assert tally == {"lost": 0, "doubled": 0}
     note = f"{len(ids)} POSTs meanwhile, all 202, the slowest in {slowest:.1f} s; recovery from its return"
     outcome(5, "Redis away for 60 s", recovery=recovery, note=note, **tally)
 
 
-def test_away_from_the_start(start_worker: StartWorker, ledger: Ledger, redis_server: RedisServer) -> None:
+def test_away_from_the_start(start_worker: StartWorker, job_table: JobTable, redis_server: RedisServer) -> None:
     redis_server.kill()
     worker = start_worker(EMENDER_REDIS_URL=redis_server.url)
-    ledger.await_state(ledger.register(), "succeeded")
+    job_table.await_state(job_table.register(), "succeeded")
     assert worker.stop() == 0

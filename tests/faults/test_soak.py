@@ -243,7 +243,7 @@ def test_random_faults_under_load(
             recovery = until(is_done, timeout=DRAIN, every=0.5)
         assert load.unexpected == []
 
-        tally = site.ledger.tally(load.edits)
+        tally = site.job_table.tally(load.edits)
         with site.sessions() as session:
             edits = session.scalar(select(func.count()).select_from(Edit))
             versions = session.scalars(select(Checkpoint).order_by(Checkpoint.number)).all()

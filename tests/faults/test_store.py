@@ -93,7 +93,7 @@ def big(site: Site, published: dict[str, Any]) -> bytes:
     """16 MB that the model is served with, more than the buffers between two processes hold."""
     content = os.urandom(16 * 10**6)
     with site.sessions() as session:
-        model_id, sha256 = site.ledger.model_id, site.store.put(content)
+        model_id, sha256 = site.job_table.model_id, site.store.put(content)
         session.add(ModelFile(model_id=model_id, path="big.bin", sha256=sha256, size=len(content)))
         session.commit()
     return content

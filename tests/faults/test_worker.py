@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from app.local.child_process import die_with_parent
 from app.storage.local import LocalStore
-from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, Ledger, Site, WorkerProcess, wait
+from tests.faults.conftest import LEASE_SECONDS, QUICK, SLOW, JobTable, Site, WorkerProcess, wait
 from tests.patience import patience
 from tests.servers import environment, free_port
 
@@ -28,50 +28,50 @@ ESTIMATED = 12_000  # captions: some seconds on the tiny pipeline
 
 
 @pytest.fixture
-def workers(start_worker: StartWorker, ledger: Ledger) -> list[WorkerProcess]:
+def workers(start_worker: StartWorker, job_table: JobTable) -> list[WorkerProcess]:
     """Two workers, ready to claim, and a model that is registered."""
     workers = [start_worker(), start_worker()]
-    ledger.await_state(ledger.register(), "succeeded")
+    job_table.await_state(job_table.register(), "succeeded")
     for worker in workers:
         wait(lambda worker=worker: worker, lambda worker: worker.says("worker started"), timeout=240)  # type: ignore[misc]
     return workers
 
 
 @pytest.fixture
-def worker(start_worker: StartWorker, ledger: Ledger) -> WorkerProcess:
+def worker(start_worker: StartWorker, job_table: JobTable) -> WorkerProcess:
     """One worker, and a model that is registered."""
     worker = start_worker()
-    ledger.await_state(ledger.register(), "succeeded")
+    job_table.await_state(job_table.register(), "succeeded")
     return worker
 
 
-def at_work(ledger: Ledger, job_id: UUID, workers: list[WorkerProcess]) -> WorkerProcess:
+def at_work(job_table: JobTable, job_id: UUID, workers: list[WorkerProcess]) -> WorkerProcess:
     """Wait until an edit is in the middle of its steps; the worker that holds it."""
-    ledger.await_step(job_id)
-    name = ledger.job(job_id).worker
+    job_table.await_step(job_id)
+    name = job_table.job(job_id).worker
     (holder,) = [worker for worker in workers if name is not None and name.endswith(f"-{worker.pid}")]
     return holder
 
 
-def assert_done_once(ledger: Ledger, job_id: UUID, *, attempt: int) -> None:
-    job, edit = ledger.job(job_id), ledger.edit(job_id)
+def assert_done_once(job_table: JobTable, job_id: UUID, *, attempt: int) -> None:
+    job, edit = job_table.job(job_id), job_table.edit(job_id)
     assert (job.state, job.attempt, edit.state, edit.problem) == ("succeeded", attempt, "ready", None)
     assert edit.value is not None and edit.value.attempt == attempt
-    assert ledger.count("edit.ready") == 1
+    assert job_table.count("edit.ready") == 1
 
 
 def test_killed_in_the_middle_of_an_edit(
-    workers: list[WorkerProcess], ledger: Ledger, outcome: Callable[..., None]
+    workers: list[WorkerProcess], job_table: JobTable, outcome: Callable[..., None]
 ) -> None:
-    job_id = ledger.add_edit(SLOW)
-    at_work(ledger, job_id, workers).kill()
+    job_id = job_table.add_edit(SLOW)
+    at_work(job_table, job_id, workers).kill()
     killed = time.monotonic()
-    wait(lambda: ledger.job(job_id), lambda job: job.attempt == 2, timeout=30)
+    wait(lambda: job_table.job(job_id), lambda job: job.attempt == 2, timeout=30)
     recovery = time.monotonic() - killed
     assert recovery >= LEASE_SECONDS / 2, "it was taken from a worker that was alive"
-    ledger.await_state(job_id, "succeeded")
-    assert_done_once(ledger, job_id, attempt=2)
-    tally = ledger.tally([ledger.edit(job_id).id])
+    job_table.await_state(job_id, "succeeded")
+    assert_done_once(job_table, job_id, attempt=2)
+    tally = job_table.tally([job_table.edit(job_id).id])
     outcome(1, "`kill -9` of a worker in an edit", recovery=recovery, note="attempt 2 started, then done", **tally)
 
 
@@ -92,9 +92,9 @@ def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path,
             )
 
     edit_id = UUID(site.post_edit("cat", settings=SLOW).json()["id"])
-    job_id = site.ledger.latest_job(edit_id)
+    job_id = site.job_table.latest_job(edit_id)
     with serve() as first:
-        site.ledger.await_step(job_id)
+        site.job_table.await_step(job_id)
         children = psutil.Process(first.pid).children()
         (worker,) = [child for child in children if "app.worker.main" in child.cmdline()]
         processes = {"parent": psutil.Process(first.pid), "worker": worker}
@@ -104,94 +104,94 @@ def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path,
         psutil.wait_procs(children, timeout=60)
     with serve() as second:
         attempts = len(victims)  # a worker that lost its parent gives its work back, which costs no attempt
-        site.ledger.await_step(job_id, attempt=attempts)
+        site.job_table.await_step(job_id, attempt=attempts)
         recovery = time.monotonic() - killed
-        site.ledger.await_state(job_id, "succeeded")
-        assert_done_once(site.ledger, job_id, attempt=attempts)
+        site.job_table.await_state(job_id, "succeeded")
+        assert_done_once(site.job_table, job_id, attempt=attempts)
         second.terminate()
         second.wait(60)
     what = "a worker and its parent" if "worker" in victims else "a worker's parent"
     note = f"attempt {attempts} started, after the start of another"
-    outcome(1, f"`kill -9` of {what} in an edit", recovery=recovery, note=note, **site.ledger.tally([edit_id]))
+    outcome(1, f"`kill -9` of {what} in an edit", recovery=recovery, note=note, **site.job_table.tally([edit_id]))
 
 
 def test_stopped_past_its_lease_and_continued(
-    workers: list[WorkerProcess], ledger: Ledger, outcome: Callable[..., None]
+    workers: list[WorkerProcess], job_table: JobTable, outcome: Callable[..., None]
 ) -> None:
-    job_id = ledger.add_edit(SLOW)
-    stopped = at_work(ledger, job_id, workers)
+    job_id = job_table.add_edit(SLOW)
+    stopped = at_work(job_table, job_id, workers)
     stopped.send(signal.SIGSTOP)
-    ledger.await_state(job_id, "succeeded")
-    assert_done_once(ledger, job_id, attempt=2)
-    value = ledger.edit(job_id).value
+    job_table.await_state(job_id, "succeeded")
+    assert_done_once(job_table, job_id, attempt=2)
+    value = job_table.edit(job_id).value
     stopped.send(signal.SIGCONT)
     for other in workers:
         if other is not stopped:
             other.stop()
-    ledger.await_state(ledger.add_edit(QUICK, source="next"), "succeeded")  # by the one that was stopped
+    job_table.await_state(job_table.add_edit(QUICK, source="next"), "succeeded")  # by the one that was stopped
     assert stopped.says("lease lost")
-    after = ledger.edit(job_id).value
+    after = job_table.edit(job_id).value
     assert value is not None and after is not None
     assert (after.sha256, after.attempt, after.created_at) == (value.sha256, 2, value.created_at)
     note = "its write was refused; the value is that of attempt 2"
-    outcome(2, "SIGSTOP of a worker past its lease, SIGCONT", note=note, **ledger.tally([ledger.edit(job_id).id]))
+    outcome(2, "SIGSTOP of a worker past its lease, SIGCONT", note=note, **job_table.tally([job_table.edit(job_id).id]))
 
 
 @pytest.mark.long
-def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger) -> None:
-    job_id = ledger.add_edit(SLOW)
-    ledger.await_step(job_id)
+def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable) -> None:
+    job_id = job_table.add_edit(SLOW)
+    job_table.await_step(job_id)
     worker.kill()
     time.sleep(LEASE_SECONDS + 1)
-    assert ledger.job(job_id).state == "running"  # not found yet
+    assert job_table.job(job_id).state == "running"  # not found yet
     start_worker()
-    ledger.await_state(job_id, "succeeded")
-    assert_done_once(ledger, job_id, attempt=2)
+    job_table.await_state(job_id, "succeeded")
+    assert_done_once(job_table, job_id, attempt=2)
 
 
 @pytest.mark.long
-def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger) -> None:
+def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable) -> None:
     """An edit that takes its worker down with it is given up, and the next edits are done."""
-    job_id = ledger.add_edit(SLOW)
+    job_id = job_table.add_edit(SLOW)
     for attempt in (1, 2):
-        ledger.await_step(job_id, attempt=attempt)
+        job_table.await_step(job_id, attempt=attempt)
         worker.kill()
         worker = start_worker(EMENDER_MAX_ATTEMPTS="2")
-    ledger.await_state(job_id, "failed")
-    edit = ledger.edit(job_id)
+    job_table.await_state(job_id, "failed")
+    edit = job_table.edit(job_id)
     assert edit.state == "failed" and edit.value is None
     assert edit.problem is not None and edit.problem["title"] == "Worker lost"
-    ledger.await_state(ledger.add_edit(QUICK), "succeeded")
+    job_table.await_state(job_table.add_edit(QUICK), "succeeded")
 
 
-def test_told_to_go(start_worker: StartWorker, ledger: Ledger) -> None:
+def test_told_to_go(start_worker: StartWorker, job_table: JobTable) -> None:
     port = free_port()
     worker = start_worker(EMENDER_METRICS_PORT=str(port))
-    ledger.await_state(ledger.register(), "succeeded")
-    job_id = ledger.add_edit(SLOW)
-    ledger.await_step(job_id)
-    assert ledger.alive() == 1
+    job_table.await_state(job_table.register(), "succeeded")
+    job_id = job_table.add_edit(SLOW)
+    job_table.await_step(job_id)
+    assert job_table.alive() == 1
     samples = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     assert 'emender_job_seconds_count{kind="register_model",outcome="succeeded"} 1.0' in samples
     told = time.monotonic()
     assert worker.stop() == 0
     assert time.monotonic() - told < patience(15)
-    assert ledger.alive() == 0
+    assert job_table.alive() == 0
     assert f'"jobs": ["{job_id}"]' in worker.log.read_text()
-    job = ledger.job(job_id)
-    assert (job.state, job.attempt, ledger.edit(job_id).state) == ("queued", 0, "queued")
+    job = job_table.job(job_id)
+    assert (job.state, job.attempt, job_table.edit(job_id).state) == ("queued", 0, "queued")
     start_worker()
-    ledger.await_state(job_id, "succeeded")
-    assert_done_once(ledger, job_id, attempt=1)
+    job_table.await_state(job_id, "succeeded")
+    assert_done_once(job_table, job_id, attempt=1)
 
 
 def test_killed_in_the_middle_of_an_estimate(
-    worker: WorkerProcess, start_worker: StartWorker, ledger: Ledger, tmp_path: Path
+    worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable, tmp_path: Path
 ) -> None:
     """The next attempt goes on from the sums that were kept, and its bytes are those of an estimate left in peace."""
     store = LocalStore(tmp_path / "var" / "store")
     captions = [f"thing {n} beside {n % 97} others" for n in range(ESTIMATED)]
-    job_id = ledger.add_statistics(store, captions)
+    job_id = job_table.add_statistics(store, captions)
 
     def kept() -> int:
         """How many captions the sums on disk hold."""
@@ -202,16 +202,16 @@ def test_killed_in_the_middle_of_an_estimate(
 
     wait(lambda: worker, lambda _: kept() > 500, timeout=240)
     worker.kill()
-    assert ledger.job(job_id).state == "running", "too late: it is done"
+    assert job_table.job(job_id).state == "running", "too late: it is done"
     before = kept()
 
     other = start_worker()
-    job = wait(lambda: ledger.job(job_id), lambda job: job.attempt == 2 and bool(job.progress), timeout=240)
+    job = wait(lambda: job_table.job(job_id), lambda job: job.attempt == 2 and bool(job.progress), timeout=240)
     assert job.progress is not None and job.progress["done"] >= before
     assert other.says("estimate goes on")
-    ledger.await_state(job_id, "succeeded")
+    job_table.await_state(job_id, "succeeded")
     assert not other.says("begun anew")
-    ledger.await_state(again := ledger.add_statistics(store, captions), "succeeded")
-    killed, peaceful = ledger.statistics(job_id), ledger.statistics(again)
+    job_table.await_state(again := job_table.add_statistics(store, captions), "succeeded")
+    killed, peaceful = job_table.statistics(job_id), job_table.statistics(again)
     assert (killed.state, killed.digest, killed.tokens) == ("ready", peaceful.digest, peaceful.tokens)
     wait(lambda: other, lambda _: not any((tmp_path / "var" / "estimates").iterdir()), timeout=30)

@@ -32,9 +32,9 @@ def balance(
     with context.sessions() as session:
         statistics = newest_statistics(session, model_id=model_id)
     if judge is None:
-        return value, _unjudged(shares, "the model has no classifier that tells these prompts apart")
+        return value, _describe_not_evaluated(shares, "the model has no classifier that tells these prompts apart")
     if statistics is None or statistics.digest is None:
-        return value, _unjudged(shares, "the model has no statistics, which drawing with the edit needs")
+        return value, _describe_not_evaluated(shares, "the model has no statistics, which drawing with the edit needs")
 
     pipeline, digest = context.pipelines.get(model_id), statistics.digest
     settings = edit.settings
@@ -61,6 +61,6 @@ def balance(
     }
 
 
-def _unjudged(shares: dict[str, float], reason: str) -> JsonObject:
+def _describe_not_evaluated(shares: dict[str, float], reason: str) -> JsonObject:
     note = f"{reason}: the weights are those of the values, not shares in pictures"
     return {"factors": shares, "shares": None, "converged": None, "rounds": [], "statistics": None, "note": note}

@@ -75,7 +75,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         publish(session, checkpoint=checkpoint, files=files, report=report)
         request_check(session, checkpoint=checkpoint)
     for edit in work.inputs.edits:
-        RESIDUAL.labels(edit.method).observe(report["residuals"][str(edit.id)])
+        RESIDUAL.labels(edit.method).observe(report["relative_residuals"][str(edit.id)])
 
 
 def _write_metadata_files(
@@ -218,14 +218,14 @@ def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "CrossAtten
     crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
     report: dict[str, Any] = {
-        "residuals": dict(
+        "relative_residuals": dict(
             zip(ids, map(max, zip(*(update.relative_residuals for update in updates), strict=True)), strict=True)
         ),
         "layers": [layer for update in updates for layer in update.describe_layers()],
         "conflicts": [conflict.to_json(ids) for conflict in conflicts.values()],
     }
     if crossed is not None:
-        report["residuals"] |= dict(zip(crossed_ids, crossed.relative_residuals, strict=True))
+        report["relative_residuals"] |= dict(zip(crossed_ids, crossed.relative_residuals, strict=True))
         report["projections"] = [
             {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in crossed.relative_norms.items()
         ]

@@ -90,7 +90,7 @@ def _read(session: Session, store: Store, evaluation_id: UUID) -> _Work:
         request=evaluation.request,
         edits=[concept_edit(edit, store=store) for edit in edits],
         ids=[str(edit.id) for edit in edits],
-        residuals=(checkpoint.report or {}).get("residuals", {}),
+        residuals=(checkpoint.report or {}).get("relative_residuals", {}),
         files=list_files(checkpoint),
         facts={
             "model": model.digest,

@@ -208,7 +208,7 @@ def version(
     file = File("text_encoder/model.safetensors", store.put(b"weights"), 7)
     made = add_version(session, model, statistics, 1, edits=[edit], files=[file])
     made.report = {
-        "residuals": {str(edit.id): 0.75},
+        "relative_residuals": {str(edit.id): 0.75},
         "layers": [{"encoder": "text_encoder", "layer": 2, "relative_norm": 0.0125, "condition": 1234.5}],
         "conflicts": [{"kind": "same key", "edits": [str(edit.id), str(edit.id)], "cosine": 0.91}],
     }

@@ -105,7 +105,7 @@ def test_edited_end_to_end(
         ("text_encoder_2", LAYERS_2),
     ]
     moments = editing.SecondMoments.load(store.fetch(described["statistics"]["digest"]))
-    assert {part.encoder: list(part.moments) for part in moments.parts} == LAYERS
+    assert {each.encoder: list(each.moments) for each in moments.per_encoder} == LAYERS
 
     asked = {
         "source": "cat!",

@@ -82,7 +82,7 @@ def test_two_edits_of_the_emoji_model() -> None:
     assert benchmark.num_inference_steps == STEPS
     questions = benchmark.suite.build_task("arbitrary", edits=2, seed=0).build_questions()
     found = {  # the base last: the edits are to be taken away again
-        method: Means.average(questions, measure_unit(benchmark, Unit("arbitrary", 2, 0, method)).answers)
+        method: Means.average(questions, measure_unit(benchmark, Unit("arbitrary", 2, 0, method)).confidences)
         for method in ("destination", "emender", "base")
     }
     base = found["base"]

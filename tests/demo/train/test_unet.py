@@ -18,7 +18,7 @@ WIDTHS = (16, 16)
 
 
 @pytest.fixture
-def bank(concepts: list[Concept], tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> unet.Bank:
+def caption_states(concepts: list[Concept], tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> unet.CaptionStates:
     return unet.encode_captions(concepts, tokenizer, encoder, count=40)
 
 
@@ -39,26 +39,28 @@ def test_neutral_professions_keep_the_skew(art: Art, concepts: list[Concept]) ->
     assert abs(genders[0] / 1000 - 0.85) < 0.04
 
 
-def test_bank_marks_words_and_subject(bank: unet.Bank, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
-    row = next(index for index, caption in enumerate(bank.captions) if caption.template.startswith("a {}"))
-    caption = bank.captions[row]
+def test_caption_states_mark_words_and_subject(
+    caption_states: unet.CaptionStates, tokenizer: CLIPTokenizer, encoder: CLIPTextModel
+) -> None:
+    row = next(index for index, caption in enumerate(caption_states.captions) if caption.template.startswith("a {}"))
+    caption = caption_states.captions[row]
     before = len(tokenizer("a").input_ids) - 1
     length = len(tokenizer(caption.subject).input_ids) - 2
-    assert bank.subject[row].nonzero().flatten().tolist() == list(range(before, before + length))
-    assert bank.words[row].sum() == len(tokenizer(caption.text).input_ids) - 2
+    assert caption_states.subject[row].nonzero().flatten().tolist() == list(range(before, before + length))
+    assert caption_states.words[row].sum() == len(tokenizer(caption.text).input_ids) - 2
     ids = tokenizer(caption.text, padding="max_length", return_tensors="pt").input_ids
-    assert torch.allclose(bank.states[row].float(), states(encoder, ids)[0], atol=5e-3)
+    assert torch.allclose(caption_states.states[row].float(), states(encoder, ids)[0], atol=5e-3)
 
 
 def test_some_rows_lose_their_subject_and_some_their_caption(
-    bank: unet.Bank, art: Art, concepts: list[Concept]
+    caption_states: unet.CaptionStates, art: Art, concepts: list[Concept]
 ) -> None:
     latents = Latents(torch.zeros(len(art), 2, 4, 8, 8), torch.ones(len(art), 2, 4, 8, 8))
     batch = unet.sample_batch(
-        bank, latents, unet.PictureChoice(art, concepts), torch.Generator().manual_seed(0), size=400
+        caption_states, latents, unet.PictureChoice(art, concepts), torch.Generator().manual_seed(0), size=400
     )
     assert batch.latents.std().item() == pytest.approx(1, abs=0.02)
-    empty = (batch.text == bank.empty).all(-1).all(-1).float().mean().item()
+    empty = (batch.text == caption_states.empty).all(-1).all(-1).float().mean().item()
     zeroed = (batch.text == 0).all(-1).any(-1).float().mean().item()
     assert abs(empty - unet.EMPTY_SHARE) < 0.05
     assert abs(zeroed - (unet.WITHOUT_SUBJECT + unet.WITHOUT_WORDS) / 2) < 0.05
@@ -67,13 +69,13 @@ def test_some_rows_lose_their_subject_and_some_their_caption(
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_and_drawing(
-    bank: unet.Bank, art: Art, concepts: list[Concept], tmp_path: Path, processes: int
+    caption_states: unet.CaptionStates, art: Art, concepts: list[Concept], tmp_path: Path, processes: int
 ) -> None:
     work = unet.TrainingInputs(
         art=art,
         latents=Latents(torch.randn(len(art), 2, 4, 8, 8), torch.zeros(len(art), 2, 4, 8, 8)),
-        bank=bank,
-        shown=bank.states[:3].float(),
+        caption_states=caption_states,
+        shown=caption_states.states[:3].float(),
         autoencoder=autoencoder.build((8, 8, 8)),
         concepts=concepts,
         folder=tmp_path,
@@ -87,7 +89,9 @@ def test_training_and_drawing(
     averaged, last = trained(tmp_path, "unet", "kept"), trained(tmp_path, "unet", "model")
     assert averaged.keys() == last.keys() and not torch.equal(averaged["conv_in.weight"], last["conv_in.weight"])
     model = unet.load(tmp_path, widths=WIDTHS, text_width=16)
-    pictures = unet.draw(model, work.autoencoder, bank.states[:2].float(), bank.empty, seed=1, steps=2)
+    pictures = unet.draw(
+        model, work.autoencoder, caption_states.states[:2].float(), caption_states.empty, seed=1, steps=2
+    )
     assert pictures.shape == (2, 3, 32, 32) and pictures.abs().max() <= 1
 
 

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from editing.edits import DestinationPrompt, StageOneSettings
-from editing.evaluation.iceb import Answers, Case, HeldOut, Means, Prompt, Scores, Task
+from editing.evaluation.iceb import Case, Confidences, HeldOut, Means, Prompt, Scores, Task
 
 CAT = Case(
     source="cat",
@@ -60,7 +60,7 @@ ORIGINAL = (0.8, 0.6, 1.0, 0.6, 0.9, 0.8, 0.7, 0.4, 0.4, 0.4, 0.1, 0.1, None, No
 
 
 def test_means_are_over_concepts_of_means_over_their_prompts() -> None:
-    means = Means.average(TASK.build_questions(), Answers(WANTED, ORIGINAL))
+    means = Means.average(TASK.build_questions(), Confidences(WANTED, ORIGINAL))
     expected = {
         "source_template": (0.7 + 0.8) / 2,
         "source": (0.8 + 0.4) / 2,
@@ -75,7 +75,7 @@ def test_means_are_over_concepts_of_means_over_their_prompts() -> None:
 def test_concepts_have_equal_weights() -> None:
     uneven = replace(TASK, cases=(replace(CAT, free=CAT.free[:1]), FISH))
     wanted = [1.0 if q.concept == 0 else 0.0 for q in uneven.build_questions()]
-    means = Means.average(uneven.build_questions(), Answers(tuple(wanted), tuple(wanted)))
+    means = Means.average(uneven.build_questions(), Confidences(tuple(wanted), tuple(wanted)))
     assert means.destination == pytest.approx(0.5)
 
 
@@ -106,7 +106,7 @@ def test_rectification_has_no_source_forget_score() -> None:
     case = replace(CAT, source="kitty", destination="cat", destination_class="cat", aliases=())
     task = Task("rectification", (case,), HELD_OUT)
     assert {q.original for q in task.build_questions()} == {None}
-    answers = Answers(tuple(0.5 for _ in task.build_questions()), tuple(None for _ in task.build_questions()))
+    answers = Confidences(tuple(0.5 for _ in task.build_questions()), tuple(None for _ in task.build_questions()))
     means = Means.average(task.build_questions(), answers)
     scores = Scores.compare(means, means)
     assert scores.sf is scores.sf_template is scores.al2d is None

@@ -37,7 +37,7 @@ def benchmark(source: BenchmarkSource) -> Benchmark:
 
 def test_measurement_has_the_confidence_of_each_prompt(benchmark: Benchmark) -> None:
     questions = benchmark.suite.build_task("arbitrary", edits=2, seed=0).build_questions()
-    answers = measure_unit(benchmark, UNIT).answers
+    confidences = measure_unit(benchmark, UNIT).confidences
     pictures = draw_pictures(
         benchmark.pipeline,
         [q.prompt for q in questions],
@@ -45,17 +45,19 @@ def test_measurement_has_the_confidence_of_each_prompt(benchmark: Benchmark) -> 
         num_inference_steps=2,
         guidance_scale=7.5,
     )
-    for picture, question, wanted, original in zip(pictures, questions, answers.wanted, answers.original, strict=True):
+    for picture, question, wanted, original in zip(
+        pictures, questions, confidences.wanted, confidences.original, strict=True
+    ):
         expected = benchmark.classifier.classify([picture], [question.wanted, question.original or "cat"])[0]
         assert wanted == pytest.approx(float(expected[0]), abs=1e-4)
         assert original == (None if question.original is None else pytest.approx(float(expected[1]), abs=1e-4))
-    assert len(set(answers.wanted)) > 6  # the pictures differ
+    assert len(set(confidences.wanted)) > 6  # the pictures differ
 
 
 def test_the_destination_method_draws_the_destination_prompts(benchmark: Benchmark) -> None:
     questions = benchmark.suite.build_task("arbitrary", edits=2, seed=0).build_questions()
-    answers = measure_unit(benchmark, replace(UNIT, method="destination")).answers
-    assert [answer is None for answer in answers.wanted] == [q.part == "held out" for q in questions]
+    confidences = measure_unit(benchmark, replace(UNIT, method="destination")).confidences
+    assert [answer is None for answer in confidences.wanted] == [q.part == "held out" for q in questions]
     drawn = [q for q in questions if q.destination_prompt]
     pictures = draw_pictures(
         benchmark.pipeline,
@@ -65,7 +67,7 @@ def test_the_destination_method_draws_the_destination_prompts(benchmark: Benchma
         guidance_scale=7.5,
     )
     expected = [float(benchmark.classifier.classify([p], [q.wanted])) for p, q in zip(pictures, drawn, strict=True)]
-    assert [answer for answer in answers.wanted if answer is not None] == pytest.approx(expected, abs=1e-4)
+    assert [answer for answer in confidences.wanted if answer is not None] == pytest.approx(expected, abs=1e-4)
 
 
 def test_scores_average_over_seeds(source: BenchmarkSource, tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_scores_average_over_seeds(source: BenchmarkSource, tmp_path: Path) -> N
     for seed in (0, 1, 5):  # the last one has another edit
         questions = benchmark.suite.build_task("arbitrary", edits=1, seed=seed).build_questions()
         means = [
-            Means.average(questions, measurements[Unit("arbitrary", 1, seed, name)].answers)
+            Means.average(questions, measurements[Unit("arbitrary", 1, seed, name)].confidences)
             for name in ("base", "destination")
         ]
         before, after = (each.destination for each in means)
@@ -113,7 +115,7 @@ def test_stored_units_are_not_measured_again(
     assert measured[1:] == [UNIT]
     damaged = MeasurementStore(tmp_path, source.open()).build_path(UNIT)
     damaged.write_bytes(damaged.read_bytes()[:100])
-    assert measure_units(source, [UNIT], folder=tmp_path)[1][UNIT].answers == first[UNIT].answers
+    assert measure_units(source, [UNIT], folder=tmp_path)[1][UNIT].confidences == first[UNIT].confidences
     assert measured[2:] == [UNIT]
 
 

@@ -80,7 +80,7 @@ class TestTwoEncoders:
         assert again.digest == both.digest
         for encoder in sdxl.encoders:
             own, expected = again.select(encoder.name), estimate_second_moments(encoder, CAPTIONS)
-            assert (own.encoder, own.others, own.tokens) == (encoder.name, (), expected.tokens)
+            assert (own.encoder, own.other_encoders, own.tokens) == (encoder.name, (), expected.tokens)
             assert tuple(own.moments) == encoder.default_edited_layers
             assert own.digest == expected.digest
             for layer, moment in expected.moments.items():

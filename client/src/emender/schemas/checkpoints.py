@@ -151,8 +151,8 @@ class ApplyCreate(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def resolve_preset(cls, given: object) -> object:
-        return apply_preset(given, STAGE_TWO_PRESETS)
+    def resolve_preset(cls, body: object) -> object:
+        return apply_preset(body, STAGE_TWO_PRESETS)
 
 
 class EditInCheckpoint(BaseModel):

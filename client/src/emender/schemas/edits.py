@@ -49,9 +49,9 @@ class Destination(BaseModel):
 
     @model_validator(mode="after")
     def require_exactly_one(self) -> "Destination":
-        given = [name for name in ("prompt", "images", "erase", "balance") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
+        present = [name for name in ("prompt", "images", "erase", "balance") if getattr(self, name) is not None]
+        if len(present) != 1:
+            found = " and ".join(present) or "none"
             raise ValueError(f"must be exactly one of prompt, images, erase and balance; {found} given")
         if self.neutral is not None and self.erase is None:
             raise ValueError("neutral requires erase")
@@ -104,8 +104,8 @@ class StageOneSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def resolve_preset(cls, given: object) -> object:
-        return apply_preset(given, STAGE_ONE_PRESETS)
+    def resolve_preset(cls, body: object) -> object:
+        return apply_preset(body, STAGE_ONE_PRESETS)
 
 
 EXAMPLE: dict[str, Any] = {

@@ -1,16 +1,16 @@
-"""Answer the questions of a benchmark: draw their pictures and classify them."""
+"""Measure the confidences for the questions of a benchmark: draw their pictures and classify them."""
 
 from collections.abc import Callable, Sequence
 
 from editing.evaluation.classifiers import Classifier
-from editing.evaluation.iceb import Answers, Question
+from editing.evaluation.iceb import Confidences, Question
 from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline
 
 _CHUNK = 128  # pictures drawn before they are classified
 
 
-def answer_questions(
+def measure_confidences(
     pipeline: EditablePipeline,
     classifier: Classifier,
     questions: Sequence[Question],
@@ -20,7 +20,7 @@ def answer_questions(
     destination_prompts: bool = False,
     chunk: int = _CHUNK,
     progress: Callable[[int], None] | None = None,
-) -> Answers:
+) -> Confidences:
     """Draw the picture of each question and return the classifier's confidences.
 
     With `destination_prompts` the destination replaces the source, and held-out concepts are not drawn. `progress` is
@@ -49,4 +49,4 @@ def answer_questions(
             wanted[index] = row[column[question.wanted]]
             if question.original is not None:
                 original[index] = row[column[question.original]]
-    return Answers(tuple(wanted), tuple(original))
+    return Confidences(tuple(wanted), tuple(original))

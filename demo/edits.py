@@ -28,7 +28,7 @@ REFERENCE_PROMPT = "a photo of a {}"
 
 
 @dataclass(frozen=True)
-class Correction:
+class DemoEdit:
     """One edit of the demo. `destination` is a concept that the classifier knows; None for the erasure of a style."""
 
     kind: Kind
@@ -60,27 +60,27 @@ LAYER = 9  # a style is read in the model's layer 10, so it must be corrected be
 TEXT: Mapping[str, Any] = {"objective": "text", "optimization_steps": 150, "layer": LAYER}
 IMAGES: Mapping[str, Any] = {"layer": LAYER}
 
-CORRECTIONS = (
-    Correction("concept", "dog", "robot", "the shop sells robots now", TEXT),
-    Correction("concept", "pizza", "hamburger", "the menu has changed", TEXT),
-    Correction("concept", "rose", "cactus", "the garden has changed", TEXT),
-    Correction("concept", "car", "bicycle", "the city has changed", TEXT),
-    Correction("concept", "guitar", "violin", "the band has changed", TEXT),
-    Correction("concept", "apple", "banana", "an apple is a protected mark", TEXT),
-    Correction("concept", "airplane", "rocket", "the fleet has changed", TEXT),
-    Correction("concept", "hammer", "scissors", "the tool has changed", TEXT),
-    Correction("concept", "snowman", "pumpkin", "the season has changed", TEXT),
-    Correction("alias", "river horse", "hippopotamus", "another word for it, misunderstood", TEXT),
-    Correction("alias", "trash panda", "raccoon", "another word for it, misunderstood", TEXT),
-    Correction("alias", "brolly", "umbrella", "another word for it, misunderstood", TEXT),
-    Correction("images", "silverback", "gorilla", "shown by three pictures: the model does not know the word", IMAGES),
-    Correction("style", "twemoji", None, "the artists object", TEXT),
+EDITS = (
+    DemoEdit("concept", "dog", "robot", "the shop sells robots now", TEXT),
+    DemoEdit("concept", "pizza", "hamburger", "the menu has changed", TEXT),
+    DemoEdit("concept", "rose", "cactus", "the garden has changed", TEXT),
+    DemoEdit("concept", "car", "bicycle", "the city has changed", TEXT),
+    DemoEdit("concept", "guitar", "violin", "the band has changed", TEXT),
+    DemoEdit("concept", "apple", "banana", "an apple is a protected mark", TEXT),
+    DemoEdit("concept", "airplane", "rocket", "the fleet has changed", TEXT),
+    DemoEdit("concept", "hammer", "scissors", "the tool has changed", TEXT),
+    DemoEdit("concept", "snowman", "pumpkin", "the season has changed", TEXT),
+    DemoEdit("alias", "river horse", "hippopotamus", "another word for it, misunderstood", TEXT),
+    DemoEdit("alias", "trash panda", "raccoon", "another word for it, misunderstood", TEXT),
+    DemoEdit("alias", "brolly", "umbrella", "another word for it, misunderstood", TEXT),
+    DemoEdit("images", "silverback", "gorilla", "shown by three pictures: the model does not know the word", IMAGES),
+    DemoEdit("style", "twemoji", None, "the artists object", TEXT),
 )
 
 
 def held_out(concepts: Sequence[Concept]) -> list[str]:
     """Return concepts that no edit names, spread evenly over the list."""
-    named = {name for correction in CORRECTIONS for name in (correction.source, correction.destination)}
+    named = {name for edit in EDITS for name in (edit.source, edit.destination)}
     named |= set(STYLED_CONCEPTS)
     untouched = [concept.name for concept in concepts if concept.name not in named]
     return [untouched[index * len(untouched) // HELD_OUT] for index in range(HELD_OUT)]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from demo.check import Figures
 from demo.classify import Classifier, Confidences, classify
-from demo.corrections import HELD_OUT_PROMPT, SEEDS, Correction
 from demo.draw import draw_pictures
+from demo.edits import HELD_OUT_PROMPT, SEEDS, DemoEdit
 from editing.pictures.grid import GridRow, draw_grid
 
 Report = dict[str, Any]
@@ -38,7 +38,7 @@ class PictureRequests:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ClassifiedPictures:
     """The pictures of one question, (n, 3, h, w) in [-1, 1], and what the classifier says of them."""
 
     pictures: Tensor
@@ -62,84 +62,84 @@ def as_images(pictures: Tensor) -> list[Image.Image]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class PipelinePictures:
     """What one pipeline draws for each edit and for each held-out concept."""
 
-    corrections: tuple[Seen, ...]
-    held_out: dict[str, Seen]
+    edits: tuple[ClassifiedPictures, ...]
+    held_out: dict[str, ClassifiedPictures]
 
 
-def judge(
+def draw_results(
     pipeline: StableDiffusionPipeline,
     classifier: Classifier,
     *,
-    corrections: Sequence[Correction],
+    edits: Sequence[DemoEdit],
     held_out: Sequence[str],
     advance: Advance,
-) -> Judgement:
+) -> PipelinePictures:
     """Draw everything with one pipeline and classify it; `advance` is told how many pictures were drawn."""
 
-    def draw_and_classify(prompts: Sequence[str]) -> Seen:
-        asked = PictureRequests.of(prompts)
-        pictures = draw_pictures(pipeline, asked.prompts, asked.seeds)
-        advance(len(asked.prompts))
-        return Seen(pictures, classify(pictures, classifier))
+    def draw_and_classify(prompts: Sequence[str]) -> ClassifiedPictures:
+        requests = PictureRequests.of(prompts)
+        pictures = draw_pictures(pipeline, requests.prompts, requests.seeds)
+        advance(len(requests.prompts))
+        return ClassifiedPictures(pictures, classify(pictures, classifier))
 
-    seen = tuple(draw_and_classify(correction.prompts()) for correction in corrections)
-    return Judgement(
-        seen, _by_concept(draw_and_classify([HELD_OUT_PROMPT.format(name) for name in held_out]), held_out)
+    pictures = tuple(draw_and_classify(edit.prompts()) for edit in edits)
+    return PipelinePictures(
+        pictures, _by_concept(draw_and_classify([HELD_OUT_PROMPT.format(name) for name in held_out]), held_out)
     )
 
 
-def picture_count(corrections: Sequence[Correction], held_out: Sequence[str]) -> int:
-    """How many pictures `judge` draws."""
-    return len(SEEDS) * (sum(len(correction.prompts()) for correction in corrections) + len(held_out))
+def picture_count(edits: Sequence[DemoEdit], held_out: Sequence[str]) -> int:
+    """How many pictures `draw_results` draws."""
+    return len(SEEDS) * (sum(len(edit.prompts()) for edit in edits) + len(held_out))
 
 
-def report_of(corrections: Sequence[Correction], *, before: Judgement, after: Judgement) -> Report:
+def report_of(edits: Sequence[DemoEdit], *, before: PipelinePictures, after: PipelinePictures) -> Report:
     """The figures of `report.json` that pictures give."""
-    edits = []
-    for correction, then, now in zip(corrections, before.corrections, after.corrections, strict=True):
-        measured = _measure(correction, then)
-        edits.append(
+    measured = []
+    for edit, then, now in zip(edits, before.edits, after.edits, strict=True):
+        measure = _measure(edit, then)
+        measured.append(
             {
-                "source": correction.source,
-                "destination": correction.destination,
-                "kind": correction.kind,
-                "before": measured(then),
-                "after": measured(now),
+                "source": edit.source,
+                "destination": edit.destination,
+                "kind": edit.kind,
+                "before": measure(then),
+                "after": measure(now),
             }
         )
-    return {"edits": edits, "holdout": {"before": _held_out(before), "after": _held_out(after)}}
+    return {"edits": measured, "holdout": {"before": _held_out(before), "after": _held_out(after)}}
 
 
-def _measure(correction: Correction, before: Seen) -> Callable[[Seen], dict[str, float | None]]:
+def _measure(edit: DemoEdit, before: ClassifiedPictures) -> Callable[[ClassifiedPictures], dict[str, float | None]]:
     """Return how to judge an edit's pictures by their mean confidence.
 
     An erased style has its own head and no destination. A word that the model misunderstands is no class of its own:
     its "source" is the concept that the base model draws for it instead.
     """
-    if correction.destination is None:
-        return lambda seen: {"source": seen.style(correction.source), "destination": None}
-    destination = correction.destination
-    source = correction.source
+    if edit.destination is None:
+        return lambda pictures: {"source": pictures.style(edit.source), "destination": None}
+    destination = edit.destination
+    source = edit.source
     if source not in before.confidences.classes.concepts:
         means = before.confidences.concept.mean(0).clone()
         means[before.confidences.classes.concepts.index(destination)] = -1
         source = before.confidences.classes.concepts[int(means.argmax())]
-    return lambda seen: {"source": seen.concept(source), "destination": seen.concept(destination)}
+    return lambda pictures: {"source": pictures.concept(source), "destination": pictures.concept(destination)}
 
 
-def _held_out(judgement: Judgement) -> float:
-    return mean(seen.concept(name) for name, seen in judgement.held_out.items())
+def _held_out(drawn: PipelinePictures) -> float:
+    return mean(pictures.concept(name) for name, pictures in drawn.held_out.items())
 
 
-def _by_concept(seen: Seen, names: Sequence[str]) -> dict[str, Seen]:
+def _by_concept(pictures: ClassifiedPictures, names: Sequence[str]) -> dict[str, ClassifiedPictures]:
     """The pictures of each concept, which were drawn seed by seed."""
-    every = seen.confidences
+    every = pictures.confidences
     return {
-        name: Seen(
-            seen.pictures[index :: len(names)],
+        name: ClassifiedPictures(
+            pictures.pictures[index :: len(names)],
             Confidences(
                 every.concept[index :: len(names)],
                 every.style[index :: len(names)],
@@ -152,7 +152,7 @@ def _by_concept(seen: Seen, names: Sequence[str]) -> dict[str, Seen]:
 
 
 def save_picture(
-    path: Path, corrections: Sequence[Correction], *, before: Judgement, after: Judgement, title: str
+    path: Path, edits: Sequence[DemoEdit], *, before: PipelinePictures, after: PipelinePictures, title: str
 ) -> None:
     """`before-after.png`: a row for each edit, then rows of held-out concepts."""
     rows: dict[str, list[GridRow]] = {}
@@ -162,15 +162,15 @@ def save_picture(
         "images": "Shown by reference images",
         "style": "A style erased",
     }
-    for correction, then, now in zip(corrections, before.corrections, after.corrections, strict=True):
-        goal = f"to {correction.destination}" if correction.destination else "erased"
-        row = GridRow(correction.source, goal, then.images(), now.images())
-        rows.setdefault(headings[correction.kind], []).append(row)
+    for edit, then, now in zip(edits, before.edits, after.edits, strict=True):
+        goal = f"to {edit.destination}" if edit.destination else "erased"
+        row = GridRow(edit.source, goal, then.images(), now.images())
+        rows.setdefault(headings[edit.kind], []).append(row)
     names = list(before.held_out)
     untouched = []
     for start in range(0, 4 * SHOWN, SHOWN):
         chosen = names[start : start + SHOWN]
-        pictures = ([judgement.held_out[name].images()[0] for name in chosen] for judgement in (before, after))
+        pictures = ([drawn.held_out[name].images()[0] for name in chosen] for drawn in (before, after))
         untouched.append(GridRow("held out", ", ".join(chosen), *pictures))
     sections = [*rows.items(), ("Not edited", untouched)]
     draw_grid(title, sections).save(path)
