@@ -11,9 +11,9 @@ SOAK = "\n## Soak\n"
 HEAD = """\
 # Faults
 
-What `make faults` measured: real processes killed, stopped, filled and restarted, by `tests/faults/`. Recovery is the
-time from the fault, or from its end where that is said, until the work was done. Lost: work that was accepted and has
-not ended. Doubled: work that ended twice. Leases are of 6 seconds in most of these tests; by default they are of 30.
+What `make faults` measured: `tests/faults/` kills, stops, fills and restarts real processes. Recovery is the time from
+the fault, or from its end where the result says so, until the work was done. No accepted work was lost or done twice,
+except where the result says so. Most tests have leases of 6 seconds; the default is 30.
 """
 
 
@@ -39,12 +39,11 @@ class Outcomes:
     soak: str = ""
 
     def table(self) -> str:
-        lines = ["| row | fault | recovery s | lost | doubled | what was seen |", "|---|---|---|---|---|---|"]
+        lines = ["| fault | recovery s | result |", "| --- | --- | --- |"]
         for found in sorted(self.lines, key=lambda found: found.row):
             recovery = "" if found.recovery is None else f"{found.recovery:.1f}"
-            lines.append(
-                f"| {found.row} | {found.fault} | {recovery} | {found.lost} | {found.doubled} | {found.note} |"
-            )
+            counts = [f"{count} {name}" for name, count in (("lost", found.lost), ("doubled", found.doubled)) if count]
+            lines.append(f"| {found.fault} | {recovery} | {'; '.join([*counts, *filter(None, [found.note])])} |")
         return "\n".join(lines) + "\n"
 
 

@@ -72,5 +72,5 @@ def test_gone_in_the_middle(
         tally = site.job_table.tally(ids)
         assert tally == {"lost": 0, "doubled": 0}
         how = "`kill -9` of" if number == signal.SIGKILL else "restart of"
-        note = "503 with Retry-After in the request and after; attempt 1; recovery from its return to a 202"
+        note = "503 with Retry-After; attempt 1; recovery from its return"
         outcome(6, f"{how} Postgres in a request and in a job", recovery=recovery, note=note, **tally)

@@ -117,8 +117,8 @@ def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -
     assert not list(site.store.folder.glob("incoming-*"))
     assert scrub(site.sessions, site.store, actor="test").is_clean
     assert site.problem(version) == site.problem("v1") == ""
-    note = f"{len(reader.seen)} reads of the alias, all 200; unfinished files collected: {len(left)}"
-    outcome(3, f"`kill -9` of a publication at: {step}", recovery=recovery, note=note)
+    note = f"{len(reader.seen)} reads, all 200; {len(left)} partial files collected"
+    outcome(3, f"`kill -9` in publishing, at {step}", recovery=recovery, note=note)
 
 
 @pytest.mark.long
@@ -188,9 +188,7 @@ def test_a_full_disk(
         made = site.await_version(site.apply(edits="ready", alias="production"))
         assert (made["state"], site.alias()) == ("published", made["version"])
         assert post_picture(site, tmp_path).status_code == 201
-        note = (
-            "507 to an upload, the version failed with the reason, no half file, alias unmoved; room made, both succeed"
-        )
+        note = "507, version failed, no partial file, alias unmoved; with space, both succeed"
         outcome(7, "a full disk (tmpfs) at upload and publish", note=note)
     finally:
         site.close()

@@ -266,10 +266,9 @@ def test_random_faults_under_load(
         f"{faults.kills.total()} faults ({listed(faults.kills)}),",
         f"**lost {tally['lost']}, doubled {tally['doubled']}**.",
         "",
-        f"Of {edits} edits accepted: {listed(states)}. Of {len(versions)} versions {len(published)} were published,",
-        "and every file of theirs verified with manifest and signature. The audit chain is whole,",
-        f"{chain.events} events. The queue was empty {recovery:.0f} s after the last fault.",
-        f"Clients asked again after: {listed(load.retries)}.",
+        f"Edits: {listed(states)}. {len(published)} of {len(versions)} versions were published; every file verified",
+        f"with manifest and signature. The audit chain of {chain.events} events is whole. The queue was empty",
+        f"{recovery:.0f} s after the last fault. Clients retried after: {listed(load.retries)}.",
     ]
     outcomes.soak = "\n".join(lines) + "\n"
 

@@ -85,7 +85,7 @@ def test_damaged_on_the_disk(
     made = site.await_version(version)
     assert (made["state"], made["problem"]["title"], site.alias()) == ("failed", "Damaged store", "v1")
     what = "a bit flipped in" if damage is flip else "a byte cut from"
-    outcome(10, f"{what} three blobs", note="hub and API 500, `store scrub` 1, apply fails; alias unmoved")
+    outcome(10, f"{what} three blobs", note="500, `storage scrub` fails, apply fails; alias unmoved")
 
 
 @pytest.fixture
