@@ -5,7 +5,7 @@ commands, `exit-codes.md` the exit codes and `metrics.md` the metrics. A test co
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,10 @@ def describe_api(document: Document) -> str:
     lines = [
         "# API\n",
         GENERATED.format("the OpenAPI document"),
-        "This page is an index. A running service has every parameter and schema in `/openapi.json`, and shows them at "
-        "`/docs` and `/redoc`.\n",
-        "Send `Authorization: Bearer em_…` with a key that has the call's scope. Lists are pages: pass `next` of a "
-        "page as `cursor`. A POST with an `Idempotency-Key` that is repeated within 24 hours returns the first "
+        "This page is an index. A running service shows every parameter and schema at `/docs`, `/redoc` and "
+        "`/openapi.json`.\n",
+        "Send `Authorization: Bearer em_…` with a key that has the scope in parentheses. Lists are pages: pass `next` "
+        "of a page as `cursor`. A POST with an `Idempotency-Key` that is repeated within 24 hours returns the first "
         "response with `Idempotency-Replayed: true`. Errors are [problem documents](problems.md). Each call may "
         f"return {_link_problems(EVERYWHERE)}, and each call with a body {_link_problems(bodies)}.\n",
     ]
@@ -61,31 +61,30 @@ def describe_api(document: Document) -> str:
     ]
     for tag in dict.fromkeys(operation["tags"][-1] for _, _, operation in operations):
         lines.append(f"## {tag.capitalize()}\n")
-        rows = [
-            (f"`{method.upper()} {path}`", _first_sentence(operation["description"]), _scope(operation))
+        lines += [
+            f"- `{method.upper()} {path}` ({_scope(operation)}): {_first_sentence(operation['description'])}"
             for path, method, operation in operations
             if operation["tags"][-1] == tag
         ]
-        lines += _table(("call", "description", "scope"), rows)
+        lines.append("")
     lines.append("## Events\n")
-    lines.append("The types of [webhook](../how-to/webhooks.md) events:\n")
-    lines += [f"- `{name}`" for name in document["webhooks"]]
+    names = ", ".join(f"`{name}`" for name in document["webhooks"])
+    lines.append(f"Types of [webhook](../how-to/webhooks.md) events: {names}.")
     return "\n".join([*lines, ""])
 
 
 def describe_settings() -> str:
     """List each environment variable of the service and its commands."""
-    rows = [
-        (f"`EMENDER_{name.upper()}`", _default(field), _text(field.description or ""))
-        for name, field in Settings.model_fields.items()
-    ]
     lines = [
         "# Settings\n",
         GENERATED.format("`app/settings.py`"),
         "API, workers and commands read these environment variables, else files such as "
-        "`/run/secrets/emender_database_url`.\n",
-        *_table(("variable", "default", "description"), rows),
-        "The client and its commands read `EMENDER_URL`, by default `http://127.0.0.1:8000`, and `EMENDER_API_KEY`, by "
+        "`/run/secrets/emender_database_url`. A value after `=` is the default.\n",
+        *(
+            f"- `EMENDER_{name.upper()}{_default(field)}`: {_text(field.description or '')}"
+            for name, field in Settings.model_fields.items()
+        ),
+        "\nThe client and its commands read `EMENDER_URL`, by default `http://127.0.0.1:8000`, and `EMENDER_API_KEY`, by "
         "default the key in `<data_dir>/admin-key` for the commands.\n",
     ]
     return "\n".join(lines)
@@ -97,7 +96,8 @@ def describe_commands() -> str:
         "# Commands\n",
         GENERATED.format("the commands"),
         "Each command has `--help`. Commands that print data take `--json`. Commands that start work take `--wait`, "
-        "and `--timeout SECONDS` to stop waiting; the work goes on. [Exit codes](exit-codes.md) say what failed.\n",
+        "and `--timeout SECONDS` to stop waiting; the work goes on. Options marked * are repeatable. "
+        "[Exit codes](exit-codes.md) say what failed.\n",
         *_commands(get_command(build_command()), "emender"),
     ]
     return "\n".join(lines)
@@ -110,9 +110,9 @@ def describe_exit_codes() -> str:
         GENERATED.format("`emender/cli/errors.py`"),
         "`emender` and `deploy/pull.py` share these. Try again after 3, 8 and 13. Ask an admin after 4. Correct the "
         "command after 2, 5 and 11. Read the state again after 12. Call an operator after 1, 6 and 7.\n",
-        *_table(("code", "meaning"), [(str(code.value), code.__doc__ or "") for code in ExitCode]),
+        *(f"- **{code.value}**: {code.__doc__ or ''}" for code in ExitCode),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def write_pages() -> None:
@@ -124,7 +124,7 @@ def write_pages() -> None:
 def _commands(command: Any, path: str) -> Iterator[str]:
     if hasattr(command, "list_commands"):  # a group
         if path.count(" ") == 1:
-            yield f"## {path}\n\n{_text(command.help or '')}\n"
+            yield f"## {path}\n"
         for name in command.list_commands(Context(command)):
             child = command.get_command(Context(command), name)
             if child is not None and not child.hidden:
@@ -135,7 +135,13 @@ def _commands(command: Any, path: str) -> Iterator[str]:
     yield f"{'##' if path.count(' ') == 1 else '###'} `{usage}`\n\n{_text(command.help or '')}\n"
     options = [each for each in command.params if each not in arguments and each.opts[0] not in SHARED_OPTIONS]
     if options:
-        yield "\n".join(f"- `{each.opts[0]}`: {_text(getattr(each, 'help', '') or '')}" for each in options) + "\n"
+        yield "\n".join(_option(each) for each in options) + "\n"
+
+
+def _option(option: Any) -> str:
+    """Describe an option; `*` marks a repeatable one."""
+    text = _text(getattr(option, "help", "") or "").replace(" (repeatable)", "")
+    return f"- `{option.opts[0]}`{'*' if option.multiple else ''}: {text}"
 
 
 def _scope(operation: Document) -> str:
@@ -156,17 +162,10 @@ def _default(field: FieldInfo) -> str:
     match field.default:
         case None | ():
             return ""
-        case int() as number if not isinstance(number, bool) and number >= 10_000:
-            return f"{number:,}"
         case bool() as flag:
-            return str(flag).lower()
+            return f"={str(flag).lower()}"
         case value:
-            return f"`{value}`"
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return ["| " + " | ".join(row) + " |" for row in (list(head), ["---"] * len(head), *cells)] + [""]
+            return f"={value}"
 
 
 def _text(description: str) -> str:

@@ -38,12 +38,12 @@ def as_markdown(found: Table) -> str:
         "What `make clients` found: each client in an environment of its own (`tests/clients/requirements-*.txt`), "
         f"against a running server. {datetime.now(UTC):%d %B %Y}.",
         "",
-        "| call | " + " | ".join(f"huggingface_hub {version}" for version in found) + " |",
-        "|---" * (len(found) + 1) + "|",
+        f"These calls work with huggingface_hub {', '.join(found)}, except where a version is named:",
+        "",
     ]
-    words: dict[bool | None, str] = {True: "yes", False: "**no**"}
-    lines += [
-        f"| `{call}` | " + " | ".join(words.get(answers.get(call), "") for answers in found.values()) + " |"
-        for call in calls
-    ]
+    words: dict[bool | None, str] = {False: "fails", None: "was not run"}
+    for call in calls:
+        results = {version: answers.get(call) for version, answers in found.items()}
+        exceptions = [f"**{words[passed]} with {version}**" for version, passed in results.items() if not passed]
+        lines.append(": ".join([f"- `{call}`", *filter(None, [", ".join(exceptions)])]))
     return "\n".join(lines) + "\n"
