@@ -84,8 +84,8 @@ def describe_settings() -> str:
             f"- `EMENDER_{name.upper()}{_default(field)}`: {_text(field.description or '')}"
             for name, field in Settings.model_fields.items()
         ),
-        "\nThe client and its commands read `EMENDER_URL`, by default `http://127.0.0.1:8000`, and `EMENDER_API_KEY`, by "
-        "default the key in `<data_dir>/admin-key` for the commands.\n",
+        "\nThe client reads `EMENDER_URL`, by default `http://127.0.0.1:8000`, and `EMENDER_API_KEY`. Without it, "
+        "commands read `<data_dir>/admin-key`.\n",
     ]
     return "\n".join(lines)
 
