@@ -31,11 +31,11 @@ def test_every_problem_has_its_section() -> None:
         assert f"\n## {problem[0]}\n\n**{problem[1]}**" in page, problem
 
 
-def test_every_failure_of_a_job_has_its_row() -> None:
+def test_every_failure_of_a_job_is_described() -> None:
     page = (FOLDER / "problems.md").read_text(encoding="utf-8")
     titles = {str(app.worker.problems.problem_of(kind("x"))["title"]) for kind in kinds(EditingError)}
     titles |= {"Damaged store", "Storage failed", "Internal error"}
-    assert [title for title in sorted(titles) if f"\n| {title} " not in page] == []
+    assert [title for title in sorted(titles) if f"\n- **{title}**: " not in page] == []
 
 
 def test_slug_is_the_builders() -> None:
