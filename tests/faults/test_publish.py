@@ -117,7 +117,7 @@ def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -
     assert not list(site.store.folder.glob("incoming-*"))
     assert scrub(site.sessions, site.store, actor="test").is_clean
     assert site.problem(version) == site.problem("v1") == ""
-    note = f"{len(reader.seen)} reads, all 200; {len(left)} partial files collected"
+    note = f"{len(reader.seen)} reads, all 200"
     outcome(3, f"`kill -9` in publishing, at {step}", recovery=recovery, note=note)
 
 
