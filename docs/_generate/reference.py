@@ -50,14 +50,16 @@ def describe_api(document: Document) -> str:
         "This page is an index. A running service shows every parameter and schema at `/docs`, `/redoc` and "
         "`/openapi.json`.\n",
         "Send `Authorization: Bearer em_…` with a key that has the scope in parentheses. Lists are pages: pass `next` "
-        "of a page as `cursor`. A POST with an `Idempotency-Key` that is repeated within 24 hours returns the first "
-        "response with `Idempotency-Replayed: true`. Errors are [problem documents](problems.md). Each call may "
+        "of a page as `cursor`. `…/events` streams the states of work. A POST with an `Idempotency-Key` that is "
+        "repeated within 24 hours returns the first response with `Idempotency-Replayed: true`. Errors are "
+        "[problem documents](problems.md). Each call may "
         f"return {_link_problems(EVERYWHERE)}, and each call with a body {_link_problems(bodies)}.\n",
     ]
     operations = [
         (path, method, operation)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
+        if not path.endswith("/events")
     ]
     for tag in dict.fromkeys(operation["tags"][-1] for _, _, operation in operations):
         lines.append(f"## {tag.capitalize()}\n")

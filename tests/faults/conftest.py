@@ -1,4 +1,4 @@
-"""Real processes on a real database, to be killed; and the table of what became of it."""
+"""Real processes on a real database, to be killed; and the list of what became of it."""
 
 import signal
 import subprocess
@@ -364,7 +364,7 @@ def start_worker(database_url: str, roots: Path, tmp_path: Path) -> Iterator[Cal
 
 @pytest.fixture
 def outcome(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Add a line to the table of faults: `outcome(1, "kill -9 of a worker", recovery=7.3, lost=0, doubled=0)`."""
+    """Add a line to the list of faults: `outcome(1, "kill -9 of a worker", recovery=7.3, lost=0, doubled=0)`."""
     outcomes: Outcomes = request.config.stash[Outcomes.KEY]
 
     def add(row: int, fault: str, **measured: Any) -> None:

@@ -1,4 +1,4 @@
-"""What became of each fault, as a table: printed at the end, and written where `--faults-table` says."""
+"""What became of each fault, as a list: printed at the end, and written where `--faults-table` says."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,15 +11,15 @@ SOAK = "\n## Soak\n"
 HEAD = """\
 # Faults
 
-What `make faults` measured: `tests/faults/` kills, stops, fills and restarts real processes. Recovery is the time from
-the fault, or from its end where the result says so, until the work was done. No accepted work was lost or done twice,
-except where the result says so. Most tests have leases of 6 seconds; the default is 30.
+What `make faults` measured: `tests/faults/` kills, stops, fills and restarts real processes. In parentheses is the time
+from the fault, or from its end where that is said, until the work was done. No accepted work was lost or done twice,
+except where that is said. Most tests have leases of 6 seconds; the default is 30.
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of the table."""
+    """One line of the list."""
 
     row: int
     fault: str
@@ -38,17 +38,19 @@ class Outcomes:
     lines: list[Outcome] = field(default_factory=list)
     soak: str = ""
 
-    def table(self) -> str:
-        lines = ["| fault | recovery s | result |", "| --- | --- | --- |"]
+    def describe(self) -> str:
+        """Return a list of faults with recovery and result."""
+        lines = []
         for found in sorted(self.lines, key=lambda found: found.row):
-            recovery = "" if found.recovery is None else f"{found.recovery:.1f}"
-            counts = [f"{count} {name}" for name, count in (("lost", found.lost), ("doubled", found.doubled)) if count]
-            lines.append(f"| {found.fault} | {recovery} | {'; '.join([*counts, *filter(None, [found.note])])} |")
+            recovery = "" if found.recovery is None else f" ({found.recovery:.1f} s)"
+            results = [f"{count} {name}" for name, count in (("lost", found.lost), ("doubled", found.doubled)) if count]
+            results += [found.note] if found.note else []
+            lines.append(f"- {found.fault}{recovery}{': ' if results else ''}{'; '.join(results)}")
         return "\n".join(lines) + "\n"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults-table", type=Path, help="write a Markdown table of faults and outcomes there")
+    parser.addoption("--faults-table", type=Path, help="write a Markdown list of faults and outcomes there")
     parser.addoption("--soak-seconds", type=float, default=900.0, help="how long faults are injected under load")
     parser.addoption("--soak-seed", type=int, default=None, help="of the random faults; default: another each time")
 
@@ -63,14 +65,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if not (found.lines or found.soak):
         return
     terminalreporter.section("outcomes of faults")
-    terminalreporter.write_line(found.table() if found.lines else found.soak)
+    terminalreporter.write_line(found.describe() if found.lines else found.soak)
     path = config.getoption("--faults-table", default=None)  # none where this file was read late
     if path is None or exitstatus:
         return
     before, _, soak = (path.read_text(encoding="utf-8") if path.exists() else HEAD).partition(SOAK)
     today = f"{datetime.now(UTC):%d %B %Y}"
     if found.lines:
-        before = f"{HEAD}\n{today}.\n\n{found.table()}"
+        before = f"{HEAD}\n{today}.\n\n{found.describe()}"
     if found.soak:
         soak = f"\n{today}, `make soak`.\n\n{found.soak}"
     path.write_text(before + (SOAK + soak if soak else ""), encoding="utf-8")
