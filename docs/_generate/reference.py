@@ -100,7 +100,7 @@ def describe_commands() -> str:
         "Each command has `--help`. Commands that print data take `--json`. Commands that start work take `--wait`, "
         "and `--timeout SECONDS` to stop waiting; the work goes on. Options marked * are repeatable. "
         "[Exit codes](exit-codes.md) say what failed.\n",
-        *_commands(get_command(build_command()), "emender"),
+        *_commands(get_command(build_command())),
     ]
     return "\n".join(lines)
 
@@ -123,21 +123,43 @@ def write_pages() -> None:
         (FOLDER / name).write_text(text, encoding="utf-8")
 
 
-def _commands(command: Any, path: str) -> Iterator[str]:
-    if hasattr(command, "list_commands"):  # a group
-        if path.count(" ") == 1:
-            yield f"## {path}\n"
-        for name in command.list_commands(Context(command)):
-            child = command.get_command(Context(command), name)
-            if child is not None and not child.hidden:
-                yield from _commands(child, f"{path} {name}")
-        return
-    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    usage = " ".join([path, *(f"{{{argument.name}}}" for argument in arguments)])
-    yield f"{'##' if path.count(' ') == 1 else '###'} `{usage}`\n\n{_text(command.help or '')}\n"
-    options = [each for each in command.params if each not in arguments and each.opts[0] not in SHARED_OPTIONS]
-    if options:
-        yield "\n".join(_option(each) for each in options) + "\n"
+def _commands(program: Any) -> Iterator[str]:
+    """Describe the commands of the program and of each of its groups."""
+    for command in _children(program):
+        if not hasattr(command, "list_commands"):
+            yield f"## `emender {_usage(command)}`\n\n{_details(command)}\n"
+            continue
+        yield f"## emender {command.name}\n"
+        children = _children(command)
+        simple = [child for child in children if not _options(child)]
+        if simple:
+            yield "\n".join(f"- `{_usage(child)}`: {_text(child.help or '')}" for child in simple) + "\n"
+        for child in children:
+            if child not in simple:
+                yield f"### `emender {command.name} {_usage(child)}`\n\n{_details(child)}\n"
+
+
+def _children(group: Any) -> list[Any]:
+    context = Context(group)
+    commands = [group.get_command(context, name) for name in group.list_commands(context)]
+    return [command for command in commands if command is not None and not command.hidden]
+
+
+def _usage(command: Any) -> str:
+    return " ".join([command.name, *(f"{{{each.name}}}" for each in command.params if _is_argument(each))])
+
+
+def _details(command: Any) -> str:
+    options = "\n".join(_option(each) for each in _options(command))
+    return "\n\n".join(filter(None, [_text(command.help or ""), options]))
+
+
+def _options(command: Any) -> list[Any]:
+    return [each for each in command.params if not _is_argument(each) and each.opts[0] not in SHARED_OPTIONS]
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
 
 
 def _option(option: Any) -> str:
