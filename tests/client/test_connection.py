@@ -117,7 +117,7 @@ class TestRetries:
             client.models.get("emoji")
         assert (len(sent), delays) == (1, [])
 
-    def test_connection_that_fails_at_every_attempt(
+    def test_connection_that_always_fails_is_an_error(
         self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
     ) -> None:
         client, sent = answered(*[httpx2.ConnectError("refused")] * 3, retries=2)
@@ -157,14 +157,14 @@ class TestErrors:
         found = error.value
         assert (found.type, found.request_id, found.errors[1].pointer) == (document["type"], "r-1", "/layers/0")
 
-    def test_error_that_is_no_problem_document(
+    def test_error_without_a_problem_document_is_an_api_error(
         self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
     ) -> None:
         client, _ = answered(httpx2.Response(404, text="<html>nginx</html>"))
         with pytest.raises(NotFound, match="Not Found .404.: <html>nginx"):
             client.models.get("emoji")
 
-    def test_success_that_is_not_from_emender(
+    def test_success_of_another_service_is_an_error(
         self, answered: Callable[..., tuple[Client, list[httpx2.Request]]]
     ) -> None:
         client, _ = answered(httpx2.Response(200, text="<html>hello</html>"))

@@ -45,7 +45,7 @@ def made(site: Site) -> tuple[int, ...]:
         return *tables, session.scalar(events) or 0
 
 
-def test_fifty_with_one_idempotency_key(site: Site, outcome: Callable[..., None]) -> None:
+def test_fifty_posts_with_one_idempotency_key_create_one_edit(site: Site, outcome: Callable[..., None]) -> None:
     def post(_: int) -> httpx.Response:
         while (answer := site.post_edit("cat", headers=KEY)).status_code == 409:  # the first is still at work
             time.sleep(float(answer.headers["Retry-After"]))
@@ -63,7 +63,7 @@ def test_fifty_with_one_idempotency_key(site: Site, outcome: Callable[..., None]
     outcome(8, "50 parallel POSTs with one Idempotency-Key", note="one edit, 50 equal bodies; a changed body 422")
 
 
-def test_killed_under_posts(site: Site, outcome: Callable[..., None]) -> None:
+def test_retried_posts_create_each_edit_once_when_the_api_is_killed(site: Site, outcome: Callable[..., None]) -> None:
     """Each client sends its POST again, under its key, until it is answered: each edit is there once."""
     token = site.keys["edit"]["Authorization"].removeprefix("Bearer ")
     tries: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def test_killed_under_posts(site: Site, outcome: Callable[..., None]) -> None:
     outcome(4, "`kill -9` of the API under POSTs, twice", recovery=recovery, note="60 keys, 60 edits")
 
 
-def test_killed_between_the_commit_and_the_notification(
+def test_a_lost_notification_is_sent_by_the_sweeper(
     redis_server: RedisServer, site: Site, outcome: Callable[..., None]
 ) -> None:
     """The API knows no Redis, so nothing is sent after the commit; a worker's sweeper sends the notification."""
@@ -129,7 +129,7 @@ def test_the_processes_of_an_api_end_when_their_parent_is_killed(site: Site, out
     outcome(4, "`kill -9` of an API of two processes", recovery=recovery, note="both ended; it started again")
 
 
-def test_two_applies_at_once(site: Site, outcome: Callable[..., None]) -> None:
+def test_concurrent_applies_publish_each_checkpoint_once(site: Site, outcome: Callable[..., None]) -> None:
     """Of the same edits and of others, to one alias, built by two workers."""
     fox, owl = site.ready_edit("fox"), site.ready_edit("owl")
     with ThreadPoolExecutor(4) as pool:

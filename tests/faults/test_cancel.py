@@ -15,7 +15,7 @@ from tests.faults.conftest import EVERY_STEP, Site
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_cancel_against_every_moment(site: Site, outcome: Callable[..., None]) -> None:
+def test_a_cancel_at_any_time_leaves_job_and_edit_consistent(site: Site, outcome: Callable[..., None]) -> None:
     worker = site.start_worker(EMENDER_EDIT_BATCH_SIZE="4", EMENDER_POLL_INTERVAL_SECONDS="0.02")
     worker.await_start()
     chance = random.Random(0)

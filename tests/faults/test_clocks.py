@@ -62,7 +62,9 @@ def shifted_clock(tmp_path: Path) -> Path:
     return library
 
 
-def test_an_hour_ahead_and_an_hour_behind(site: Site, shifted_clock: Path, outcome: Callable[..., None]) -> None:
+def test_workers_with_wrong_clocks_take_no_live_lease(
+    site: Site, shifted_clock: Path, outcome: Callable[..., None]
+) -> None:
     """No work is taken from a worker that is alive, by whichever; from one that was killed once its lease is over."""
 
     def start(shift: str) -> WorkerProcess:

@@ -28,7 +28,7 @@ def broken_folder(base_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_loss_that_turns_nan_and_a_singular_second_moment(
+def test_a_nan_loss_and_a_singular_second_moment_fail_their_jobs(
     site: Site, broken_folder: Path, outcome: Callable[..., None]
 ) -> None:
     with site.sessions() as session:
@@ -67,7 +67,7 @@ def test_a_loss_that_turns_nan_and_a_singular_second_moment(
     outcome(12, "a singular C0", note="failed with the reason; no alias, no file")
 
 
-def test_a_payload_of_another_version(site: Site, outcome: Callable[..., None]) -> None:
+def test_a_payload_of_another_version_stays_queued(site: Site, outcome: Callable[..., None]) -> None:
     """A worker leaves a job that it does not know to those who do, and goes on with the others."""
     newer, known = (UUID(site.post_edit(source).json()["id"]) for source in ("newer", "known"))
     with site.sessions() as session:

@@ -105,7 +105,7 @@ class Load:
                 time.sleep(0.05)
 
 
-def test_up_and_down_under_the_load_of_the_old_code(
+def test_old_code_serves_while_migrations_run(
     base_folder: Path, tmp_path: Path, old_code: Path, outcome: Callable[..., None]
 ) -> None:
     script = ScriptDirectory.from_config(config()).get_revision("head")

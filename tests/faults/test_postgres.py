@@ -23,7 +23,7 @@ LEASE, BATCH = patience(30.0), 12
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=["killed", "restarted"]
 )
-def test_gone_in_the_middle(
+def test_work_continues_after_postgres_ends(
     number: signal.Signals, base_folder: Path, tmp_path: Path, outcome: Callable[..., None]
 ) -> None:
     """Each job keeps its lease and succeeds in attempt 1, even if its work ends while Postgres is away.

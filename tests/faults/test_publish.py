@@ -91,7 +91,9 @@ def collect(site: Site) -> dict[str, int]:
 @pytest.mark.parametrize(
     "step", [step if step in IN_EVERY_RUN else pytest.param(step, marks=pytest.mark.long) for step in STEPS]
 )
-def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -> None:
+def test_a_publication_killed_at_any_step_is_published_once(
+    site: Site, step: str, outcome: Callable[..., None]
+) -> None:
     first = publish_first(site)
     site.ready_edit("owl")
     with Reader(site) as reader:
@@ -122,7 +124,7 @@ def test_killed_at_a_step(site: Site, step: str, outcome: Callable[..., None]) -
 
 
 @pytest.mark.long
-def test_given_up_after_its_blobs_were_stored(site: Site, outcome: Callable[..., None]) -> None:
+def test_blobs_of_a_failed_publication_are_collected(site: Site, outcome: Callable[..., None]) -> None:
     """What no version came to name is collected; what is served stays."""
     publish_first(site)
     site.ready_edit("owl")
@@ -158,7 +160,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         keeper.kill()
 
 
-def test_a_full_disk(
+def test_a_full_disk_fails_the_publication(
     clean_database: Engine,
     database_url: str,
     base_folder: Path,
@@ -194,7 +196,7 @@ def test_a_full_disk(
         site.close()
 
 
-def test_files_that_may_not_grow(site: Site, tmp_path: Path, outcome: Callable[..., None]) -> None:
+def test_a_file_size_limit_fails_the_publication(site: Site, tmp_path: Path, outcome: Callable[..., None]) -> None:
     """RLIMIT_FSIZE of the API's process: the same to it as a full disk."""
     resource.prlimit(site.api.pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     before = {blob.sha256 for blob in site.store.list_blobs()}

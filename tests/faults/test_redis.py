@@ -34,7 +34,7 @@ def test_a_notified_worker_claims_a_job_within_a_second(worker: WorkerProcess, j
     assert (job.started_at - job.created_at).total_seconds() < patience(1)
 
 
-def test_flushed_between_the_post_and_the_work(
+def test_a_flushed_redis_loses_no_job(
     worker: WorkerProcess,
     start_worker: StartWorker,
     job_table: JobTable,
@@ -52,7 +52,9 @@ def test_flushed_between_the_post_and_the_work(
     outcome(5, "Redis FLUSHALL with a job announced", **job_table.tally([job_table.edit(job_id).id]))
 
 
-def test_killed_and_back(worker: WorkerProcess, job_table: JobTable, redis_server: RedisServer) -> None:
+def test_a_worker_polls_without_redis_and_reconnects(
+    worker: WorkerProcess, job_table: JobTable, redis_server: RedisServer
+) -> None:
     redis_server.kill()
     without = job_table.add_edit(QUICK, source="without")
     job_table.await_state(without, "succeeded")
@@ -69,7 +71,7 @@ def test_killed_and_back(worker: WorkerProcess, job_table: JobTable, redis_serve
     assert worker.status is None and job_table.job(without).attempt == job_table.job(again).attempt == 1
 
 
-def test_killed_in_the_middle_of_an_edit(
+def test_a_redis_killed_during_an_edit_does_not_stop_it(
     worker: WorkerProcess, job_table: JobTable, redis_server: RedisServer, outcome: Callable[..., None]
 ) -> None:
     job_id = job_table.add_edit(SLOW)
@@ -82,7 +84,9 @@ def test_killed_in_the_middle_of_an_edit(
 
 
 @pytest.mark.long
-def test_an_outage_of_a_minute(site: Site, redis_server: RedisServer, outcome: Callable[..., None]) -> None:
+def test_edits_are_accepted_and_done_during_an_outage_of_redis(
+    site: Site, redis_server: RedisServer, outcome: Callable[..., None]
+) -> None:
     """API and worker know Redis; each edit is accepted at once, and done although Redis is away."""
     site.api.stop()
     site.api.settings = site.settings.model_copy(update={"redis_url": SecretStr(redis_server.url)})
@@ -112,7 +116,9 @@ def test_an_outage_of_a_minute(site: Site, redis_server: RedisServer, outcome: C
     outcome(5, "Redis away for 60 s", recovery=recovery, note=note, **tally)
 
 
-def test_away_from_the_start(start_worker: StartWorker, job_table: JobTable, redis_server: RedisServer) -> None:
+def test_jobs_are_done_without_redis_from_the_start(
+    start_worker: StartWorker, job_table: JobTable, redis_server: RedisServer
+) -> None:
     redis_server.kill()
     worker = start_worker(EMENDER_REDIS_URL=redis_server.url)
     job_table.await_state(job_table.register(), "succeeded")

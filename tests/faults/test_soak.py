@@ -217,7 +217,7 @@ class Faults:
                 self._stopped.remove((due, worker))
 
 
-def test_random_faults_under_load(
+def test_random_faults_under_load_lose_and_double_nothing(
     base_folder: Path, tmp_path: Path, redis_server: RedisServer, request: pytest.FixtureRequest
 ) -> None:
     seconds = request.config.getoption("--soak-seconds")

@@ -48,7 +48,7 @@ def sha256_of(site: Site, path: str) -> str:
 
 
 @pytest.mark.parametrize("damage", [flip, pytest.param(cut, marks=pytest.mark.long)])
-def test_damaged_on_the_disk(
+def test_a_damaged_file_is_not_served(
     site: Site, published: dict[str, Any], damage: Callable[[bytes], bytes], outcome: Callable[..., None]
 ) -> None:
     """Files of the version and of the base model, read a moment ago and so remembered as sound."""
@@ -114,7 +114,7 @@ def start_download(site: Site, *, count: int) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.long)], ids=["client", "server"])
-def test_cut_in_the_middle_of_a_download(site: Site, big: bytes, killed: bool, outcome: Callable[..., None]) -> None:
+def test_a_cut_download_is_resumed(site: Site, big: bytes, killed: bool, outcome: Callable[..., None]) -> None:
     received, tag = start_download(site, count=10**6)
     assert len(received) < len(big)
     if killed:
@@ -135,7 +135,7 @@ def server(site: Site) -> Iterator[str]:
     yield site.api.url
 
 
-def test_an_alias_moved_in_the_middle_of_a_snapshot(
+def test_a_snapshot_is_of_one_checkpoint_when_its_alias_moves(
     site: Site, published: dict[str, Any], wire: Wire, tmp_path: Path, outcome: Callable[..., None]
 ) -> None:
     """By huggingface_hub, through a wire that holds the weights back meanwhile."""

@@ -60,7 +60,7 @@ def assert_done_once(job_table: JobTable, job_id: UUID, *, attempt: int) -> None
     assert job_table.count("edit.ready") == 1
 
 
-def test_killed_in_the_middle_of_an_edit(
+def test_an_edit_of_a_killed_worker_is_done_by_another(
     workers: list[WorkerProcess], job_table: JobTable, outcome: Callable[..., None]
 ) -> None:
     job_id = job_table.add_edit(SLOW)
@@ -77,7 +77,9 @@ def test_killed_in_the_middle_of_an_edit(
 
 @pytest.mark.long
 @pytest.mark.parametrize("victims", [("parent",), ("worker", "parent")], ids=["parent", "both"])
-def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path, outcome: Callable[..., None]) -> None:
+def test_a_worker_ends_when_its_parent_is_killed(
+    site: Site, victims: tuple[str, ...], tmp_path: Path, outcome: Callable[..., None]
+) -> None:
     """`emender serve` dies, without and with its worker, and is started again as an operator's service manager does."""
 
     def serve() -> subprocess.Popen[bytes]:
@@ -115,7 +117,7 @@ def test_its_parent_killed(site: Site, victims: tuple[str, ...], tmp_path: Path,
     outcome(1, f"`kill -9` of {what} in an edit", recovery=recovery, note=note, **site.job_table.tally([edit_id]))
 
 
-def test_stopped_past_its_lease_and_continued(
+def test_a_worker_paused_past_its_lease_writes_no_result(
     workers: list[WorkerProcess], job_table: JobTable, outcome: Callable[..., None]
 ) -> None:
     job_id = job_table.add_edit(SLOW)
@@ -138,7 +140,9 @@ def test_stopped_past_its_lease_and_continued(
 
 
 @pytest.mark.long
-def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable) -> None:
+def test_a_later_worker_does_the_edit_of_a_killed_one(
+    worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable
+) -> None:
     job_id = job_table.add_edit(SLOW)
     job_table.await_step(job_id)
     worker.kill()
@@ -150,7 +154,9 @@ def test_killed_with_nobody_else_there(worker: WorkerProcess, start_worker: Star
 
 
 @pytest.mark.long
-def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable) -> None:
+def test_a_job_that_kills_its_worker_each_time_fails(
+    worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable
+) -> None:
     """An edit that takes its worker down with it is given up, and the next edits are done."""
     job_id = job_table.add_edit(SLOW)
     for attempt in (1, 2):
@@ -164,7 +170,7 @@ def test_killed_each_time_it_fails(worker: WorkerProcess, start_worker: StartWor
     job_table.await_state(job_table.add_edit(QUICK), "succeeded")
 
 
-def test_told_to_go(start_worker: StartWorker, job_table: JobTable) -> None:
+def test_a_terminated_worker_requeues_its_job(start_worker: StartWorker, job_table: JobTable) -> None:
     port = free_port()
     worker = start_worker(EMENDER_METRICS_PORT=str(port))
     job_table.await_state(job_table.register(), "succeeded")
@@ -185,7 +191,7 @@ def test_told_to_go(start_worker: StartWorker, job_table: JobTable) -> None:
     assert_done_once(job_table, job_id, attempt=1)
 
 
-def test_killed_in_the_middle_of_an_estimate(
+def test_an_estimate_of_a_killed_worker_resumes(
     worker: WorkerProcess, start_worker: StartWorker, job_table: JobTable, tmp_path: Path
 ) -> None:
     """The next attempt goes on from the sums that were kept, and its bytes are those of an estimate left in peace."""

@@ -92,7 +92,7 @@ def api(tmp_path: Path, database_url: str, clean_database: Engine, monkeypatch: 
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_answer_is_documented(api: Api, examples: int, key: str) -> None:
+def test_every_response_is_documented(api: Api, examples: int, key: str) -> None:
     document = copy.deepcopy(api.client.app.openapi())  # type: ignore[attr-defined]
     secured = set()
     for path, methods in document["paths"].items():

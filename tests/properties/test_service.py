@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_the_service_keeps_to_the_plain_model(
+def test_the_service_behaves_like_the_reference_model(
     engine: Any, built: FastAPI, settings: Any, store: LocalStore, tmp_path: Any, examples: int
 ) -> None:
     built.state.settings, built.state.store = settings, store

@@ -65,13 +65,13 @@ def operations(built: FastAPI) -> list[str]:
     return [f"{method} {path}" for path, methods in paths for method in methods if method != "get"]
 
 
-def test_every_operation_that_changes_something_is_known_here(built: FastAPI) -> None:
+def test_every_changing_operation_is_in_the_table(built: FastAPI) -> None:
     """A new one is to be added to the table, with a request that succeeds."""
     assert sorted(operations(built)) == sorted([*BODIES, *CHANGES_NOTHING])
 
 
 @pytest.mark.parametrize("operation", BODIES)
-def test_a_change_is_one_event(
+def test_each_change_records_one_event(
     operation: str, client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, session: Session
 ) -> None:
     def count() -> int:
@@ -142,7 +142,7 @@ def test_a_hundred_parallel_changes_keep_the_chain_valid(
     assert moves and all(after == then for (_, after), (then, _) in pairwise(moves))
 
 
-def test_what_was_refused_leaves_no_event(client: TestClient, keys: Mapping[str, Headers], session: Session) -> None:
+def test_a_rejected_request_records_no_event(client: TestClient, keys: Mapping[str, Headers], session: Session) -> None:
     before = verify(session).events
     assert client.post("/v1/keys", headers=keys["admin"], json={"name": "a", "scopes": ["root"]}).status_code == 422
     assert client.post("/v1/keys", headers=keys["read"], json={"name": "a", "scopes": ["read"]}).status_code == 403
@@ -150,7 +150,7 @@ def test_what_was_refused_leaves_no_event(client: TestClient, keys: Mapping[str,
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_who_caused_this_checkpoint_to_contain_this_concept(
+def test_the_log_names_who_put_a_concept_in_a_checkpoint(
     client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, session: Session, store: LocalStore, batch: bool
 ) -> None:
     """From a version back to its author, time and reason, and on to its deployments on a day."""

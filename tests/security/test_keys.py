@@ -42,7 +42,7 @@ def api(
         yield server
 
 
-def test_a_key_revoked_in_mid_download(api: Server) -> None:
+def test_a_key_revoked_during_a_download_serves_no_later_request(api: Server) -> None:
     """A running response ends; later requests, also for the rest of the file, are refused at once."""
     made = api.client.post("/v1/keys", headers=api.keys["admin"], json={"name": "a", "scopes": ["read"]}).json()
     headers = {"Authorization": f"Bearer {made['token']}"}
@@ -58,7 +58,7 @@ def test_a_key_revoked_in_mid_download(api: Server) -> None:
         assert had + sum(map(len, chunks)) == SIZE
 
 
-def test_guessing(client: TestClient, keys: Mapping[str, Headers], settings: Settings) -> None:
+def test_guessing_keys_is_limited(client: TestClient, keys: Mapping[str, Headers], settings: Settings) -> None:
     """Of thousands of guesses thirty are looked up; who knows a key is served meanwhile."""
     prefix = keys["read"]["Authorization"].split("_")[1]
     statuses = []

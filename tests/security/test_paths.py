@@ -75,7 +75,7 @@ def secret(settings: Settings, seeded: Seeded, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("encoding", ["raw", "once", "twice"])
-def test_reading(
+def test_no_path_parameter_reads_outside_of_the_store(
     client: TestClient, keys: Mapping[str, Headers], settings: Settings, secret: str, place: str, encoding: str
 ) -> None:
     store = str(settings.store_dir)
@@ -104,7 +104,9 @@ def is_code(path: str) -> bool:
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in ("link", "link/secret.txt")])
-def test_naming(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, secret: str, form: str) -> None:
+def test_no_name_in_a_body_becomes_a_path(
+    client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, secret: str, form: str
+) -> None:
     """As names of what is made: models and folders, captions, classifiers, aliases, revisions."""
     headers = keys["admin"]
     bodies: list[tuple[str, dict[str, Any]]] = [
@@ -148,7 +150,7 @@ def is_spool(path: str) -> bool:
     return path.startswith("/tmp/") or path == "/tmp"
 
 
-def test_a_link_in_a_model_root_leads_to_no_model(
+def test_a_link_in_a_model_root_registers_no_model(
     client: TestClient, keys: Mapping[str, Headers], secret: str, tmp_path: Path
 ) -> None:
     """`link` points out of the root: its folder is not taken."""

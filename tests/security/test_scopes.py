@@ -38,7 +38,7 @@ def url(path: str) -> str:
     return re.sub(r"\{(\w+?)(?::path)?\}", place, path)
 
 
-def test_every_route_is_in_the_document_or_open(built: FastAPI) -> None:
+def test_every_route_is_documented_or_public(built: FastAPI) -> None:
     """What is not in the document is in no table below: the pages of the document, and the admin pages, whose scopes
     tests/app/admin/test_access.py tests."""
     documented = {path for _, path, _ in table(built)}
@@ -57,14 +57,16 @@ def test_every_route_declares_its_scope(built: FastAPI) -> None:
             assert len(scopes) == 1 and scopes[0] in SCOPES, f"{method} {path} declares {scopes}"
 
 
-def test_what_changes_something_is_not_for_readers(built: FastAPI) -> None:
+def test_no_changing_route_accepts_the_scope_read(built: FastAPI) -> None:
     for method, path, scopes in table(built):
         if method != "get" and not path.endswith("/paths-info/{revision}"):
             assert scopes != ["read"], (method, path)
 
 
 @pytest.mark.parametrize("key", ["none", "malformed", "unknown", *SCOPES])
-def test_each_key_on_each_route(client: TestClient, keys: Mapping[str, Headers], built: FastAPI, key: str) -> None:
+def test_each_route_accepts_only_keys_with_its_scope(
+    client: TestClient, keys: Mapping[str, Headers], built: FastAPI, key: str
+) -> None:
     headers = {
         **keys,
         "none": {},

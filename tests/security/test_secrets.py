@@ -104,7 +104,7 @@ def command_lines(*parents: int) -> str:
     return "\n".join(" ".join(process.cmdline()) for process in family)
 
 
-def test_no_secret_is_told(
+def test_no_secret_is_in_logs_responses_or_the_database(
     secretive: Settings, redis_server: RedisServer, clean_database: Engine, tmp_path: Path
 ) -> None:
     with Session(clean_database) as session:

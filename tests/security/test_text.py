@@ -30,7 +30,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:40]))
-def test_json(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, body: bytes) -> None:
+def test_hostile_json_is_rejected(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, body: bytes) -> None:
     for url in (URL, f"{URL}/batch"):
         answer = client.post(url, headers=keys["edit"] | JSON, content=body)
         assert answer.status_code in (400, 422), answer.text[:300]
@@ -38,7 +38,7 @@ def test_json(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, b
     assert len(client.get("/v1/edits", headers=keys["read"]).json()["items"]) == len(seeded.edits)
 
 
-def test_a_large_body_of_json_is_refused(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded) -> None:
+def test_a_large_json_body_is_rejected(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded) -> None:
     body = b'{"source": "' + b"x" * 2**20 + b'", "destination": {"erase": true}}'
     assert client.post(URL, headers=keys["edit"] | JSON, content=body).status_code == 413
 
@@ -51,7 +51,9 @@ KEPT = [
 
 
 @pytest.mark.parametrize("prompt", REFUSED, ids=lambda prompt: repr(prompt[:20]))
-def test_prompts_that_are_refused(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, prompt: str) -> None:
+def test_invalid_prompts_are_rejected(
+    client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, prompt: str
+) -> None:
     """Ten thousand tokens among them: nothing is cut off in silence."""
     body = {"source": prompt, "destination": {"prompt": "cat"}}
     answer = client.post(URL, headers=keys["edit"], json=body)
@@ -60,7 +62,7 @@ def test_prompts_that_are_refused(client: TestClient, keys: Mapping[str, Headers
 
 
 @pytest.mark.parametrize("prompt", KEPT, ids=ascii)
-def test_prompts_come_back_as_they_were_sent(
+def test_prompts_are_returned_as_they_were_sent(
     client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, prompt: str
 ) -> None:
     """Composed (NFC), so that twins are one source. One that the tokenizer reads as nothing is refused."""
@@ -75,7 +77,9 @@ def test_prompts_come_back_as_they_were_sent(
     assert len(found) == (answer.status_code == 202)
 
 
-def test_twins_are_one_source(client: TestClient, keys: Mapping[str, Headers], seeded: Seeded) -> None:
+def test_equivalent_unicode_forms_are_one_source(
+    client: TestClient, keys: Mapping[str, Headers], seeded: Seeded
+) -> None:
     for source in ("caf\u00e9", "cafe\u0301"):
         body = {"source": source, "destination": {"prompt": "bar"}}
         assert client.post(URL, headers=keys["edit"], json=body).status_code == 202

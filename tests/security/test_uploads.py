@@ -59,7 +59,7 @@ def many_frames(form: str, frames: int = 200) -> bytes:
 
 
 class TestImages:
-    def test_bombs_are_refused_undecoded(self, api: Server) -> None:
+    def test_decompression_bombs_are_rejected_before_decoding(self, api: Server) -> None:
         """144 MP in about 17 kB; decoded it would take hundreds of MB."""
         bomb = png_bomb(12_000, 12_000)
         assert len(bomb) < 20_000
@@ -75,7 +75,7 @@ class TestImages:
         assert upload(api, many_frames("PNG", 20)).status_code == 422
         assert api.client.get("/healthz").status_code == 200
 
-    def test_the_largest_that_are_taken_stay_under_a_cap(self, api: Server) -> None:
+    def test_the_largest_images_stay_below_the_memory_limit(self, api: Server) -> None:
         """Forty megapixels each, eight at once: two are decoded at a time."""
         content = io.BytesIO()
         Image.new("RGB", (8000, 5000), (10, 200, 30)).save(content, format="PNG", compress_level=1)
@@ -92,7 +92,7 @@ class TestImages:
             peak = api.peak_while(join_all)
         assert peak < 1300 * MIB
 
-    def test_what_is_no_image_is_refused(self, api: Server) -> None:
+    def test_other_content_is_rejected(self, api: Server) -> None:
         svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>fetch("/v1/keys")</script></svg>'
         for content in (
             svg,
@@ -104,7 +104,7 @@ class TestImages:
         ):
             assert upload(api, content, name="a.png", kind="image/png").status_code == 415
 
-    def test_the_media_type_is_that_of_the_content(self, api: Server) -> None:
+    def test_the_media_type_is_read_from_the_content(self, api: Server) -> None:
         answer = upload(api, encoded("JPEG") + b"PK\3\4 a zip", name="../../x.html", kind="text/html")
         assert answer.status_code == 201
         served = api.client.get(f"/v1/images/{answer.json()['id']}/content", headers=api.keys["read"])
@@ -114,7 +114,7 @@ class TestImages:
 
 
 class TestMultipart:
-    def test_ten_thousand_parts(self, api: Server) -> None:
+    def test_ten_thousand_parts_are_rejected(self, api: Server) -> None:
         part = '--b\r\nContent-Disposition: form-data; name="f{0}"; filename="{0}"\r\n\r\nx\r\n'
         body = "".join(part.format(number) for number in range(10_000)) + "--b--\r\n"
         headers = api.keys["edit"] | {"Content-Type": "multipart/form-data; boundary=b"}
@@ -122,7 +122,7 @@ class TestMultipart:
         assert answer.status_code == 400
         assert answer.headers["Content-Type"] == "application/problem+json"
 
-    def test_huge(self, api: Server) -> None:
+    def test_a_huge_upload_is_rejected_in_little_memory(self, api: Server) -> None:
         before = api.memory()
 
         def body() -> Iterator[bytes]:
@@ -140,7 +140,7 @@ class TestMultipart:
 
         assert api.peak_while(send) - before < 96 * MIB
 
-    def test_odd_boundaries(self, api: Server) -> None:
+    def test_malformed_boundaries_are_rejected(self, api: Server) -> None:
         for kind in ("multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=\x7f"):
             headers = api.keys["edit"] | {"Content-Type": kind}
             answer = api.client.post("/v1/images", headers=headers, content=b"--\r\n\r\n--")
@@ -150,7 +150,7 @@ class TestMultipart:
 
 
 class TestSlowSenders:
-    def test_others_are_served_and_the_slow_are_let_go(self, api: Server) -> None:
+    def test_slow_bodies_are_ended_and_others_are_served(self, api: Server) -> None:
         """A byte of the body now and then, by more senders than there are threads and connections to the database."""
         head = (
             "POST /v1/models/emoji/edits HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
@@ -167,7 +167,7 @@ class TestSlowSenders:
             for each in slow:
                 assert each.recv(64).startswith(b"HTTP/1.1 408")
 
-    def test_slow_headers_hold_up_nobody(self, api: Server) -> None:
+    def test_slow_headers_delay_no_other_request(self, api: Server) -> None:
         """They are held by the proxy in front (SECURITY.md); here they cost a socket each and no thread."""
         with ExitStack() as stack:
             for _ in range(200):

@@ -23,7 +23,7 @@ def edits(count: Any) -> Any:
 
 
 class TestParse:
-    def test_three_forms_say_the_same(self) -> None:
+    def test_json_ndjson_and_csv_give_the_same_edits(self) -> None:
         wanted = edits(3)
         lines = "\n\n".join(json.dumps(edit) for edit in wanted)
         table = "source,destination\r\n" + "".join(f'"dog {n}",cat {n}\r\n' for n in range(3)) + "\r\n"
@@ -32,7 +32,7 @@ class TestParse:
         assert parse(lines.encode(), media_type=NDJSON) == parsed
         assert parse(table.encode("utf-8-sig"), media_type="text/csv; charset=utf-8") == parsed
 
-    def test_quoted_cells(self) -> None:
+    def test_quoted_csv_cells_may_contain_commas_and_quotes(self) -> None:
         parsed = parse(b'source,destination\n"a, b","say ""c"""\n', media_type=CSV)
         assert (parsed[0].source, parsed[0].destination.prompt) == ("a, b", 'say "c"')
 
@@ -50,12 +50,12 @@ class TestParse:
             (b"[]", "", UnsupportedMedia, "untyped"),
         ],
     )
-    def test_malformed(self, body: bytes, kind: Any, error: Any, says: str) -> None:
+    def test_a_malformed_body_is_rejected(self, body: bytes, kind: Any, error: Any, says: str) -> None:
         with pytest.raises(error, match=says):
             parse(body, media_type=kind)
 
     @pytest.mark.parametrize("count", [0, 5001])
-    def test_count(self, count: int) -> None:
+    def test_a_batch_has_1_to_the_maximum_of_edits(self, count: int) -> None:
         with pytest.raises(RequestValidationError):
             parse(json.dumps(edits(count)).encode(), media_type=JSON)
 
@@ -65,7 +65,9 @@ class TestCreateEdits:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return client.post(URL, headers=keys["edit"] | {"Content-Type": kind}, content=content)
 
-    def test_created(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
+    def test_a_batch_creates_edits_jobs_and_one_audit_event(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         answer = self.post(client, keys, edits(3))
         assert answer.status_code == 202
         assert answer.json()["count"] == 3
@@ -77,7 +79,9 @@ class TestCreateEdits:
         event = session.scalars(select(AuditEvent).where(AuditEvent.action == "edit.create_batch")).one()
         assert (event.target, event.details) == ("model:emoji", {"count": 3, "edits": ids})
 
-    def test_all_or_none(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
+    def test_one_invalid_edit_rejects_the_whole_batch(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         body = edits(20)
         body[17]["templates"] = ["no placeholder"]
         body[19]["destination"] = {"images": ["sha256:" + "0" * 64]}
@@ -88,7 +92,9 @@ class TestCreateEdits:
         assert session.scalar(select(func.count()).select_from(Edit)) == 0
         assert session.scalar(select(func.count()).select_from(Job)) == 0
 
-    def test_wrong_shapes_are_pointed_at(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+    def test_errors_point_at_the_invalid_field(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model
+    ) -> None:
         body = edits(3)
         body[2]["settings"] = {"optimization_steps": "many"}
         assert self.post(client, keys, body).json()["errors"][0]["pointer"] == "/2/settings/optimization_steps"
@@ -97,16 +103,20 @@ class TestCreateEdits:
         table = b"source,destination\ndog,cat\ndog,\n"
         assert self.post(client, keys, table, CSV).json()["errors"][0]["pointer"] == "/1/destination/prompt"
 
-    def test_one_source_twice(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+    def test_one_source_may_appear_twice(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
         assert self.post(client, keys, [*edits(1), *edits(1)]).json()["count"] == 2
 
-    def test_other_media_type(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+    def test_other_media_types_are_rejected(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model
+    ) -> None:
         assert self.post(client, keys, b"<edits/>", "application/xml").status_code == 415
 
-    def test_scope(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+    def test_a_batch_requires_the_scope_edit(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model
+    ) -> None:
         assert client.post(URL, headers=keys["read"], json=edits(1)).status_code == 403
 
-    def test_a_thousand(
+    def test_a_thousand_edits_are_accepted(
         self,
         client: TestClient,
         keys: Mapping[str, Headers],

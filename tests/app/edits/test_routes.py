@@ -49,14 +49,18 @@ def refused(answer: Any, status: Any, pointer: Any) -> Any:
 
 
 class TestCreateEdit:
-    def test_anonymous(self, client: TestClient, model: Model) -> None:
+    def test_create_requires_a_key(self, client: TestClient, model: Model) -> None:
         assert client.post(URL, json=EDIT).status_code == 401
 
-    def test_other_scopes(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+    def test_create_requires_the_scope_edit(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model
+    ) -> None:
         for scope in ("read", "apply"):
             assert client.post(URL, headers=keys[scope], json=EDIT).status_code == 403
 
-    def test_created(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
+    def test_create_writes_the_edit_its_job_and_an_audit_event(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session
+    ) -> None:
         answer = client.post(URL, headers=keys["edit"], json=EDIT)
         assert answer.status_code == 202
         edit = answer.json()
@@ -138,7 +142,7 @@ class TestCreateEdit:
             ({"unknown": 1}, "/unknown"),
         ],
     )
-    def test_rejected(
+    def test_an_invalid_field_is_rejected_with_its_pointer(
         self,
         client: TestClient,
         keys: Mapping[str, Headers],
@@ -150,7 +154,9 @@ class TestCreateEdit:
         refused(client.post(URL, headers=keys["edit"], json=changed(**fields)), 422, pointer)
         assert session.scalar(select(func.count()).select_from(Edit)) == 0
 
-    def test_lone_surrogate(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+    def test_an_unpaired_surrogate_is_rejected(
+        self, client: TestClient, keys: Mapping[str, Headers], model: Model
+    ) -> None:
         for body in (
             b'{"source": "\\ud800", "destination": {"erase": true}}',
             b'{"source": "a", "destination": {"erase": true}, "labels": {"\\ud800": "x"}}',
@@ -159,7 +165,7 @@ class TestCreateEdit:
             assert answer.status_code == 422
             assert json.loads(answer.content)["errors"]
 
-    def test_a_preset_is_kept_as_the_settings_that_it_means(
+    def test_a_preset_is_stored_as_its_settings(
         self, client: TestClient, create: Callable[..., dict[str, Any]]
     ) -> None:
         settings = create(settings={"preset": "published", "optimization_steps": 50, "seed": 3})["settings"]
@@ -171,10 +177,10 @@ class TestCreateEdit:
         assert '"warmup_steps": 0' in described["description"]
 
     @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])
-    def test_any_script(self, create: Callable[..., dict[str, Any]], source: str) -> None:
+    def test_a_source_in_any_script_is_accepted(self, create: Callable[..., dict[str, Any]], source: str) -> None:
         assert create(source=source)["state"] == "queued"
 
-    def test_twins_are_one_source(
+    def test_equivalent_unicode_forms_are_one_source(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
     ) -> None:
         create(source="e\u0301cole")
@@ -182,18 +188,18 @@ class TestCreateEdit:
             found = client.get("/v1/edits", headers=keys["read"], params={"source": twin}).json()["items"]
             assert [edit["source"] for edit in found] == ["\u00e9cole"]
 
-    def test_kinds_of_destination(self, create: Callable[..., dict[str, Any]]) -> None:
+    def test_each_kind_of_destination_is_accepted(self, create: Callable[..., dict[str, Any]]) -> None:
         assert create(destination={"erase": True})["destination"] == {"erase": True}
         assert create(destination={"erase": True, "neutral": "art"})["destination"] == {"erase": True, "neutral": "art"}
         balance = {"balance": {"female doctor": 0.5, "male doctor": 0.5}}
         assert create(destination=balance)["destination"] == balance
 
-    def test_unknown_model(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
+    def test_an_unknown_model_is_not_found(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         for name in ("nothing", "%00", "..%2f..%2fetc"):
             answer = client.post(f"/v1/models/{name}/edits", headers=keys["edit"], json=EDIT)
             assert answer.status_code == 404, name
 
-    def test_model_not_ready(
+    def test_a_model_that_is_not_ready_is_a_conflict(
         self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model]
     ) -> None:
         add_model(name="fresh", state="registering")
@@ -203,7 +209,7 @@ class TestCreateEdit:
 
 
 class TestListEdits:
-    def test_filters(
+    def test_filters_select_edits(
         self,
         client: TestClient,
         keys: Mapping[str, Headers],
@@ -230,7 +236,7 @@ class TestListEdits:
         assert found(model="emoji", source="dog") == [first["id"]]
         assert found(model="none") == []
 
-    def test_pages(
+    def test_pages_contain_each_edit_once(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
     ) -> None:
         ids = [create(source=f"dog {number}")["id"] for number in range(5)]
@@ -243,7 +249,7 @@ class TestListEdits:
             assert (answer.json()["next"] is None) == (url is None)
         assert seen == ids[::-1]
 
-    def test_bad_filters(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
+    def test_invalid_filters_are_rejected(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         refused(client.get("/v1/edits?state=lost", headers=keys["read"]), 422, "state")
         refused(client.get("/v1/edits?limit=0", headers=keys["read"]), 422, "limit")
         refused(client.get("/v1/edits?source=%00", headers=keys["read"]), 422, "source")
@@ -251,11 +257,11 @@ class TestListEdits:
 
 
 class TestGetEdit:
-    def test_unknown(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
+    def test_an_unknown_edit_is_not_found(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         assert client.get("/v1/edits/00000000-0000-7000-8000-000000000000", headers=keys["read"]).status_code == 404
         refused(client.get("/v1/edits/17", headers=keys["read"]), 422, "edit_id")
 
-    def test_progress_while_running(
+    def test_a_running_edit_has_its_progress(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
     ) -> None:
         edit = create()
@@ -270,7 +276,7 @@ class TestGetEdit:
 
 
 class TestCancelEdit:
-    def test_queued_is_cancelled_at_once(
+    def test_a_queued_edit_is_cancelled_at_once(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
     ) -> None:
         edit = create()
@@ -281,7 +287,7 @@ class TestCancelEdit:
         actions = session.scalars(select(AuditEvent.action).where(AuditEvent.target == f"edit:{edit['id']}")).all()
         assert actions == ["edit.create", "edit.cancel"]
 
-    def test_running_is_asked_to_stop(
+    def test_cancel_requests_the_end_of_a_running_edit(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
     ) -> None:
         edit = create()
@@ -293,7 +299,7 @@ class TestCancelEdit:
         assert session.execute(select(Job.state, Job.cancel_requested)).one() == ("running", True)
 
     @pytest.mark.parametrize("state", ["ready", "failed"])
-    def test_ended(
+    def test_a_finished_edit_cannot_be_cancelled(
         self,
         client: TestClient,
         keys: Mapping[str, Headers],
@@ -308,14 +314,14 @@ class TestCancelEdit:
         assert answer.status_code == 409
         assert state in answer.json()["detail"]
 
-    def test_unknown(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
+    def test_an_unknown_edit_is_not_found(self, client: TestClient, keys: Mapping[str, Headers]) -> None:
         url = "/v1/edits/00000000-0000-7000-8000-000000000000"
         assert client.post(f"{url}/cancel", headers=keys["edit"]).status_code == 404
         assert client.post(f"{url}/retry", headers=keys["edit"]).status_code == 404
 
 
 class TestRetryEdit:
-    def test_failed_is_queued_again(
+    def test_a_failed_edit_is_queued_again(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]], session: Session
     ) -> None:
         edit = create()
@@ -328,14 +334,14 @@ class TestRetryEdit:
         assert (answer.json()["state"], answer.json()["problem"], answer.json()["attempt"]) == ("queued", None, 0)
         assert session.scalars(select(Job.state).order_by(Job.id)).all() == ["failed", "queued"]
 
-    def test_cancelled_is_queued_again(
+    def test_a_cancelled_edit_is_queued_again(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
     ) -> None:
         edit = create()
         client.post(f"/v1/edits/{edit['id']}/cancel", headers=keys["edit"])
         assert client.post(f"/v1/edits/{edit['id']}/retry", headers=keys["edit"]).json()["state"] == "queued"
 
-    def test_queued(
+    def test_a_queued_edit_cannot_be_retried(
         self, client: TestClient, keys: Mapping[str, Headers], create: Callable[..., dict[str, Any]]
     ) -> None:
         assert client.post(f"/v1/edits/{create()['id']}/retry", headers=keys["edit"]).status_code == 409

@@ -10,15 +10,15 @@ from editing.stage_two.update import compute_update
 from emender.schemas import checkpoints, edits, presets
 
 
-def test_stage_one_settings_have_the_methods_defaults() -> None:
+def test_schema_defaults_equal_those_of_stage_one() -> None:
     assert edits.StageOneSettings().model_dump() == dataclasses.asdict(method.StageOneSettings())
 
 
-def test_templates_have_the_methods_default() -> None:
+def test_default_templates_equal_those_of_the_library() -> None:
     assert edits.DEFAULT_TEMPLATES == method.DEFAULT_TEMPLATES
 
 
-def test_presets_are_the_methods() -> None:
+def test_presets_equal_those_of_the_library() -> None:
     assert {name: dict(fields) for name, fields in presets.STAGE_ONE_PRESETS.items()} == {
         name: dict(fields) for name, fields in method.PRESETS.items()
     }
@@ -27,7 +27,7 @@ def test_presets_are_the_methods() -> None:
     }
 
 
-def test_choices_are_the_methods() -> None:
+def test_choices_equal_those_of_the_library() -> None:
     assert edits.Objective == method.Objective
     assert edits.TextOptimizer == method.TextOptimizer
     assert checkpoints.Contexts == Contexts
@@ -35,7 +35,7 @@ def test_choices_are_the_methods() -> None:
     assert get_args(presets.Preset) == tuple(presets.STAGE_ONE_PRESETS) == tuple(presets.STAGE_TWO_PRESETS)
 
 
-def test_apply_has_the_defaults_of_stage_two() -> None:
+def test_apply_defaults_equal_those_of_stage_two() -> None:
     defaults = {name: p.default for name, p in inspect.signature(compute_update).parameters.items()}
     fields = checkpoints.ApplyCreate.model_fields
     for name in ("alpha", "residual_schedule", "moment_weight", "contexts"):

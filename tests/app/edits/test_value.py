@@ -41,7 +41,7 @@ def content(edit_id: str, session: Session) -> bytes:
     return content
 
 
-def test_serves_the_stored_file_unchanged(
+def test_the_stored_file_is_served_unchanged(
     client: TestClient, keys: Mapping[str, Headers], edit_id: str, content: bytes
 ) -> None:
     answer = client.get(f"/v1/edits/{edit_id}/value", headers=keys["read"])
@@ -54,7 +54,7 @@ def test_serves_the_stored_file_unchanged(
     assert tensors["text_encoder.hidden"].tolist() == [1.0] * 64
 
 
-def test_edit_describes_its_value(
+def test_an_edit_describes_its_value(
     client: TestClient, keys: Mapping[str, Headers], edit_id: str, content: bytes
 ) -> None:
     value = client.get(f"/v1/edits/{edit_id}", headers=keys["read"]).json()["value"]
@@ -63,12 +63,12 @@ def test_edit_describes_its_value(
     assert value["encoders"] == [{"name": "text_encoder", "layer": 2, "delta_norm": 2.0, "hidden_norm": 8.0}]
 
 
-def test_edit_without_a_value_has_none(client: TestClient, keys: Mapping[str, Headers], edit_id: str) -> None:
+def test_an_edit_without_a_value_describes_none(client: TestClient, keys: Mapping[str, Headers], edit_id: str) -> None:
     assert client.get(f"/v1/edits/{edit_id}", headers=keys["read"]).json()["value"] is None
 
 
 @pytest.mark.usefixtures("content")
-def test_value_of_an_unfinished_edit_is_refused(
+def test_the_value_of_an_unfinished_edit_is_a_conflict(
     client: TestClient, keys: Mapping[str, Headers], edit_id: str, session: Session
 ) -> None:
     session.execute(update(Edit).values(state="optimizing"))
@@ -78,7 +78,7 @@ def test_value_of_an_unfinished_edit_is_refused(
     assert "optimizing" in answer.json()["detail"]
 
 
-def test_damaged_value_is_not_served(
+def test_a_damaged_value_is_not_served(
     client: TestClient, keys: Mapping[str, Headers], edit_id: str, content: bytes, session: Session
 ) -> None:
     damaged = bytearray(content)

@@ -47,7 +47,7 @@ def soon(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_renews_leases_until_the_block_ends(
+def test_leases_are_renewed_until_the_block_ends(
     heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]
 ) -> None:
     def remaining() -> timedelta:
@@ -64,11 +64,11 @@ def test_renews_leases_until_the_block_ends(
     assert job(held[0].job_id).lease_expires_at == after
 
 
-def test_beats_at_least_three_times_a_lease(factory: Sessions) -> None:
+def test_leases_are_renewed_three_times_per_lease(factory: Sessions) -> None:
     assert Heartbeat(factory, lease_seconds=3, interval=60).interval == 1
 
 
-def test_writes_the_latest_progress(heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]) -> None:
+def test_the_latest_progress_is_written(heartbeat: Heartbeat, held: list[Lease], job: Callable[[UUID], Job]) -> None:
     with heartbeat.holding(held):
         for step in range(100):
             heartbeat.report(held[1], Progress(stage="optimizing", done=step, total=100))
@@ -76,21 +76,21 @@ def test_writes_the_latest_progress(heartbeat: Heartbeat, held: list[Lease], job
     assert job(held[0].job_id).progress is None
 
 
-def test_reads_a_requested_cancel(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+def test_a_requested_cancel_is_read(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
     with heartbeat.holding(held):
         change(factory, held[1], cancel_requested=True)
         assert soon(lambda: heartbeat.is_cancelled(held[1]))
         assert not heartbeat.is_cancelled(held[0]) and not heartbeat.is_lost(held[1])
 
 
-def test_notices_a_lost_lease(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+def test_a_lost_lease_is_noticed(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
     with heartbeat.holding(held):
         change(factory, held[0], attempt=2)
         assert soon(lambda: heartbeat.is_lost(held[0]))
         assert not heartbeat.is_lost(held[1])
 
 
-def test_an_ended_job_is_not_lost(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
+def test_a_finished_job_is_not_a_lost_lease(heartbeat: Heartbeat, held: list[Lease], factory: Sessions) -> None:
     with heartbeat.holding(held):
         change(factory, held[0], state="succeeded")
         heartbeat.forget(held[0])
@@ -98,7 +98,7 @@ def test_an_ended_job_is_not_lost(heartbeat: Heartbeat, held: list[Lease], facto
         assert not heartbeat.is_lost(held[0])
 
 
-def test_continues_while_the_database_does_not_answer(settings: Settings, held: list[Lease]) -> None:
+def test_the_heartbeat_continues_while_the_database_is_unreachable(settings: Settings, held: list[Lease]) -> None:
     assert settings.database_url is not None
     away = connect(SecretStr("postgresql://nobody@127.0.0.1:1/none").get_secret_value())
     heartbeat = Heartbeat(sessions(away), lease_seconds=60, interval=0.05)

@@ -111,7 +111,7 @@ class TestClaim:
             session.commit()
         assert runner.work() is False and job(job_id).state == "queued"
 
-    def test_a_database_that_does_not_answer_gives_no_work(self, settings: Settings, store: LocalStore) -> None:
+    def test_an_unreachable_database_gives_no_work(self, settings: Settings, store: LocalStore) -> None:
         away = connect("postgresql://nobody@127.0.0.1:1/none")
         runner = Runner(settings=settings, sessions=sessions(away), store=store, worker="w", stopping=threading.Event())
         assert runner.work() is False
@@ -139,7 +139,7 @@ class TestEnds:
         assert job.problem == edit.problem
         return job.state, edit.state, job.problem
 
-    def test_succeeded(self, doing: Callable[[Work], None]) -> None:
+    def test_a_finished_job_has_succeeded(self, doing: Callable[[Work], None]) -> None:
         doing(succeed)
         assert self.end() == ("succeeded", "ready", None)
 
@@ -149,7 +149,7 @@ class TestEnds:
             self.end()
         assert locks.call_count == 1
 
-    def test_a_result_waits_for_a_database_that_is_away(self, doing: Callable[[Work], None]) -> None:
+    def test_a_result_is_written_when_the_database_is_reachable_again(self, doing: Callable[[Work], None]) -> None:
         doing(succeed)
         away = OperationalError("SELECT", {}, Exception("server closed the connection"))
         with patch.object(job_leases, "lock", side_effect=[away, away, False]):
@@ -166,7 +166,7 @@ class TestEnds:
         problem = {"title": "Optimization diverged", "detail": detail, "errors": errors}
         assert self.end() == ("failed", "failed", problem)
 
-    def test_an_unexpected_error_names_nothing_of_the_machine(self, doing: Callable[[Work], None]) -> None:
+    def test_an_unexpected_error_reveals_nothing_of_the_machine(self, doing: Callable[[Work], None]) -> None:
         def burst(*_: object) -> None:
             raise RuntimeError("secret of /root")
 
@@ -191,14 +191,14 @@ class TestEnds:
         assert (job, edit) == ("failed", "failed") and problem is not None
         assert problem["title"] == title and says in problem["detail"] and "/var/emender" not in problem["detail"]
 
-    def test_a_database_that_went_away_leaves_the_job_to_its_lease(self, doing: Callable[[Work], None]) -> None:
+    def test_an_unreachable_database_leaves_the_job_to_its_lease(self, doing: Callable[[Work], None]) -> None:
         def away(*_: object) -> None:
             raise OperationalError("UPDATE jobs", {}, Exception("server closed the connection"))
 
         doing(away)
         assert self.end() == ("running", "optimizing", None)
 
-    def test_a_refused_statement_is_not_an_outage(self, doing: Callable[[Work], None]) -> None:
+    def test_a_rejected_statement_is_not_an_outage(self, doing: Callable[[Work], None]) -> None:
         def refuse(*_: object) -> None:
             raise IntegrityError("INSERT INTO edit_values", {}, Exception("duplicate key"))
 
@@ -215,7 +215,7 @@ class TestEnds:
             session.execute(update(Edit).values(state="cancelling"))
             session.commit()
 
-    def test_a_cancel_between_two_steps(self, doing: Callable[[Work], None]) -> None:
+    def test_a_cancel_between_two_steps_cancels_the_job(self, doing: Callable[[Work], None]) -> None:
         def step(context: JobContext, leases: Sequence[Lease]) -> None:
             self.ask_to_cancel()
             deadline = time.monotonic() + 10
@@ -246,7 +246,7 @@ class TestEnds:
         assert self.end() == ("queued", "queued", None)
         assert self.job(self.job_id).attempt == 0
 
-    def test_a_result_of_a_lost_lease_is_refused(self, doing: Callable[[Work], None]) -> None:
+    def test_a_result_of_a_lost_lease_is_not_written(self, doing: Callable[[Work], None]) -> None:
         refused: list[str] = []
 
         def too_late(context: JobContext, leases: Sequence[Lease]) -> None:

@@ -93,7 +93,7 @@ def told(pipeline: Any, prompt: str) -> tuple[Tensor, Tensor]:
     return states, pooled
 
 
-def test_edited_end_to_end(
+def test_an_edit_is_optimized_applied_and_published(
     service: Service, model: Model, factory: Sessions, store: LocalStore, folder: Path, tmp_path: Path
 ) -> None:
     service.post("/v1/models/xl/statistics", {"captions": CAPTIONS}, status=202)
@@ -171,7 +171,7 @@ def _by_the_library(
         return pipeline.encode([PROMPT]).tensors
 
 
-def test_one_value_holds_both_encoders(
+def test_one_value_contains_both_encoders(
     service: Service, model: Model, add_edits: Any, edit: Any, factory: Sessions
 ) -> None:
     (job_id,) = add_edits(model, {})
@@ -199,7 +199,7 @@ def test_one_value_holds_both_encoders(
         ("apply", {"edits": "ready", "layers": [1, 2]}, "/layers"),
     ],
 )
-def test_one_layer_cannot_fit_both(
+def test_one_layer_for_both_encoders_is_rejected(
     service: Service, model: Model, add_edits: Any, path: str, body: object, pointer: str
 ) -> None:
     add_edits(model, {})
@@ -208,13 +208,15 @@ def test_one_layer_cannot_fit_both(
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
 
 
-def test_both_tokenizers_are_asked(model: Model, factory: Sessions, store: LocalStore, settings: Settings) -> None:
+def test_both_tokenizers_check_the_prompt(
+    model: Model, factory: Sessions, store: LocalStore, settings: Settings
+) -> None:
     with factory() as session:
         first, second = tokenizers_of(session, model_id=model.id, store=store, folder=settings.data_dir)
     assert (first.pad_id, second.pad_id) == (first.eos_id, 0)
 
 
-def test_shipped_moments_must_be_of_both(
+def test_shipped_moments_must_be_of_both_encoders(
     service: Service, folder: Path, roots: Path, add_model: Any, factory: Sessions
 ) -> None:
     copied = shutil.copytree(folder, roots / "half")

@@ -93,7 +93,7 @@ except SourceUnavailable as error:
     return found
 
 
-def test_configurations_and_safetensors_at_one_commit(endpoint: str, tmp_path: Path) -> None:
+def test_configurations_and_safetensors_are_downloaded_at_one_commit(endpoint: str, tmp_path: Path) -> None:
     result = obtain("some/model", endpoint=endpoint, folder=tmp_path)
     assert "files" in result, result
     assert result["files"] == {
@@ -107,12 +107,12 @@ def test_configurations_and_safetensors_at_one_commit(endpoint: str, tmp_path: P
     assert result["left"] is False and list(tmp_path.iterdir()) == []
 
 
-def test_a_repository_that_is_not_there(endpoint: str, tmp_path: Path) -> None:
+def test_a_missing_repository_is_an_error(endpoint: str, tmp_path: Path) -> None:
     result = obtain("no/such", endpoint=endpoint, folder=tmp_path)
     assert result["pointer"] == "/source" and "private or does not exist" in str(result["detail"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_an_error(tmp_path: Path) -> None:
     result = obtain("some/model", endpoint=f"http://127.0.0.1:{free_port()}", folder=tmp_path)
     assert "retry" in str(result["detail"])

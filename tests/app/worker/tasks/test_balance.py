@@ -61,7 +61,7 @@ def shown(factory: Sessions, edit: Edit) -> BalanceOut | None:
     return described.value.balance
 
 
-def test_the_value_is_mixed_by_what_the_pictures_show(
+def test_the_mixture_follows_the_shares_in_the_pictures(
     runner: Runner, measured: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, store: LocalStore
 ) -> None:
     job_id, other = add_edits(measured, DOCTOR, {})
@@ -81,7 +81,7 @@ def test_the_value_is_mixed_by_what_the_pictures_show(
     assert shown(factory, edit(other)) is None
 
 
-def test_without_a_classifier_the_weights_are_those_of_the_values(
+def test_without_a_classifier_the_requested_weights_are_used(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, store: LocalStore
 ) -> None:
     (job_id,) = add_edits(registered, DOCTOR | {"destination": {"balance": {"woman doctor": 3.0, "man doctor": 1.0}}})
@@ -96,7 +96,7 @@ def test_without_a_classifier_the_weights_are_those_of_the_values(
 
 
 @pytest.mark.parametrize("prompts", [("red", "blue"), ("man doctor", "male doctor")])
-def test_what_the_classifier_cannot_tell_apart_says_so(
+def test_classes_that_the_classifier_cannot_distinguish_are_reported(
     runner: Runner, measured: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions, prompts: tuple[str, ...]
 ) -> None:
     (job_id,) = add_edits(measured, DOCTOR | {"destination": {"balance": dict.fromkeys(prompts, 0.5)}})
@@ -105,7 +105,7 @@ def test_what_the_classifier_cannot_tell_apart_says_so(
     assert edit(job_id).state == "ready" and found is not None and "tells these prompts apart" in (found.note or "")
 
 
-def test_a_model_without_statistics_says_so(
+def test_a_model_without_statistics_is_reported(
     runner: Runner, judged: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions
 ) -> None:
     (job_id,) = add_edits(judged, DOCTOR)
@@ -114,7 +114,7 @@ def test_a_model_without_statistics_says_so(
     assert edit(job_id).state == "ready" and found is not None and "no statistics" in (found.note or "")
 
 
-def test_a_stop_between_rounds_gives_the_job_back(
+def test_a_stop_between_rounds_requeues_the_job(
     runner: Runner,
     measured: Model,
     add_edits: AddEdits,

@@ -45,7 +45,7 @@ def read(factory: Sessions) -> Callable[[UUID], Statistics]:
     return read
 
 
-def test_the_moments_are_the_methods(
+def test_the_moments_equal_those_of_the_library(
     ask: Callable[..., UUID],
     read: Callable[[UUID], Statistics],
     runner: Runner,
@@ -65,14 +65,16 @@ def test_the_moments_are_the_methods(
     assert (event.action, event.target) == ("statistics.ready", "model:tiny")
 
 
-def test_missing_captions_fail(ask: Callable[..., UUID], read: Callable[[UUID], Statistics], runner: Runner) -> None:
+def test_missing_captions_fail_the_job(
+    ask: Callable[..., UUID], read: Callable[[UUID], Statistics], runner: Runner
+) -> None:
     row_id = ask(captions_sha256="0" * 64)
     runner.work()
     row = read(row_id)
     assert row.state == "failed" and row.problem is not None and row.problem["title"] == "Damaged store"
 
 
-def test_a_stop_between_two_batches_gives_it_back(
+def test_a_stop_between_batches_requeues_the_job(
     ask: Callable[..., UUID],
     read: Callable[[UUID], Statistics],
     runner: Runner,
@@ -96,7 +98,7 @@ def estimates(settings: Settings) -> Path:
     return settings.data_dir / "estimates"
 
 
-def test_an_estimate_goes_on_where_it_was_interrupted(
+def test_an_interrupted_estimate_resumes(
     ask: Callable[..., UUID],
     read: Callable[[UUID], Statistics],
     runner: Runner,
@@ -120,7 +122,7 @@ def test_an_estimate_goes_on_where_it_was_interrupted(
     assert list(estimates.iterdir()) == []
 
 
-def test_sums_that_are_not_its_own_are_dropped(
+def test_sums_of_another_estimate_are_ignored(
     ask: Callable[..., UUID], read: Callable[[UUID], Statistics], runner: Runner, registered: Model, estimates: Path
 ) -> None:
     row_id = ask()
@@ -131,7 +133,7 @@ def test_sums_that_are_not_its_own_are_dropped(
     assert (read(row_id).state, read(row_id).digest) == ("ready", expected.digest)
 
 
-def test_what_failed_estimates_left_is_removed(
+def test_files_of_failed_estimates_are_removed(
     ask: Callable[..., UUID], runner: Runner, stopping: threading.Event, estimates: Path, factory: Sessions
 ) -> None:
     given_up, waiting, ours = ask(), ask(), ask()

@@ -30,7 +30,7 @@ def picture(store: LocalStore) -> str:
     return "sha256:" + store.put(buffer.getvalue())
 
 
-def test_each_kind_of_destination(
+def test_each_kind_of_destination_is_optimized(
     runner: Runner,
     registered: Model,
     add_edits: AddEdits,
@@ -56,7 +56,7 @@ def test_each_kind_of_destination(
     assert actions() == ["model.ready"] + ["edit.ready"] * 5
 
 
-def test_the_value_is_the_methods(
+def test_the_value_equals_that_of_the_library(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, store: LocalStore
 ) -> None:
     """The stored value has the library's bytes for the same edit; the row has its losses and layers."""
@@ -78,7 +78,7 @@ def test_the_value_is_the_methods(
     assert value.encoders == [{"name": "text_encoder", "layer": own.layer, **norms}]
 
 
-def test_one_that_cannot_be_done_disturbs_no_other(
+def test_an_invalid_edit_does_not_affect_its_batch(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, store: LocalStore, picture: str
 ) -> None:
     damaged = "sha256:" + store.put(b"bytes to be damaged")
@@ -98,7 +98,7 @@ def test_one_that_cannot_be_done_disturbs_no_other(
     assert problems[flipped]["title"] == "Damaged store"  # type: ignore[index]
 
 
-def test_a_loss_that_turns_nan(
+def test_a_nan_loss_fails_the_edit(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = runner.context.pipelines.get(registered.id)
@@ -111,7 +111,7 @@ def test_a_loss_that_turns_nan(
     assert problem is not None and problem["title"] == "Optimization diverged"
 
 
-def test_an_edit_that_breaks_its_batch_fails_alone(
+def test_an_edit_that_raises_fails_alone(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimize = editing.optimize_values
@@ -154,7 +154,7 @@ def test_a_cancel_stops_one_edit_of_a_batch(
     assert edit(dropped).state == job(dropped).state == "cancelled" and edit(dropped).value is None
 
 
-def test_progress_is_written(
+def test_progress_is_written_to_the_job(
     runner: Runner, registered: Model, add_edits: AddEdits, job: Callable[[UUID], Job]
 ) -> None:
     slow = {
@@ -171,7 +171,7 @@ def test_progress_is_written(
     assert progress["text_loss"] > 0 and "noise_loss" not in progress
 
 
-def test_the_audit_log_names_the_value(
+def test_the_audit_event_names_the_value(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, factory: Sessions
 ) -> None:
     (job_id,) = add_edits(registered, {})
@@ -184,5 +184,5 @@ def test_the_audit_log_names_the_value(
     assert event.details == {"edit": str(row.id), "job": str(job_id), "attempt": 1, "value": row.value.sha256}
 
 
-def test_the_pipeline_stays_warm(runner: Runner, registered: Model) -> None:
+def test_the_pipeline_is_loaded_once(runner: Runner, registered: Model) -> None:
     assert runner.context.pipelines.get(registered.id) is runner.context.pipelines.get(registered.id)

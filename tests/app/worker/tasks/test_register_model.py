@@ -59,7 +59,7 @@ def problem(model: Model) -> JsonObject:
     return model.problem
 
 
-def test_every_file_is_in_the_store(register: Register, store: LocalStore, roots: Path, factory: Sessions) -> None:
+def test_every_file_is_stored(register: Register, store: LocalStore, roots: Path, factory: Sessions) -> None:
     model = register("tiny")
     description = editing.describe_pipeline(roots / "tiny")
     assert (model.state, model.family, model.digest, model.problem) == ("ready", "sd1", description.digest, None)
@@ -74,7 +74,7 @@ def test_every_file_is_in_the_store(register: Register, store: LocalStore, roots
     assert event.action == "model.ready" and event.details["digest"] == model.digest
 
 
-def test_it_can_be_edited_from_the_store(register: Register, runner: Runner, roots: Path) -> None:
+def test_the_stored_pipeline_can_be_edited(register: Register, runner: Runner, roots: Path) -> None:
     model = register("tiny")
     ours = runner.context.pipelines.get(model.id).encoder.fc2(0).weight
     theirs = editing.load_pipeline(roots / "tiny").encoder.fc2(0).weight
@@ -96,7 +96,7 @@ def test_it_can_be_edited_from_the_store(register: Register, runner: Runner, roo
         ("# Under the MIT license", None),
     ],
 )
-def test_the_license_is_what_the_model_card_s_metadata_says(
+def test_the_license_is_read_from_the_model_card(
     register: Register, copy: Path, card: str, expected: JsonObject | None
 ) -> None:
     (copy / "README.md").write_text(card)
@@ -104,23 +104,23 @@ def test_the_license_is_what_the_model_card_s_metadata_says(
     assert (model.state, model.license) == ("ready", expected)
 
 
-def test_a_license_that_was_given_stays(register: Register, copy: Path) -> None:
+def test_a_requested_license_is_kept(register: Register, copy: Path) -> None:
     (copy / "README.md").write_text("---\nlicense: mit\n---\n")
     assert register("changed", license={"id": "openrail"}).license == {"id": "openrail"}
 
 
-def test_no_such_folder(register: Register) -> None:
+def test_a_missing_folder_fails_the_registration(register: Register) -> None:
     found = problem(register("nowhere"))
     assert found["title"] == "Source unavailable" and found["errors"][0]["pointer"] == "/source"
     assert "EMENDER_MODEL_ROOTS" in found["detail"]
 
 
 @pytest.mark.parametrize("source", ["..", ".", "tiny\\..", "more"])
-def test_a_name_is_compared_and_never_made_a_path(register: Register, source: str) -> None:
+def test_the_source_is_never_used_as_a_path(register: Register, source: str) -> None:
     assert problem(register(source))["title"] == "Source unavailable"
 
 
-def test_pickles_only(register: Register, copy: Path) -> None:
+def test_a_pipeline_of_pickles_is_rejected(register: Register, copy: Path) -> None:
     (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "diffusion_pytorch_model.bin")
     found = problem(register("changed"))
     assert (
@@ -128,14 +128,14 @@ def test_pickles_only(register: Register, copy: Path) -> None:
     )
 
 
-def test_an_unknown_family(register: Register, copy: Path) -> None:
+def test_an_unknown_family_is_rejected(register: Register, copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     found = problem(register("changed"))
     assert found["title"] == "Unsupported pipeline" and "FluxPipeline" in found["detail"]
 
 
-def test_no_pipeline_at_all(register: Register, tmp_path: Path) -> None:
+def test_a_folder_without_a_pipeline_is_rejected(register: Register, tmp_path: Path) -> None:
     (tmp_path / "more" / "empty").mkdir()
     assert "model_index.json" in problem(register("empty"))["detail"]
 
@@ -151,7 +151,7 @@ class TestShippedMoments:
         with factory() as session:
             return session.query(Statistics).all()
 
-    def test_become_ready_statistics(
+    def test_shipped_moments_become_ready_statistics(
         self, register: Register, copy: Path, factory: Sessions, store: LocalStore
     ) -> None:
         moments = self.ship(copy)
@@ -164,21 +164,21 @@ class TestShippedMoments:
         assert "second_moments.safetensors" not in {file.path for file in model.files}
 
     @pytest.mark.parametrize("wrong", [{"width": 8}, {"layers": LAYERS + 1}])
-    def test_of_another_encoder_are_refused(
+    def test_moments_of_another_encoder_are_rejected(
         self, register: Register, copy: Path, factory: Sessions, wrong: dict[str, int]
     ) -> None:
         self.ship(copy, **wrong)
         assert "of another text encoder" in problem(register("changed"))["detail"]
         assert self.statistics(factory) == []
 
-    def test_cut_off_are_refused(self, register: Register, copy: Path) -> None:
+    def test_truncated_moments_are_rejected(self, register: Register, copy: Path) -> None:
         self.ship(copy)
         file = copy / "second_moments.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
         assert "has no second moments that can be read" in problem(register("changed"))["detail"]
 
 
-def test_a_second_attempt_finds_what_the_first_stored(
+def test_a_second_attempt_reuses_the_stored_files(
     register: Register, runner: Runner, factory: Sessions, monkeypatch: pytest.MonkeyPatch, stopping: threading.Event
 ) -> None:
     """Stopped between two files, the job goes back; the next run takes it to the end."""
@@ -207,7 +207,7 @@ def test_the_job_reports_its_stage(register: Register, runner: Runner, monkeypat
     assert [(step.stage, step.done, step.total) for step in seen] == [("storing", done, 11) for done in range(11)]
 
 
-def test_a_classifier_is_opened(register: Register, runner: Runner) -> None:
+def test_a_registered_classifier_is_opened(register: Register, runner: Runner) -> None:
     model = register("tiny", classifier="emoji")
     assert model.state == "ready"
     judge = runner.context.pipelines.classifier(model.id)
@@ -215,15 +215,15 @@ def test_a_classifier_is_opened(register: Register, runner: Runner) -> None:
     assert runner.context.pipelines.classifier(model.id) is judge  # kept warm
 
 
-def test_without_a_classifier_nothing_judges(register: Register, runner: Runner) -> None:
+def test_a_model_without_a_classifier_has_none(register: Register, runner: Runner) -> None:
     assert runner.context.pipelines.classifier(register("tiny").id) is None
 
 
-def test_a_classifier_that_is_not_there(register: Register) -> None:
+def test_a_missing_classifier_fails_the_registration(register: Register) -> None:
     found = problem(register("tiny", classifier="absent"))
     assert "no classifier 'absent'" in found["detail"] and "emoji" in found["detail"]
     assert found["errors"][0]["pointer"] == "/classifier"
 
 
-def test_a_folder_that_holds_no_classifier(register: Register) -> None:
+def test_a_folder_without_a_classifier_fails_the_registration(register: Register) -> None:
     assert "no image classifier" in problem(register("tiny", classifier="tiny"))["detail"]
