@@ -214,9 +214,9 @@ def test_an_estimate_of_a_killed_worker_resumes(
     other = start_worker()
     job = wait(lambda: job_table.job(job_id), lambda job: job.attempt == 2 and bool(job.progress), timeout=240)
     assert job.progress is not None and job.progress["done"] >= before
-    assert other.says("estimate goes on")
+    assert other.says("estimate continues")
     job_table.await_state(job_id, "succeeded")
-    assert not other.says("begun anew")
+    assert not other.says("estimate starts again")
     job_table.await_state(again := job_table.add_statistics(store, captions), "succeeded")
     killed, peaceful = job_table.statistics(job_id), job_table.statistics(again)
     assert (killed.state, killed.digest, killed.tokens) == ("ready", peaceful.digest, peaceful.tokens)

@@ -347,4 +347,4 @@ print(json.dumps({
         )
         assert seen["weights"] == sha256_of(published[1])
         assert seen["picture"] == [16, 16]
-        assert "emender/tiny cannot be had from" in seen["missing"]
+        assert "emender/tiny cannot be downloaded from" in seen["missing"]
