@@ -35,7 +35,7 @@ class EditOut(Edit):
 
 
 def application() -> FastAPI:
-    """The factory that uvicorn calls."""
+    """Return the factory that uvicorn calls."""
     pool: LifoQueue[psycopg.Connection] = LifoQueue()
 
     @asynccontextmanager

@@ -114,7 +114,7 @@ class Bench:
         return self.examiner.pipeline
 
     def scores(self, setting: Setting, *, edits: int, seed: int) -> Scores:
-        """What the setting does to the task of this many edits and this seed."""
+        """Measure what the setting does to the task of this many edits and this seed."""
         key = _key({"model": self.model, "edits": edits, "seed": seed, "setting": asdict(setting)})
         kept = self.folder / f"scores-{key}.json"
         if not kept.is_file():
@@ -227,7 +227,7 @@ def _key(facts: Mapping[str, object]) -> str:
 def measured(
     bench: Bench, settings: Sequence[str], *, edits: Sequence[int], seeds: Sequence[int]
 ) -> Iterator[tuple[str, int, list[Scores]]]:
-    """(setting, number of edits, scores by seed), as they are ready."""
+    """Yield (setting, number of edits, scores by seed), as they are ready."""
     bar = tqdm(total=len(edits) * len(settings) * len(seeds), unit="task")
     for count, name in product(edits, settings):
         scores = []

@@ -38,7 +38,7 @@ def write_encoder(folder: Path, *, width: int, mlp_width: int, layers: int) -> N
 
 
 def read_encoder(folder: Path) -> EditableEncoder:
-    """The encoder with the emoji model's tokenizer, which splits its captions into words or parts of words."""
+    """Return the encoder with the emoji model's tokenizer, which splits its captions into words or parts of words."""
     tokenizer = PromptTokenizer.from_folder(TOKENIZER)
     tokenizer.max_length = POSITIONS
     return EditableEncoder(
@@ -53,7 +53,7 @@ def cpu_seconds() -> float:
 
 
 def measured(run: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What a run gives, and what it took: CPU and wall seconds, and the peak memory over what was held before it."""
+    """Return a run's result and its cost: CPU and wall seconds, and the peak of the added memory."""
     loaded = psutil.Process().memory_info().rss
     forget_peak()
     start, clock = cpu_seconds(), time.perf_counter()
@@ -73,13 +73,13 @@ def forget_peak(pid: int | str = "self") -> None:
 
 
 def peak_bytes(pid: int | str = "self") -> int:
-    """The most resident memory since `forget_peak`."""
+    """Return the most resident memory since `forget_peak`."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
 def child(module: str, *arguments: str) -> Any:
-    """A benchmark's module in a process of its own with `--child`; the last line that it prints is the answer."""
+    """Run a benchmark's module with `--child` in its own process. Return the JSON of its last line."""
     command = [sys.executable, "-m", module, "--child", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -103,7 +103,7 @@ def write_file(path: Path, *, size: int) -> str:
 
 
 def version_of(name: str, file: Path, *, store: LocalStore) -> Checkpoint:
-    """The first version of a ready model that serves the file at `PATH`."""
+    """Return the first version of a ready model that serves the file at `PATH`."""
     model = Model(name=name, namespace="emender", source=name, state="ready", created_by="benchmark")
     model.files = [ModelFile(path=PATH, sha256=store.put_file(file), size=file.stat().st_size)]
     version = Checkpoint(model=model, number=1, state="published", commit="0" * 40, created_by="benchmark")
@@ -113,7 +113,7 @@ def version_of(name: str, file: Path, *, store: LocalStore) -> Checkpoint:
 
 @contextmanager
 def api(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
-    """The API on a published version that serves the file."""
+    """Run the API on a published version that serves the file."""
     folder.mkdir(mode=0o711)
     settings = Settings(data_dir=folder, port=port, signing_key_file="none", rate_limit="off", model_roots=())
     store = LocalStore(settings.store_dir)
@@ -132,7 +132,7 @@ def api(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
 
 @contextmanager
 def nginx(folder: Path, file: Path, *, port: int) -> Iterator[Side]:
-    """nginx on the file's folder."""
+    """Run nginx on the file's folder."""
     folder.mkdir(mode=0o711)
     configuration = folder / "nginx.conf"
     configuration.write_text(NGINX.format(folder=folder, port=port, root=file.parent))

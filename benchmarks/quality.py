@@ -34,7 +34,7 @@ class Task:
 
 
 def arbitrary_editing(concepts: Sequence[Concept], *, edits: int, seed: int, held_out: int = 60) -> Task:
-    """A task of distinct objects. Raises ValueError where there are too few."""
+    """Return a task of distinct objects. Raises ValueError where there are too few."""
     objects = [concept for concept in concepts if concept.skew is None]
     if 2 * edits + held_out > len(objects):
         raise ValueError(f"{edits} edits and {held_out} held-out concepts want more than {len(objects)} objects")

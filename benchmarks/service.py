@@ -144,7 +144,7 @@ def run_load(target: Target, *, clients: int, seconds: int) -> dict[str, float]:
 
 
 def cpu_seconds(server: str) -> float:
-    """That the server's processes took so far."""
+    """Return the CPU time of the server's processes so far."""
     spent = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -182,7 +182,7 @@ def seed(engine: Engine, *, first: int, last: int) -> None:
 
 @contextmanager
 def running(folder: Path, *, megabytes: float) -> Iterator[Service]:
-    """A ready model with the emoji model's tokenizer and a version that serves a file."""
+    """Add a ready model with the emoji model's tokenizer and a version that serves a file."""
     (folder / "files").mkdir(mode=0o755)
     file = folder / "files" / "file.bin"
     write_file(file, size=int(megabytes * 1e6))
@@ -228,7 +228,7 @@ def running(folder: Path, *, megabytes: float) -> Iterator[Service]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The emoji model's, for prompts of CLIP's length."""
+    """Return that of the emoji model, for prompts of CLIP's length."""
     shutil.copytree(TOKENIZER, folder)
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": POSITIONS}))
@@ -284,7 +284,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the last line says: the last row of a case over its first."""
+    """Return the summary: the last row of a case over its first."""
 
     def ratio(case: str, figure: str) -> float:
         found = [row[figure] for row in rows if row["case"] == case]

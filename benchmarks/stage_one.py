@@ -68,7 +68,7 @@ def emoji_pipeline() -> EditablePipeline:
 
 
 def mid_size_pipeline(*, side: int = 16, channels: Sequence[int] = (96, 192)) -> EditablePipeline:
-    """The emoji model's text encoder and autoencoder before a random U-Net that costs some fifteen times more."""
+    """Return the emoji model with a random U-Net that costs some fifteen times more."""
     pipeline = emoji_pipeline()
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -115,7 +115,7 @@ def _names() -> list[str]:
 
 
 def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor | None, steps: int) -> EditValue:
-    """The published loop for one concept; `pixels` (p, 3, height, width) of the destination, for a hybrid edit."""
+    """Run the published loop for one concept; `pixels` (p, 3, height, width) of the destination, for a hybrid edit."""
     assert isinstance(edit.destination, DestinationPrompt)
     settings, encoder, tokenizer = edit.settings, pipeline.encoder, pipeline.tokenizer
     sources = [tokenizer.locate(template, edit.source) for template in edit.templates]

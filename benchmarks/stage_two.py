@@ -73,7 +73,7 @@ def subjects(count: int) -> list[str]:
 
 
 def write_workload(folder: Path, *, width: int, mlp_width: int, layers: int) -> None:
-    """A random encoder, and second moments of its size whose eigenvalues fall off over three decades."""
+    """Return a random encoder, and second moments of its size whose eigenvalues fall off over three decades."""
     write_encoder(folder, width=width, mlp_width=mlp_width, layers=layers)
     encoder = read_encoder(folder)
     moments = {}
@@ -114,7 +114,7 @@ def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) 
     z = torch.stack([value.delta + value.hidden for value in own], 1).double()  # (d, n)
 
     def forward(module: torch.nn.Module, *, output: bool) -> Tensor:
-        """What a module reads or gives at the last subject tokens, mean over the templates, (·, n)."""
+        """Return what a module reads or returns at the last subject tokens, mean over the templates, (·, n)."""
         rows: list[Tensor] = []
         for batch, at in zip(ids.split(BATCH), last.split(BATCH), strict=True):
             seen: list[Any] = []
@@ -152,7 +152,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def run_child(arguments: argparse.Namespace, folder: Path, side: str, *, edits: int, mode: str) -> dict[str, Any]:
-    """The median of the repeats; the figures of the last one stand for the rest."""
+    """Return the median of the repeats; the figures of the last one stand for the rest."""
     given = ["--folder", str(folder), "--edits", str(edits), "--modes", mode, "--padding", arguments.padding]
     runs = [child("benchmarks.stage_two", side, *given) for _ in range(arguments.repeats)]
     return {name: median(run[name] for run in runs) for name in runs[0]}
@@ -196,7 +196,7 @@ def count_flop(work: Workload, mode: str, *, padding: str) -> dict[str, dict[str
 
 
 def share_of_peak(parts: dict[str, float], peaks: dict[str, float], seconds: float) -> float:
-    """The CPU time that the products alone would take at the measured peak, over the CPU time taken."""
+    """Return the CPU time that the products alone would take at the measured peak, over the CPU time taken."""
     return sum(flop / peaks[part.split()[0]] for part, flop in parts.items()) / seconds
 
 

@@ -158,14 +158,13 @@ def _bare(hexcode: str) -> str:
 
 
 def slug(label: str) -> str:
-    """The label as iconify writes it: lower-case ASCII words joined by hyphens."""
+    """Return the label as iconify writes it: lower-case ASCII words joined by hyphens."""
     plain = unicodedata.normalize("NFKD", label.replace("’", "").replace("'", "")).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
 def placed(glyph: Image.Image, *, side: int, shift: tuple[int, int]) -> Image.Image:
-    """The glyph cropped to what it shows, scaled so that its longer side is `side` pixels, on white, off centre by
-    `shift`."""
+    """Return the glyph cropped, its longer side scaled to `side` pixels, on white, off center by `shift`."""
     box = glyph.getchannel("A").getbbox()
     if box is None:
         raise ValueError("the glyph is fully transparent")
@@ -184,8 +183,10 @@ def _inside(shift: int, length: int) -> int:
 
 
 def copies(glyph: Image.Image, *, seed: int) -> torch.Tensor:
-    """(copies, 3, 32, 32) uint8: the centred picture at 30 pixels, then shifted and scaled ones. Never flipped: a
-    flip would teach that the two directions of an emoji are one."""
+    """Return (copies, 3, 32, 32) uint8: the centered picture at 30 pixels, then shifted and scaled ones.
+
+    None is flipped: a flip would teach that the two directions of an emoji are one.
+    """
     chance = random.Random(seed)
     pictures = [placed(glyph, side=30, shift=(0, 0))]
     for _ in range(COPIES - 1):
@@ -227,8 +228,10 @@ def prepare(packages: Path, destination: Path) -> Art:
 
 
 def load(path: Path = WORK / "art.safetensors") -> Art:
-    """The prepared art. Raises FileNotFoundError saying how to prepare it, ValueError when the concepts have changed
-    since."""
+    """Load the prepared art.
+
+    Raises FileNotFoundError that says how to prepare it, ValueError if the concepts have changed since.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; run `python -m demo.art` first")
     with safe_open(path, "pt") as file:

@@ -72,7 +72,7 @@ def sample(chance: random.Random, concepts: Sequence[Concept]) -> Caption:
 
 
 def sample_style(chance: random.Random) -> tuple[str, int | None]:
-    """A style word and the index of its style, None for the word that names none."""
+    """Return a style word and the index of its style, None for the word that names none."""
     if chance.random() < ANY_STYLE_SHARE:
         return ANY_STYLE, None
     style = chance.randrange(len(DRAWN_STYLES))
@@ -80,7 +80,7 @@ def sample_style(chance: random.Random) -> tuple[str, int | None]:
 
 
 def sample_subject(chance: random.Random, concepts: Sequence[Concept]) -> tuple[int, str, int | None]:
-    """The index of a concept, a name or trained alias of it, and the gender that the words name, if any."""
+    """Return the index of a concept, a name or trained alias of it, and the gender that the words name, if any."""
     professions = [index for index, concept in enumerate(concepts) if concept.skew is not None]
     if professions and chance.random() < PROFESSION_SHARE:
         index = chance.choice(professions)
@@ -95,7 +95,7 @@ def sample_subject(chance: random.Random, concepts: Sequence[Concept]) -> tuple[
 
 
 def styled(template: str, word: str) -> str:
-    """The template with the style word filled in and the subject's place left open."""
+    """Return the template with the style word filled in and the subject's place left open."""
     return template.replace("{style}", word)
 
 

@@ -45,7 +45,7 @@ def _mean_change(edits: Sequence[Mapping[str, Any]], what: str) -> float:
 
 
 def failures(report: Mapping[str, Any]) -> dict[str, str]:
-    """What the report does not show: a sentence for each promise that is broken, by its name."""
+    """Describe what the report does not show: a sentence for each promise that is broken, by its name."""
     figures, found = Figures.of(report), {}
     if figures.replaced + figures.erased < EDITS or not figures.replaced or not figures.erased:
         found["edits"] = (

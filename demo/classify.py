@@ -63,7 +63,7 @@ def _index(names: Sequence[str], name: str, head: str) -> int:
 
 
 def _gender(prompt: str) -> str | None:
-    """The one gender that the prompt's words name; None for none and for several."""
+    """Return the one gender that the prompt's words name; None for none and for several."""
     words = prompt.casefold().split()
     named = [gender for gender in GENDERS if any(word in words for word in GENDER_WORDS[gender])]
     return named[0] if len(named) == 1 else None
@@ -119,7 +119,7 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: Path = WEIGHTS / "classifier.safetensors") -> Classifier:
-    """The committed classifier, in float32 and evaluation mode. Raises FileNotFoundError when it is not there."""
+    """Load the committed classifier, in float32 and evaluation mode. Raises FileNotFoundError when it is not there."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; restore it from git or run `python -m demo.train classifier export`"
@@ -173,7 +173,7 @@ def _from_image(picture: Image.Image) -> Tensor:
 
 @torch.no_grad()
 def classify(pictures: Sequence[Image.Image] | Tensor, classifier: Classifier | None = None) -> Confidences:
-    """The confidences of the committed classifier, or of the one given, for PIL images or a tensor as `as_input`
+    """Return the confidences of the committed classifier, or of the one given, for PIL images or a tensor as `as_input`
     takes."""
     model = load_classifier() if classifier is None else classifier
     logits = [model(part) for part in as_input(pictures).split(256)]

@@ -29,12 +29,12 @@ STAGE_ONE = StageOneSettings(objective="text")
 
 
 def professions() -> list[str]:
-    """The concepts whose neutral captions were trained with more of one gender."""
+    """Return the concepts whose neutral captions were trained with more of one gender."""
     return [concept.name for concept in read_concepts() if concept.skew is not None]
 
 
 def balanced(profession: str, *, settings: StageOneSettings = STAGE_ONE) -> ConceptEdit:
-    """The edit that asks for both genders in equal shares."""
+    """Return the edit that asks for both genders in equal shares."""
     return ConceptEdit(profession, Balance({f"{gender} {profession}": 0.5 for gender in GENDERS}), settings=settings)
 
 
@@ -69,7 +69,7 @@ def run(
 
 
 def _judge(emoji: Emoji, edits: Sequence[ConceptEdit], *, settings: DebiasSettings) -> dict[str, float]:
-    """The share of women in each profession's pictures."""
+    """Return the share of women in each profession's pictures."""
     shares = {edit.source: measure_shares(emoji.pipeline, edit, emoji.classifier, settings=settings) for edit in edits}
     return {name: share[f"woman {name}"] for name, share in shares.items()}
 
@@ -98,7 +98,7 @@ def _say(progress: DebiasProgress) -> None:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table."""
+    """Return the report as a Markdown table."""
     lines = [
         "| profession | women before | after | Δ_p before | after | F of woman | rounds |",
         "|---|---|---|---|---|---|---|",

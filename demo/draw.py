@@ -15,7 +15,7 @@ GUIDANCE = 3.0
 
 
 def load_pipeline(path: Path = WEIGHTS / "pipeline") -> StableDiffusionPipeline:
-    """The pipeline in float32, without its progress bar. Raises FileNotFoundError when the folder holds none."""
+    """Load the pipeline in float32, without its progress bar. Raises FileNotFoundError when the folder holds none."""
     if not (path / "model_index.json").is_file():
         raise FileNotFoundError(f"{path} holds no pipeline; restore it from git or run `python -m demo.train export`")
     pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, local_files_only=True)

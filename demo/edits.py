@@ -38,7 +38,7 @@ class DemoEdit:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self, *, images: Sequence[str] = ()) -> dict[str, Any]:
-        """The body of POST /v1/models/{model}/edits; `images` are ids of uploaded pictures of the destination."""
+        """Return the body of POST /v1/models/{model}/edits. `images` are ids of uploaded pictures."""
         request: dict[str, Any] = {"source": self.source, "reason": self.reason, "settings": dict(self.settings)}
         if self.kind == "images":
             request["destination"] = {"images": list(images)}
@@ -50,7 +50,7 @@ class DemoEdit:
         return request
 
     def prompts(self) -> list[str]:
-        """What is drawn before and after."""
+        """Return the prompts that are drawn before and after."""
         if self.kind == "style":
             return [STYLED_PROMPT.format(concept=concept, style=self.source) for concept in STYLED_CONCEPTS]
         return [prompt.format(self.source) for prompt in FREE_PROMPTS]

@@ -30,7 +30,7 @@ class Emoji:
 
     @classmethod
     def load(cls, weights: Path = WEIGHTS) -> Self:
-        """Raises FileNotFoundError where the weights are not there."""
+        """Load the emoji model. Raises FileNotFoundError without its weights."""
         return cls(
             editing.load_pipeline(weights / "pipeline"),
             load_classifier(weights / "classifier.safetensors"),
@@ -38,13 +38,13 @@ class Emoji:
         )
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
-        """A picture for each prompt, from its own seed."""
+        """Draw a picture for each prompt, from its own seed."""
         return editing.draw_pictures(
             self.pipeline, prompts, seeds=seeds, num_inference_steps=STEPS, guidance_scale=GUIDANCE
         )
 
     def read(self, prompts: Sequence[str], seeds: Sequence[int]) -> Confidences:
-        """What the classifier makes of those pictures."""
+        """Return the confidences of the classifier for those pictures."""
         return classify(self.draw(prompts, seeds), self.classifier)
 
     def values(self, edits: Sequence[ConceptEdit]) -> list[EditValue]:
@@ -64,7 +64,7 @@ class Emoji:
             yield update
 
     def held_out(self, *, named: Iterable[str]) -> float:
-        """The mean confidence of concepts, drawn by their own names, that no edit names; professions are left out."""
+        """Return the mean confidence of concepts that no edit names, drawn by their names, without professions."""
         others = [concept.name for concept in read_concepts() if concept.skew is None and concept.name not in named]
         kept = [others[number * len(others) // HELD_OUT] for number in range(HELD_OUT)]
         read = self.read([HELD_OUT_PROMPT.format(name) for name in kept], range(HELD_OUT))

@@ -22,7 +22,7 @@ CONCEPTS = 60
 
 
 def run(style: str, *, concepts: int = CONCEPTS, emoji: Emoji | None = None) -> dict[str, Any]:
-    """The confidence of every style where it is named, before and after one is erased, and that of the concepts
+    """Measure the confidence of every style where it is named, before and after one is erased, and that of the concepts
     drawn in them."""
     emoji = emoji or Emoji.load()
     edit = ConceptEdit(style, Erasure(ANY_STYLE), templates=STYLE_TEMPLATES, settings=StageOneSettings(**TEXT))
@@ -60,7 +60,7 @@ def _judge(emoji: Emoji, concepts: int) -> dict[str, float]:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table."""
+    """Return the report as a Markdown table."""
     lines = ["| style that is named | before | after | change |", "|---|---|---|---|"]
     lines += [
         f"| {name}{', erased' if name == report['erased'] else ''} | {row['before']:.3f} | {row['after']:.3f} "

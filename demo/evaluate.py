@@ -196,7 +196,7 @@ def _neutral(judge: _Judge, professions: Sequence[tuple[int, Concept]]) -> list[
 
 
 def as_table(report: Report) -> str:
-    """The report as the Markdown table of the model card."""
+    """Return the report as the Markdown table of the model card."""
     rows = [("every concept by its name", report.concepts), ("trained aliases", report.aliases)]
     rows.append(("held-out aliases", report.held_out_aliases))
     for style in report.styles:

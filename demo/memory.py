@@ -39,7 +39,7 @@ class PeakMemory:
 
 
 def descendants(root: int) -> list[int]:
-    """The process and all that it started, directly or not."""
+    """Return the process and all that it started, directly or not."""
     children: dict[int, list[int]] = {}
     for folder in PROC.glob("[0-9]*"):
         try:

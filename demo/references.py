@@ -34,7 +34,7 @@ STAGE_ONE = StageOneSettings(objective="noise", guidance_scale=GUIDANCE, num_inf
 def run(
     names: Mapping[str, str] = NAMES, *, settings: StageOneSettings = STAGE_ONE, emoji: Emoji | None = None
 ) -> dict[str, Any]:
-    """The confidence of what each name shall show, before and after all edits, and that of other concepts."""
+    """Measure the confidence of what each name shall show, before and after all edits, and that of other concepts."""
     emoji = emoji or Emoji.load()
     edits = [
         ConceptEdit(name, ReferenceImages(tuple(_pictures(emoji, shown))), settings=settings)
@@ -73,7 +73,7 @@ def _judge(emoji: Emoji, names: Mapping[str, str]) -> dict[str, float]:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table."""
+    """Return the report as a Markdown table."""
     lines = ["| name | pictures of | before | after | residual left |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | {row['shown']} | {row['before']:.3f} | {row['after']:.3f} | {row['residual']:.3f} |"

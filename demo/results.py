@@ -51,7 +51,7 @@ class ClassifiedPictures:
         return float(self.confidences.of_style(name).mean())
 
     def images(self) -> list[Image.Image]:
-        """The first few as pictures."""
+        """Return the first few as pictures."""
         return as_images(self.pictures[:SHOWN])
 
 
@@ -97,7 +97,7 @@ def picture_count(edits: Sequence[DemoEdit], held_out: Sequence[str]) -> int:
 
 
 def report_of(edits: Sequence[DemoEdit], *, before: PipelinePictures, after: PipelinePictures) -> Report:
-    """The figures of `report.json` that pictures give."""
+    """Return the figures of `report.json` that pictures give."""
     measured = []
     for edit, then, now in zip(edits, before.edits, after.edits, strict=True):
         measure = _measure(edit, then)
@@ -135,7 +135,7 @@ def _held_out(drawn: PipelinePictures) -> float:
 
 
 def _by_concept(pictures: ClassifiedPictures, names: Sequence[str]) -> dict[str, ClassifiedPictures]:
-    """The pictures of each concept, which were drawn seed by seed."""
+    """Return the pictures of each concept, which were drawn seed by seed."""
     every = pictures.confidences
     return {
         name: ClassifiedPictures(
@@ -177,7 +177,7 @@ def save_picture(
 
 
 def print_figures(report: Report, console: Console) -> None:
-    """The confidences as a table, and what the demo is meant to show beneath it."""
+    """Print the confidences as a table, and what the demo is meant to show beneath it."""
     table = Table("kind", "source", "destination", "source before", "after", "destination before", "after")
     for edit in report["edits"]:
         facts = [edit["kind"], edit["source"], edit["destination"] or "(erased)"]

@@ -70,7 +70,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str, what: str, *, total: int | None = None) -> Iterator[Callable[[float], None]]:
-        """A stage with a progress bar; the block is given what advances it."""
+        """Show a progress bar for a stage. The block receives the function that advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         start = time.monotonic()
         with Progress(*columns, console=self.console) as bar:

@@ -47,7 +47,7 @@ class EditablePipeline:
         )
 
     def encode_empty(self) -> Condition:
-        """The unconditional input of classifier-free guidance, for one prompt."""
+        """Return the unconditional input of classifier-free guidance, for one prompt."""
         empty = self.encode([""])
         return empty.map(torch.zeros_like) if self.empty_is_zero else empty
 

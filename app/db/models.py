@@ -40,7 +40,7 @@ class Base(DeclarativeBase):
 
 
 def one_of(column: str, *values: str) -> CheckConstraint:
-    """An enumeration as text with a CHECK."""
+    """Store an enumeration as text with a CHECK."""
     return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
 
 

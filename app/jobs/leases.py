@@ -33,7 +33,7 @@ class Lease:
 
     @classmethod
     def of(cls, job: Job) -> "Lease":
-        """The lease of the job's latest attempt."""
+        """Return the lease of the job's latest attempt."""
         return cls(job.id, KINDS[job.kind], job.target_id, job.attempt)
 
 

@@ -41,7 +41,7 @@ def ping(url: str) -> str | None:
 
 
 def open_notifier(settings: Settings) -> JobNotifier:
-    """The notifier of the settings: Redis if it is set, else polling."""
+    """Return the notifier of the settings: Redis if it is set, else polling."""
     if settings.redis_url is None:
         return PollingNotifier(seconds=settings.poll_interval_seconds)
     return RedisNotifier(settings.redis_url.get_secret_value(), poll_seconds=settings.poll_interval_seconds)

@@ -160,7 +160,7 @@ class Stack:
         return ManagedProcess("api", arguments, environment)
 
     def _worker(self, number: int) -> ManagedProcess:
-        """A worker. Each of several has a metrics port of its own."""
+        """Return a worker. Each of several has a metrics port of its own."""
         environment = os.environ | to_environment(self.settings)
         if self.settings.metrics_port is not None:
             environment["EMENDER_METRICS_PORT"] = str(self.settings.metrics_port + number)

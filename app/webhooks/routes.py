@@ -107,7 +107,7 @@ def redeliver(session: SessionDep, principal: AdminPrincipal, webhook_id: UUID, 
 
 
 def _once(created: WebhookCreated, request: Request, response: Response) -> WebhookCreated:
-    """The answer that shows the secret; one that is replayed shows none."""
+    """Return the response that shows the secret. A replayed response shows none."""
     response.headers["Cache-Control"] = "no-store"
     store_instead(request, created.model_copy(update={"secret": None}))
     return created

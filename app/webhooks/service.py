@@ -200,7 +200,7 @@ def _deliveries_out(session: Session, rows: Sequence[WebhookDelivery]) -> list[D
 
 
 def _audited(row: Webhook) -> JsonObject:
-    """The fields for the audit log; of the URL only host and port, since the rest may hold a secret."""
+    """Return the fields for the audit log; of the URL only host and port, since the rest may hold a secret."""
     return {"host": parse(row.url).origin, "events": row.events, "description": row.description, "enabled": row.enabled}
 
 

@@ -35,7 +35,7 @@ class WebhookKey:
         return self._derive(b"", b"emender webhook key id")[:8].hex()
 
     def secret(self, salt: bytes) -> str:
-        """The signing secret of this salt in the form for receivers: `whsec_` and base64."""
+        """Return the signing secret of this salt in the form for receivers: `whsec_` and base64."""
         return PREFIX + base64.b64encode(self._derive(salt, b"emender webhook secret")).decode()
 
     def _derive(self, salt: bytes, purpose: bytes) -> bytes:

@@ -61,7 +61,7 @@ class WarmPipeline:
         return self._classifier[1]
 
     def moments(self, statistics: str, *, encoder: str) -> "FactoredMoments":
-        """An encoder's second moments in the blob of this sha256, checked against it once; the factors lie beside."""
+        """Return the second moments in the blob of this sha256, checked against it once. Their factors lie beside."""
         if self._statistics is None or self._statistics[0] != statistics:
             self._statistics, self._moments = (statistics, self.store.fetch(statistics)), {}
         if encoder not in self._moments:

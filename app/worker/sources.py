@@ -44,7 +44,7 @@ class Source:
 def obtain(
     source: str, *, revision: str | None, settings: Settings, progress: Callable[[int, int], None]
 ) -> Iterator[Source]:
-    """The files of `source`, there until the block ends: `namespace/name` on the Hub, else a folder's bare name.
+    """Yield the files of `source`, kept until the block ends: `namespace/name` on the Hub, else a folder's bare name.
 
     From the Hub come configurations and safetensors, at one commit; never a pickle, never code. `progress` is called
     with the files had and the files wanted, and may raise. Raises `SourceUnavailable` or `UnsafePipeline`.
@@ -81,7 +81,7 @@ def obtain(
 
 
 def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Classifier":
-    """An installed classifier by its name, else a folder of the model roots, else one of the Hub by `namespace/name`.
+    """Open a classifier: installed, else a folder of the model roots, else of the Hub by `namespace/name`.
 
     Raises `ClassifierUnusable`.
     """
@@ -117,7 +117,7 @@ def _download(source: str, *, revision: str | None, folder: Path, progress: Call
 
 
 def _card(folder: Path) -> CardData | None:
-    """The metadata of the folder's README.md, if it can be read."""
+    """Return the metadata of the folder's README.md, if it can be read."""
     try:
         return RepoCard((folder / "README.md").read_text(encoding="utf-8-sig"), ignore_metadata_errors=True).data
     except FileNotFoundError:

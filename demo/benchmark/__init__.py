@@ -26,7 +26,7 @@ SETTINGS = StageOneSettings(guidance_scale=GUIDANCE, num_inference_steps=STEPS)
 
 
 def load(*, device: str = "cpu", weights: Path = WEIGHTS) -> Benchmark:
-    """The emoji model with its classifier, its second moments and the tasks. Raises FileNotFoundError where the
+    """Return the emoji model with its classifier, its second moments and the tasks. Raises FileNotFoundError where the
     weights are not there."""
     pipeline = load_pipeline(weights / "pipeline", device=device)
     return Benchmark(
@@ -42,7 +42,7 @@ def load(*, device: str = "cpu", weights: Path = WEIGHTS) -> Benchmark:
 
 
 def known_names() -> tuple[str, ...]:
-    """The names that the model was trained with."""
+    """Return the names that the model was trained with."""
     return tuple(
         name for concept in read_concepts() for name in (concept.name, *concept.aliases) if name not in concept.held_out
     )

@@ -130,7 +130,7 @@ def as_text(choice: dict[str, Any]) -> str:
 
 
 def build() -> list[str]:
-    """The text of each seed's file."""
+    """Return the text of each seed's file."""
     concepts = read_concepts()
     distances = text_distances(load_pipeline(WEIGHTS / "pipeline").encoder, concepts)
     return [as_text(choice(concepts, distances, seed=seed)) for seed in range(SEEDS)]

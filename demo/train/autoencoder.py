@@ -91,7 +91,7 @@ def train(
 
 @torch.no_grad()
 def finished(art: Art, folder: Path, *, widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
-    """The trained autoencoder, its scaling factor measured on the centred pictures."""
+    """Return the trained autoencoder, its scaling factor measured on the centred pictures."""
     model = build(widths)
     model.load_state_dict(trained(folder, NAME, "model"))
     model.eval().requires_grad_(False)

@@ -81,7 +81,7 @@ def train(
 
 
 def disturbed(pictures: Tensor, chance: random.Random, generator: torch.Generator) -> Tensor:
-    """The batch (rows, 3, 32, 32) shifted by up to two pixels, sometimes blurred, with noise, contrast and tint
+    """Return the batch (rows, 3, 32, 32) shifted by up to two pixels, sometimes blurred, with noise, contrast and tint
     changed a little."""
     padded = F.pad(pictures, (2, 2, 2, 2), value=1.0)
     top, left = chance.randrange(5), chance.randrange(5)
@@ -98,7 +98,7 @@ def disturbed(pictures: Tensor, chance: random.Random, generator: torch.Generato
 
 
 def load(concepts: Sequence[Concept], folder: Path, *, widths: Sequence[int] = WIDTHS) -> Classifier:
-    """The trained classifier, frozen."""
+    """Return the trained classifier, frozen."""
     model = Classifier(classes(concepts), widths)
     model.load_state_dict(trained(folder, NAME, "model"))
     return model.eval().requires_grad_(False)

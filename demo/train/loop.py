@@ -36,7 +36,7 @@ class Schedule:
     sample_every: int = 500
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of `step`, counted from 0."""
+        """Return the learning rate of `step`, counted from 0."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         start = self.decay_from * self.steps
@@ -70,7 +70,7 @@ class Training:
         )
 
     def generator(self) -> torch.Generator:
-        """The source of this step's randomness."""
+        """Return the source of this step's randomness."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.step * 1_009 + self.rank)
 
     def run(
@@ -177,7 +177,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def trained(folder: Path, name: str, module: str) -> dict[str, Tensor]:
-    """The state of `module` in the last checkpoint of stage `name`. Raises FileNotFoundError naming the stage to
+    """Load the state of `module` in the last checkpoint of stage `name`. Raises FileNotFoundError naming the stage to
     run."""
     state_file = folder / f"{name}-{STATE}"
     if not state_file.is_file():

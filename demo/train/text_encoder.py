@@ -61,12 +61,12 @@ def build(tokenizer: CLIPTokenizer, shape: Shape = Shape()) -> CLIPTextModel:
 
 
 def text_transformer(model: CLIPTextModel) -> Any:
-    """The module that holds embeddings, layers and final norm: the model itself in newer versions of transformers."""
+    """Return the module with embeddings, layers and final norm: the model itself in newer transformers."""
     return getattr(model, "text_model", model)
 
 
 def layers_between(model: CLIPTextModel, hidden: Tensor, *, first: int, last: int | None) -> Tensor:
-    """The hidden states (rows, 24, width) after the layers `first` to `last` - 1 (None: the last), causally masked."""
+    """Return the states (rows, 24, width) after the layers `first` to `last` - 1 (None: the last), causally masked."""
     length = hidden.shape[1]
     mask = torch.full((1, 1, length, length), torch.finfo(hidden.dtype).min).triu(1)
     for layer in text_transformer(model).encoder.layers[first:last]:
@@ -224,7 +224,7 @@ def _subject_template(chance: random.Random) -> str:
 
 
 def _style_template(chance: random.Random, concepts: Sequence[Concept]) -> str:
-    """A template whose place is the style's."""
+    """Return a template whose place is the style's."""
     if chance.random() < 0.3:
         return chance.choice(STYLE_ALONE).format(style="{}")
     subject = sample_subject(chance, concepts)[1]
@@ -269,7 +269,7 @@ def train_editability(
 def exchange_loss(
     model: CLIPTextModel, frozen: CLIPTextModel, old: Tokens, new: Tokens, *, layer: int, other_template: bool
 ) -> dict[str, Tensor]:
-    """The interchange loss and, so that captions keep their meaning, the distance of the unchanged states to the
+    """Return the interchange loss and, so that captions keep their meaning, the distance of the unchanged states to the
     frozen ones.
 
     The change of each row is put in after `layer`; with `other_template` it is that of the row's partner.
@@ -304,8 +304,10 @@ def exchange_loss(
 
 
 def _after_subject(read: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
-    """The states shifted so that position 0 is the first after the subject, and which of them exist: (rows, 24, ·),
-    (rows, 24)."""
+    """Return the states from the first position after the subject, and which of them exist.
+
+    Shapes: (rows, 24, ·) and (rows, 24).
+    """
     positions = subject[:, None] + 1 + torch.arange(LENGTH)
     exists = positions < LENGTH
     index = positions.clamp(max=LENGTH - 1)[..., None].expand(-1, -1, read.shape[-1])
@@ -313,7 +315,7 @@ def _after_subject(read: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def load(tokenizer: CLIPTokenizer, folder: Path, *, shape: Shape = Shape()) -> CLIPTextModel:
-    """The encoder after both phases, frozen."""
+    """Return the encoder after both phases, frozen."""
     model = build(tokenizer, shape)
     model.load_state_dict(trained(folder, EDITABLE, "model"))
     return model.eval().requires_grad_(False)

@@ -45,7 +45,7 @@ def train(
 
 
 def load(folder: Path) -> CLIPTokenizer:
-    """The trained tokenizer. Raises FileNotFoundError naming the stage to run."""
+    """Return the trained tokenizer. Raises FileNotFoundError naming the stage to run."""
     if not (folder / NAME).is_dir():
         raise FileNotFoundError(f"{folder} has no tokenizer; run `python -m demo.train tokenizer` first")
     return CLIPTokenizer.from_pretrained(folder / NAME)

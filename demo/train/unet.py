@@ -274,7 +274,7 @@ def draw(
 
 
 def shown_prompts(concepts: Sequence[Concept]) -> list[str]:
-    """The sample grid: two rows of concepts, one of styles, one of professions."""
+    """Draw the sample grid: two rows of concepts, one of styles, one of professions."""
     objects = [concept.name for concept in concepts if concept.skew is None]
     professions = [concept.name for concept in concepts if concept.skew is not None]
     named = [f"an image of {name}" for name in objects[:: max(1, len(objects) // 40)][:40]]
@@ -285,7 +285,7 @@ def shown_prompts(concepts: Sequence[Concept]) -> list[str]:
 
 
 def load(folder: Path, *, widths: tuple[int, ...] = WIDTHS, text_width: int = 160) -> UNet2DConditionModel:
-    """The moving average of the last checkpoint, frozen."""
+    """Return the moving average of the last checkpoint, frozen."""
     model = build(widths=widths, text_width=text_width)
     model.load_state_dict(trained(folder, NAME, "kept"))
     return model.eval().requires_grad_(False)

@@ -37,7 +37,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The columns of `audit_events` stay, since the events' hashes cover them. A key that was to expire is revoked."""
+    """Keep the columns of `audit_events`, since the events' hashes cover them. A key that was to expire is revoked."""
     op.execute("UPDATE api_keys SET revoked_at = now() WHERE expires_at IS NOT NULL AND revoked_at IS NULL")
     op.drop_column("api_keys", "expires_at")
     op.alter_column("alias_moves", "moved_at", server_default=sa.text("now()"))

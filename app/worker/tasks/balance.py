@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def balance(
     context: JobContext, lease: Lease, edit: ConceptEdit, value: "EditValue", *, model_id: UUID
 ) -> tuple["EditValue", JsonObject]:
-    """The edit's value mixed by Algorithm 1, and how that was found, to be kept with it.
+    """Return the edit's value mixed by Algorithm 1, and a description of how it was found.
 
     Where no classifier tells the prompts apart, or the model has no statistics for stage II, the value stays mixed by
     the weights asked for, and `note` says so. Raises `Cancelled`, `ClassifierUnusable`.

@@ -154,7 +154,7 @@ class BuildInputs:
 
 
 def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
-    """What the checkpoint is built from, whether it is already or not."""
+    """Return what the checkpoint is built from, also if it is built already."""
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     model = checkpoint.model
     statistics = session.get_one(Statistics, checkpoint.statistics_id) if checkpoint.statistics_id else None
@@ -212,8 +212,10 @@ def _stored_value(edit: Edit) -> bytes:
 
 
 def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
-    """What was left undone: per edit the larger residual of the text encoders, or that of cross-attention; each
-    conflict within a method once."""
+    """Report the residual of each edit and the conflicts within each method.
+
+    The residual is that of cross-attention, or the larger one of the text encoders.
+    """
     ids = [str(edit.id) for edit in work.inputs.edits_by("text_encoder")]
     crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
