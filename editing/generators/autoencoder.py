@@ -57,7 +57,7 @@ class Autoencoder:
         shift, scale = torch.tensor(0.0), torch.tensor(1.0)
         if kind == "AutoencoderKLQwenImage":
             shift, scale = torch.tensor(config.latents_mean), 1 / torch.tensor(config.latents_std)
-            self.downscale = 2 ** len(model.temperal_downsample)
+            self.downscale = 2 ** (len(config.dim_mult) - 1)
             self.channels = config.z_dim
         elif kind == "AutoencoderKLFlux2":
             self._patch = config.patch_size[0]

@@ -126,8 +126,9 @@ class Generator(ABC):
         noise = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
         latents = torch.stack(noise).to(self.device)
         scheduler = self.start_scheduler(num_inference_steps)
+        drawing = self.embed_guidance(guidance_scale)
         for t in scheduler.timesteps:
-            prediction = self._predict_guided(latents, t, condition, empty, guidance_scale=guidance_scale)
+            prediction = drawing._predict_guided(latents, t, condition, empty, guidance_scale=guidance_scale)
             latents = scheduler.step(prediction, t, latents).prev_sample
         return latents
 
@@ -138,6 +139,10 @@ class Generator(ABC):
     def is_guided(self, guidance_scale: float) -> bool:
         """Return whether sampling with this scale needs the empty prompt."""
         return guidance_scale > 1.0
+
+    def embed_guidance(self, guidance_scale: float) -> "Generator":  # noqa: ARG002
+        """Return the generator with the scale as an input of its network, if it takes one."""
+        return self
 
     def _predict_guided(
         self, noisy: Tensor, t: Tensor, condition: Condition, empty: Condition | None, *, guidance_scale: float

@@ -1,6 +1,7 @@
 """Load the generator of a pipeline: only safetensors, only local files, no code from the folder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,22 @@ from torch import nn
 from editing.errors import UnsupportedPipeline
 from editing.families.layout import read_json
 from editing.generators import autoencoder
+from editing.generators.auraflow import AuraFlow
 from editing.generators.autoencoder import Autoencoder
+from editing.generators.chroma import Chroma
 from editing.generators.diffusion import build_solver
+from editing.generators.flow import FlowTransformer, build_flow_scheduler
+from editing.generators.flux import Flux
+from editing.generators.flux2 import Flux2Klein
 from editing.generators.generator import Generator
+from editing.generators.lumina2 import Lumina2
+from editing.generators.pixart import PixArt
+from editing.generators.qwen_image import QwenImage
+from editing.generators.sana import Sana
+from editing.generators.stable_diffusion_3 import StableDiffusion3
+from editing.generators.transformer import Transformer
 from editing.generators.unet import UNet
+from editing.generators.z_image import ZImage
 
 
 def load_generator(
@@ -57,6 +70,23 @@ def load_unet(
     )
 
 
+def load_transformer(
+    folder: Path, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, *, kind: type[Transformer]
+) -> Transformer:
+    """Load the transformer of a family."""
+    network = load_network(folder / "transformer", kind.network_class, device=device, dtype=dtype)
+    vae = load_autoencoder(folder / "vae", device=device, dtype=autoencoder_dtype)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    size = kind.choose_image_size(network, vae, read_json(folder / "vae" / "config.json"))
+    return kind(
+        network,
+        vae,
+        build_flow_scheduler(scheduler) if issubclass(kind, FlowTransformer) else build_solver(scheduler),
+        image_size=(size, size),
+        index=read_json(folder / "model_index.json"),
+    )
+
+
 def load_network(folder: Path, kind: type[Any], *, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the weights of a network of this class, in eval mode and without gradients."""
     network: nn.Module = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
@@ -74,8 +104,23 @@ def load_autoencoder(folder: Path, *, device: torch.device, dtype: torch.dtype) 
     return Autoencoder(load_network(folder, getattr(diffusers, name), device=device, dtype=dtype))
 
 
+TRANSFORMERS: dict[str, type[Transformer]] = {
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "ChromaPipeline": Chroma,
+    "PixArtAlphaPipeline": PixArt,
+    "PixArtSigmaPipeline": PixArt,
+    "AuraFlowPipeline": AuraFlow,
+    "ZImagePipeline": ZImage,
+    "Flux2KleinPipeline": Flux2Klein,
+    "QwenImagePipeline": QwenImage,
+    "Lumina2Pipeline": Lumina2,
+    "SanaPipeline": Sana,
+}
+"""The transformer of each pipeline class."""
 LOADERS: dict[str, Callable[[Path, torch.device, torch.dtype, torch.dtype], Generator]] = {
-    "StableDiffusionPipeline": lambda *a: load_unet(*a, with_size=False),
-    "StableDiffusionXLPipeline": lambda *a: load_unet(*a, with_size=True),
+    "StableDiffusionPipeline": partial(load_unet, with_size=False),
+    "StableDiffusionXLPipeline": partial(load_unet, with_size=True),
+    **{name: partial(load_transformer, kind=kind) for name, kind in TRANSFORMERS.items()},
 }
 """The loader of each pipeline class."""
