@@ -17,7 +17,7 @@ else
 WANTED := $(or $(call identify,$(PYTHON)),unknown)
 endif
 
-.PHONY: demo test test-all browser docs reference clients faults soak security properties serve check lock sync-client install train help clean
+.PHONY: demo test test-all browser docs reference clients faults soak security properties conformance serve check lock sync-client install train help clean
 
 demo: install  ## edit concepts over HTTP, pull the checkpoint, draw before and after into out/demo
 	$(BIN)/python -m demo --out out/demo
@@ -54,6 +54,9 @@ security: install  ## what an attacker would send
 
 properties: install  ## 100 examples of each operation and key, valid and invalid (an hour)
 	$(BIN)/pytest -m properties tests/properties --property-examples 100 --timeout 3600
+
+conformance: install  ## every family against diffusers' own pipeline; the last line is JSON
+	$(PYTEST) -q tests/editing/test_conformance.py --conformance
 
 serve: install  ## the service with its own Postgres, until Ctrl-C; models are found in demo/weights
 	EMENDER_MODEL_ROOTS=$${EMENDER_MODEL_ROOTS:-demo/weights} $(BIN)/emender serve --embedded

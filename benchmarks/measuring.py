@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo.concepts import WEIGHTS
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.clip import ClipEncoder
 from editing.prompts import PromptTokenizer
 
 TOKENIZER = WEIGHTS / "pipeline" / "tokenizer"
@@ -37,13 +37,11 @@ def write_encoder(folder: Path, *, width: int, mlp_width: int, layers: int) -> N
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
 
 
-def read_encoder(folder: Path) -> EditableEncoder:
+def read_encoder(folder: Path) -> ClipEncoder:
     """Return the encoder with the emoji model's tokenizer, which splits its captions into words or parts of words."""
     tokenizer = PromptTokenizer.from_folder(TOKENIZER)
     tokenizer.max_length = POSITIONS
-    return EditableEncoder(
-        CLIPTextModel.from_pretrained(folder / "text_encoder").requires_grad_(False).eval(), tokenizer
-    )
+    return ClipEncoder(CLIPTextModel.from_pretrained(folder / "text_encoder").requires_grad_(False).eval(), tokenizer)
 
 
 def cpu_seconds() -> float:

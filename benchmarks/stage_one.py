@@ -123,7 +123,7 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
     rows = torch.arange(len(sources))
     subjects = torch.tensor([position.last_subject_index for position in sources])
     source_ends, destination_ends = (
-        torch.tensor([prompt.eos_index for prompt in prompts]) for prompts in (sources, destinations)
+        torch.tensor([prompt.text_end for prompt in prompts]) for prompts in (sources, destinations)
     )
     layer = encoder.value_layer
     delta = torch.zeros(encoder.width, requires_grad=True)
@@ -139,11 +139,11 @@ def plain_value(pipeline: EditablePipeline, edit: ConceptEdit, *, pixels: Tensor
         return output.index_put((rows, subjects), delta.expand(len(rows), -1), accumulate=True)
 
     for _ in range(steps):
-        hook = encoder.layers[layer].register_forward_hook(add_delta)
-        states = encoder.model(encoder.pad_ids([prompt.ids for prompt in sources]))[0]  # (p, s, d)
+        hook = encoder.blocks[layer].layer.register_forward_hook(add_delta)
+        states = encoder.model(encoder.pad([prompt.ids for prompt in sources]).ids)[0]  # (p, s, d)
         hook.remove()
         with torch.no_grad():
-            wanted = encoder.model(encoder.pad_ids([prompt.ids for prompt in destinations]))[0]
+            wanted = encoder.model(encoder.pad([prompt.ids for prompt in destinations]).ids)[0]
         at_eos = states[rows, source_ends] - wanted[rows, destination_ends]  # (p, d)
         text = at_eos.square().mean()
         loss = text

@@ -80,7 +80,7 @@ def write_workload(folder: Path, *, width: int, mlp_width: int, layers: int) -> 
     states = encoder.embed(torch.arange(POSITIONS)[None] + 500)
     for layer in range(layers):
         stream, keys = encoder.attend(layer, states)
-        states = stream + encoder.fc2(layer)(keys)
+        states = stream + encoder.memory(layer)(keys)
         basis = torch.randn(mlp_width, width) * torch.logspace(0, -1.5, width)
         moment = basis @ basis.T
         moment += 1e-3 * moment.trace() / mlp_width * torch.eye(mlp_width)
@@ -108,7 +108,7 @@ def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) 
     for the keys, another for the values, and a dense system; the weights are changed in place."""
     tokenizer, layers, q = work.encoder.tokenizer, work.layers, len(work.layers)
     positions = [tokenizer.locate(template, edit.source) for edit in work.edits for template in edit.templates]
-    ids = work.encoder.pad_ids([position.ids for position in positions], full_length=padding == "full")
+    ids = work.encoder.pad([position.ids for position in positions], full_length=padding == "full").ids
     last = torch.tensor([position.last_subject_index for position in positions])
     own = [value.encoders[work.encoder.name] for value in work.values]
     z = torch.stack([value.delta + value.hidden for value in own], 1).double()  # (d, n)
@@ -127,9 +127,9 @@ def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) 
 
     changes = {}
     for done, layer in enumerate(layers):
-        fc2 = work.encoder.fc2(layer)
+        fc2 = work.encoder.memory(layer)
         keys = forward(fc2, output=False)  # (m, n)
-        target = fc2 if residual_schedule == "published" else work.encoder.layers[layers[-1]]
+        target = fc2 if residual_schedule == "published" else work.encoder.blocks[layers[-1]].layer
         r = (z - forward(target, output=True)) / (q - done)  # (d, n)
         moment = SecondMoments.load(work.moments, layers=[layer]).moments[layer]
         system = (1 - ALPHA) * MOMENT_WEIGHT * moment + ALPHA * keys @ keys.T  # (m, m)

@@ -28,14 +28,14 @@ from torch import Tensor
 from benchmarks.measuring import POSITIONS, child, difference, measured, read_encoder, write_encoder
 from demo.captions import caption_set
 from demo.concepts import read_concepts
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import TextEncoder
 from editing.second_moments.estimate import estimate_second_moments
 
 BATCH = 64
 TOLERANCE = 1e-4  # ‖C - C plain‖ / ‖C plain‖ of any layer: the plain one adds in float32
 
 
-def ours(encoder: EditableEncoder, captions: Sequence[str]) -> dict[int, Tensor]:
+def ours(encoder: TextEncoder, captions: Sequence[str]) -> dict[int, Tensor]:
     return dict(estimate_second_moments(encoder, captions, batch_size=BATCH).moments)
 
 
@@ -44,11 +44,11 @@ class Reached(Exception):
 
 
 @torch.no_grad()
-def plain(encoder: EditableEncoder, captions: Sequence[str]) -> dict[int, Tensor]:
+def plain(encoder: TextEncoder, captions: Sequence[str]) -> dict[int, Tensor]:
     return {layer: plain_layer(encoder, captions, layer) for layer in encoder.default_edited_layers}
 
 
-def plain_layer(encoder: EditableEncoder, captions: Sequence[str], layer: int) -> Tensor:
+def plain_layer(encoder: TextEncoder, captions: Sequence[str], layer: int) -> Tensor:
     """E[k kᵀ] of one layer, (m, m), by the model's own forward pass."""
     total = torch.zeros(encoder.mlp_width, encoder.mlp_width)
     tokens = 0
@@ -58,13 +58,13 @@ def plain_layer(encoder: EditableEncoder, captions: Sequence[str], layer: int) -
         seen.append(inputs[0])
         raise Reached
 
-    hook = encoder.fc2(layer).register_forward_pre_hook(stop)
+    hook = encoder.memory(layer).register_forward_pre_hook(stop)
     for start in range(0, len(captions), BATCH):
         prompts = [encoder.tokenizer.encode(caption).ids for caption in captions[start : start + BATCH]]
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         attended = torch.arange(POSITIONS) < lengths[:, None]  # (b, s)
         try:
-            encoder.model(input_ids=encoder.pad_ids(prompts))
+            encoder.model(input_ids=encoder.pad(prompts).ids)
         except Reached:
             keys = seen.pop()[attended]  # (tokens, m)
         total += keys.T @ keys

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from editing.condition import Condition
-from editing.encoders.clip import EditableEncoder, join_encodings
-from editing.families.layout import TOKENIZERS, detect_family, read_json
+from editing.encoders.base import TextEncoder
+from editing.encoders.load import load_encoders
+from editing.families.conditions import encode_prompts
+from editing.families.layout import read_json
 from editing.generators.generator import Generator
 from editing.generators.load import load_generator
 from editing.prompts import PromptTokenizer
@@ -20,17 +21,22 @@ from editing.prompts import PromptTokenizer
 class EditablePipeline:
     """A text-to-image pipeline with editable text encoders. Its modules are in eval mode and take no gradients."""
 
-    encoders: tuple[EditableEncoder, ...]
-    """One in SD 1.x and 2.x, two in SDXL, in the order in which the generator reads them."""
+    encoders: tuple[TextEncoder, ...]
+    """One in SD 1.x, two in SDXL, three in SD3, in the order in which the pipeline has them."""
     generator: Generator
     folder: Path | None = None
     empty_is_zero: bool = False
     """Whether classifier-free guidance uses zeros for the empty prompt instead of its encoding."""
 
     @property
-    def encoder(self) -> EditableEncoder:
-        """The first text encoder. Only SDXL has another."""
+    def encoder(self) -> TextEncoder:
+        """The first text encoder."""
         return self.encoders[0]
+
+    @property
+    def family(self) -> str:
+        """The name of the pipeline's family."""
+        return self.encoder.family
 
     @property
     def tokenizer(self) -> PromptTokenizer:
@@ -41,14 +47,12 @@ class EditablePipeline:
         return self.encoder.device
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """Encode prompts with every encoder as inference does: at the full length and without a mask."""
-        return join_encodings(
-            [encoder.encode([encoder.tokenizer.encode(prompt).ids for prompt in prompts]) for encoder in self.encoders]
-        )
+        """Encode prompts with every encoder as the pipeline's `encode_prompt` does."""
+        return encode_prompts(self.encoders, prompts)
 
     def encode_empty(self) -> Condition:
         """Return the unconditional input of classifier-free guidance, for one prompt."""
-        empty = self.encode([""])
+        empty = encode_prompts(self.encoders, [""], negative=True)
         return empty.map(torch.zeros_like) if self.empty_is_zero else empty
 
     @torch.no_grad()
@@ -81,7 +85,7 @@ def load_pipeline(
     generator_dtype: torch.dtype | None = None,
     compile_generator: bool = False,
 ) -> EditablePipeline:
-    """Load a pipeline of the SD 1.x, SD 2.x or SDXL family.
+    """Load a pipeline of a family in `editing.families.registry`.
 
     On a GPU the generator's weights are bfloat16 where `dtype` is float32 and `generator_dtype` names no other.
     `compile_generator` compiles it at its first use, which takes minutes and pays off in a long-running worker.
@@ -89,24 +93,15 @@ def load_pipeline(
     Raises `UnsafePipeline` if there are only pickles and `UnsupportedPipeline` for any other family.
     """
     folder, device = Path(folder), torch.device(device)
-    family = detect_family(folder)
     if generator_dtype is None:
         generator_dtype = torch.bfloat16 if device.type == "cuda" and dtype == torch.float32 else dtype
-
-    def load_encoder(name: str) -> EditableEncoder:
-        kind = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
-        model = kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, use_safetensors=True)
-        model = model.requires_grad_(False).eval().to(device)
-        tokenizer = PromptTokenizer.from_folder(folder / TOKENIZERS[name])
-        return EditableEncoder(model, tokenizer, name=name, folder=folder / name, family=family)
-
-    names = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
+    encoders = load_encoders(folder, device=device, dtype=dtype)
+    index = read_json(folder / "model_index.json")
     return EditablePipeline(
-        encoders=tuple(map(load_encoder, names)),
+        encoders=encoders,
         generator=load_generator(
             folder, device=device, dtype=generator_dtype, autoencoder_dtype=dtype, compiled=compile_generator
         ),
         folder=folder,
-        empty_is_zero=family == "sdxl"
-        and read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True),
+        empty_is_zero=encoders[0].family == "sdxl" and index.get("force_zeros_for_empty_prompt", True),
     )

@@ -4,12 +4,13 @@ The last subject token is found by the position of the placeholder and the token
 "art" occurs inside "<|startoftext|>" and "work" inside "artwork", so a search would edit the wrong token.
 """
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from editing.edits import (
     Balance,
@@ -22,16 +23,20 @@ from editing.edits import (
     split_template,
 )
 from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape_pointer
+from editing.families.family import PromptFormat
+from editing.tokenizer_files import EOS, find_token, read_settings, read_tokenizer, render_chat
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+_CLIP = PromptFormat()
+_SENTINEL = "\ue000"  # a character for private use, in place of the prompt in a chat template
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """Token ids with BOS and EOS, truncated as inference truncates them, not padded."""
+    """Token ids as inference has them: with the text around the prompt and special tokens, truncated, not padded."""
 
     ids: tuple[int, ...]
-    eos_index: int
+    text_end: int
+    """The position after the last token of the prompt itself. In CLIP and T5 this is the end-of-text token."""
     truncated: bool
 
 
@@ -43,90 +48,150 @@ class SubjectPosition(TokenizedPrompt):
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """The tokens up to the last subject token. Attention is causal: its key depends on no others."""
+        """The tokens up to the last subject token. With causal attention, its key depends on no others."""
         return self.ids[: self.last_subject_index + 1]
 
 
-class PromptTokenizer:
-    """CLIP's byte-pair tokenizer: the ids that `transformers.CLIPTokenizer` gives for the same folder."""
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of a prompt before truncation."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, pad_token: str = EOS) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Of each token, in the prompt's own characters."""
+    prompt: tuple[int, int]
+    """The first token of the prompt itself, and the one after its last."""
+
+
+class PromptTokenizer:
+    """Tokenizes prompts of a family as its pipeline does for its text encoder."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, settings: Mapping[str, Any], *, max_length: int, format: PromptFormat = _CLIP
+    ) -> None:
+        """Take the settings of `tokenizer_config.json` and the number of tokens that inference reads."""
         self._tokenizer = tokenizer
+        self._settings = settings
+        self.format = format
         # Several edits fill the same templates with the same destinations.
         self._tokenize = lru_cache(maxsize=1024)(self._tokenize_uncached)
         self.max_length = max_length
-        self.bos_id, self.eos_id, self.pad_id = (_token_id(tokenizer, token) for token in (BOS, EOS, pad_token))
+        eos, bos = settings.get("eos_token") or EOS, settings.get("bos_token")
+        self.eos_id = find_token(tokenizer, eos)
+        self.pad_id = find_token(tokenizer, settings.get("pad_token") or eos)
+        self.pads_left = settings.get("padding_side") == "left" and not format.pads_right
+        self._ends = {self.eos_id, *(find_token(tokenizer, token) for token in (bos,) if token)}
+        special = tokenizer.encode("a").special_tokens_mask  # 1 for what the tokenizer adds, such as BOS and EOS
+        self._leading, self._trailing = special.index(0), special[::-1].index(0)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "PromptTokenizer":
-        """Read `tokenizer.json`, or `vocab.json` and `merges.txt`; the length from `tokenizer_config.json`."""
-        settings = _read_json(folder / "tokenizer_config.json")
-        if "added_tokens_decoder" not in settings:  # older transformers name SD 2.x's padding "!" in another file
-            settings |= _read_json(folder / "special_tokens_map.json", missing={})
-        pad = settings.get("pad_token", EOS)
-        pad_token = str(pad["content"] if isinstance(pad, dict) else pad)
-        max_length = settings.get("model_max_length")
+    def from_folder(cls, folder: Path, format: PromptFormat = _CLIP) -> "PromptTokenizer":
+        """Read a tokenizer's folder. Raises `UnsupportedPipeline` if it is none, or none for this format."""
+        settings = read_settings(folder)
+        max_length = format.max_length or settings.get("model_max_length")
         if not isinstance(max_length, int) or not 3 <= max_length <= 4096:
             raise UnsupportedPipeline(f"tokenizer_config.json has an invalid model_max_length: {max_length!r}")
-        try:
-            if (folder / "tokenizer.json").is_file():
-                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            else:
-                tokenizer = _build_clip_tokenizer(folder / "vocab.json", folder / "merges.txt")
-            # As in CLIPTokenizer: if "!" is the padding, every "!" of a prompt becomes that special token.
-            tokenizer.add_special_tokens([AddedToken(pad_token, special=True, normalized=False)])
-        except Exception as error:  # tokenizers raises bare Exception
-            raise UnsupportedPipeline(f"the tokenizer in {folder.name}/ cannot be read: {error}") from error
-        return cls(tokenizer, max_length=max_length, pad_token=pad_token)
+        tokenizer = read_tokenizer(folder, settings)
+        if format.extend_by_prefix:
+            max_length += len(tokenizer.encode(format.prefix).ids) - 2
+        return cls(tokenizer, settings, max_length=max_length, format=format)
+
+    @property
+    def prefix_length(self) -> int:
+        """The number of first tokens that all prompts have in common, such as the start-of-text token."""
+        return self._tokenize("a").prompt[0]
 
     def encode(self, text: str, *, pointer: str = "") -> TokenizedPrompt:
         """Tokenize a prompt. Raises `InvalidPrompt` with `pointer`."""
-        ids, _ = self._tokenize_checked(text, pointer=pointer)
-        return self._truncate(ids)
+        return self._truncate(self._tokenize_checked(text, pointer=pointer))
 
     def locate(self, template: str, subject: str, *, pointer: str = "") -> SubjectPosition:
         """Fill the template and find the subject's last token. Raises `InvalidPrompt` with `pointer`."""
         before, after = split_template(template, pointer=pointer)
         if not subject.strip():
             raise InvalidPrompt("the subject is empty", pointer=pointer)
-        ids, offsets = self._tokenize_checked(f"{before}{subject}{after}", pointer=pointer)
-        start = len(before)
-        end = start + len(subject.rstrip())
+        tokens = self._tokenize_checked(f"{before}{subject}{after}", pointer=pointer)
+        start = len(self._normalize(before))
+        end = start + len(self._normalize(subject.rstrip()))
         # The last token whose characters overlap the subject's characters start … end-1.
-        last = max((i for i, (left, right) in enumerate(offsets) if left < end and right > start), default=None)
+        overlapping = (i for i, (left, right) in enumerate(tokens.offsets) if left < end and right > start)
+        last = max(overlapping, default=None)
         if last is None:
             raise InvalidPrompt(
                 f"the tokenizer gives the subject {subject!r} no token: use another name", pointer=pointer
             )
-        if last > self.max_length - 2:  # the last position belongs to EOS
+        if last >= self.max_length - self._trailing:
+            including = " including the end-of-text token" if self._trailing else ""
             raise InvalidPrompt(
                 f"the subject is lost to truncation: its last token is number {last + 1}, "
-                f"and the text encoder reads {self.max_length} including the end-of-text token; shorten the prompt",
+                f"and the text encoder reads {self.max_length}{including}; shorten the prompt",
                 pointer=pointer,
             )
-        prompt = self._truncate(ids)
-        return SubjectPosition(prompt.ids, prompt.eos_index, prompt.truncated, last_subject_index=last)
+        prompt = self._truncate(tokens)
+        return SubjectPosition(prompt.ids, prompt.text_end, prompt.truncated, last_subject_index=last)
 
-    def pad(self, ids: tuple[int, ...]) -> list[int]:
+    def find_last_token(self, template: str, name: str, *, pointer: str = "") -> int:
+        """Return the position of a name's last token, or of the token before the placeholder for an empty name."""
+        if name.strip():
+            return self.locate(template, name, pointer=pointer).last_subject_index
+        before, _ = split_template(template)
+        return self.encode(before, pointer=pointer).text_end - 1
+
+    def pad(self, ids: Sequence[int]) -> list[int]:
         """Pad to the full length, as inference does."""
-        return [*ids, *[self.pad_id] * (self.max_length - len(ids))]
+        padding = [self.pad_id] * (self.max_length - len(ids))
+        return [*padding, *ids] if self.pads_left else [*ids, *padding]
 
-    def _tokenize_checked(self, text: str, *, pointer: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenize_checked(self, text: str, *, pointer: str) -> _Tokens:
         check_text(text, pointer=pointer)
-        ids, offsets = self._tokenize(text)
-        if {self.bos_id, self.eos_id} & set(ids[1:-1]):
+        tokens = self._tokenize(text)
+        if self._ends & set(tokens.ids[slice(*tokens.prompt)]):
             raise InvalidPrompt("the prompt contains a start-of-text or end-of-text token: remove it", pointer=pointer)
-        return ids, offsets
+        return tokens
 
-    def _tokenize_uncached(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenize_uncached(self, prompt: str) -> _Tokens:
+        text, start, end = self._format(prompt)
         encoding = self._tokenizer.encode(text)
-        return encoding.ids, encoding.offsets
+        # Tokens without characters of the text, such as BOS and EOS, overlap nothing.
+        offsets = [
+            (-1, -1) if special else (left - start, right - start)
+            for special, (left, right) in zip(encoding.special_tokens_mask, encoding.offsets, strict=True)
+        ]
+        first, last = self._leading, len(offsets) - self._trailing
+        if start > 0:
+            first = next((i for i in range(first, last) if offsets[i][1] > 0), last)
+        if end < len(text):
+            last = next((i for i in range(first, last) if offsets[i][0] >= end - start), last)
+        return _Tokens(encoding.ids, offsets, (first, last))
 
-    def _truncate(self, ids: list[int]) -> TokenizedPrompt:
-        kept = ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], self.eos_id]
-        return TokenizedPrompt(tuple(kept), eos_index=len(kept) - 1, truncated=len(ids) > self.max_length)
+    def _format(self, prompt: str) -> tuple[str, int, int]:
+        """Return the text that inference tokenizes, and where the prompt starts and ends in it.
+
+        The start is that of the prompt's first character, also of one that the format strips.
+        """
+        prompt = self._normalize(prompt)
+        if self.format.chat is None:
+            kept = prompt.strip() if self.format.lowercase else prompt
+            start = len(self.format.prefix)
+            text = f"{self.format.prefix}{kept}{self.format.suffix}"
+        else:
+            text = render_chat(prompt, self._settings, self.format.chat)
+            start = render_chat(_SENTINEL, self._settings, self.format.chat).index(_SENTINEL)
+            kept = prompt if text.startswith(prompt, start) else prompt.strip()
+            if not text.startswith(kept, start):
+                raise UnsupportedPipeline("the tokenizer's chat template changes the prompt")
+        skipped = len(prompt) - len(prompt.lstrip()) if kept != prompt else 0
+        return text, start - skipped, start + len(kept)
+
+    def _normalize(self, text: str) -> str:
+        return text.lower() if self.format.lowercase else text
+
+    def _truncate(self, tokens: _Tokens) -> TokenizedPrompt:
+        ids, kept = tokens.ids, self.max_length - self._trailing
+        truncated = len(ids) > self.max_length
+        if truncated:
+            ids = [*ids[:kept], *ids[len(ids) - self._trailing :]]
+        return TokenizedPrompt(tuple(ids), text_end=min(tokens.prompt[1], kept), truncated=truncated)
 
 
 def build_destination_prompts(destination: Destination, template: str) -> dict[str, float]:
@@ -164,50 +229,3 @@ def _locate_destination(tokenizer: PromptTokenizer, template: str, prompt: str, 
         tokenizer.locate(template, prompt)
     except EditingError as error:
         raise InvalidPrompt(f"in the template {template!r}: {error.detail}", pointer=pointer) from None
-
-
-def _read_json(path: Path, *, missing: dict[str, object] | None = None) -> dict[str, object]:
-    if missing is not None and not path.is_file():
-        return missing
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnsupportedPipeline(f"{path.parent.name}/ has no readable {path.name}") from error
-    if not isinstance(settings, dict):
-        raise UnsupportedPipeline(f"{path.parent.name}/{path.name} is no JSON object")
-    return settings
-
-
-def _build_clip_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
-    """Build CLIP's tokenizer from its two files, as SD 1.x has it."""
-    tokenizer = Tokenizer(
-        models.BPE.from_file(
-            str(vocabulary),
-            str(merges),
-            unk_token=EOS,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (EOS, _token_id(tokenizer, EOS)), (BOS, _token_id(tokenizer, BOS)), trim_offsets=False, add_prefix_space=False
-    )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
-    return tokenizer
-
-
-def _token_id(tokenizer: Tokenizer, token: str) -> int:
-    token_id = tokenizer.token_to_id(token)
-    if token_id is None:
-        raise UnsupportedPipeline(f"the tokenizer has no token {token!r}: it is not CLIP's")
-    return token_id

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import TextEncoder
 from editing.errors import UnsupportedPipeline
-from editing.families.layout import UNET_INDEX, WEIGHTS, find_weights
+from editing.families.layout import INDEX, find_weights, list_parts
 from editing.files import replace_atomically, write_atomically
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
@@ -24,7 +24,7 @@ PREFIX = "text_model."
 _LORA_PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
 
-def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
+def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
     """Write the encoder's `config.json` and `model.safetensors` below `folder` and return their paths.
 
     The base file is copied tensor by tensor, bit for bit and in its own dtype. Only fc2.weight of the edited layers
@@ -33,7 +33,7 @@ def export_text_encoder(encoder: EditableEncoder, update: Update, folder: str | 
     """
     if encoder.folder is None:
         raise UnsupportedPipeline("the encoder was not loaded from a folder: there is no base file to edit")
-    weights = read_base(encoder.folder / WEIGHTS[encoder.name])
+    weights = read_base(encoder.folder / "model.safetensors")
     for layer, change in update.layers.items():
         key = f"{PREFIX}encoder.layers.{layer}.mlp.fc2.weight"
         base = weights[key]
@@ -109,10 +109,9 @@ def export_unet(pipeline: EditablePipeline, update: CrossAttentionUpdate, folder
     if pipeline.folder is None:
         raise UnsupportedPipeline("the pipeline was not loaded from a folder: there is no base file to edit")
     weights = find_weights(pipeline.folder, "unet")
-    parts, copied = [weights], ["config.json"]
-    if weights.name == UNET_INDEX:
-        parts = sorted(weights.parent.glob("diffusion_pytorch_model-*-of-*.safetensors"))
-        copied.append(UNET_INDEX)
+    parts, copied = list_parts(weights), ["config.json"]
+    if weights.name.endswith(INDEX):
+        copied.append(weights.name)
     target = Path(folder) / "unet"
     target.mkdir(parents=True, exist_ok=True)
     missing = {f"{name}.weight" for name in update.relative_norms}

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from demo.benchmark import FOLDER, SEEDS, file_of
 from demo.concepts import WEIGHTS, Concept, read_concepts
 from editing.edits import DEFAULT_TEMPLATES, fill_template
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import TextEncoder
 from editing.pipelines import load_pipeline
 
 FREE_PROMPTS = (
@@ -110,10 +110,12 @@ def _seeds(chance: random.Random, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def text_distances(encoder: EditableEncoder, concepts: Sequence[Concept]) -> Tensor:
+def text_distances(encoder: TextEncoder, concepts: Sequence[Concept]) -> Tensor:
     """One minus the cosine of what the encoder says of the captions of two concepts, (concepts, concepts)."""
     captions = [encoder.tokenizer.encode(fill_template(CAPTION, concept.name)).ids for concept in concepts]
-    pooled = F.normalize(encoder.encode(captions).pooled_output.double(), dim=1)  # (concepts, d)
+    pooled = encoder.encode(captions).pooled
+    assert pooled is not None
+    pooled = F.normalize(pooled.double(), dim=1)  # (concepts, d)
     return 1 - pooled @ pooled.T
 
 

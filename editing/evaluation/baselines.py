@@ -83,7 +83,7 @@ class SingleLayer:
         encoder = pipeline.encoder
         layer = min(self.layer, encoder.value_layer)
         factors = FactoredMoments(second_moments, encoder=encoder.name)
-        with restore_weights([encoder.fc2(layer).weight]):
+        with restore_weights([encoder.memory(layer).weight]):
             for done, edit in enumerate(edits, start=1):
                 edit = replace(edit, settings=replace(edit.settings, **self.stage_one, layer=layer))
                 values = optimize_values(pipeline, [edit])
@@ -123,8 +123,9 @@ class FineTuning:
         parameters = [
             parameter
             for encoder in pipeline.encoders
-            for name, parameter in encoder.layers.named_parameters()
-            if ".mlp." in name
+            for block in encoder.blocks
+            for name, parameter in block.layer.named_parameters()
+            if name.startswith("mlp.")
         ]
         prompts = [
             aligned

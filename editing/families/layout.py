@@ -8,25 +8,30 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
+from editing.families.family import EncoderSpec
+from editing.families.registry import FAMILIES, find_family
+from editing.families.sd import SD1, SD2
 from editing.files import File
 
-WEIGHTS = {
-    "text_encoder": "model.safetensors",
-    "text_encoder_2": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
-UNET_INDEX = "diffusion_pytorch_model.safetensors.index.json"
-"""Index of a U-Net whose weights are in several files."""
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 """The tokenizer of each text encoder."""
+WEIGHTS = {
+    **dict.fromkeys(TOKENIZERS, "model.safetensors"),
+    **dict.fromkeys(("unet", "transformer", "vae"), "diffusion_pytorch_model.safetensors"),
+}
+"""The file of a component's weights. Those in several files have an index: see `INDEX`."""
+INDEX = ".index.json"
+"""What the index of weights in several files adds to the name of a single file."""
 SECOND_MOMENTS = "second_moments.safetensors"
 """A file of second moments beside `model_index.json`, if the pipeline has one."""
-_REQUIRED = ("text_encoder", "unet", "vae", "tokenizer", "scheduler")
-_REQUIRED_BY_SDXL = ("text_encoder_2", "tokenizer_2")
-_EDITED_LAYERS = {("sdxl", "text_encoder"): 3, ("sdxl", "text_encoder_2"): 5}
-_SERVED_SUFFIXES = {".json", ".txt", ".safetensors", ".model"}
+_SERVED_SUFFIXES = {".json", ".txt", ".jinja", ".safetensors", ".model"}
 _VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
+_KINDS = {"clip": "CLIP", "t5": "T5", "decoder": "decoder-only"}
+_SIZES = {
+    "clip": ("num_hidden_layers", "hidden_size", "intermediate_size"),
+    "t5": ("num_layers", "d_model", "d_ff"),
+    "decoder": ("num_hidden_layers", "hidden_size", "intermediate_size"),
+}
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 
 
@@ -41,7 +46,7 @@ class EncoderDescription:
 @dataclass(frozen=True)
 class PipelineDescription:
     family: str
-    """`sd1`, `sd2` or `sdxl`, found by structure."""
+    """Its name in `editing.families.registry`."""
     encoders: tuple[EncoderDescription, ...]
     files: tuple[File, ...]
     """model_index.json and the components' JSON, text and safetensors files, sorted by path."""
@@ -91,31 +96,39 @@ def select_files(names: Sequence[str]) -> list[str]:
 
 
 def detect_family(folder: Path) -> str:
-    """Return `sd1`, `sd2` or `sdxl`. Same errors as `describe_pipeline`, but no weights are read."""
+    """Return the name of the pipeline's family. Same errors as `describe_pipeline`, but no weights are read."""
+    family = find_family(read_json(folder / "model_index.json").get("_class_name"))
     _, encoders = _read_components(folder)
-    name = read_json(folder / "model_index.json").get("_class_name")
-    if name == "StableDiffusionXLPipeline":
-        return "sdxl"
-    if name == "StableDiffusionPipeline":
+    if family is SD1:
         activation = read_json(folder / "text_encoder" / "config.json").get("hidden_act")
         # SD 2.x uses OpenCLIP's text encoder, SD 1.x OpenAI's.
-        return "sd2" if encoders[0].width == 1024 or activation == "gelu" else "sd1"
-    raise UnsupportedPipeline(f"a {name} cannot be edited: only StableDiffusionPipeline and StableDiffusionXLPipeline")
+        return SD2.name if encoders[0].width == 1024 or activation == "gelu" else SD1.name
+    return family.name
 
 
 def choose_default_layers(family: str, encoder: str, *, last: int) -> tuple[int, ...]:
     """Return the layers edited by default, up to `last`, the layer that the values are optimized for.
 
-    As published: 8 to 10 and 26 to 30 of SDXL's two encoders, and every layer up to `last` of any other encoder.
+    As published: 8 to 10 and 26 to 30 of SDXL's two encoders, and every layer up to `last` of any other CLIP encoder.
+    Three layers of T5 and of decoders.
     """
-    count = _EDITED_LAYERS.get((family, encoder), last + 1)
+    spec = FAMILIES[family].find_encoder(encoder) if family in FAMILIES else None
+    count = last + 1
+    if spec is not None:
+        count = spec.edited_layers or (last + 1 if spec.kind == "clip" else 3)
     return tuple(range(max(0, last + 1 - count), last + 1))
 
 
 def find_weights(folder: Path, component: str) -> Path:
-    """Return the component's safetensors file, or the index of a sharded U-Net. Never a pickle."""
+    """Return the component's safetensors file, or the index of its several files. Never a pickle.
+
+    Raises `UnsafePipeline`, and `UnsupportedPipeline` if a file is missing.
+    """
     path = folder / component / WEIGHTS[component]
-    if component == "unet" and (index := path.with_name(UNET_INDEX)).is_file():
+    if (index := path.with_name(path.name + INDEX)).is_file():
+        for part in list_parts(index):
+            if not part.is_file():
+                raise UnsupportedPipeline(f"{component}/ has no {part.name}, which {index.name} names")
         return index
     if path.is_file():
         return path
@@ -125,6 +138,19 @@ def find_weights(folder: Path, component: str) -> Path:
             f"{path.name} with save_pretrained(..., safe_serialization=True)"
         )
     raise UnsupportedPipeline(f"{component}/ has no {path.name}")
+
+
+def list_parts(weights: Path) -> list[Path]:
+    """Return the safetensors files of weights that `find_weights` found, sorted by name."""
+    if not weights.name.endswith(INDEX):
+        return [weights]
+    names = read_json(weights).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UnsupportedPipeline(f"{weights.name} has no weight_map")
+    parts = sorted(set(names.values()))
+    if any(PurePosixPath(part).name != part for part in parts):
+        raise UnsupportedPipeline(f"{weights.name} names files outside of its folder")
+    return [weights.parent / part for part in parts]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,24 +169,23 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription, ...]]:
     index = read_json(folder / "model_index.json")
     components = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
-    two_encoders = index.get("_class_name") == "StableDiffusionXLPipeline"
-    for name in _REQUIRED + (_REQUIRED_BY_SDXL if two_encoders else ()):
+    family = find_family(index.get("_class_name"))
+    for name in family.components:
         if name not in components or not (folder / name).is_dir():
             raise UnsupportedPipeline(f"the pipeline has no {name}/")
     for name in set(components) & set(WEIGHTS):
         find_weights(folder, name)
-    encoders = (_describe_encoder(folder, name) for name in ("text_encoder", "text_encoder_2") if name in components)
-    return components, tuple(encoders)
+    return components, tuple(_describe_encoder(folder, spec) for spec in family.encoders)
 
 
-def _describe_encoder(folder: Path, name: str) -> EncoderDescription:
-    config = read_json(folder / name / "config.json")
+def _describe_encoder(folder: Path, spec: EncoderSpec) -> EncoderDescription:
+    config = read_json(folder / spec.name / "config.json")
+    config = config.get("text_config", config)  # of a model that also sees pictures
+    layers, width, mlp_width = _SIZES[spec.kind]
     try:
         return EncoderDescription(
-            name=name,
-            layers=int(config["num_hidden_layers"]),
-            width=int(config["hidden_size"]),
-            mlp_width=int(config["intermediate_size"]),
+            name=spec.name, layers=int(config[layers]), width=int(config[width]), mlp_width=int(config[mlp_width])
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UnsupportedPipeline(f"{name}/config.json does not describe a CLIP text encoder") from error
+        kind = _KINDS[spec.kind]
+        raise UnsupportedPipeline(f"{spec.name}/config.json does not describe a {kind} text encoder") from error

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editing import ENGINE_VERSION
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import TextEncoder
 from editing.errors import EditingError, ForeignSums
 from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments, mirror_triangle, pack_triangle, unpack_triangle
@@ -32,7 +32,7 @@ _SAVING_SHARE = 0.05  # of the time goes to saving partial sums at most
 
 @torch.no_grad()
 def estimate_second_moments(
-    encoder: EditableEncoder,
+    encoder: TextEncoder,
     captions: Iterable[str],
     *,
     layers: Sequence[int] | None = None,
@@ -42,7 +42,9 @@ def estimate_second_moments(
 ) -> SecondMoments:
     """Estimate E[k kᵀ] of the given layers. Captions are streamed: memory holds some batches of them and the sums.
 
-    Every token counts once, BOS and EOS included. Captions are truncated as inference truncates them. Sums are float64.
+    Every token counts once, BOS and EOS included, but for the text that a family puts before each prompt: its tokens
+    have the same keys in every caption and count once in all. Captions are truncated as inference truncates them. Sums
+    are float64.
     `progress` is called with the number of captions so far, and may raise to end the run.
 
     `partial` names a file for the partial sums, written from time to time. A run that finds the file resumes from it,
@@ -67,34 +69,53 @@ def estimate_second_moments(
 class _Sums:
     """Σ k kᵀ of each layer over the batches so far, float64. Only the upper triangle is computed, for half the work."""
 
-    def __init__(self, encoder: EditableEncoder, layers: Sequence[int]) -> None:
+    def __init__(self, encoder: TextEncoder, layers: Sequence[int]) -> None:
         m = encoder.mlp_width
         self.encoder = encoder
         self.layers = {layer: torch.zeros(m, m, dtype=torch.float64, device=encoder.device) for layer in layers}
         self.captions = self.tokens = 0
+        # The start-of-text token of CLIP counts in every caption, as published.
+        self._prefix = 0 if encoder.spec.kind == "clip" or not encoder.is_causal else encoder.tokenizer.prefix_length
+        """The number of first tokens that count once in all."""
+        self.prefix_traces: dict[int, float] = {}
+        """Σ ‖k‖² of those tokens, by layer."""
 
     def add(self, batch: Batch) -> None:
         encoder = self.encoder
-        lengths = torch.tensor([len(prompt) for prompt in batch], device=encoder.device)  # (b,)
-        states = encoder.embed(encoder.pad_ids(batch, full_length=False))  # (b, s, d)
-        is_token = torch.arange(states.shape[1], device=encoder.device) < lengths[:, None]  # (b, s): no padding
+        padded = encoder.pad(batch, full_length=False)
+        states = encoder.embed(padded.ids)  # (b, s, d)
+        contexts = encoder.build_contexts(states, mask=padded.mask)
+        counted = padded.mask.clone()  # (b, s): no padding
+        if encoder.reads_padding:  # and so does the generator: one position of it stands for all
+            counted |= torch.arange(counted.shape[1], device=counted.device) == padded.ends[:, None] + 1
+        counted[:, : self._prefix] = False
+        counted[0, : self._prefix] = self.captions == 0
         for layer in range(max(self.layers) + 1):
-            stream, keys = encoder.attend(layer, states)  # (b, s, d), (b, s, m)
+            block = encoder.blocks[layer]
+            stream = block.attend(states, contexts[layer])  # (b, s, d)
+            keys = block.keys(stream)  # (b, s, m)
             if layer in self.layers:
-                _add_products(self.layers[layer], keys[is_token].double())  # (t, m)
-            states = stream + encoder.fc2(layer)(keys)
+                _add_products(self.layers[layer], keys[counted].double())  # (t, m)
+                if self.captions == 0:
+                    self.prefix_traces[layer] = float(keys[0, : self._prefix].double().square().sum())
+            states = block.add(stream, block.memory(keys))
         self.captions += len(batch)
-        self.tokens += int(lengths.sum())
+        self.tokens += int(counted.sum())
 
     def average(self) -> SecondMoments:
         """Return E[k kᵀ] and drop the sums layer by layer: both do not fit into memory."""
         if not self.tokens:
             raise EditingError("there are no captions to estimate second moments from: give at least one")
-        moments = {}
+        moments, shares = {}, {}
         for layer in sorted(self.layers):
             # Rounded to the float32 of the file, so that estimated and loaded moments are equal.
             moments[layer] = mirror_triangle((self.layers.pop(layer) / self.tokens).float()).double().cpu()
-        return SecondMoments(moments, captions=self.captions, tokens=self.tokens, encoder=self.encoder.name)
+            if self._prefix:
+                trace = float(moments[layer].trace()) * self.tokens
+                shares[layer] = round(self.prefix_traces[layer] / max(trace, 1e-300), 6)
+        return SecondMoments(
+            moments, captions=self.captions, tokens=self.tokens, encoder=self.encoder.name, prefix_shares=shares
+        )
 
 
 class _PartialSums:
@@ -113,7 +134,7 @@ class _PartialSums:
         """Load the sums from the file and skip the batches that they contain. Return False if there is no file."""
         if not self.path.exists():
             return False
-        captions, tokens, trace, totals = self._read()
+        captions, tokens, trace, prefix_traces, totals = self._read()
         skipped = 0
         while skipped < captions and (batch := next(batches, None)):
             self._trace.update(repr(batch).encode())
@@ -125,17 +146,18 @@ class _PartialSums:
             )
         for layer, total in self._sums.layers.items():
             total.copy_(unpack_triangle(totals[layer]))
-        self._sums.captions, self._sums.tokens = captions, tokens
+        self._sums.captions, self._sums.tokens, self._sums.prefix_traces = captions, tokens, prefix_traces
         return True
 
-    def _read(self) -> tuple[int, int, str, dict[int, Tensor]]:
-        """Return captions, tokens and trace of the file, and its packed sums."""
+    def _read(self) -> tuple[int, int, str, dict[int, float], dict[int, Tensor]]:
+        """Return captions, tokens, trace and the prefix's traces of the file, and its packed sums."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads(file.metadata()["partial_sums"])
                 totals = {int(key.removeprefix("layer_")): file.get_tensor(key) for key in file.keys()}
-                return facts["captions"], facts["tokens"], facts["trace"], totals
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                prefix = {int(layer): float(trace) for layer, trace in facts["prefix"].items()}
+                return facts["captions"], facts["tokens"], facts["trace"], prefix, totals
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ForeignSums(f"{self.path.name} has no partial sums ({error}): delete it to start again") from error
 
     def note(self, batch: Batch) -> None:
@@ -150,7 +172,12 @@ class _PartialSums:
 
     def _save(self) -> None:
         """Replace the file as a whole, also if the machine loses power."""
-        facts = {"captions": self._sums.captions, "tokens": self._sums.tokens, "trace": self._trace.hexdigest()}
+        facts = {
+            "captions": self._sums.captions,
+            "tokens": self._sums.tokens,
+            "trace": self._trace.hexdigest(),
+            "prefix": self._sums.prefix_traces,
+        }
         tensors = {f"layer_{layer}": pack_triangle(total).cpu() for layer, total in self._sums.layers.items()}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         save_file(tensors, temporary, metadata={"partial_sums": json.dumps(facts)})
@@ -170,10 +197,11 @@ def _batch_captions(tokenizer: PromptTokenizer, captions: Iterable[str], *, size
             yield window[start : start + size]
 
 
-def _fingerprint(encoder: EditableEncoder, layers: tuple[int, ...]) -> bytes:
-    """Return the sha256 of what the keys of these layers depend on: engine version, modules and weights."""
-    parts = torch.nn.ModuleList([encoder.embeddings, *encoder.layers[: max(layers) + 1]])
-    digest = hashlib.sha256(f"{ENGINE_VERSION} {layers} {parts}".encode())
+def _fingerprint(encoder: TextEncoder, layers: tuple[int, ...]) -> bytes:
+    """Return the sha256 of what the keys of these layers depend on: engine version, prompts, modules and weights."""
+    parts = torch.nn.ModuleList([encoder.embeddings, *(block.layer for block in encoder.blocks[: max(layers) + 1])])
+    format = f"{encoder.spec} {encoder.tokenizer.max_length}"
+    digest = hashlib.sha256(f"{ENGINE_VERSION} {layers} {format} {parts}".encode())
     for name, weight in parts.state_dict().items():
         digest.update(f"{name} {weight.dtype}".encode())
         digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -7,9 +7,10 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,6 +37,11 @@ class SecondMoments:
     encoder: str = FIRST_ENCODER
     other_encoders: tuple["SecondMoments", ...] = ()
     """Moments of the pipeline's other encoders."""
+    prefix_shares: Mapping[int, float] = field(default_factory=dict)
+    """By layer, the share of the trace that the first tokens of all prompts have, where a family puts text there.
+
+    Language models have an attention sink: the key of their first token is longer than all others together.
+    """
 
     @property
     def per_encoder(self) -> tuple["SecondMoments", ...]:
@@ -83,9 +89,15 @@ class SecondMoments:
             for own in self.per_encoder
             for layer, moment in sorted(own.moments.items())
         }
-        counts = {own.encoder: {"captions": own.captions, "tokens": own.tokens} for own in self.per_encoder}
+        counts = {own.encoder: own._count() for own in self.per_encoder}
         metadata = counts[FIRST_ENCODER] if plain else counts
         return save(tensors, metadata={"second_moments": json.dumps(metadata, sort_keys=True)})
+
+    def _count(self) -> dict[str, Any]:
+        counts: dict[str, Any] = {"captions": self.captions, "tokens": self.tokens}
+        if self.prefix_shares:
+            counts["prefix_shares"] = {str(layer): share for layer, share in sorted(self.prefix_shares.items())}
+        return counts
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(self.to_bytes())
@@ -110,8 +122,16 @@ class SecondMoments:
         parts = []
         for encoder, part in sorted(moments.items()):
             own = counts.get(encoder, counts)
-            captions, tokens = own.get("captions", 0), own.get("tokens", 0)
-            parts.append(cls(dict(sorted(part.items())), captions=captions, tokens=tokens, encoder=encoder))
+            shares = {int(layer): share for layer, share in own.get("prefix_shares", {}).items()}
+            parts.append(
+                cls(
+                    dict(sorted(part.items())),
+                    captions=own.get("captions", 0),
+                    tokens=own.get("tokens", 0),
+                    encoder=encoder,
+                    prefix_shares=shares,
+                )
+            )
         return cls.join(parts or [cls({}, captions=0, tokens=0)])
 
 

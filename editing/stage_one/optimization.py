@@ -3,6 +3,7 @@
 Shapes: D the sum of the encoders' widths d. An optimization has a δ for each encoder of the pipeline, side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +12,10 @@ from torch import Generator, Tensor
 from editing.edits import ConceptEdit, ReferenceImages
 from editing.errors import EditingError, InvalidEdit
 from editing.pipelines import EditablePipeline
-from editing.prompts import SubjectPosition, build_destination_prompts, validate_edit
+from editing.prompts import PromptTokenizer, SubjectPosition, build_destination_prompts, validate_edit
 from editing.stage_one.noise import DestinationNoise, NoiseSource, ReferenceNoise
+from editing.stage_one.targets import Compared
+from editing.stage_two.conflicts import list_destination_names
 
 _WINDOW = 3  # steps over which the loss must fall
 _INITIAL_STEPS = (1.0, 0.3, 0.1)  # of L-BFGS, in units of ‖h‖: a stalled optimization restarts with the next one
@@ -34,6 +37,8 @@ class Optimization:
     """The source prompts: for each encoder one for each template."""
     destinations: list[str]
     """The destination prompt of each template; none for reference images."""
+    compared: tuple[tuple[Compared, ...], ...]
+    """The same prompts as tokens, for each encoder."""
     widths: tuple[int, ...]
     """d of each encoder."""
     delta: Tensor
@@ -60,10 +65,9 @@ class Optimization:
     def uses_text(self) -> bool:
         return self.edit.objective != "noise"
 
-    @property
-    def compared_prompts(self) -> list[str | None]:
-        """The destination prompt that each source prompt is compared with in the text loss, or None."""
-        return [*self.destinations] if self.uses_text else [None] * len(self.edit.templates)
+    def compare(self, encoder: int) -> list[Compared | None]:
+        """Return what each source prompt is compared with in the text loss, in the encoder of this number."""
+        return [*self.compared[encoder]] if self.uses_text else [None] * len(self.edit.templates)
 
     @property
     def text_weight(self) -> float:
@@ -146,6 +150,7 @@ def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index:
     by_template = [build_destination_prompts(edit.destination, template) for template in edit.templates]
     shares = list(by_template[0].values()) or [1.0]
     by_destination = list(zip(*by_template, strict=True)) or [()]  # the prompts of each destination, by template
+    names = list_destination_names(edit.destination) or ("",)
     return [
         Optimization(
             index=index,
@@ -154,26 +159,37 @@ def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index:
             layers=layers,
             positions=positions,
             destinations=list(prompts),
+            compared=tuple(_compare(encoder.tokenizer, edit.templates, prompts, name) for encoder in pipeline.encoders),
             widths=widths,
             delta=torch.zeros(sum(widths), device=pipeline.device),
             hidden=torch.zeros(sum(widths), device=pipeline.device),
         )
-        for share, prompts in zip(shares, by_destination, strict=True)
+        for share, prompts, name in zip(shares, by_destination, names, strict=True)
     ]
 
 
+def _compare(
+    tokenizer: PromptTokenizer, templates: Sequence[str], prompts: Sequence[str], name: str
+) -> tuple[Compared, ...]:
+    """Return the destination prompts of the templates, with the last token of the destination's name in each."""
+    return tuple(
+        Compared(tokenizer.encode(prompt), tokenizer.find_last_token(template, name))
+        for template, prompt in zip(templates, prompts, strict=bool(prompts))
+    )
+
+
 def _choose_layers(edit: ConceptEdit, pipeline: EditablePipeline) -> tuple[int, ...]:
-    """Return L of each encoder: the edit's own layer, or the last but one. Raises `InvalidEdit`."""
-    layer, last_layers = edit.settings.layer, tuple(encoder.value_layer for encoder in pipeline.encoders)
+    """Return L of each encoder: the edit's own layer, or the encoder's default. Raises `InvalidEdit`."""
+    layer, encoders = edit.settings.layer, pipeline.encoders
     if layer is None:
-        return last_layers
-    if len(last_layers) > 1:
+        return tuple(encoder.value_layer for encoder in encoders)
+    if len(encoders) > 1:
         raise InvalidEdit(
             "one layer cannot fit the several text encoders of this pipeline: leave it out",
             pointer="/settings/layer",
         )
-    if layer > last_layers[0]:
-        raise InvalidEdit(
-            f"layer must be at most {last_layers[0]}, the last but one, not {layer}", pointer="/settings/layer"
-        )
+    last = encoders[0].last_value_layer
+    if layer > last:
+        which = "the last but one" if last == encoders[0].n_layers - 2 else "the last that the generator's text follows"
+        raise InvalidEdit(f"layer must be at most {last}, {which}, not {layer}", pointer="/settings/layer")
     return (layer,)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from editing.condition import Condition
 from editing.edits import ConceptEdit
-from editing.encoders.clip import join_encodings
 from editing.errors import Cancelled, EditingError, OptimizationDiverged
+from editing.families.conditions import join_encodings
 from editing.generators.generator import Generator
 from editing.pipelines import EditablePipeline
 from editing.stage_one.optimization import Optimization, build_optimizations
@@ -229,7 +229,7 @@ class _Batch:
             # product of the condition and G carries it on into the encoders.
             noise = torch.zeros_like(losses)
             if self._noisy:
-                condition = join_encodings(encodings)
+                condition = join_encodings(self._pipeline.family, encodings)
                 noise, gradient = compute_noise_losses(self._pipeline.generator, optimizations, prompts, condition)
                 total = total + condition.dot(gradient)
             # Step 4: the gradient of every row. Rows share only weights without gradients, so the sum of the losses

@@ -9,14 +9,16 @@ of the encoders' widths.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from editing.encoders.clip import EditableEncoder, Encoding
+from editing.encoders.base import Context, Encoding, TextEncoder
 from editing.pipelines import EditablePipeline
 from editing.stage_one.optimization import Optimization
+from editing.stage_one.targets import Targets
 
 
 class PromptBatch:
@@ -31,7 +33,7 @@ class PromptBatch:
     def __init__(
         self, pipeline: EditablePipeline, optimizations: Sequence[Optimization], *, full_length: bool | None = None
     ) -> None:
-        """`full_length` includes the padding, which the U-Net reads. Default: if any of the optimizations needs it."""
+        """`full_length` includes the padding that the generator reads. Default: if any optimization needs it."""
         device = pipeline.device
         settings = [optimization.edit.settings for optimization in optimizations]
         if full_length is None:
@@ -89,12 +91,9 @@ class PromptBatch:
         return [sources.encode(shift) for sources, shift in zip(self._sources, shifts, strict=True)]
 
     def text_losses(self, encodings: Sequence[Encoding]) -> Tensor:
-        """Return L_txt (e,), summed over the encoders; 0 for an optimization without a text loss.
-
-        Eq. 2, as a mean over the width: L_txt = mean((E_eos(p; δ) - E_eos(p̂))²), averaged over the templates.
-        """
+        """Return L_txt (e,), summed over the encoders and averaged over the templates; 0 without a text loss."""
         errors = [
-            (encoding.pooled_output.float() - sources.targets).square().mean(1)  # (p,)
+            sources.targets.compute_errors(encoding, subject=sources.subject)  # (p,)
             for encoding, sources in zip(encodings, self._sources, strict=True)
         ]
         losses = self._average(torch.stack(errors).sum(0))  # (e,)
@@ -126,57 +125,71 @@ class PromptBatch:
 class _SourcePrompts:
     """The source prompts in one encoder."""
 
-    encoder: EditableEncoder
+    encoder: TextEncoder
     layer: int
     """L"""
     states: Tensor
     """(p, s, d) after layer L, without δ"""
+    mask: Tensor
+    """(p, s) bool: tokens, not padding"""
     subject: Tensor
     """(p,): the last subject tokens"""
     ends: Tensor
-    """(p,): EOS"""
-    targets: Tensor
-    """E_eos(p̂) (p, ·) float32: the pooled output of the destination prompts; 0 without a text loss"""
+    """(p,): the last tokens"""
+    targets: Targets
+    """What the text loss compares the prompts with."""
 
     @classmethod
     @torch.no_grad()
     def encode_sources(
-        cls, encoder: EditableEncoder, optimizations: Sequence[Optimization], *, number: int, full_length: bool
+        cls, encoder: TextEncoder, optimizations: Sequence[Optimization], *, number: int, full_length: bool
     ) -> "_SourcePrompts":
         """Encode the prompts of the optimizations with the pipeline's encoder of this number."""
         positions = [position for optimization in optimizations for position in optimization.positions[number]]
         layer = optimizations[0].layers[number]
-        states = encoder.embed(encoder.pad_ids([position.ids for position in positions], full_length=full_length))
+        padded = encoder.pad([position.ids for position in positions], full_length=full_length)
+        states = encoder.embed(padded.ids)
+        contexts = encoder.build_contexts(states, mask=padded.mask)
+        subject = torch.tensor([position.last_subject_index for position in positions], device=encoder.device)
         return cls(
             encoder,
             layer,
-            states=encoder.run_layers(states, start=0, stop=layer + 1),
-            subject=torch.tensor([position.last_subject_index for position in positions], device=encoder.device),
-            ends=torch.tensor([position.eos_index for position in positions], device=encoder.device),
-            targets=_pool_prompts(encoder, [prompt for each in optimizations for prompt in each.compared_prompts]),
+            states=encoder.run_layers(states, start=0, stop=layer + 1, contexts=contexts),
+            mask=padded.mask,
+            subject=padded.starts + subject,
+            ends=padded.ends,
+            targets=Targets.encode(
+                encoder, positions, [compared for each in optimizations for compared in each.compare(number)]
+            ),
         )
 
     @classmethod
     def join(cls, parts: Sequence["_SourcePrompts"]) -> "_SourcePrompts":
-        """Join prompts. Shorter ones are padded with zeros: attention is causal and does not see them."""
+        """Join prompts. Shorter ones are padded with zeros, which no token sees: attention is causal or masked."""
         longest = max(part.states.shape[1] for part in parts)
-        padded = [F.pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts]
+        lacking = [longest - part.states.shape[1] for part in parts]
         return replace(
             parts[0],
-            states=torch.cat(padded),
+            states=torch.cat([F.pad(part.states, (0, 0, 0, n)) for part, n in zip(parts, lacking, strict=True)]),
+            mask=torch.cat([F.pad(part.mask, (0, n)) for part, n in zip(parts, lacking, strict=True)]),
             subject=torch.cat([part.subject for part in parts]),
             ends=torch.cat([part.ends for part in parts]),
-            targets=torch.cat([part.targets for part in parts]),
+            targets=Targets.join([part.targets for part in parts]),
         )
 
     def select(self, prompts: slice) -> "_SourcePrompts":
         return replace(
             self,
             states=self.states[prompts],
+            mask=self.mask[prompts],
             subject=self.subject[prompts],
             ends=self.ends[prompts],
-            targets=self.targets[prompts],
+            targets=self.targets.select(prompts),
         )
+
+    @cached_property
+    def _contexts(self) -> Sequence[Context]:
+        return self.encoder.build_contexts(self.states, mask=self.mask)
 
     @property
     def _subject_index(self) -> tuple[Tensor, Tensor]:
@@ -190,15 +203,6 @@ class _SourcePrompts:
     def encode(self, shift: Tensor) -> Encoding:
         """Add the shifts (p, d) at the last subject tokens and run the layers after L."""
         states = self.states.index_put(self._subject_index, shift.to(self.states.dtype), accumulate=True)
-        return self.encoder.encode_from(states, start=self.layer + 1, ends=self.ends)
-
-
-def _pool_prompts(encoder: EditableEncoder, prompts: Sequence[str | None]) -> Tensor:
-    """Return the pooled output of each prompt, (p, ·) float32; zeros for None."""
-    targets = torch.zeros(len(prompts), encoder.pooled_dim, device=encoder.device)
-    ids = [encoder.tokenizer.encode(prompt).ids for prompt in prompts if prompt is not None]
-    if ids:
-        # EOS does not see the padding after it, so the shortest common length is enough.
-        present = torch.tensor([prompt is not None for prompt in prompts], device=encoder.device)
-        targets[present] = encoder.encode(ids, full_length=False).pooled_output.float()
-    return targets
+        return self.encoder.encode_from(
+            states, start=self.layer + 1, mask=self.mask, ends=self.ends, contexts=self._contexts
+        )

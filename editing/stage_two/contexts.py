@@ -12,7 +12,7 @@ from typing import Literal
 
 from editing.edits import fill_template
 from editing.errors import InvalidPrompt
-from editing.prompts import PromptTokenizer
+from editing.prompts import PromptTokenizer, SubjectPosition
 
 Contexts = Literal["own", "many"]
 """`own`: one column, the mean over the edit's templates. `many`: a column for each template and each `AT_SUBJECT`."""
@@ -41,19 +41,19 @@ PRESERVE_WEIGHT = 0.25
 """Weight of each preserved column, relative to the contexts "own": there are far more of them."""
 
 
-def locate_in_contexts(tokenizer: PromptTokenizer, contexts: Iterable[str], subject: str) -> Iterator[tuple[int, ...]]:
-    """Yield the subject's prefix in each context that is short enough for the encoder."""
+def locate_in_contexts(tokenizer: PromptTokenizer, contexts: Iterable[str], subject: str) -> Iterator[SubjectPosition]:
+    """Yield the subject's position in each context that is short enough for the encoder."""
     for context in contexts:
         try:
-            yield tokenizer.locate(context, subject).prefix
+            yield tokenizer.locate(context, subject)
         except InvalidPrompt:
             continue
 
 
-def find_preserved_prefixes(
+def find_preserved_positions(
     tokenizer: PromptTokenizer, sources: Iterable[str], preserve: Sequence[str]
-) -> Iterator[tuple[int, ...]]:
-    """Yield prefixes whose last token keeps its value, besides the preserved prompts themselves.
+) -> Iterator[SubjectPosition]:
+    """Yield positions whose tokens keep their values, besides the preserved prompts themselves.
 
     These are what follows each source. They are also contexts of the preserved names that end in the same token as a
     source, such as "ferris wheel" with an edit of "cogwheel". The keys of that token are near the edit's.
@@ -64,7 +64,7 @@ def find_preserved_prefixes(
         for context in AFTER_SUBJECT:
             prompt = tokenizer.encode(fill_template(context, source))
             if not prompt.truncated:
-                yield prompt.ids[: prompt.eos_index]
+                yield SubjectPosition(prompt.ids, prompt.text_end, prompt.truncated, prompt.text_end - 1)
     for name in preserve:
         if name not in sources and tokenizer.locate("{}", name).prefix[-1] in last_tokens:
             yield from locate_in_contexts(tokenizer, (*AT_SUBJECT[::3], *AFTER_SUBJECT[::2]), name)

@@ -1,74 +1,74 @@
-"""The tree of the prefixes of many prompts, run through a text encoder layer by layer.
+"""The trees of the prefixes of many prompts, run through a causal text encoder block by block.
 
 Attention is causal: a token's states depend only on the tokens before it, so prompts that begin alike share the states
 of their beginning. "a photo of" is computed once for all edits with that template, and BOS once for all.
 
-Shapes: N nodes of the tree, d width, m MLP width, c columns.
+Shapes: N nodes of a tree, d width.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import Block, TextEncoder
+from editing.encoders.clip import ClipEncoder
+from editing.encoders.decoder import DecoderEncoder
+from editing.stage_two.nodes import Nodes, Site
 
-_KEY_ROWS = 512  # rows of keys computed at a time: (512, m)
 _PATH_ROWS = 8192  # states gathered for attention at a time: (8192, d), once for k and once for v
-_CACHED_NODES = 10_000  # a tree with more nodes computes its keys twice instead of storing (N, m)
-
-Keys = Callable[[Tensor | slice], Tensor]
-"""Returns the keys, the input of fc2, at some nodes, (nodes, m)."""
+_PACK_NODES = 1024  # nodes of a tree that one sequence has: its mask is (1024, 1024)
 
 
-class PrefixTree:
-    """The tree of the prompts' tokens.
+class _Tree:
+    """The nodes of prompts' prefixes: a node is a token after all tokens before it."""
 
-    A node is a token after all tokens before it. A column is the mean over a group of prompts of a quantity at their
-    last tokens. Methods take a CLIP layer and the states of every node in the layer's dtype; columns are float64. They
-    hold at most four (N, d) and chunks of bounded size, and of a small tree the keys (N, m).
-    """
-
-    def __init__(self, groups: Sequence[Sequence[tuple[int, ...]]], *, device: torch.device) -> None:
-        """Build the tree of prompts, given group by group as token ids from BOS to the last token that matters."""
-        prompts = [prompt for group in groups for prompt in group]
+    def __init__(self, prefixes: Sequence[tuple[int, ...]]) -> None:
         nodes: dict[tuple[int, int], int] = {}  # (parent, token) to the child
-        paths: list[tuple[int, ...]] = []  # the nodes from the root to each node
-        reached = [-1] * len(prompts)  # the node that each prompt has reached; -1 is above the root
-        self._levels: list[tuple[slice, Tensor]] = []  # the nodes of depth t, and their paths (nodes, t)
-        # Level by level, so that the nodes of one depth are consecutive.
-        for depth in range(max(map(len, prompts))):
-            first = len(paths)
-            for index, prompt in enumerate(prompts):
-                if depth < len(prompt):
-                    edge = reached[index], prompt[depth]
+        self.paths: list[tuple[int, ...]] = []
+        """The nodes from the root to each node."""
+        self.levels: list[slice] = []
+        """The nodes of each depth."""
+        self.last = [-1] * len(prefixes)
+        """The node that each prefix ends in."""
+        # Level by level, so that the nodes of one depth are consecutive. The node -1 is above the root.
+        for depth in range(max(map(len, prefixes))):
+            first = len(self.paths)
+            for index, prefix in enumerate(prefixes):
+                if depth < len(prefix):
+                    edge = self.last[index], prefix[depth]
                     if edge not in nodes:
-                        nodes[edge] = len(paths)
-                        paths.append((*(paths[edge[0]] if depth else ()), len(paths)))
-                    reached[index] = nodes[edge]
-            self._levels.append((slice(first, len(paths)), torch.tensor(paths[first:], device=device)))
-        self._tokens = torch.tensor([token for _, token in nodes], device=device)  # (N,)
-        self._depths = torch.tensor([len(path) - 1 for path in paths], device=device)  # (N,): the positions
-        self._last = torch.tensor(reached, device=device)  # (prompts,): the nodes of their last tokens
-        self._column = torch.tensor([i for i, group in enumerate(groups) for _ in group], device=device)  # (prompts,)
-        shares = [1 / len(group) for group in groups for _ in group]
-        self._share = torch.tensor(shares, dtype=torch.float64, device=device)  # (prompts,)
-        self.columns = len(groups)
-        """c"""
+                        nodes[edge] = len(self.paths)
+                        self.paths.append((*(self.paths[edge[0]] if depth else ()), len(self.paths)))
+                    self.last[index] = nodes[edge]
+            self.levels.append(slice(first, len(self.paths)))
+        self.tokens = [token for _, token in nodes]
+        self.depths = [len(path) - 1 for path in self.paths]
+
+
+class PrefixTree(Nodes):
+    """One tree of all prefixes in a CLIP encoder, with attention along the paths."""
+
+    def __init__(self, encoder: ClipEncoder, groups: Sequence[Sequence[Site]]) -> None:
+        tree = _Tree([ids[: index + 1] for group in groups for ids, index in group])
+        super().__init__(encoder, groups, last=tree.last)
+        device = encoder.device
+        self._embeddings = encoder.embeddings
+        self._tokens = torch.tensor(tree.tokens, device=device)  # (N,)
+        self._depths = torch.tensor(tree.depths, device=device)  # (N,): the positions
+        # The nodes of depth t, and their paths (nodes, t).
+        self._levels = [(level, torch.tensor(tree.paths[level], device=device)) for level in tree.levels]
 
     def __len__(self) -> int:
-        """N"""
         return len(self._tokens)
 
-    def embed(self, encoder: EditableEncoder) -> Tensor:
-        """Return the states before layer 0, (N, d), in the embeddings' dtype."""
-        states: Tensor = encoder.embeddings(input_ids=self._tokens[:, None], position_ids=self._depths[:, None])
+    def embed(self) -> Tensor:
+        states: Tensor = self._embeddings(input_ids=self._tokens[:, None], position_ids=self._depths[:, None])
         return states[:, 0]
 
-    def attend(self, layer: Any, states: Tensor) -> Tensor:
-        """Return the residual stream after attention, (N, d)."""
+    def attend(self, number: int, block: Block, states: Tensor) -> Tensor:  # noqa: ARG002
+        layer = block.layer
         attention = layer.self_attn
         heads = attention.num_heads, attention.head_dim
         normed = layer.layer_norm1(states)
@@ -86,54 +86,97 @@ class PrefixTree:
         stream: Tensor = attention.out_proj(normed).add_(states)
         return stream
 
-    def prepare_keys(self, layer: Any, stream: Tensor) -> Keys:
-        """Return a function that gives the keys at any node.
 
-        The keys of a small tree are computed here once. Those of a large tree do not fit into memory, and are computed
-        each time.
-        """
-        if len(stream) > _CACHED_NODES:
-            return _compute_on_demand(layer, stream)
-        keys = torch.cat([_compute_keys(layer, rows) for rows in stream.split(_KEY_ROWS)])  # (N, m)
-        return lambda nodes: keys[nodes]
+class PackedTrees(Nodes):
+    """Trees of prefixes in a decoder, each as one sequence for the library's own attention.
 
-    def run_mlp(self, layer: Any, stream: Tensor, keys: Keys | None = None) -> Tensor:
-        """Return the states after the layer, (N, d), from its residual stream after attention."""
-        keys = keys or _compute_on_demand(layer, stream)
-        chunks = (slice(start, start + _KEY_ROWS) for start in range(0, len(stream), _KEY_ROWS))
-        return torch.cat([stream[rows] + layer.mlp.fc2(keys(rows)) for rows in chunks])
+    A node's position is its depth, and a mask lets it attend to its ancestors alone. A sequence has a bounded number of
+    nodes; the beginning that all prompts share is repeated in each.
+    """
 
-    def average_keys(self, layer: Any, stream: Tensor, keys: Keys | None = None) -> Tensor:
-        """Return K (m, c): the mean key at the last tokens of each column's prompts."""
-        return self._average(keys or _compute_on_demand(layer, stream), width=layer.mlp.fc2.in_features)
+    def __init__(self, encoder: DecoderEncoder, groups: Sequence[Sequence[Site]]) -> None:
+        prefixes = [ids[: index + 1] for group in groups for ids, index in group]
+        last: list[int] = []
+        self._trees: list[tuple[slice, _Tree]] = []
+        count = 0
+        for pack in _pack(prefixes):
+            tree = _Tree(pack)
+            last += [count + node for node in tree.last]
+            self._trees.append((slice(count, count + len(tree.tokens)), tree))
+            count += len(tree.tokens)
+        super().__init__(encoder, groups, last=last)
+        self._decoder = encoder
+        self._count = count
 
-    def average_states(self, layer: Any, stream: Tensor) -> Tensor:
-        """Return the mean states after the layer at the last tokens, (d, c)."""
-        last = self._average(lambda nodes: stream[nodes], width=stream.shape[1])
-        return last + apply_fc2(layer, self.average_keys(layer, stream))
+    def __len__(self) -> int:
+        return self._count
 
-    def _average(self, read: Keys, *, width: int) -> Tensor:
-        """Average a quantity of the last tokens over each column's prompts, (width, c) float64."""
-        means = torch.zeros(self.columns, width, dtype=torch.float64, device=self._last.device)
-        for nodes, column, share in zip(
-            *(x.split(_KEY_ROWS) for x in (self._last, self._column, self._share)), strict=True
-        ):
-            means.index_add_(0, column, read(nodes).double() * share[:, None])
-        return means.T
+    def embed(self) -> Tensor:
+        tokens = [token for _, tree in self._trees for token in tree.tokens]
+        return self.encoder.embed(torch.tensor([tokens], device=self.encoder.device))[0]
 
-
-def apply_fc2(layer: Any, keys: Tensor) -> Tensor:
-    """Return the values W k + bias, (d, c) float64, of keys (m, c)."""
-    fc2 = layer.mlp.fc2
-    values: Tensor = fc2.weight.double() @ keys + fc2.bias.double()[:, None]
-    return values
-
-
-def _compute_on_demand(layer: Any, stream: Tensor) -> Keys:
-    return lambda nodes: _compute_keys(layer, stream[nodes])
+    def attend(self, number: int, block: Block, states: Tensor) -> Tensor:
+        stream = torch.empty_like(states)
+        for nodes, tree in self._trees:
+            own = states[nodes][None]  # (1, nodes, d)
+            mask = torch.full(2 * (own.shape[1],), torch.finfo(states.dtype).min, dtype=states.dtype)
+            for node, path in enumerate(tree.paths):
+                mask[node, list(path)] = 0.0
+            context = self._decoder.build_contexts(
+                own,
+                mask=mask.to(states.device)[None, None],
+                positions=torch.tensor([tree.depths], device=states.device),
+            )[number]
+            stream[nodes] = block.attend(own, context)[0]
+        return stream
 
 
-def _compute_keys(layer: Any, stream: Tensor) -> Tensor:
-    """Return the keys (nodes, m): the MLP's activations, which fc2 reads."""
-    keys: Tensor = layer.mlp.activation_fn(layer.mlp.fc1(layer.layer_norm2(stream)))
-    return keys
+def _pack(prefixes: Sequence[tuple[int, ...]]) -> Iterable[list[tuple[int, ...]]]:
+    """Divide prefixes, in order, so that the tree of each part has at most `_PACK_NODES` nodes, or one prefix."""
+    pack: list[tuple[int, ...]] = []
+    nodes: set[tuple[int, ...]] = set()
+    for prefix in prefixes:
+        own = {prefix[: depth + 1] for depth in range(len(prefix))}
+        if pack and len(nodes | own) > _PACK_NODES:
+            yield pack
+            pack, nodes = [], set()
+        pack.append(prefix)
+        nodes |= own
+    yield pack
+
+
+class WholePrompts(Nodes):
+    """Whole prompts in a bidirectional encoder, with the padding that it reads: a node is a position of one prompt."""
+
+    def __init__(self, encoder: TextEncoder, groups: Sequence[Sequence[Site]]) -> None:
+        sites = [site for group in groups for site in group]
+        prompts = list(dict.fromkeys(ids for ids, _ in sites))
+        padded = encoder.pad(prompts, full_length=False)
+        self._ids, self._mask = padded.ids, padded.mask  # (p, s)
+        rows = {ids: row for row, ids in enumerate(prompts)}
+        length = padded.ids.shape[1]
+        super().__init__(encoder, groups, last=[rows[ids] * length + index for ids, index in sites])
+
+    def __len__(self) -> int:
+        return self._ids.numel()
+
+    def embed(self) -> Tensor:
+        return self.encoder.embed(self._ids).flatten(0, 1)
+
+    def attend(self, number: int, block: Block, states: Tensor) -> Tensor:
+        stream = torch.empty_like(states)
+        length = self._ids.shape[1]
+        step = max(1, _PATH_ROWS // length)
+        for start in range(0, len(self._ids), step):
+            mask = self._mask[start : start + step]
+            nodes = slice(start * length, (start + len(mask)) * length)
+            own = states[nodes].unflatten(0, (len(mask), length))  # (p, s, d)
+            stream[nodes] = block.attend(own, self.encoder.build_contexts(own, mask=mask)[number]).flatten(0, 1)
+        return stream
+
+
+def build_nodes(encoder: TextEncoder, groups: Sequence[Sequence[Site]]) -> Nodes:
+    """Return the nodes of the prompts of these sites, in the form that suits the encoder's attention."""
+    if isinstance(encoder, ClipEncoder):
+        return PrefixTree(encoder, groups)
+    return PackedTrees(encoder, groups) if isinstance(encoder, DecoderEncoder) else WholePrompts(encoder, groups)

@@ -1,16 +1,15 @@
-"""Stage II: write the values of all edits into the fc2 matrices of many layers at once, in closed form.
+"""Stage II: write the values of all edits into the memories of many layers at once, in closed form.
 
 Keys and solves are float64. The published code scales C0 in float32 before it solves, which changes ΔW by up to 5e-4.
 A solution that is exact to rounding also gives the same float16 weights for any order of summation.
 
 Shapes: e edits; n columns of the edits (one each, or one for each context); c all columns (theirs, then the preserved
-ones); q edited layers; N nodes of the tree of prompts; d width; m MLP width.
+ones); q edited layers; N nodes of the prompts; d width; m width of the keys.
 
-Memory besides the encoder and the cached factors: four (N, d) and three (m, c) in float64; the keys (N, m) of a small
-tree; one layer in float64; (e, e) cosines in float32; three (m, m) if c ≥ m; the result, at most (d + m)·d a layer.
+Memory besides the encoder and the cached factors: four (N, d) and three (m, c) in float64; the keys (N, m) of few
+nodes; one layer in float64; (e, e) cosines in float32; three (m, m) if c ≥ m; the result, at most (d + m)·d a layer.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,9 +21,10 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from editing.edits import ConceptEdit
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import Block, TextEncoder
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.families.layout import choose_default_layers
+from editing.prompts import SubjectPosition
 from editing.restore import restore_weights
 from editing.second_moments.factors import FactoredMoments, estimate_condition_number, factorize
 from editing.second_moments.moments import SecondMoments
@@ -34,14 +34,15 @@ from editing.stage_two.contexts import (
     EDIT_WEIGHT,
     PRESERVE_WEIGHT,
     Contexts,
-    find_preserved_prefixes,
+    find_preserved_positions,
     locate_in_contexts,
 )
-from editing.stage_two.prefixes import PrefixTree, apply_fc2
+from editing.stage_two.nodes import Nodes, Site
+from editing.stage_two.prefixes import build_nodes
 from editing.values import EditValue, EncoderValue
 
 ResidualSchedule = Literal["spread", "even", "published"]
-"""R of each edited layer i = 0 … q-1: "spread" (z - h_L now)/(q - i), "even" δ/q, "published" (z - fc2(k))/(q - i)."""
+"""R of each edited layer i = 0 … q-1: "spread" (z - h_L now)/(q - i), "even" δ/q, "published" (z - W k)/(q - i)."""
 
 _SAME_KEY = 0.98  # cosine of two keys from which a conflict is reported
 _COSINE_ROWS = 512  # rows of cosines computed at a time: (512, e)
@@ -49,7 +50,7 @@ _COSINE_ROWS = 512  # rows of cosines computed at a time: (512, e)
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """ΔW = B Aᵀ of one layer's fc2.weight, of rank r = min(n, d)."""
+    """ΔW = B Aᵀ of one layer's memory, of rank r = min(n, d)."""
 
     layer: int
     b: Tensor
@@ -97,7 +98,7 @@ class Update:
 
 @torch.no_grad()
 def compute_update(
-    encoder: EditableEncoder,
+    encoder: TextEncoder,
     edits: Sequence[ConceptEdit],
     values: Sequence[EditValue | EditingError],
     second_moments: SecondMoments | FactoredMoments,
@@ -154,47 +155,49 @@ def compute_update(
 
     delta = torch.stack([own_values[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, e)
     hidden = torch.stack([own_values[i].hidden for i in order], 1).to(encoder.device, torch.float64)  # (d, e)
-    tree, owner, share = _build_columns(encoder, [edits[i] for i in order], sorted(set(preserve)), contexts)
+    nodes, owner, share = _build_columns(encoder, [edits[i] for i in order], sorted(set(preserve)), contexts)
     z = (hidden + delta)[:, owner]  # (d, n): the state that each column should have after layer L
     n, q = len(owner), len(layers)
     # The weight of each column in the sums: α for the edits, 1-α for what is preserved, as in Eq. 1.
     if contexts == "many":
         preserve_weight *= PRESERVE_WEIGHT
     weights = torch.full(
-        (tree.columns,), (1 - alpha) * preserve_weight, dtype=torch.float64, device=encoder.device
+        (nodes.columns,), (1 - alpha) * preserve_weight, dtype=torch.float64, device=encoder.device
     )  # (c,)
     weights[:n] = alpha * share
 
     updates: dict[int, LayerUpdate] = {}
     cosines = torch.ones(len(order), len(order), device=encoder.device)  # (e, e)
-    states = tree.embed(encoder).double()  # (N, d)
+    states = nodes.embed().double()  # (N, d)
     for number in range(layers[-1] + 1):
         # Step 1: run the layer's attention, on states that the layers edited so far have produced.
-        layer = _copy_layer(encoder.layers[number], torch.float64)
-        stream = tree.attend(layer, states)  # (N, d)
-        all_keys = tree.prepare_keys(layer, stream) if number < layers[-1] else None  # L needs the last tokens only
+        block = encoder.blocks[number].copy(torch.float64)
+        stream = nodes.attend(number, block, states)  # (N, d)
+        all_keys = nodes.prepare_keys(block, stream) if number < layers[-1] else None  # L needs the sites only
         if number in layers:
-            # Step 2: K, the mean keys of the columns.
+            # Step 2: K, the mean keys of the columns, and what the memory W gives for them.
             done = len(updates)
-            keys = tree.average_keys(layer, stream, all_keys)  # (m, c)
-            # Step 3: R, the part of the residual that this layer takes on.
-            if residual_schedule == "spread":
-                later = encoder.layers[number + 1 : layers[-1] + 1]
-                residual = (z - _look_ahead(tree, layer, stream, later)[:, :n]) / (q - done)  # (d, n)
+            keys = nodes.average_keys(block, stream, all_keys)  # (m, c)
+            outputs = block.memory(keys[:, :n].T)  # (n, d)
+            # Step 3: R, the part of the residual that this layer takes on. Between the memory and the residual stream
+            # there may be a norm.
+            if residual_schedule == "published":
+                residual = (z - outputs.T) / (q - done)  # (d, n)
             elif residual_schedule == "even":
-                residual = delta[:, owner] / q
+                residual = block.pull_back(outputs, delta[:, owner].T / q).T
             else:
-                residual = (z - apply_fc2(layer, keys[:, :n])) / (q - done)
+                now = _look_ahead(nodes, block, stream, number=number, last=layers[-1])  # (d, c)
+                residual = block.pull_back(outputs, (z - now[:, :n]).T / (q - done)).T
             # Step 4: ΔW = B Aᵀ, Eq. 5.
             b, a, condition = _solve(factors, number, keys, weights, residual, scale=(1 - alpha) * moment_weight)
             dense = b @ a.T  # (d, m)
-            weight = layer.mlp.fc2.weight
+            weight = block.memory.weight
             updates[number] = LayerUpdate(
                 number,
                 b=b.cpu(),
                 a=a.cpu(),
                 condition=condition,
-                moment_condition=factors.load_condition(number) if tree.columns < encoder.mlp_width else None,
+                moment_condition=factors.load_condition(number) if nodes.columns < encoder.mlp_width else None,
                 relative_norm=float(dense.norm() / weight.norm()),
             )
             # Step 5: edit the float64 copy, so that the next layers see the change.
@@ -203,9 +206,9 @@ def compute_update(
             if progress:
                 progress(done + 1, q)
         if number < layers[-1]:
-            states = tree.run_mlp(layer, stream, all_keys)
+            states = nodes.run_mlp(block, stream, all_keys)
 
-    missing = (z - tree.average_states(layer, stream)[:, :n]).norm(dim=0)  # (n,)
+    missing = (z - nodes.average_states(block, stream)[:, :n]).norm(dim=0)  # (n,)
     relative = _average_columns(missing[None], owner)[0] / delta.norm(dim=0).clamp_min(1e-12)  # (e,)
     relative_residuals = [0.0] * len(order)
     for position, index in enumerate(order):
@@ -220,23 +223,23 @@ def compute_update(
 
 
 @torch.no_grad()
-def apply_update(encoder: EditableEncoder, update: Update) -> None:
+def apply_update(encoder: TextEncoder, update: Update) -> None:
     """Add ΔW to the encoder's weights in memory, rounding once to their dtype."""
     for layer, change in update.layers.items():
-        weight = encoder.fc2(layer).weight
+        weight = encoder.memory(layer).weight
         weight.copy_(weight.double() + change.to_dense().to(weight.device))
 
 
 @contextmanager
-def apply_temporarily(encoder: EditableEncoder, update: Update) -> Iterator[EditableEncoder]:
+def apply_temporarily(encoder: TextEncoder, update: Update) -> Iterator[TextEncoder]:
     """Apply the update and restore the encoder's weights on exit, bit for bit."""
-    with restore_weights(encoder.fc2(layer).weight for layer in update.layers):
+    with restore_weights(encoder.memory(layer).weight for layer in update.layers):
         apply_update(encoder, update)
         yield encoder
 
 
 @contextmanager
-def apply_all_temporarily(encoders: Iterable[EditableEncoder], updates: Iterable[Update]) -> Iterator[None]:
+def apply_all_temporarily(encoders: Iterable[TextEncoder], updates: Iterable[Update]) -> Iterator[None]:
     """Apply the updates of a pipeline's encoders and restore their weights on exit. No updates change nothing."""
     by_name = {update.encoder: update for update in updates}
     with ExitStack() as stack:
@@ -245,7 +248,7 @@ def apply_all_temporarily(encoders: Iterable[EditableEncoder], updates: Iterable
         yield
 
 
-def _factor_moments(second_moments: SecondMoments | FactoredMoments, encoder: EditableEncoder) -> FactoredMoments:
+def _factor_moments(second_moments: SecondMoments | FactoredMoments, encoder: TextEncoder) -> FactoredMoments:
     if isinstance(second_moments, SecondMoments):
         return FactoredMoments(second_moments, encoder=encoder.name)
     if second_moments.encoder != encoder.name:
@@ -254,29 +257,36 @@ def _factor_moments(second_moments: SecondMoments | FactoredMoments, encoder: Ed
 
 
 def _build_columns(
-    encoder: EditableEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str], contexts: Contexts
-) -> tuple[PrefixTree, Tensor, Tensor]:
-    """Build the tree of the prompts up to their last subject token: the edits' columns, then the preserved ones.
+    encoder: TextEncoder, edits: Sequence[ConceptEdit], preserve: Sequence[str], contexts: Contexts
+) -> tuple[Nodes, Tensor, Tensor]:
+    """Build the nodes of the prompts with the last subject tokens: the edits' columns, then the preserved ones.
 
     Returns also, for the edits' columns, the edit that each belongs to and its share of the edit's weight, (n,) both.
     """
-    locate = encoder.tokenizer.locate
-    groups, owner, share = [], [], []
+    tokenizer = encoder.tokenizer
+
+    def find_site(position: SubjectPosition) -> Site:
+        # What follows the subject matters only where attention is bidirectional.
+        ids = position.prefix if encoder.is_causal else position.ids
+        return ids, position.last_subject_index
+
+    groups: list[list[Site]] = []
+    owner, share = [], []
     for index, edit in enumerate(edits):
-        templates = [locate(template, edit.source).prefix for template in edit.templates]
+        templates = [find_site(tokenizer.locate(template, edit.source)) for template in edit.templates]
         columns = [templates]  # one column: the mean over the templates
         if contexts == "many":
-            others = locate_in_contexts(encoder.tokenizer, AT_SUBJECT, edit.source)
-            columns = [[prefix] for prefix in dict.fromkeys([*templates, *others])]
+            others = map(find_site, locate_in_contexts(tokenizer, AT_SUBJECT, edit.source))
+            columns = [[site] for site in dict.fromkeys([*templates, *others])]
         groups += columns
         owner += [index] * len(columns)
         share += [1.0 if contexts == "own" else EDIT_WEIGHT / len(columns)] * len(columns)
-    groups += [[locate("{}", prompt, pointer="/preserve").prefix] for prompt in preserve]
+    groups += [[find_site(tokenizer.locate("{}", prompt, pointer="/preserve"))] for prompt in preserve]
     if contexts == "many":
         sources = [edit.source for edit in edits]
-        groups += [[prefix] for prefix in find_preserved_prefixes(encoder.tokenizer, sources, preserve)]
+        groups += [[find_site(position)] for position in find_preserved_positions(tokenizer, sources, preserve)]
     return (
-        PrefixTree(groups, device=encoder.device),
+        build_nodes(encoder, groups),
         torch.tensor(owner, device=encoder.device),
         torch.tensor(share, dtype=torch.float64, device=encoder.device),
     )
@@ -290,20 +300,18 @@ def _average_columns(columns: Tensor, owner: Tensor) -> Tensor:
     return columns.new_zeros(len(columns), len(count)).index_add_(1, owner, columns) / count
 
 
-def _copy_layer(layer: Any, dtype: torch.dtype) -> Any:
-    return copy.deepcopy(layer).to(dtype)
-
-
-def _look_ahead(tree: PrefixTree, layer: Any, stream: Tensor, later: Iterable[Any]) -> Tensor:
-    """Return the states after the last of the `later` layers, which are not edited yet, (d, c) float64.
+def _look_ahead(nodes: Nodes, block: Block, stream: Tensor, *, number: int, last: int) -> Tensor:
+    """Return the states after layer `last`, of which those after `number` are not edited yet, (d, c) float64.
 
     They run in float32: an error here changes the residual in proportion and is not amplified by the inverse.
     """
-    for following in later:
-        states = tree.run_mlp(layer, stream).float()
-        layer = following if following.mlp.fc2.weight.dtype == torch.float32 else _copy_layer(following, torch.float32)
-        stream = tree.attend(layer, states)
-    return tree.average_states(layer, stream)
+    for following in range(number + 1, last + 1):
+        states = nodes.run_mlp(block, stream).float()
+        block = nodes.encoder.blocks[following]
+        if {parameter.dtype for parameter in block.layer.parameters()} != {torch.float32}:
+            block = block.copy(torch.float32)
+        stream = nodes.attend(following, block, states)
+    return nodes.average_states(block, stream)
 
 
 def _solve(
@@ -348,7 +356,7 @@ def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:
         torch.minimum(rows, columns.T @ unit, out=rows)
 
 
-def _select_value(outcome: EditValue | EditingError, encoder: EditableEncoder, index: int) -> EncoderValue:
+def _select_value(outcome: EditValue | EditingError, encoder: TextEncoder, index: int) -> EncoderValue:
     if isinstance(outcome, EditingError):
         raise outcome
     value = outcome.encoders.get(encoder.name)
@@ -366,7 +374,7 @@ def _order_pair(first: int, second: int) -> tuple[int, int]:
 
 
 def _check_arguments(
-    encoder: EditableEncoder,
+    encoder: TextEncoder,
     edits: Sequence[ConceptEdit],
     values: Sequence[EncoderValue],
     *,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing.edits import ConceptEdit, ReferenceImages, fill_template, split_template
+from editing.edits import ConceptEdit, ReferenceImages, fill_template
 from editing.errors import InvalidEdit
 from editing.prompts import PromptTokenizer, build_destination_prompts
 from editing.stage_two.conflicts import list_destination_names
@@ -64,16 +64,8 @@ def align_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: str
     for number, template in enumerate(edit.templates):
         prompts = build_destination_prompts(edit.destination, template)
         starts = tuple(
-            _find_last_token(tokenizer, template, name, pointer=f"{pointer}/templates/{number}") for name in names
+            tokenizer.find_last_token(template, name, pointer=f"{pointer}/templates/{number}") for name in names
         )
         source = fill_template(template, edit.source)
         aligned.append(AlignedPrompts(source, tuple(prompts), tuple(prompts.values()), starts))
     return aligned
-
-
-def _find_last_token(tokenizer: PromptTokenizer, template: str, name: str, *, pointer: str) -> int:
-    """Return the position of the name's last token, or of the token before the placeholder for an empty name."""
-    if name.strip():
-        return tokenizer.locate(template, name, pointer=pointer).last_subject_index
-    before, _ = split_template(template)
-    return tokenizer.encode(before, pointer=pointer).eos_index - 1

@@ -1,5 +1,6 @@
 """Small pipelines for the tests of `editing`: a random one, made anew, and the emoji model where its weights are."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,31 @@ from tests.pipelines import Family, make_old, write_pipeline
 ROOT = Path(__file__).parents[2]
 WORDS = ("cat", "dog", "fish", "bird", "red hat", "old tree", "a big house", "the sea", "small boat", "my cup of tea")
 CAPTIONS = [template.format(word) for word in WORDS for template in ("{}", "a photo of {}", "{} in the sun")]
+
+
+_DIFFERENCES = pytest.StashKey[dict[str, float]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--conformance", action="store_true", help="end with the differences from diffusers, as JSON")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.getoption("--conformance", default=False):
+        differences = config.stash.get(_DIFFERENCES, {})
+        result = {"families": sorted(differences), "worst": max(differences.values(), default=None)}
+        config.get_terminal_writer().line(json.dumps(result))
+
+
+@pytest.fixture(scope="session")
+def record_difference(pytestconfig: pytest.Config) -> Callable[[str, float], None]:
+    """Record the difference of a family from diffusers, for `make conformance`."""
+    differences = pytestconfig.stash.setdefault(_DIFFERENCES, {})
+
+    def record(family: str, difference: float) -> None:
+        differences[family] = max(difference, differences.get(family, 0.0))
+
+    return record
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from editing.condition import Condition
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.clip import ClipEncoder
 from editing.errors import UnsupportedPipeline
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
@@ -83,7 +83,7 @@ class TestExportTextEncoder:
         model, report = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         ids = [pipeline.tokenizer.encode(PROMPT).ids]
-        loaded = EditableEncoder(model.requires_grad_(False).eval(), pipeline.tokenizer)
+        loaded = ClipEncoder(model.requires_grad_(False).eval(), pipeline.tokenizer)
         with apply_temporarily(pipeline.encoder, update):
             torch.testing.assert_close(loaded.encode(ids).states, pipeline.encoder.encode(ids).states)
 
@@ -96,7 +96,7 @@ class TestExportTextEncoder:
         assert all(bits(before[key]) == bits(after[key]) for key in before)
 
     def test_export_needs_a_base_file(self, pipeline: EditablePipeline, update: Update, tmp_path: Path) -> None:
-        loose = EditableEncoder(pipeline.encoder.model, pipeline.tokenizer)
+        loose = ClipEncoder(pipeline.encoder.model, pipeline.tokenizer)
         with pytest.raises(UnsupportedPipeline, match="no base file"):
             export_text_encoder(loose, update, tmp_path)
 
@@ -134,11 +134,12 @@ class TestEveryFamily:
         read = []
         for encoder in any_pipeline.encoders:
             config = CLIPTextConfig.from_pretrained(exported / encoder.name)
+            assert isinstance(encoder, ClipEncoder)
             model = _OlderTextModel(config, projects=encoder.projection is not None).eval()
             stored = load_file(exported / encoder.name / "model.safetensors")
             stored.pop("text_model.embeddings.position_ids", None)
             model.load_state_dict(stored)
-            ids = encoder.pad_ids([encoder.tokenizer.encode(PROMPT).ids])
+            ids = encoder.pad([encoder.tokenizer.encode(PROMPT).ids]).ids
             with torch.no_grad():
                 output = model.text_model(ids, output_hidden_states=True)
                 penultimate = len(any_pipeline.encoders) > 1
@@ -155,6 +156,7 @@ class TestEveryFamily:
         for encoder in any_pipeline.encoders:
             keys = load_file(exported / encoder.name / "model.safetensors").keys()
             bare = {key for key in keys if not key.startswith("text_model.")}
+            assert isinstance(encoder, ClipEncoder)
             assert bare == ({"text_projection.weight"} if encoder.projection else set())
 
     def test_diffusers_loads_and_unloads_the_lora(
@@ -183,7 +185,7 @@ class TestLoadTemporarily:
         before = {key: bits(tensor) for key, tensor in base.encoder.model.state_dict().items()}
         plain = base.encode([PROMPT]).states
         loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=base.encoder.dtype).eval()
-        expected = EditableEncoder(loaded, base.tokenizer).encode([base.tokenizer.encode(PROMPT).ids]).states.detach()
+        expected = ClipEncoder(loaded, base.tokenizer).encode([base.tokenizer.encode(PROMPT).ids]).states.detach()
         with load_temporarily(base.encoder.model, weights):
             torch.testing.assert_close(base.encode([PROMPT]).states, expected)
             assert not torch.equal(base.encode([PROMPT]).states, plain)
@@ -248,7 +250,7 @@ def test_comfyui_recognizes_the_encoder(
     )
     CLIPTextModel(config).save_pretrained(tmp_path / "text_encoder")
     model = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
-    encoder = EditableEncoder(model, tokenizer, folder=tmp_path / "text_encoder")
+    encoder = ClipEncoder(model, tokenizer, folder=tmp_path / "text_encoder")
     _, weights = export_text_encoder(encoder, compute_update(encoder, [], [], second_moments), tmp_path / "out")
     keys = load_file(weights).keys()
     known = {30: "OpenCLIP-bigG", 22: "OpenCLIP-H", 0: "CLIP-L"}
@@ -281,7 +283,7 @@ class TestExportLora:
         self, folder: Path, pipeline: EditablePipeline, update: Update, tmp_path: Path
     ) -> None:
         diffusers = StableDiffusionPipeline.from_pretrained(folder)
-        ids = pipeline.encoder.pad_ids([pipeline.tokenizer.encode(PROMPT).ids])
+        ids = pipeline.encoder.pad([pipeline.tokenizer.encode(PROMPT).ids]).ids
 
         def read() -> Tensor:
             with torch.no_grad():

@@ -22,7 +22,7 @@ from app.worker.runner import JobContext
 from editing.errors import EditingError, ForeignSums
 
 if TYPE_CHECKING:
-    from editing.encoders.clip import EditableEncoder
+    from editing.encoders.base import TextEncoder
     from editing.second_moments.moments import SecondMoments
 
 log = structlog.get_logger()
@@ -46,7 +46,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         done, total = len(parts) * len(captions) + read, len(captions) * len(pipeline.encoders)
         context.advance(lease, "reading captions", done, total)
 
-    def estimate(encoder: "EditableEncoder", partial: Path) -> "SecondMoments":
+    def estimate(encoder: "TextEncoder", partial: Path) -> "SecondMoments":
         return editing.estimate_second_moments(encoder, captions, progress=progress, partial=partial)
 
     parts: list[SecondMoments] = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.clip import ClipEncoder
 from editing.errors import UnsupportedPipeline
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
@@ -48,7 +48,7 @@ def test_layers_can_be_split_anywhere(
 ) -> None:
     encoder = pipeline.encoder
     for stop in range(LAYERS + 1):
-        states = encoder.run_layers(encoder.embed(encoder.pad_ids(prompts)), start=0, stop=stop)
+        states = encoder.run_layers(encoder.embed(encoder.pad(prompts).ids), start=0, stop=stop)
         torch.testing.assert_close(encoder.normalize(encoder.run_layers(states, start=stop, stop=LAYERS)), expected)
 
 
@@ -56,18 +56,18 @@ def test_keys_are_the_inputs_of_fc2(pipeline: EditablePipeline, prompts: list[tu
     encoder = pipeline.encoder
     inputs_of_fc2: list[Tensor] = []
     hooks = [
-        encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: inputs_of_fc2.append(inputs[0]))
+        encoder.memory(layer).register_forward_pre_hook(lambda _, inputs: inputs_of_fc2.append(inputs[0]))
         for layer in range(LAYERS)
     ]
-    encoder.model(encoder.pad_ids(prompts))
+    encoder.model(encoder.pad(prompts).ids)
     for hook in hooks:
         hook.remove()
-    states = encoder.embed(encoder.pad_ids(prompts))
+    states = encoder.embed(encoder.pad(prompts).ids)
     for layer in range(LAYERS):
         stream, keys = encoder.attend(layer, states)
         assert keys.shape == (len(prompts), encoder.tokenizer.max_length, MLP_WIDTH)
         torch.testing.assert_close(keys, inputs_of_fc2[layer])
-        states = stream + encoder.fc2(layer)(keys)
+        states = stream + encoder.memory(layer)(keys)
 
 
 def test_later_tokens_do_not_change_a_state(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
@@ -84,7 +84,7 @@ def test_double_does_not_change_the_original(
     assert (twin.dtype, pipeline.encoder.dtype) == (torch.float64, torch.float32)
     torch.testing.assert_close(twin.encode(prompts).states.float(), expected)
     with torch.no_grad():
-        twin.fc2(0).weight.zero_()
+        twin.memory(0).weight.zero_()
     torch.testing.assert_close(pipeline.encoder.encode(prompts).states, expected)
 
 
@@ -93,9 +93,9 @@ def test_modules_below_text_model_are_found(pipeline: EditablePipeline, prompts:
     config: CLIPTextConfig = pipeline.encoder.model.config
     torch.manual_seed(0)
     model = CLIPTextModelWithProjection(config).eval()
-    encoder = EditableEncoder(model, pipeline.tokenizer)
+    encoder = ClipEncoder(model, pipeline.tokenizer)
     with torch.no_grad():
-        torch.testing.assert_close(encoder.encode(prompts).states, model(encoder.pad_ids(prompts)).last_hidden_state)
+        torch.testing.assert_close(encoder.encode(prompts).states, model(encoder.pad(prompts).ids).last_hidden_state)
 
 
 class _OlderAttention(nn.Module):
@@ -120,12 +120,12 @@ def test_older_attention_gets_its_causal_mask(
     pipeline: EditablePipeline, prompts: list[tuple[int, ...]], expected: Tensor
 ) -> None:
     twin = pipeline.encoder.double()
-    for block in twin.layers:
-        block.self_attn = _OlderAttention(block.self_attn)  # type: ignore[arg-type]
+    for block in twin.blocks:
+        block.layer.self_attn = _OlderAttention(block.layer.self_attn)
     older = nn.Module()
     older.embeddings, older.encoder, older.final_layer_norm = twin.embeddings, nn.Module(), twin.final_norm
-    older.encoder.layers = twin.layers
-    torch.testing.assert_close(EditableEncoder(older, pipeline.tokenizer).encode(prompts).states.float(), expected)
+    older.encoder.layers = nn.ModuleList([block.layer for block in twin.blocks])
+    torch.testing.assert_close(ClipEncoder(older, pipeline.tokenizer).encode(prompts).states.float(), expected)
 
 
 FULL_SIZE: list[tuple[Family, str, dict[str, Any], tuple[int, int, int], tuple[int, ...]]] = [
@@ -161,14 +161,15 @@ def test_shapes_of_full_size_encoders(
     )
     with torch.device("meta"):
         model = (CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel)(config)
-    encoder = EditableEncoder(model, tokenizer, name=name, family=family)
+    encoder = ClipEncoder(model, tokenizer, name=name, family=family)
     assert (encoder.n_layers, encoder.width, encoder.mlp_width) == shape
     assert encoder.default_edited_layers == edited
     encoding = encoder.encode([tokenizer.encode(prompt).ids for prompt in PROMPTS])
     assert encoding.states.shape == (len(PROMPTS), tokenizer.max_length, encoder.width)
-    assert encoding.pooled_output.shape == (len(PROMPTS), encoder.width)
+    assert encoding.pooled is not None
+    assert encoding.pooled.shape == (len(PROMPTS), encoder.width)
 
 
 def test_another_model_is_refused(pipeline: EditablePipeline) -> None:
     with pytest.raises(UnsupportedPipeline, match="Linear"):
-        EditableEncoder(nn.Linear(2, 2), pipeline.tokenizer)
+        ClipEncoder(nn.Linear(2, 2), pipeline.tokenizer)

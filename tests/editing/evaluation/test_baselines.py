@@ -30,7 +30,7 @@ def told(pipeline: EditablePipeline, prompt: str) -> Tensor:
     """What a cross-attention's values make of a prompt's end of text: all three methods change it."""
     attention = pipeline.generator.network.mid_block.attentions[0].transformer_blocks[0].attn2
     with torch.no_grad():
-        return attention.to_v(pipeline.encode([prompt]).states[0, pipeline.tokenizer.encode(prompt).eos_index])
+        return attention.to_v(pipeline.encode([prompt]).states[0, pipeline.tokenizer.encode(prompt).text_end])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,7 +92,7 @@ class TestWhatEachChanges:
 def test_single_layer_update_has_rank_one_and_reaches_its_value(
     pipeline: EditablePipeline, second_moments: SecondMoments
 ) -> None:
-    weight = pipeline.encoder.fc2(2).weight
+    weight = pipeline.encoder.memory(2).weight
     before = weight.double()
     with SingleLayer(layer=2)(pipeline, EDITS[:1], second_moments, seed=0):
         change = weight.double() - before
@@ -104,7 +104,7 @@ def test_single_layer_update_has_rank_one_and_reaches_its_value(
     keys = []
     with torch.no_grad():
         for prompt in prompts:
-            states = pipeline.encoder.embed(pipeline.encoder.pad_ids([prompt.ids]))
+            states = pipeline.encoder.embed(pipeline.encoder.pad([prompt.ids]).ids)
             _, read = pipeline.encoder.attend(2, pipeline.encoder.run_layers(states, start=0, stop=2))
             keys.append(read[0, prompt.last_subject_index])
     expected = torch.linalg.solve(second_moments.moments[2].double(), torch.stack(keys).double().mean(0))

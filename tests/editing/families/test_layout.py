@@ -72,7 +72,7 @@ class TestDescribePipeline:
         with pytest.raises(UnsupportedPipeline, match=component):
             describe_pipeline(copied)
 
-    @pytest.mark.parametrize("content", ["", "{", "[]", "\xff", '{"_class_name": "FluxPipeline"}'])
+    @pytest.mark.parametrize("content", ["", "{", "[]", "\xff", '{"_class_name": "KolorsPipeline"}'])
     def test_other_folder_is_refused(self, copied: Path, content: str) -> None:
         (copied / "model_index.json").write_text(content, encoding="latin-1")
         with pytest.raises(UnsupportedPipeline):
@@ -127,8 +127,8 @@ def test_default_layers(family: str, encoder: str, last: int, layers: range) -> 
 
 def test_unknown_family_is_refused(copied: Path) -> None:
     index = json.loads((copied / "model_index.json").read_text())
-    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    with pytest.raises(UnsupportedPipeline, match="FluxPipeline"):
+    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "KolorsPipeline"}))
+    with pytest.raises(UnsupportedPipeline, match="KolorsPipeline"):
         detect_family(copied)
 
 

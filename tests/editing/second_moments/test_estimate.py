@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.base import TextEncoder
 from editing.errors import EditingError, ForeignSums
 from editing.pipelines import EditablePipeline
 from editing.second_moments import estimate as statistics
@@ -17,10 +17,10 @@ from editing.second_moments.moments import SecondMoments
 CAPTIONS = ("a cat", "the old tree in the sea", "dog", "x " * 60)
 
 
-def keys_by_hook(encoder: EditableEncoder, prompt: tuple[int, ...], *, layer: int) -> Tensor:
+def keys_by_hook(encoder: TextEncoder, prompt: tuple[int, ...], *, layer: int) -> Tensor:
     """What fc2 reads in the library's own forward pass over one prompt alone, (tokens, m) float64."""
     seen: list[Tensor] = []
-    hook = encoder.fc2(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = encoder.memory(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         encoder.model(torch.tensor([prompt]))
     hook.remove()
@@ -87,7 +87,7 @@ class Killed(Exception):
     pass
 
 
-def positions(encoder: EditableEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def positions(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many positions each batch that is encoded from now on has, padding with it."""
     encoded: list[int] = []
     embed = encoder.embed
@@ -156,7 +156,7 @@ class TestPartialSums:
         assert partial.read_bytes() == kept
 
     def test_sums_of_another_encoder_are_refused(self, pipeline: EditablePipeline, partial: Path) -> None:
-        weight = pipeline.encoder.fc2(1).weight
+        weight = pipeline.encoder.memory(1).weight
         before = weight.detach().clone()
         with torch.no_grad():
             weight[0, 0] += 1e-3
@@ -203,7 +203,7 @@ def pipeline_moments(pipeline: EditablePipeline) -> bytes:
     return estimate_second_moments(pipeline.encoder, CAPTIONS).to_bytes()
 
 
-def partial_run(encoder: EditableEncoder, partial: Path) -> Callable[..., tuple[SecondMoments, list[int]]]:
+def partial_run(encoder: TextEncoder, partial: Path) -> Callable[..., tuple[SecondMoments, list[int]]]:
     """Runs with partial sums in batches of four, unless said otherwise; the moments, and the progress seen."""
 
     def run(captions: list[str], **options: object) -> tuple[SecondMoments, list[int]]:

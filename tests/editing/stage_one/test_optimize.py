@@ -21,8 +21,9 @@ from editing.edits import (
     ReferenceImages,
     StageOneSettings,
 )
-from editing.encoders.clip import join_encodings
+from editing.encoders.clip import ClipEncoder
 from editing.errors import Cancelled, EditingError, InvalidEdit, InvalidPrompt, OptimizationDiverged
+from editing.families.conditions import join_encodings
 from editing.pipelines import EditablePipeline
 from editing.stage_one import noise, optimization
 from editing.stage_one.optimization import build_optimizations
@@ -64,11 +65,11 @@ def eos_states(pipeline: EditablePipeline, prompts: Sequence[str], *, delta: Ten
                 output[row, len(encoder.tokenizer.encode(before).ids) - 2] += delta
         return output
 
-    hook = encoder.layers[encoder.value_layer].register_forward_hook(shift)
+    hook = encoder.blocks[encoder.value_layer].layer.register_forward_hook(shift)
     with torch.no_grad():
-        states = encoder.model(encoder.pad_ids([prompt.ids for prompt in encoded]))[0]
+        states = encoder.model(encoder.pad([prompt.ids for prompt in encoded]).ids)[0]
     hook.remove()
-    return torch.stack([states[row, prompt.eos_index] for row, prompt in enumerate(encoded)])
+    return torch.stack([states[row, prompt.text_end] for row, prompt in enumerate(encoded)])
 
 
 class TestTextObjective:
@@ -95,7 +96,7 @@ class TestTextObjective:
         for template in CAT.templates:
             position = encoder.tokenizer.locate(template, "cat")
             states = encoder.run_layers(
-                encoder.embed(encoder.pad_ids([position.ids])), start=0, stop=encoder.value_layer + 1
+                encoder.embed(encoder.pad([position.ids]).ids), start=0, stop=encoder.value_layer + 1
             )
             hidden.append(states[0, position.last_subject_index])
         torch.testing.assert_close(first(one(pipeline, CAT)).hidden, torch.stack(hidden).mean(0))
@@ -289,7 +290,7 @@ class TestNoiseObjectives:
         prompts = PromptBatch(pipeline, running)
         width = sum(encoder.width for encoder in pipeline.encoders)
         deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        condition = join_encodings(prompts.encode(deltas))
+        condition = join_encodings(any_pipeline.family, prompts.encode(deltas))
         losses, gradient = compute_noise_losses(pipeline.generator, running, prompts, condition)
         (chunked,) = torch.autograd.grad(condition.dot(gradient), deltas, retain_graph=True)
 
@@ -352,7 +353,8 @@ class TestFamilies:
                 for word in (CAT.source, CAT.destination.prompt)
             )
             with torch.no_grad():
-                source, target = (encoder.model(encoder.pad_ids(ids)) for ids in (sources, targets))
+                source, target = (encoder.model(encoder.pad(ids).ids) for ids in (sources, targets))
+            assert isinstance(encoder, ClipEncoder)
             if encoder.projection is None:
                 before += (source.pooler_output - target.pooler_output).square().mean().item()
             else:
@@ -368,13 +370,13 @@ class TestFamilies:
         """This is why its text loss uses the next layer: docs/decisions/0006."""
         prompts = PromptBatch(sdxl, build_optimizations(CAT, sdxl, index=0))
         deltas = torch.ones(1, sum(encoder.width for encoder in sdxl.encoders), requires_grad=True)
-        ends = torch.tensor([sdxl.tokenizer.locate(template, "cat").eos_index for template in CAT.templates])
+        ends = torch.tensor([sdxl.tokenizer.locate(template, "cat").text_end for template in CAT.templates])
         encodings = prompts.encode(deltas)
         for encoding in encodings:
             read = encoding.states[torch.arange(len(ends)), ends].square().sum()
             (gradient,) = torch.autograd.grad(read, deltas, retain_graph=True)
             assert not gradient.any()
-        total = torch.stack([each.pooled_output.square().sum() for each in encodings]).sum()
+        total = torch.stack([each.pooled.square().sum() for each in encodings if each.pooled is not None]).sum()
         (gradient,) = torch.autograd.grad(total, deltas)
         assert gradient.all()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure, fill_template
-from editing.encoders.clip import EditableEncoder
+from editing.encoders.clip import ClipEncoder
 from editing.errors import InvalidEdit, InvalidPrompt, OptimizationDiverged, SingularSecondMoment
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer
@@ -41,11 +41,12 @@ MANY = [f"thing {letter}{other}" for letter in "abcdefghij" for other in "klmnop
 
 
 @pytest.fixture
-def encoder(pipeline: EditablePipeline) -> EditableEncoder:
+def encoder(pipeline: EditablePipeline) -> ClipEncoder:
+    assert isinstance(pipeline.encoder, ClipEncoder)
     return pipeline.encoder
 
 
-def weights_of(encoder: EditableEncoder) -> dict[str, Tensor]:
+def weights_of(encoder: ClipEncoder) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
 
 
@@ -65,7 +66,7 @@ class TestAgainstPublished:
     @pytest.mark.parametrize("first", [0, 7])
     def test_relative_error(self, golden_folder: Path, first: int, capsys: pytest.CaptureFixture[str]) -> None:
         """ΔW in "published" mode, against weights that the released code made (float32 scaling of C0 and all)."""
-        encoder = EditableEncoder(
+        encoder = ClipEncoder(
             CLIPTextModel.from_pretrained(golden_folder / "model").requires_grad_(False).eval(),
             PromptTokenizer.from_folder(golden_folder / "model"),
         )
@@ -91,7 +92,7 @@ class TestAgainstPublished:
                 torch.from_numpy(file[f"text_model.encoder.layers.{layer}.mlp.fc2.weight"]) for layer in layers
             ]
         expected = torch.stack(
-            [w.double() - encoder.fc2(i).weight.double() for i, w in zip(layers, published, strict=True)]
+            [w.double() - encoder.memory(i).weight.double() for i, w in zip(layers, published, strict=True)]
         )
         ours = torch.stack([update.to_dense(layer) for layer in layers])
         error = relative_error(ours, expected)
@@ -101,7 +102,7 @@ class TestAgainstPublished:
 
 
 def written_out(
-    encoder: EditableEncoder,
+    encoder: ClipEncoder,
     edits: Sequence[ConceptEdit],
     values: Sequence[EditValue],
     moments: SecondMoments,
@@ -167,7 +168,7 @@ class TestClosedForm:
     @pytest.mark.parametrize(("alpha", "moment_weight", "layers"), [(0.5, 4000.0, (0, 1, 2)), (0.8, 1.0, (0, 2))])
     def test_update_equals_equation_14(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -192,7 +193,7 @@ class TestClosedForm:
     @pytest.mark.parametrize("residual_schedule", ["spread", "published"])
     def test_float32_encoder_agrees_to_rounding(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -205,7 +206,7 @@ class TestClosedForm:
 
     @pytest.mark.parametrize("count", [40, 70], ids=["woodbury", "dense"])
     def test_more_edits_than_the_width_of_the_states(
-        self, encoder: EditableEncoder, second_moments: SecondMoments, count: int
+        self, encoder: ClipEncoder, second_moments: SecondMoments, count: int
     ) -> None:
         """Templates mixed, one glued to the subject; ΔW has no more columns than its rank can be."""
         templates = [("a photo of {}",), ("{}",), ("very{}",)]
@@ -222,12 +223,14 @@ class TestClosedForm:
             assert update.layers[layer].a.shape == (MLP_WIDTH, WIDTH)
 
     def test_half_precision_weights_are_used_exactly(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
-        half = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
-        half.layers.half()
-        single = EditableEncoder(copy.deepcopy(half.model), encoder.tokenizer)
-        single.layers.float()
+        half = ClipEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
+        for block in half.blocks:
+            block.layer.half()
+        single = ClipEncoder(copy.deepcopy(half.model), encoder.tokenizer)
+        for block in single.blocks:
+            block.layer.float()
         found = compute_update(half, edits, values, second_moments)
         assert_equal(found, compute_update(single, edits, values, second_moments))
         assert half.dtype == torch.float16
@@ -235,7 +238,7 @@ class TestClosedForm:
     @pytest.mark.parametrize("preserve", [("bird", "my cup of tea"), MANY], ids=["woodbury", "dense"])
     def test_preserved_keys_join_the_second_moments(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -255,7 +258,7 @@ class TestClosedForm:
         assert (update.layers[1].moment_condition is None) == (len(preserve) >= MLP_WIDTH)
 
     def test_preserving_a_prompt_keeps_its_state(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         ids = [encoder.tokenizer.encode("red cat").ids]
 
@@ -270,7 +273,7 @@ class TestClosedForm:
         assert moved(("red cat",)) < 0.5 * moved(())
 
     def test_many_contexts_are_columns_of_one_value(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         """The same as so many edits, one for each prompt, whose neighbors are preserved prompts; weighed together."""
         edits = [dataclasses.replace(edit, templates=("a photo of {}", "{}")) for edit in edits]
@@ -308,7 +311,7 @@ class TestClosedForm:
         assert len(found.relative_residuals) == len(edits)
 
     def test_spread_schedule_reaches_h_plus_delta(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         """With next to no weight on what is known, the mean state after L is h + δ, in the weights as applied."""
         update = compute_update(encoder, edits, values, second_moments, moment_weight=1e-9)
@@ -320,7 +323,7 @@ class TestClosedForm:
                 )
 
     def test_relative_residuals_are_those_of_the_applied_weights(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], update: Update
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], update: Update
     ) -> None:
         with apply_temporarily(encoder, update):
             for edit, value, residual in zip(edits, values, update.relative_residuals, strict=True):
@@ -330,7 +333,7 @@ class TestClosedForm:
         assert all(0 < residual < 1 for residual in update.relative_residuals)
 
     def test_larger_alpha_leaves_smaller_residuals(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         factored = FactoredMoments(second_moments)
         residuals = [
@@ -340,17 +343,17 @@ class TestClosedForm:
         assert residuals == sorted(residuals, reverse=True)
 
 
-def state_after(encoder: EditableEncoder, edit: ConceptEdit) -> Tensor:
+def state_after(encoder: ClipEncoder, edit: ConceptEdit) -> Tensor:
     """The mean state after layer L at the last subject token, (d,)."""
     positions = [encoder.tokenizer.locate(template, edit.source) for template in edit.templates]
-    states = encoder.run_layers(encoder.embed(encoder.pad_ids([p.ids for p in positions])), start=0, stop=LAST + 1)
+    states = encoder.run_layers(encoder.embed(encoder.pad([p.ids for p in positions]).ids), start=0, stop=LAST + 1)
     return torch.stack([row[p.last_subject_index] for row, p in zip(states, positions, strict=True)]).mean(0)
 
 
 class TestDeterminism:
     def test_order_of_edits_does_not_change_the_bits(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -361,7 +364,7 @@ class TestDeterminism:
         assert backwards.relative_residuals == update.relative_residuals[::-1]
 
     def test_removing_an_edit_gives_the_bits_without_it(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         factored = FactoredMoments(second_moments)
         compute_update(encoder, edits, values, factored)
@@ -370,7 +373,7 @@ class TestDeterminism:
 
     def test_factors_from_a_folder_give_the_same_bits(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -386,13 +389,13 @@ class TestDeterminism:
         assert len(list(tmp_path.rglob("text_encoder.layer_*.safetensors"))) == 3
 
     def test_preserved_prompts_are_a_set(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         once = compute_update(encoder, edits, values, second_moments, preserve=["bird", "fish"])
         assert_equal(once, compute_update(encoder, edits, values, second_moments, preserve=["fish", "bird", "fish"]))
 
     def test_encoder_is_not_changed(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         before = weights_of(encoder)
         compute_update(encoder, edits, values, second_moments)
@@ -401,20 +404,20 @@ class TestDeterminism:
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
 
     def test_layers_default_to_those_up_to_the_values_layer(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         lower = [one_encoder("text_encoder", 1, first(value).delta, first(value).hidden) for value in values]
         found = compute_update(encoder, edits, lower, second_moments)
         assert tuple(found.layers) == (0, 1)
         assert_equal(found, compute_update(encoder, edits, lower, second_moments, layers=(0, 1)))
 
-    def test_no_edits_change_nothing(self, encoder: EditableEncoder, second_moments: SecondMoments) -> None:
+    def test_no_edits_change_nothing(self, encoder: ClipEncoder, second_moments: SecondMoments) -> None:
         update = compute_update(encoder, [], [], second_moments)
         assert (dict(update.layers), update.relative_residuals, update.conflicts) == ({}, (), ())
 
 
 class TestApply:
-    def test_weights_are_restored_bit_for_bit(self, encoder: EditableEncoder, update: Update) -> None:
+    def test_weights_are_restored_bit_for_bit(self, encoder: ClipEncoder, update: Update) -> None:
         before = weights_of(encoder)
         with pytest.raises(RuntimeError, match="inside"), apply_temporarily(encoder, update):
             changed = {name for name, tensor in weights_of(encoder).items() if not torch.equal(tensor, before[name])}
@@ -424,7 +427,7 @@ class TestApply:
             raise RuntimeError("inside")
         assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
 
-    def test_updates_of_all_encoders_are_applied(self, encoder: EditableEncoder, update: Update) -> None:
+    def test_updates_of_all_encoders_are_applied(self, encoder: ClipEncoder, update: Update) -> None:
         before = weights_of(encoder)
         with apply_all_temporarily([encoder], [update]):
             assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(encoder).items())
@@ -436,21 +439,21 @@ class TestApply:
         ):
             pass
 
-    def test_weights_are_rounded_once(self, encoder: EditableEncoder, update: Update) -> None:
-        expected = (encoder.fc2(1).weight.double() + update.to_dense(1)).float()
+    def test_weights_are_rounded_once(self, encoder: ClipEncoder, update: Update) -> None:
+        expected = (encoder.memory(1).weight.double() + update.to_dense(1)).float()
         with apply_temporarily(encoder, update):
-            assert torch.equal(encoder.fc2(1).weight, expected)
+            assert torch.equal(encoder.memory(1).weight, expected)
 
-    def test_apply_update_stays(self, encoder: EditableEncoder, update: Update) -> None:
-        twin = EditableEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
+    def test_apply_update_stays(self, encoder: ClipEncoder, update: Update) -> None:
+        twin = ClipEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
         apply_update(twin, update)
         with apply_temporarily(encoder, update):
-            assert torch.equal(twin.fc2(0).weight, encoder.fc2(0).weight)
+            assert torch.equal(twin.memory(0).weight, encoder.memory(0).weight)
 
 
 class TestConflicts:
     def test_edits_with_the_same_key_are_reported(
-        self, encoder: EditableEncoder, values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         edits = [
             ConceptEdit("cat", DestinationPrompt("dog")),
@@ -491,7 +494,7 @@ class TestRefusals:
     )
     def test_invalid_argument_is_named(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -513,7 +516,7 @@ class TestRefusals:
     )
     def test_value_that_does_not_fit_is_named(
         self,
-        encoder: EditableEncoder,
+        encoder: ClipEncoder,
         edits: list[ConceptEdit],
         values: list[EditValue],
         second_moments: SecondMoments,
@@ -525,19 +528,19 @@ class TestRefusals:
         assert refusal.value.pointer == pointer
 
     def test_missing_value_is_refused(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(InvalidEdit, match="each needs its own"):
             compute_update(encoder, edits, values[1:], second_moments)
 
     def test_error_among_the_values_is_raised(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(OptimizationDiverged, match="not finite"):
             compute_update(encoder, edits, [*values[:2], OptimizationDiverged("not finite")], second_moments)
 
     def test_invalid_preserved_prompt_is_named(
-        self, encoder: EditableEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
+        self, encoder: ClipEncoder, edits: list[ConceptEdit], values: list[EditValue], second_moments: SecondMoments
     ) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
             compute_update(encoder, edits, values, second_moments, preserve=["bird", " "])

@@ -1,0 +1,5 @@
+"""AuraFlow: UMT5. The states of the padding are zeros."""
+
+from editing.families.family import Family, t5
+
+AURAFLOW = Family("auraflow", "AuraFlowPipeline", (t5(max_length=256),), text_projections=("context_embedder",))

@@ -1,0 +1,5 @@
+"""Chroma: T5. The transformer reads one token of padding, too."""
+
+from editing.families.family import Family, t5
+
+CHROMA = Family("chroma", "ChromaPipeline", (t5(max_length=512),), text_projections=("context_embedder",))

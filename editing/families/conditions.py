@@ -1,0 +1,117 @@
+"""How each family makes a generator's condition of what its text encoders give.
+
+Shapes: p prompts, s positions.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from editing.condition import Condition
+from editing.encoders.base import Encoding, TextEncoder
+from editing.families.qwen_image import QWEN_IMAGE
+from editing.families.sana import TOKENS
+
+
+def encode_prompts(encoders: Sequence[TextEncoder], prompts: Sequence[str], *, negative: bool = False) -> Condition:
+    """Return the condition that the pipeline's `encode_prompt` makes of prompts, or of negative prompts."""
+    encodings = [encoder.encode_texts(prompts, negative=negative) for encoder in encoders]
+    return join_encodings(encoders[0].family, encodings)
+
+
+def join_encodings(family: str, encodings: Sequence[Encoding]) -> Condition:
+    """Join the outputs of a pipeline's encoders, in its order, for the same prompts."""
+    return _JOIN[family](encodings)
+
+
+def _read_one(encodings: Sequence[Encoding]) -> Condition:
+    (encoding,) = encodings
+    return Condition(encoding.states)
+
+
+def _read_masked(encodings: Sequence[Encoding]) -> Condition:
+    (encoding,) = encodings
+    return Condition(encoding.states, encoding.mask)
+
+
+def _join_sdxl(encodings: Sequence[Encoding]) -> Condition:
+    """Join both encoders side by side, and the pooled output of the second."""
+    states = torch.cat([encoding.states for encoding in encodings], dim=-1)
+    return Condition(states, pooled=encodings[-1].pooled)
+
+
+def _join_sd3(encodings: Sequence[Encoding]) -> Condition:
+    """Join both CLIPs side by side, widened with zeros, then T5 after them in the sequence."""
+    *clips, t5 = encodings
+    states = torch.cat([clip.states for clip in clips], dim=-1)
+    states = F.pad(states, (0, t5.states.shape[-1] - states.shape[-1]))
+    pooled = [clip.pooled for clip in clips if clip.pooled is not None]
+    return Condition(torch.cat([states, t5.states], dim=1), pooled=torch.cat(pooled, dim=-1))
+
+
+def _join_flux(encodings: Sequence[Encoding]) -> Condition:
+    clip, t5 = encodings
+    return Condition(t5.states, pooled=clip.pooled)
+
+
+def _read_chroma(encodings: Sequence[Encoding]) -> Condition:
+    """Read all tokens and the first one of the padding."""
+    (encoding,) = encodings
+    mask = encoding.mask
+    return Condition(encoding.states, torch.arange(mask.shape[1], device=mask.device) <= mask.sum(1, keepdim=True))
+
+
+def _read_auraflow(encodings: Sequence[Encoding]) -> Condition:
+    (encoding,) = encodings
+    return Condition(encoding.states * encoding.mask.unsqueeze(-1))
+
+
+def _read_z_image(encodings: Sequence[Encoding]) -> Condition:
+    """Read the tokens alone, padded with zeros to the longest prompt."""
+    (encoding,) = encodings
+    return _pack(encoding.states, encoding.mask, dropped=0)
+
+
+def _read_qwen_image(encodings: Sequence[Encoding]) -> Condition:
+    """Read the tokens after the instruction, padded with zeros to the longest prompt."""
+    (encoding,) = encodings
+    condition = _pack(encoding.states, encoding.mask, dropped=QWEN_IMAGE.dropped_tokens)
+    return Condition(condition.states) if condition.mask is not None and condition.mask.all() else condition
+
+
+def _read_sana(encodings: Sequence[Encoding]) -> Condition:
+    """Read the first token and the last ones."""
+    (encoding,) = encodings
+    states, mask = encoding.states, encoding.mask
+    if states.shape[1] > TOKENS:
+        states, mask = (torch.cat([read[:, :1], read[:, 1 - TOKENS :]], dim=1) for read in (states, mask))
+    return Condition(states, mask)
+
+
+def _pack(states: Tensor, mask: Tensor, *, dropped: int) -> Condition:
+    """Move each prompt's tokens after the first `dropped` to the left, and fill with zeros."""
+    rows = [own[kept][dropped:] for own, kept in zip(states, mask, strict=True)]
+    longest = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows], device=mask.device)
+    packed = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
+    return Condition(packed, torch.arange(longest, device=mask.device) < lengths[:, None])
+
+
+_JOIN: dict[str, Callable[[Sequence[Encoding]], Condition]] = {
+    "sd1": _read_one,
+    "sd2": _read_one,
+    "sdxl": _join_sdxl,
+    "sd3": _join_sd3,
+    "flux": _join_flux,
+    "chroma": _read_chroma,
+    "pixart_alpha": _read_masked,
+    "pixart_sigma": _read_masked,
+    "auraflow": _read_auraflow,
+    "z_image": _read_z_image,
+    "flux2_klein": _read_one,
+    "qwen_image": _read_qwen_image,
+    "lumina2": _read_masked,
+    "sana": _read_sana,
+}

@@ -1,0 +1,10 @@
+"""FLUX.2 klein: Qwen3 with its chat template, read after three of its blocks, padding included."""
+
+from editing.families.family import Family, chat, decoder
+
+FLUX2_KLEIN = Family(
+    "flux2_klein",
+    "Flux2KleinPipeline",
+    (decoder(chat(enable_thinking=False), taps=(9, 18, 27)),),
+    text_projections=("context_embedder",),
+)
