@@ -78,7 +78,7 @@ class ApiServer:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(patience(30))
             self._process = None
 
 

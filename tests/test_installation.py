@@ -10,13 +10,14 @@ import pytest
 
 import editing
 import emender
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[1]
 CONTAINERFILE = ROOT / "deploy/Containerfile"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=250)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=patience(250))
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout.strip()
 

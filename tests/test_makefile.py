@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).parents[1]
 REMAKE = "-m venv --clear .venv"
 
@@ -37,7 +39,9 @@ def write_interpreter(path: Path, version: str) -> Path:
 def run_make(clone: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run make as from a shell, also when make itself runs the tests."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True, timeout=patience(60)
+    )
 
 
 def test_old_python_is_named_with_what_to_do(clone: Path) -> None:

@@ -16,6 +16,7 @@ from app.local.embedded_postgres import find_binary
 from app.main import create_app
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.docs.pages import DOCS, blocks
+from tests.patience import patience
 
 __all__ = ["base_folder", "service"]
 
@@ -62,7 +63,7 @@ def sh(script: str, *, url: str, folder: Path, backup: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=patience(240),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

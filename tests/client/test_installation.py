@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).parents[2]
 MAX_PACKAGES = 14
 MAX_MEGABYTES = 30
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.slow]
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=patience(250), check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return (done.stdout + done.stderr).strip()
 

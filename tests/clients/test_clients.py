@@ -18,6 +18,7 @@ from tests.app.checkpoints.conftest import Service
 from tests.clients.conftest import Table
 from tests.clients.environments import FOLDER, MODEL_SIGNING, NAMES, ClientEnvironment
 from tests.deploy.conftest import Wire
+from tests.patience import patience
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
 REPO, WEIGHTS = "emender/tiny", "text_encoder/model.safetensors"
@@ -78,7 +79,7 @@ def test_every_call_of_the_client_passes(
     }
     script = shutil.copy(FOLDER / "calls.py", tmp_path)
     command: list[str | Path] = [client.bin / "python", "-W", "ignore", script, json.dumps(facts)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=patience(600))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index('{"version"') :])
     answers = table.setdefault(found["version"], {})
@@ -98,7 +99,12 @@ def test_hf_download_gets_a_whole_checkpoint(
     folder = tmp_path / "pulled"
     command: list[str | Path] = [client.bin / "hf", "download", REPO, "--revision", "production", "--local-dir", folder]
     done = subprocess.run(
-        command, env=environment | {"HF_ENDPOINT": server}, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        command,
+        env=environment | {"HF_ENDPOINT": server},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=patience(300),
     )
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() if done.returncode == 0 else ""
     right = digest == next(file["sha256"] for file in published[0]["files"] if file["path"] == WEIGHTS)
@@ -129,16 +135,25 @@ def test_model_signing_verifies_what_hf_download_pulled(
         folder,
     ]
     subprocess.run(
-        download, env=environment | {"HF_ENDPOINT": server}, cwd=tmp_path, check=True, capture_output=True, timeout=300
+        download,
+        env=environment | {"HF_ENDPOINT": server},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=patience(300),
     )
     assert (folder / ".cache").is_dir()  # what hf download leaves there is no obstacle
     command: list[str | Path] = [ClientEnvironment(MODEL_SIGNING).bin / "model_signing", "verify", "key", folder]
     command += ["--signature", folder / "model.sig", "--public_key", key]
-    accepted = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    accepted = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=patience(300)
+    )
     content = bytearray((folder / WEIGHTS).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / WEIGHTS).write_bytes(content)
-    refused = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    refused = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=patience(300)
+    )
     right = (accepted.returncode, refused.returncode) == (0, 1)
     table.setdefault(version_of(client), {})["hf download, then model_signing verify"] = right
     assert right, accepted.stderr + refused.stderr
@@ -166,7 +181,7 @@ def test_an_interrupted_download_resumes(
     command: list[str | Path] = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
     for _ in range(2):
-        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=patience(300))
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr
@@ -192,7 +207,7 @@ def test_snapshot_has_one_commit_while_its_alias_moves(
     command: list[str | Path] = [client.bin / "python", "-W", "ignore", "-c", code]
     given = environment | {"HF_ENDPOINT": wire.url}
     with subprocess.Popen(command, env=given, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        assert wire.stalled.wait(120)
+        assert wire.stalled.wait(patience(120))
         moved = service.client.put(
             "/v1/models/tiny/aliases/production",
             json={"version": "v2"},
@@ -200,7 +215,7 @@ def test_snapshot_has_one_commit_while_its_alias_moves(
         )
         assert moved.status_code == 200
         wire.ended.set()
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=patience(300))
     folder = Path(output.strip().splitlines()[-1])
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     first = next(file["sha256"] for file in published[0]["files"] if file["path"] == WEIGHTS)

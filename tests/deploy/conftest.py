@@ -23,6 +23,7 @@ from emender import pull
 from tests.app.checkpoints.conftest import Service, base_folder, service
 from tests.app.conftest import settings
 from tests.app.hub.conftest import server
+from tests.patience import patience
 
 __all__ = ["base_folder", "server", "service", "settings"]
 
@@ -67,7 +68,7 @@ class Wire:
             content = content[:-1] + bytes([content[-1] ^ 1])
         if name and name == self.pause and request.command == "GET":
             self.stalled.set()
-            self.ended.wait(60)
+            self.ended.wait(patience(60))
         request.send_response_only(answer.status)
         for header, value in answer.getheaders():
             request.send_header(header, value)
@@ -80,7 +81,7 @@ class Wire:
             request.wfile.write(content[: self.stall[name]])
             request.wfile.flush()
             self.stalled.set()
-            self.ended.wait(60)
+            self.ended.wait(patience(60))
             return
         request.wfile.write(content)
 
@@ -144,7 +145,7 @@ class Machine:
     def pull(self, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
         """Return the exit code and the last event."""
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=patience(120))
         assert out, err
         event: dict[str, Any] = json.loads(out.splitlines()[-1])
         return process.returncode, event

@@ -17,6 +17,7 @@ from emender import Client, EmenderError
 from tests.app.checkpoints.conftest import Service
 from tests.app.cli.test_main import emender
 from tests.deploy.conftest import Machine, Wire
+from tests.patience import patience
 
 WEIGHTS = "text_encoder/model.safetensors"
 OWN = {"README.md", "adapters/lora.safetensors", "manifest.json", "model.sig", WEIGHTS}
@@ -34,7 +35,7 @@ def published(service: Service) -> list[str]:
 
 
 def soon(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
@@ -150,7 +151,7 @@ def test_nothing_altered_or_cut_or_killed_becomes_current(
     # Killed in the middle of the weights: the other files are kept, the weights are downloaded from their start
     wire.stall[WEIGHTS] = 1000
     process = machine.start()
-    assert wire.stalled.wait(60)
+    assert wire.stalled.wait(patience(60))
     staged = machine.folder / ".pull" / published[1]
     assert soon(lambda: all((staged / path).exists() for path in OWN - {WEIGHTS}))
     assert machine.pull()[0] == 8  # while the first one works
@@ -185,7 +186,7 @@ def test_nothing_altered_or_cut_or_killed_becomes_current(
     started = time.monotonic()
     code, event = machine.pull()
     assert (code, event["error"]) == (3, "unreachable") and machine.url in event["detail"]
-    assert time.monotonic() - started < 110
+    assert time.monotonic() - started < patience(110)
 
 
 def test_an_unsigned_pull_compares_files_with_the_manifest(machine: Machine, wire: Wire, published: list[str]) -> None:
@@ -212,10 +213,10 @@ def test_a_large_file_is_resumed_and_a_moving_alias_changes_nothing_midway(
     wire.cut["unet/big.bin"] = 40 * 10**6
     wire.pause = WEIGHTS
     process = machine.start()
-    assert wire.stalled.wait(120)
+    assert wire.stalled.wait(patience(120))
     move("v4")
     wire.ended.set()
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=patience(240))
     assert process.returncode == 0, out
     assert machine.current == first and machine.is_whole()
     assert (machine.folder / "current" / "unet" / "big.bin").read_bytes() == content
@@ -243,7 +244,7 @@ def test_watch_follows_the_alias_and_runs_the_command_for_each_checkpoint(
         if command.exists():
             assert machine.environment["EMENDER_API_KEY"].encode() not in command.read_bytes()
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=patience(30))
     finally:
         process.kill()
         process.wait()

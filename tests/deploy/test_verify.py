@@ -20,6 +20,7 @@ from app.worker.signature import sign_files
 from emender import pull
 from emender.cli.main import app
 from emender.pull import PullError, ReleaseDirectory, download, find_changes, read_keys, verify
+from tests.patience import patience
 
 FILES = {
     "README.md": b"# card",
@@ -264,7 +265,7 @@ class TestCommand:
 
 def run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "emender", *command], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "emender", *command], capture_output=True, text=True, check=False, timeout=patience(120)
     )
 
 
@@ -281,7 +282,9 @@ def test_the_puller_needs_only_its_three_packages() -> None:
 def test_the_puller_runs_where_it_is() -> None:
     """Also beside modules with the names of packages, which the folder of a script puts on the path."""
     script = Path(__file__).parents[2] / "deploy" / "pull.py"
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=False, timeout=patience(120)
+    )
     assert done.returncode == 0, done.stderr
     assert "--rollback" in done.stdout
 

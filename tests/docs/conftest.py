@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT, Block
+from tests.patience import patience
+from tests.postgres import server_folder
 from tests.servers import free_port
 
 PRIVATE = (".git", ".venv", "out", "var")  # a reader has their own
@@ -59,7 +61,7 @@ class Reader:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=patience(PATIENCE),
         )
         at = int((notes / "at").read_text())
         printed = (notes / f"{at}.out").read_text()
@@ -68,10 +70,15 @@ class Reader:
 
 
 @pytest.fixture(scope="session")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    folder = tmp_path_factory.mktemp("checkout")
-    for above in (folder, folder.parent, folder.parent.parent):
-        above.chmod(0o711)  # under root Postgres runs as `nobody`
+def checkout() -> Iterator[Path]:
+    """A folder that the user of the embedded Postgres can enter."""
+    with server_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def reader(checkout: Path) -> Iterator[Reader]:
+    folder = checkout
     for entry in ROOT.iterdir():
         if entry.name not in PRIVATE:
             (folder / entry.name).symlink_to(entry)
@@ -103,5 +110,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         yield Reader(folder, environment, port)
     finally:
         process.terminate()
-        process.communicate(timeout=30)  # it says that it stops: to a pipe closed before, that would be an error
+        # It prints that it stops, which would be an error on a pipe that is closed
+        process.communicate(timeout=patience(30))
         assert process.returncode == 0

@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 
 from tests.docs.conftest import Reader
 from tests.docs.pages import ROOT
+from tests.patience import patience
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 NOTEBOOK = ROOT / "examples/first_edit.ipynb"
@@ -33,7 +34,7 @@ def test_notebook_runs_and_shows_thumbnails(reader: Reader, tmp_path: Path, monk
     for name, value in client_environment(reader).items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=int(patience(240)), resources={"metadata": {"path": tmp_path}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     (shown,) = [cell for cell in cells if '<img src="data:image/png;base64,' in find_html(cell)]
     assert shown.source.endswith("\npictures")
@@ -54,7 +55,7 @@ def test_batch_script_prints_the_checkpoint(reader: Reader, tmp_path: Path) -> N
         "--alias",
         "new",
     ]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=patience(240))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("v1: 2 edits, commit ")
 

@@ -35,6 +35,7 @@ from tests.app.conftest import Headers, issue_keys
 from tests.faults.outcomes import Outcome, Outcomes, pytest_addoption, pytest_configure, pytest_terminal_summary
 from tests.patience import patience
 from tests.pipelines import LAYERS, WIDTH, write_pipeline
+from tests.postgres import initialize, server_folder
 from tests.servers import ApiServer, RedisServer, environment, require_redis
 
 __all__ = ["base_folder", "pytest_addoption", "pytest_configure", "pytest_terminal_summary"]
@@ -387,10 +388,8 @@ def site(clean_database: Engine, database_url: str, base_folder: Path, tmp_path:
 @contextmanager
 def own_site(folder: Path, base: Path, **given: Any) -> Iterator[tuple[Site, EmbeddedPostgres]]:
     """A service on a Postgres of its own, its API started."""
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o711)  # under root the server runs as `nobody`
     with ExitStack() as stack:
-        postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
+        postgres = stack.enter_context(EmbeddedPostgres(initialize(stack.enter_context(server_folder()))))
         engine = connect(postgres.url)
         upgrade(engine)
         engine.dispose()

@@ -27,6 +27,7 @@ from app.storage.scrub import scrub
 from emender import pull
 from tests.faults.conftest import LEASE_SECONDS, QUICK, Site, WorkerProcess, own_site, postmaster, until
 from tests.faults.outcomes import Outcomes
+from tests.patience import patience
 from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.soak, pytest.mark.timeout(0)]
@@ -141,7 +142,9 @@ class Load:
         command = [sys.executable, "-I", pull.__file__, "--endpoint", self.site.api.url]
         command += ["--model", "emender/tiny", "--revision", "production", "--folder", str(self.site.folder / "fleet")]
         command += ["--key", str(self.site.folder / "public.pem")]
-        done = subprocess.run(command, env={"EMENDER_API_KEY": token}, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, env={"EMENDER_API_KEY": token}, capture_output=True, text=True, timeout=patience(300)
+        )
         nothing_yet = done.returncode == 5 and not self.operations["pulls"]
         if done.returncode == 0:
             self.operations["pulls"] += 1

@@ -15,6 +15,7 @@ import pytest
 from app.db.models import ModelFile
 from tests.deploy.conftest import Wire, wire
 from tests.faults.conftest import Site
+from tests.patience import patience
 from tests.servers import environment
 
 __all__ = ["wire"]
@@ -147,10 +148,10 @@ def test_a_snapshot_is_of_one_checkpoint_when_its_alias_moves(
     given = {"HF_ENDPOINT": wire.url, "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": token}
     command = [sys.executable, "-W", "ignore", "-c", code]
     with subprocess.Popen(command, env=os.environ | given, stdout=subprocess.PIPE, text=True) as client:
-        assert wire.stalled.wait(120)
+        assert wire.stalled.wait(patience(120))
         assert site.move_alias(other["version"]).status_code == 200
         wire.ended.set()
-        output, _ = client.communicate(timeout=240)
+        output, _ = client.communicate(timeout=patience(240))
     folder = Path(output.strip().splitlines()[-1])
     assert folder.name == published["commit"] != other["commit"]
     expected = {file["path"]: file["sha256"] for file in published["files"]}

@@ -103,7 +103,7 @@ def test_a_worker_ends_when_its_parent_is_killed(
         for victim in victims:
             processes[victim].kill()
         killed = time.monotonic()
-        psutil.wait_procs(children, timeout=60)
+        psutil.wait_procs(children, timeout=patience(60))
     with serve() as second:
         attempts = len(victims)  # a worker that lost its parent gives its work back, which costs no attempt
         site.job_table.await_step(job_id, attempt=attempts)
@@ -111,7 +111,7 @@ def test_a_worker_ends_when_its_parent_is_killed(
         site.job_table.await_state(job_id, "succeeded")
         assert_done_once(site.job_table, job_id, attempt=attempts)
         second.terminate()
-        second.wait(60)
+        second.wait(patience(60))
     what = "a worker and its parent" if "worker" in victims else "a worker's parent"
     note = f"attempt {attempts} started, after the start of another"
     outcome(1, f"`kill -9` of {what} in an edit", recovery=recovery, note=note, **site.job_table.tally([edit_id]))

@@ -17,6 +17,7 @@ from app.local.child_process import die_with_parent
 from app.local.supervisor import to_environment
 from app.settings import Settings
 from tests.app.conftest import Headers
+from tests.patience import patience
 from tests.servers import free_port
 
 
@@ -68,7 +69,7 @@ def start_api(settings: Settings, keys: Mapping[str, Headers], *, log: Path, **e
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, trust_env=False) as client:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + patience(120)
             while True:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, "the server does not answer"
@@ -80,4 +81,4 @@ def start_api(settings: Settings, keys: Mapping[str, Headers], *, log: Path, **e
             yield Server(("127.0.0.1", port), client, keys, psutil.Process(process.pid), log)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(patience(30))

@@ -18,6 +18,7 @@ from app.local.child_process import die_with_parent
 from app.local.supervisor import to_environment
 from app.settings import Settings
 from tests.app.conftest import issue_keys
+from tests.patience import patience
 from tests.security.servers import Server, start_api
 from tests.servers import RedisServer, require_redis
 
@@ -122,7 +123,7 @@ def test_no_secret_is_in_logs_responses_or_the_database(
         try:
             model = {"name": "broken", "source": "broken"}
             assert api.client.post("/v1/models", headers=keys["admin"], json=model).status_code == 202
-            deadline = time.monotonic() + 200
+            deadline = time.monotonic() + patience(200)
             while api.client.get("/v1/models/broken", headers=keys["admin"]).json()["state"] == "registering":
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
@@ -130,7 +131,7 @@ def test_no_secret_is_in_logs_responses_or_the_database(
             lines = command_lines(api.process.pid, worker.pid)
         finally:
             worker.terminate()
-            worker.wait(60)
+            worker.wait(patience(60))
     told = {
         "the API's log": api.log.read_text(),
         "the worker's log": log.read_text(),

@@ -17,6 +17,7 @@ from app.settings import Settings
 from emender import Client
 from emender.cli.errors import ExitCode
 from tests.app.checkpoints.conftest import Service, base_folder, service
+from tests.patience import patience
 
 __all__ = ["base_folder", "service"]
 
@@ -25,7 +26,9 @@ def emender(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     """Run the command in a process of its own, with only these settings."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
     command = [sys.executable, "-m", "app.cli.main", *arguments]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=clean | environment, capture_output=True, text=True, timeout=patience(120), check=False
+    )
 
 
 def test_invalid_setting_is_named() -> None:

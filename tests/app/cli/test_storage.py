@@ -20,6 +20,7 @@ from app.local.supervisor import to_environment
 from app.settings import Settings
 from app.storage import open_store
 from tests.app.storage.conftest import Damage, damage, store, store_settings
+from tests.patience import patience
 
 __all__ = ["damage", "store", "store_settings"]
 
@@ -29,7 +30,9 @@ Command = Callable[..., Result]
 def emender(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
     command = [sys.executable, "-m", "app.cli.main", "storage", *arguments]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=clean | environment, capture_output=True, text=True, timeout=patience(120), check=False
+    )
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import InternalError
 
 from app.db.engine import connect
+from tests.patience import patience
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_idle_transaction_is_ended_and_its_locks_released(engine: Engine, idle_l
     with idle_limited.connect() as frozen, engine.connect() as other:
         frozen.execute(lock)
         assert other.execute(free).scalar() is False
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience(30)
         while not other.execute(free).scalar():
             assert time.monotonic() < deadline
             time.sleep(0.1)

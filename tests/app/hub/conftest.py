@@ -13,6 +13,7 @@ import pytest
 
 from app.settings import Settings
 from tests.app.checkpoints.conftest import Service, base_folder, s3_service, service
+from tests.patience import patience
 from tests.servers import ApiServer
 
 __all__ = ["base_folder", "s3_service", "service"]
@@ -60,7 +61,9 @@ def puller(server: str, service: Service, tmp_path: Path) -> Callable[..., Any]:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-c", CLIENT + code, str(tmp_path / "pulled")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=patience(240), check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.strip().splitlines()[-1])
 

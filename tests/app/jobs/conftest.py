@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 
 from app.jobs.notifier import NotifierUnavailable, Work
+from tests.patience import patience
 from tests.servers import RedisServer, require_redis
 
 
@@ -60,5 +61,5 @@ def listening() -> Iterator[Callable[..., threading.Event]]:
     yield listen
     for thread, stopping in started:
         stopping.set()
-        thread.join(timeout=20)
+        thread.join(timeout=patience(20))
         assert not thread.is_alive(), "the listener did not stop"

@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from app.jobs.notifier import NotifierUnavailable
 from app.jobs.redis_notifier import RedisNotifier
+from tests.patience import patience
 from tests.servers import RedisServer, free_port
 
 Listening = Callable[..., threading.Event]
@@ -35,7 +36,7 @@ class Calls:
         return False
 
     def wait(self) -> float:
-        return self.calls.get(timeout=20)
+        return self.calls.get(timeout=patience(20))
 
 
 def test_each_notification_calls_work_once(notifier: RedisNotifier, listening: Listening) -> None:
@@ -93,7 +94,7 @@ def test_the_message_is_gone_before_the_work_begins(
 
     listening(notifier.listen, work)
     notifier.notify([job_id])
-    assert found.get(timeout=20) == []
+    assert found.get(timeout=patience(20)) == []
 
 
 def test_a_foreign_message_calls_work_and_runs_nothing(
@@ -131,7 +132,7 @@ def test_polls_while_redis_is_away_and_comes_back(
         notifier.needs_notification()
     redis_server.start()
     notifier.notify([uuid7()])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while not notifier.needs_notification():  # polling takes no message out of Redis
         assert time.monotonic() < deadline, "it did not come back to Redis"
         time.sleep(0.05)
@@ -150,5 +151,5 @@ def test_stops_within_seconds(notifier: RedisNotifier) -> None:
     time.sleep(0.5)
     began = time.monotonic()
     stopping.set()
-    thread.join(timeout=10)
-    assert not thread.is_alive() and time.monotonic() - began < 5
+    thread.join(timeout=patience(10))
+    assert not thread.is_alive() and time.monotonic() - began < patience(5)

@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from app.db.engine import connect
 from app.local.embedded_postgres import EmbeddedError, EmbeddedPostgres, copy_template_cluster
+from tests.patience import patience
 from tests.postgres import initialize, server_folder
 
 
@@ -52,7 +53,7 @@ def is_alive(pid: int) -> bool:
 
 
 def ends_within(pid: int, *, timeout: float = 20.0) -> bool:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not is_alive(pid)
@@ -78,7 +79,7 @@ def test_restart_after_kill_9_keeps_url_and_data(postgres: EmbeddedPostgres, fol
     query(postgres, "CREATE TABLE kept AS SELECT 7 AS n")
     url, pid = postgres.url, server_pid(folder)
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while postgres.is_running and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not postgres.is_running

@@ -19,6 +19,7 @@ from app.local.child_process import die_with_parent
 from app.local.supervisor import ServeError, Stack, to_environment
 from app.settings import Settings
 from emender import Client
+from tests.patience import patience
 from tests.postgres import initialize, server_folder
 from tests.servers import free_port
 
@@ -95,14 +96,14 @@ def serve(folder: Path) -> Iterator[Callable[..., Served]]:
 
 
 def wait_until(condition: Callable[[], bool], *, timeout: float = 240.0) -> bool:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
     return condition()
 
 
 def have_ended(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=patience(60))
     return not alive
 
 
@@ -126,8 +127,8 @@ def test_start_prints_a_key_and_a_signal_stops_all(serve: Callable[..., Served],
     children = descendants(served.process)
     signaled_at = time.monotonic()
     served.process.send_signal(number)
-    assert served.process.wait(120) == 0
-    assert time.monotonic() - signaled_at < 40
+    assert served.process.wait(patience(120)) == 0
+    assert time.monotonic() - signaled_at < patience(40)
     assert have_ended(children) and not served.is_ready()
 
 
@@ -135,13 +136,13 @@ def test_first_key_is_printed_only_at_the_first_start(serve: Callable[..., Serve
     first = serve()
     key = first.lines(2)[1].split()[-1]
     first.process.terminate()
-    assert first.process.wait(60) == 0
+    assert first.process.wait(patience(60)) == 0
     second = serve()
     second.lines(1)
     with Client(second.url, api_key=key) as client:
         assert list(client.models.list()) == []
     second.process.terminate()
-    assert second.process.wait(60) == 0
+    assert second.process.wait(patience(60)) == 0
     assert second.process.stdout is not None and "key" not in second.process.stdout.read()
 
 
@@ -187,13 +188,13 @@ def test_request_in_progress_is_completed_at_shutdown(serve: Callable[..., Serve
         assert wait_until(lambda: not served.is_ready(), timeout=60)
         connection.sendall(body[10:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
-    assert served.process.wait(60) == 0
+    assert served.process.wait(patience(60)) == 0
 
 
 def test_second_service_in_the_same_folder_is_refused(serve: Callable[..., Served], folder: Path) -> None:
     serve().lines(2)
     second = serve()
-    assert second.process.wait(60) == 1
+    assert second.process.wait(patience(60)) == 1
     assert "Another `emender serve --embedded` runs in" in (folder / "serve.log").read_text()
 
 

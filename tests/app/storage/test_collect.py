@@ -17,6 +17,7 @@ from app.storage.collect import Collected, collect_garbage
 from app.storage.local import LocalStore
 from app.storage.references import pin_blobs
 from app.storage.store import Blob, BlobMissing, Store
+from tests.patience import patience
 
 HOUR = timedelta(hours=1)
 
@@ -97,7 +98,7 @@ class TestOldBlobs:
         with factory() as session:
             pin_blobs(session, store, [sha256])
             collector.start()
-            assert arrived.wait(30)
+            assert arrived.wait(patience(30))
             collector.join(0.5)
             assert collector.is_alive() and sha256 in store
             session.add(image(sha256))
@@ -127,7 +128,7 @@ class TestOldBlobs:
 
         def delete_meanwhile(self: Store, name: str) -> None:
             publisher.start()
-            assert pinning.wait(30)
+            assert pinning.wait(patience(30))
             publisher.join(0.5)
             assert publisher.is_alive()
             delete(self, name)

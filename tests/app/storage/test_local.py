@@ -12,6 +12,7 @@ import pytest
 
 from app.storage.local import LocalStore
 from app.storage.store import BlobCorrupt, BlobMissing
+from tests.patience import patience
 
 CONTENT = b"the content of a blob"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -65,7 +66,7 @@ class TestRecheck:
             verify(sha256)
 
         def fetch(_: int) -> Path:
-            together.wait(30)
+            together.wait(patience(30))
             return store.fetch(SHA256, recheck=False)
 
         monkeypatch.setattr(store, "verify", slow)

@@ -22,6 +22,7 @@ from app.storage.local import LocalStore
 from app.webhooks.subscriptions import EVENTS, enqueue_deliveries
 from app.worker.claims import claim_delivery
 from app.worker.runner import Runner
+from tests.patience import patience
 
 KEY = "k" * 40
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -74,7 +75,7 @@ def receiving(*, certificate: Path | None = None) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
             if state.hanging.is_set():
-                state.released.wait(30)
+                state.released.wait(patience(30))
                 return
             status = state.statuses.pop(0) if state.statuses else 204
             self.send_response(status)

@@ -17,6 +17,7 @@ from app.jobs.leases import Lease
 from app.settings import Settings
 from app.worker.heartbeat import Heartbeat
 from emender.schemas.common import Progress
+from tests.patience import patience
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def change(factory: Sessions, lease: Lease, **columns: object) -> None:
 
 
 def soon(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     return condition()

@@ -29,6 +29,7 @@ from app.worker import runner as module
 from app.worker.problems import INTERNAL
 from app.worker.runner import JobContext, Runner
 from editing.errors import Cancelled, OptimizationDiverged
+from tests.patience import patience
 
 Work = Callable[[JobContext, Sequence[Lease]], None]
 Read = Callable[[UUID], Job]
@@ -218,7 +219,7 @@ class TestEnds:
     def test_a_cancel_between_two_steps_cancels_the_job(self, doing: Callable[[Work], None]) -> None:
         def step(context: JobContext, leases: Sequence[Lease]) -> None:
             self.ask_to_cancel()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + patience(10)
             while not context.should_stop(leases[0]) and time.monotonic() < deadline:
                 time.sleep(0.02)
             raise Cancelled("as asked")

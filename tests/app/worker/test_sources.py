@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.servers import free_port
 
 COMMIT = "c" * 40
@@ -87,7 +88,9 @@ except SourceUnavailable as error:
 """
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-c", program, source, str(folder)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=patience(120)
+    )
     assert result.returncode == 0, result.stderr
     found: dict[str, object] = json.loads(result.stdout)
     return found

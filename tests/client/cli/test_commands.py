@@ -28,6 +28,7 @@ from emender.cli import main as cli
 from emender.cli.console import read_api_key
 from emender.cli.errors import CommandError, ExitCode
 from tests.app.checkpoints.conftest import Service, base_folder, service
+from tests.patience import patience
 
 __all__ = ["base_folder", "service"]
 
@@ -36,7 +37,9 @@ def run_emender(*arguments: str, **environment: str) -> subprocess.CompletedProc
     """Run the command in a process of its own, with only these settings."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EMENDER_")}
     command = [sys.executable, "-m", "emender", *arguments]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=clean | environment, capture_output=True, text=True, timeout=patience(120), check=False
+    )
 
 
 def last_line(done: Any) -> list[str]:
@@ -468,7 +471,7 @@ class TestTerminals:
                 self.end_headers()
                 self.wfile.write(f"id: 1\ndata: {json.dumps(status)}\n\n".encode())
                 self.wfile.flush()
-                ended.wait(60)
+                ended.wait(patience(60))
 
             def answer(self, status: Any, content: Any, kind: Any) -> None:
                 self.send_response(status)
@@ -513,7 +516,7 @@ class TestTerminals:
         while awaited not in written:
             written += os.read(here, 4096)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=patience(60))
         with suppress(OSError):  # a terminal that was left
             while more := os.read(here, 4096):
                 written += more
