@@ -26,7 +26,6 @@ from app.evaluations.routes import router as evaluations
 from app.hub.routes import router as hub
 from app.images.routes import router as images
 from app.jobs.notifier import notify_after_commit
-from app.local.child_process import die_with_spawning_parent
 from app.models.routes import router as models
 from app.observability import logging
 from app.observability.database_metrics import DatabaseMetrics
@@ -96,7 +95,6 @@ def create_app(settings: Settings) -> FastAPI:
 def application() -> FastAPI:
     """Return the application with the settings of the environment, for uvicorn."""
     logging.configure()
-    die_with_spawning_parent()  # uvicorn, if it runs several processes
     app = create_app(get_settings())
     # What was created so far lives as long as the process: the garbage collector need not search it again.
     gc.collect()

@@ -89,6 +89,12 @@ def difference(folder: Path) -> float:
     return max(float((found[layer] - tensor).norm() / tensor.norm()) for layer, tensor in expected.items())
 
 
+def uvicorn_arguments(factory: str, *, port: int) -> list[str]:
+    """Return the arguments of `python -m` that serve an application with the options of the API."""
+    options = ["--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
+    return ["uvicorn", factory, "--factory", "--port", str(port), *options]
+
+
 def say(line: str) -> None:
     """Progress, on stderr: stdout is for the table and the JSON."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -52,10 +52,10 @@ from app.db.models import (
     ModelFile,
 )
 from app.local.child_process import ManagedProcess
-from app.local.supervisor import Stack, uvicorn_arguments
+from app.local.supervisor import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
-from benchmarks.measuring import say
+from benchmarks.measuring import say, uvicorn_arguments
 from benchmarks.pull import free_port, version_of, write_file
 from benchmarks.service import MODEL, tokenizer_files
 
@@ -179,13 +179,9 @@ async def send(url: str, path: str, *, token: str, count: int, clients: int = 8)
 
 
 def cpu_seconds(name: str) -> float:
-    """Return the CPU time of the processes that serve an application, with their children."""
-    spent = 0.0
-    for process in psutil.Process().children(recursive=True):
-        if name in " ".join(process.cmdline()):
-            for each in (process, *process.children(recursive=True)):
-                spent += sum(each.cpu_times()[:2])
-    return spent
+    """Return the CPU time of the processes that serve an application."""
+    children = psutil.Process().children(recursive=True)
+    return sum(sum(process.cpu_times()[:2]) for process in children if name in process.cmdline())
 
 
 def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict[str, dict[str, list[float]]]:
@@ -212,7 +208,7 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
             _, token = create_key(session, name="benchmark", scopes=["admin"], actor="benchmark")
             session.commit()
         port = free_port()
-        arguments = uvicorn_arguments(BARE, host="127.0.0.1", port=port)
+        arguments = uvicorn_arguments(BARE, port=port)
         bare = ManagedProcess("bare", arguments, os.environ | {"BARE_DATABASE_URL": url})
         bare.start()
         running.callback(lambda: bare.wait(time.monotonic() + 10))
@@ -226,7 +222,7 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
             "checkpoint": ("GET /checkpoint", f"GET /v1/models/{MODEL}/checkpoints/v1"),
         }
         for case, (bare_path, our_path) in cases.items():
-            sides = {"bare": (plain, bare_path, BARE), "ours": (stack.url, our_path, "app.main:application")}
+            sides = {"bare": (plain, bare_path, BARE), "ours": (stack.url, our_path, "app.local.api_process")}
             found[case] = {f"{side} {figure}": [] for side in sides for figure in ("cpu_ms", "per_second")}
             for repeat in range(chosen.repeats + 1):
                 for side, (where, path, server) in sides.items():

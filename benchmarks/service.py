@@ -40,15 +40,15 @@ from app.auth.service import create_key
 from app.db.engine import connect, sessions
 from app.db.models import ModelFile
 from app.local.child_process import ManagedProcess
-from app.local.supervisor import Stack, uvicorn_arguments
+from app.local.supervisor import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
 from benchmarks import bare
-from benchmarks.measuring import POSITIONS, TOKENIZER, say
+from benchmarks.measuring import POSITIONS, TOKENIZER, say, uvicorn_arguments
 from benchmarks.pull import PATH, Missing, free_port, nginx, nginx_path, version_of, write_file
 
 MODEL = "loaded"
-API, BARE = "app.main:application", "benchmarks.bare:application"
+API, BARE = "app.local.api_process", "benchmarks.bare:application"
 SCRIPT = Path(__file__).with_name("load.lua")
 LISTS = {
     "newest": "",
@@ -241,7 +241,7 @@ def bare_insert(url: str) -> Iterator[Target]:
     with psycopg.connect(url) as connection:
         connection.execute(bare.TABLE)
     port = free_port()
-    served = uvicorn_arguments(BARE, host="127.0.0.1", port=port)
+    served = uvicorn_arguments(BARE, port=port)
     child = ManagedProcess("bare", served, os.environ | {"BARE_DATABASE_URL": url})
     child.start()
     try:

@@ -46,7 +46,6 @@ class ApiServer:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "uvicorn", "app.main:application", "--factory", "--port", str(self.port)]
-        command += ["--workers", str(self.settings.api_processes)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--log-level", "warning", "--no-access-log"],

@@ -1,13 +1,11 @@
 """Child processes that are restarted when they end, and that do not outlive their parent."""
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import parent_process
 
 import structlog
 
@@ -31,15 +29,6 @@ def die_with_parent(ending: signal.Signals = signal.SIGTERM) -> Callable[[], Non
         prctl(PR_SET_PDEATHSIG, int(ending))
 
     return preexec
-
-
-def die_with_spawning_parent() -> None:
-    """Let this process end with its parent, if `multiprocessing` spawned it."""
-    parent, set_signal = parent_process(), die_with_parent()
-    if parent is not None and set_signal is not None:
-        set_signal()
-        if os.getppid() != parent.pid:  # it died before
-            raise SystemExit(f"the parent process {parent.pid} has ended")
 
 
 class ManagedProcess:

@@ -110,7 +110,7 @@ class Stack:
         if self.settings.database_url is None:
             raise ServeError("EMENDER_DATABASE_URL is not set: set it, or use --embedded to start a Postgres.")
         self._prepare_database(self.settings.database_url.get_secret_value(), signing_key=self._read_signing_key())
-        self._processes = [self._api(resources), *map(self._worker, range(self.workers))]
+        self._processes = [*self._apis(resources), *map(self._worker, range(self.workers))]
         resources.callback(self._stop_processes)
         for process in self._processes:
             process.start()
@@ -150,14 +150,14 @@ class Stack:
         finally:
             engine.dispose()
 
-    def _api(self, resources: ExitStack) -> ManagedProcess:
+    def _apis(self, resources: ExitStack) -> list[ManagedProcess]:
         environment = os.environ | to_environment(self.settings)
         if self.settings.api_processes > 1:  # their metrics are added up
             folder = resources.enter_context(TemporaryDirectory(prefix="emender-metrics-"))
             environment["PROMETHEUS_MULTIPROC_DIR"] = folder
-        arguments = uvicorn_arguments("app.main:application", host=self.settings.host, port=self.settings.port)
-        arguments += ["--workers", str(self.settings.api_processes)]
-        return ManagedProcess("api", arguments, environment)
+        return [
+            ManagedProcess("api", ["app.local.api_process"], environment) for _ in range(self.settings.api_processes)
+        ]
 
     def _worker(self, number: int) -> ManagedProcess:
         """Return a worker. Each of several has a metrics port of its own."""
@@ -193,12 +193,6 @@ class Stack:
                 pass
             time.sleep(0.05)
         raise ServeError(f"The API was not ready within {START_SECONDS:.0f} s.")
-
-
-def uvicorn_arguments(factory: str, *, host: str, port: int) -> list[str]:
-    """Return the arguments of `python -m` that serve an application."""
-    options = ["--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
-    return ["uvicorn", factory, "--factory", "--host", host, "--port", str(port), *options]
 
 
 def to_environment(settings: Settings) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Parallel requests, and an API that is killed: each accepted request is done once."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,15 +8,13 @@ from uuid import UUID
 
 import httpx
 import httpx2
-import psutil
 import pytest
 from sqlalchemy import func, select
 
 from app.db.models import AuditEvent, Edit, IdempotencyKey, Job
 from emender import Client
 from tests.faults.conftest import Site, until
-from tests.patience import patience
-from tests.servers import ApiServer, RedisServer
+from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -107,26 +104,6 @@ def test_a_lost_notification_is_sent_by_the_sweeper(
     recovery = time.monotonic() - killed
     site.job_table.await_state(job_id, "succeeded")
     outcome(4, "`kill -9` of the API after its answer", recovery=recovery, **site.job_table.tally([edit_id]))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl(PR_SET_PDEATHSIG) is of Linux")
-def test_the_processes_of_an_api_end_when_their_parent_is_killed(site: Site, outcome: Callable[..., None]) -> None:
-    """Otherwise they would keep the port and serve old code beside the next start."""
-    settings = site.settings.model_copy(update={"api_processes": 2})
-    api = ApiServer(settings, log=site.folder / "processes.log")
-    api.start()
-    try:
-        processes = psutil.Process(api.pid).children(recursive=True)
-        assert sum("spawn_main" in " ".join(process.cmdline()) for process in processes) == 2
-        api.kill()
-        killed = time.monotonic()
-        _, alive = psutil.wait_procs(processes, timeout=patience(60))
-        assert alive == []
-        api.start()
-        recovery = time.monotonic() - killed
-    finally:
-        api.kill()
-    outcome(4, "`kill -9` of an API of two processes", recovery=recovery, note="both ended; it started again")
 
 
 def test_concurrent_applies_publish_each_checkpoint_once(site: Site, outcome: Callable[..., None]) -> None:

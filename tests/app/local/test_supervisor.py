@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -60,7 +61,11 @@ class Served:
                 command = " ".join(child.cmdline())
             except psutil.Error:
                 continue  # the child ended, and the supervisor has not noticed yet
-            for name, mark in {"api": "uvicorn", "worker": "app.worker.main", "postgres": "bin/postgres"}.items():
+            for name, mark in {
+                "api": "app.local.api_process",
+                "worker": "app.worker.main",
+                "postgres": "bin/postgres",
+            }.items():
                 if mark in command:
                     found[name] = child
         return found
@@ -162,7 +167,7 @@ def test_killed_processes_are_restarted(serve: Callable[..., Served]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl(PR_SET_PDEATHSIG) is of Linux")
 def test_kill_9_ends_every_process_and_the_service_starts_again(serve: Callable[..., Served]) -> None:
-    served = serve()
+    served = serve(EMENDER_API_PROCESSES="2")
     served.lines(2)
     children = descendants(served.process)
     served.process.kill()
@@ -189,6 +194,24 @@ def test_request_in_progress_is_completed_at_shutdown(serve: Callable[..., Serve
         connection.sendall(body[10:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
     assert served.process.wait(patience(60)) == 0
+
+
+def test_a_burst_of_connections_reaches_every_api_process(serve: Callable[..., Served]) -> None:
+    served = serve(EMENDER_API_PROCESSES="2")
+    served.lines(2)
+    with ExitStack() as connections:
+        ports = {
+            connections.enter_context(socket.create_connection(("127.0.0.1", served.port))).getsockname()[1]
+            for _ in range(32)
+        }
+
+        def accepted() -> list[int]:
+            """Return how many of the connections each process has."""
+            apis = [child for child in descendants(served.process) if "app.local.api_process" in child.cmdline()]
+            return [sum(bool(c.raddr) and c.raddr.port in ports for c in api.net_connections()) for api in apis]
+
+        assert wait_until(lambda: sum(accepted()) == 32)
+        assert len(accepted()) == 2 and min(accepted()) > 0
 
 
 def test_second_service_in_the_same_folder_is_refused(serve: Callable[..., Served], folder: Path) -> None:
