@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         title="Emender",
         version=editing.__version__,
-        summary="Correct what a text-to-image model knows, and publish the corrected text encoder as a version.",
+        summary="Edit what a text-to-image model knows, and publish the edited model as a checkpoint.",
         lifespan=lifespan,
         # Spans are exported if OTEL_EXPORTER_OTLP_ENDPOINT is set. FastAPI's logs would have the bodies of requests.
         telemetry={"auto_configure": True, "metrics": False, "logs": False},

@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Torch device of the worker: auto, cpu, cuda, cuda:1, …")
 
     signing_key_file: Path | Literal["none"] | None = Field(
-        None, description="Private key (PEM) that the worker signs versions with. `none`: versions are not signed."
+        None, description="Private key (PEM) that the worker signs checkpoints with. `none`: not signed."
     )
 
     metrics_port: int | None = Field(

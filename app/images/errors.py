@@ -4,7 +4,5 @@ from app.problems import NotFound
 
 
 class ImageNotFound(NotFound):
-    title = "Image not found"
-
     def __init__(self, image_id: str) -> None:
         super().__init__(f"There is no image {image_id}.")

@@ -20,6 +20,7 @@ from rq.job import Job as Message
 from rq.serializers import JSONSerializer
 
 from app.jobs.notifier import JobNotifier, NotifierUnavailable, PollingNotifier, Work
+from app.observability.outages import Outage
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -72,20 +73,16 @@ class RedisNotifier:
     def listen(self, work: Work, *, stopping: threading.Event) -> None:
         """Call `work` at each message until `stopping` is set. Polls the database while Redis is away."""
         polling = PollingNotifier(seconds=self.poll_seconds)
-        away = False
+        outage = Outage("Redis does not answer; polling until it is back", ended="Redis is back")
         while not stopping.is_set():
             try:
                 self._redis.ping()
-                if away:
-                    log.info("Redis is back")
-                away = False
+                outage.end()
                 while not stopping.is_set():
                     if self._take_message():
                         work()
             except RedisError as error:
-                if not away:
-                    log.warning("Redis does not answer; polling until it is back", error=type(error).__name__)
-                away = True
+                outage.begin(error=type(error).__name__)
                 polling.listen(work, stopping=stopping, until=time.monotonic() + RECONNECT_SECONDS)
 
     def _take_message(self) -> bool:

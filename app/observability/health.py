@@ -16,7 +16,7 @@ from emender.schemas.common import FieldError
 
 
 class NotReady(Unavailable):
-    title = "Not ready"
+    """A dependency is missing; `errors` names each."""
 
 
 @dataclass(frozen=True)

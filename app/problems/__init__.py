@@ -103,7 +103,6 @@ class Forbidden(Problem):
 
 class TooManyRequests(Problem):
     status = HTTPStatus.TOO_MANY_REQUESTS
-    title = "Too many requests"
 
 
 class Unavailable(Problem):

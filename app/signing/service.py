@@ -12,8 +12,6 @@ from emender.schemas.signing import SigningKeyOut
 
 
 class NoSigningKey(NotFound):
-    title = "No signing key"
-
     def __init__(self) -> None:
         super().__init__(
             "No checkpoint was signed yet. On the worker's machine, `emender signing-key show` prints its public key."

@@ -6,22 +6,16 @@ from app.problems import Conflict, NotFound
 
 
 class WebhookNotFound(NotFound):
-    title = "Webhook not found"
-
     def __init__(self, webhook_id: UUID) -> None:
         super().__init__(f"There is no webhook {webhook_id}.")
 
 
 class DeliveryNotFound(NotFound):
-    title = "Delivery not found"
-
     def __init__(self, delivery_id: UUID) -> None:
         super().__init__(f"There is no delivery {delivery_id} of this webhook. Ended deliveries are kept for 30 days.")
 
 
 class WebhookKeyMissing(Conflict):
-    title = "Webhook key missing"
-
     def __init__(self) -> None:
         super().__init__(
             "This service has no key to derive signing secrets from: set EMENDER_WEBHOOK_SECRET_KEY, or the "
@@ -31,14 +25,10 @@ class WebhookKeyMissing(Conflict):
 
 
 class TooManyWebhooks(Conflict):
-    title = "Too many webhooks"
-
     def __init__(self, limit: int) -> None:
         super().__init__(f"There are {limit} webhooks, which is the limit; delete one that is not needed.")
 
 
 class WebhookDisabled(Conflict):
-    title = "Webhook disabled"
-
     def __init__(self, webhook_id: UUID) -> None:
         super().__init__(f"The webhook {webhook_id} is disabled; enable it first (PATCH, enabled: true).")

@@ -13,6 +13,7 @@ from app.db.engine import Sessions
 from app.jobs import leases as job_leases
 from app.jobs.leases import Lease
 from app.observability.metrics import LEASES_LOST
+from app.observability.outages import Outage
 from emender.schemas.common import Progress
 
 log = structlog.get_logger()
@@ -103,12 +104,10 @@ class Heartbeat:
                     self._cancelled.add(lease.job_id)
 
     def _run(self, ended: threading.Event) -> None:
-        away = False
+        outage = Outage("leases not renewed: the database does not answer")
         while not ended.wait(self.interval):
             try:
                 self.beat()
-                away = False
+                outage.end()
             except DBAPIError as error:
-                if not away:
-                    log.warning("leases not renewed: the database does not answer", error=type(error).__name__)
-                away = True
+                outage.begin(error=type(error).__name__)

@@ -22,6 +22,7 @@ from app.jobs.redis_notifier import open_notifier
 from app.jobs.sweeper import renotify_stale_jobs, requeue_expired_jobs
 from app.observability import logging
 from app.observability.metrics import NOTIFIER_ERRORS, WORKER
+from app.observability.outages import Outage
 from app.settings import Settings, get_settings
 from app.signing.keys import UNSIGNED, SigningKeyUnusable, read_configured_key
 from app.storage import open_store
@@ -113,7 +114,7 @@ def run_maintenance(runner: Runner, *, notifier: JobNotifier, stopping: threadin
 
     Every worker does this each `poll_seconds`, in a thread: the loss of any process delays it and loses nothing.
     """
-    unavailable = away = False  # logged once, not in every round
+    database, redis = Outage("the database does not answer"), Outage("stale jobs not notified")
     signed_on_at = -workers.SEEN_SECONDS
     while not stopping.wait(runner.settings.poll_interval_seconds):
         try:
@@ -124,22 +125,18 @@ def run_maintenance(runner: Runner, *, notifier: JobNotifier, stopping: threadin
                     signed_on_at = time.monotonic()
                 requeue_expired_jobs(session, max_attempts=runner.settings.max_attempts)
                 session.commit()
-            away = False
+            database.end()
             with runner.sessions() as session:
                 delete_expired(session)
                 delete_old_deliveries(session)
                 session.commit()
                 renotify_stale_jobs(session, notifier=notifier)
-            unavailable = False
+            redis.end()
         except NotifierUnavailable as error:
             NOTIFIER_ERRORS.inc()
-            if not unavailable:
-                log.warning("stale jobs not notified", reason=str(error))
-            unavailable = True
+            redis.begin(reason=str(error))
         except DBAPIError as error:
-            if not away:
-                log.warning("the database does not answer", error=type(error).__name__)
-            away = True
+            database.begin(error=type(error).__name__)
         except Exception:
             log.exception("maintenance failed; it continues")
 

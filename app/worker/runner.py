@@ -18,6 +18,7 @@ from app.jobs import leases, states
 from app.jobs.kinds import JobKind
 from app.jobs.leases import Lease, LeaseLost
 from app.observability.metrics import JOB_SECONDS
+from app.observability.outages import Outage
 from app.settings import Settings
 from app.storage.store import Store
 from app.worker.claims import Claim, claim_work
@@ -127,14 +128,12 @@ class JobContext:
             states.fail(ending.session, lease=lease, problem=problem)
 
     def _lock(self, session: Session, lease: Lease) -> bool:
-        away = False
+        outage = Outage("result waits: the database does not answer")
         while True:
             try:
                 return leases.lock(session, lease=lease)
             except AWAY as error:
-                if not away:
-                    log.warning("result waits: the database does not answer", error=type(error).__name__)
-                away = True
+                outage.begin(error=type(error).__name__)
                 session.rollback()
                 if self.stopping.wait(self.settings.poll_interval_seconds):
                     raise

@@ -60,9 +60,7 @@ def create_preview(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
-        if wait or folder is not None:
-            created = _wait_for_evaluation(client, created, timeout=timeout, folder=folder)
-    _print_evaluation(created, as_json=as_json)
+        _finish(client, created, wait=wait, timeout=timeout, folder=folder, as_json=as_json)
 
 
 @evaluations.command("create")
@@ -100,9 +98,7 @@ def create_evaluation(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
-        if wait or folder is not None:
-            created = _wait_for_evaluation(client, created, timeout=timeout, folder=folder)
-    _print_evaluation(created, as_json=as_json)
+        _finish(client, created, wait=wait, timeout=timeout, folder=folder, as_json=as_json)
 
 
 @evaluations.command("list")
@@ -170,6 +166,21 @@ def cancel_evaluation(model: Model, version: Version, evaluation: EvaluationId, 
     with api_client() as client:
         found = client.evaluations.cancel(model, version, evaluation)
     _print_evaluation(found, as_json=as_json)
+
+
+def _finish(
+    client: Client,
+    created: EvaluationOut,
+    *,
+    wait: bool,
+    timeout: float | None,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Wait for an evaluation or a preview if requested, and print it."""
+    if wait or folder is not None:
+        created = _wait_for_evaluation(client, created, timeout=timeout, folder=folder)
+    _print_evaluation(created, as_json=as_json)
 
 
 def _wait_for_evaluation(
