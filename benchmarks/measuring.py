@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import psutil
 import torch
 from safetensors.torch import load_file
@@ -81,6 +82,14 @@ def child(module: str, *arguments: str) -> Any:
     command = [sys.executable, "-m", module, "--child", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def is_reachable(url: str) -> bool:
+    """Return whether a GET of the URL succeeds."""
+    try:
+        return httpx.get(url, timeout=2.0, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def difference(folder: Path) -> float:

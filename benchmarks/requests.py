@@ -28,10 +28,9 @@ from statistics import median
 from typing import Annotated, Any
 from uuid import UUID
 
-import httpx
 import psutil
 from fastapi import FastAPI, Header
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select, text
 from sqlalchemy.orm import selectinload
 from uuid_utils.compat import uuid7
@@ -55,20 +54,15 @@ from app.local.child_process import ManagedProcess
 from app.local.supervisor import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
-from benchmarks.measuring import say, uvicorn_arguments
+from benchmarks import bare
+from benchmarks.measuring import is_reachable, say, uvicorn_arguments
 from benchmarks.pull import free_port, version_of, write_file
 from benchmarks.service import MODEL, tokenizer_files
 
 BARE = "benchmarks.requests:application"
 
 
-class Destination(BaseModel):
-    prompt: str = Field(min_length=1, max_length=500)
-
-
-class BareEdit(BaseModel):
-    source: str = Field(min_length=1, max_length=500)
-    destination: Destination
+class BareEdit(bare.Edit):
     templates: list[str] = ["{}"]
 
 
@@ -209,12 +203,12 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
             session.commit()
         port = free_port()
         arguments = uvicorn_arguments(BARE, port=port)
-        bare = ManagedProcess("bare", arguments, os.environ | {"BARE_DATABASE_URL": url})
-        bare.start()
-        running.callback(lambda: bare.wait(time.monotonic() + 10))
-        running.callback(bare.terminate)
+        bare_server = ManagedProcess("bare", arguments, os.environ | {"BARE_DATABASE_URL": url})
+        bare_server.start()
+        running.callback(lambda: bare_server.wait(time.monotonic() + 10))
+        running.callback(bare_server.terminate)
         plain = f"http://127.0.0.1:{port}"
-        while not _is_reachable(plain):
+        while not is_reachable(f"{plain}/openapi.json"):
             time.sleep(0.2)
         cases = {
             "post": ("POST /edits", f"POST /v1/models/{MODEL}/edits"),
@@ -235,13 +229,6 @@ def measure(chosen: argparse.Namespace, folder: Path, *, processes: int) -> dict
                         found[case][f"{side} per_second"].append(chosen.requests / seconds)
             say(f"{processes} process(es), {case}: {found[case]}")
     return found
-
-
-def _is_reachable(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/openapi.json", timeout=2.0, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
 import psutil
 import psycopg
 from rich.console import Console
@@ -44,7 +43,7 @@ from app.local.supervisor import Stack
 from app.settings import Settings
 from app.storage.local import LocalStore
 from benchmarks import bare
-from benchmarks.measuring import POSITIONS, TOKENIZER, say, uvicorn_arguments
+from benchmarks.measuring import POSITIONS, TOKENIZER, is_reachable, say, uvicorn_arguments
 from benchmarks.pull import PATH, Missing, free_port, nginx, nginx_path, version_of, write_file
 
 MODEL = "loaded"
@@ -246,7 +245,7 @@ def bare_insert(url: str) -> Iterator[Target]:
     child.start()
     try:
         deadline = time.monotonic() + 60
-        while not _is_reachable(f"http://127.0.0.1:{port}/docs"):
+        while not is_reachable(f"http://127.0.0.1:{port}/docs"):
             if not child.is_running or time.monotonic() > deadline:
                 raise Missing("benchmarks.bare did not start; its last lines above say why.")
             time.sleep(0.1)
@@ -254,13 +253,6 @@ def bare_insert(url: str) -> Iterator[Target]:
     finally:
         child.terminate()
         child.wait(time.monotonic() + 10)
-
-
-def _is_reachable(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2.0, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
 
 
 def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
