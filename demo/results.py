@@ -77,7 +77,7 @@ def draw_results(
     held_out: Sequence[str],
     advance: Advance,
 ) -> PipelinePictures:
-    """Draw everything with one pipeline and classify it; `advance` is told how many pictures were drawn."""
+    """Draw everything with one pipeline and classify it; `advance` receives the number of drawn pictures."""
 
     def draw_and_classify(prompts: Sequence[str]) -> ClassifiedPictures:
         requests = PictureRequests.of(prompts)

@@ -93,11 +93,11 @@ def run_once(endpoint: Callable[..., Any], *, status_code: int) -> Callable[...,
             if claimed is None:
                 return _replay(session, **row)
             result = endpoint(**arguments)
-            given: Response | None = arguments.get("response")
+            injected: Response | None = arguments.get("response")
             response = Response(
                 content.dump_json(result, by_alias=True),
-                status_code=(given and given.status_code) or status_code,
-                headers=dict(given.headers) if given else None,
+                status_code=(injected and injected.status_code) or status_code,
+                headers=dict(injected.headers) if injected else None,
                 media_type="application/json",
             )
             stored = getattr(request.state, "stored_result", None)

@@ -155,8 +155,8 @@ def _find_start(session: Session, *, model: Model, request: ApplyCreate) -> Chec
     if (request.edits is None) == (request.base is None):
         raise Unprocessable.at("/edits", "Give exactly one of `edits` and `from`.")
     if request.base is None:
-        given = [name for name in ("add", "remove") if getattr(request, name)]
-        Unprocessable.raise_for([(f"/{name}", f"`{name}` needs `from`.") for name in given])
+        present = [name for name in ("add", "remove") if getattr(request, name)]
+        Unprocessable.raise_for([(f"/{name}", f"`{name}` needs `from`.") for name in present])
         return None
     start = queries.find_checkpoint(session, model=model, revision=request.base)
     if start is None:

@@ -135,8 +135,8 @@ def _check_destinations(edits: Iterable[Edit], pointers: Mapping[UUID, str]) -> 
     """Refuse reference images for cross-attention, which is edited by the text of destinations."""
     why = "has reference images, which cross-attention cannot use"
     hint = 'Leave it out, or apply it with the method "text_encoder".'
-    refused = [edit.id for edit in edits if "images" in edit.destination]
-    Unprocessable.raise_for([(pointers.get(id, "/edits"), f"The edit {id} {why}. {hint}") for id in refused])
+    unusable = [edit.id for edit in edits if "images" in edit.destination]
+    Unprocessable.raise_for([(pointers.get(id, "/edits"), f"The edit {id} {why}. {hint}") for id in unusable])
 
 
 def _common_layers(session: Session, edits: Sequence[Edit], pointers: Mapping[UUID, str]) -> dict[str, int]:

@@ -184,7 +184,7 @@ class EditValue(Base):
 class Checkpoint(Identified, Base):
     """A published version: a function of the base model, the edits with their values, the settings and the statistics.
 
-    Settings of the memory are null or empty where no edit is written there.
+    Settings of the text encoder are null or empty where no edit is written there.
     """
 
     __tablename__ = "checkpoints"

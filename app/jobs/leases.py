@@ -110,7 +110,7 @@ def finish(session: Session, *, lease: Lease, state: str, problem: JsonObject | 
 def requeue(session: Session, *, lease: Lease, delay: float = 0.0, counted: bool = True) -> None:
     """Put the job back into the queue, due after `delay` seconds. Raises `LeaseLost`.
 
-    `counted`: whether the attempt counts. It does not where the worker was told to stop.
+    `counted`: whether the attempt counts. It does not if the worker was stopped.
     """
     _fenced(
         session,

@@ -288,10 +288,10 @@ def exchange_loss(
     place = F.one_hot(old.subject, LENGTH).to(change.dtype)[..., None]  # (rows, 24, 1)
     changed = normed(model, layers_between(model, middle[:count] + place * change[:, None], first=layer + 1, last=None))
     drawn, followed = _after_subject(changed, old.subject)
-    asked, follow = _after_subject(wanted[count:], new.subject)
+    expected, follow = _after_subject(wanted[count:], new.subject)
     both = followed & follow
-    error = ((drawn - asked).square().mean(-1) * both).sum(1) / both.sum(1)
-    at_end = (drawn - asked)[rows, (old.end - old.subject - 1)].square().mean(-1)
+    error = ((drawn - expected).square().mean(-1) * both).sum(1) / both.sum(1)
+    at_end = (drawn - expected)[rows, (old.end - old.subject - 1)].square().mean(-1)
     difference = wanted[:count][rows, old.end] - wanted[count:][rows, new.end]
     # Relative to how far apart the two captions are: else styles, which are near each other, would hardly count.
     far = difference.square().mean(-1).clamp(min=NEAR)

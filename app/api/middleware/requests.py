@@ -39,8 +39,8 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if VALID_ID.fullmatch(given) else str(uuid7())
+        requested = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = requested if VALID_ID.fullmatch(requested) else str(uuid7())
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["audit_origin"] = {"request_id": request_id, "address": scope["client"][0] if scope["client"] else None}

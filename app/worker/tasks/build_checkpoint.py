@@ -144,7 +144,7 @@ class BuildInputs:
     model_id: UUID
     inputs: Inputs
     edits: tuple[ConceptEdit, ...]
-    """Those of the memory."""
+    """Those of the text encoder."""
     values: tuple[bytes, ...]
     """Of each of `edits`, as it is stored."""
     crossed: tuple[ConceptEdit, ...]
