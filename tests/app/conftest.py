@@ -17,10 +17,11 @@ from tokenizers import pre_tokenizers
 from app.api.rate_limit import RateLimits
 from app.auth.service import SCOPES, create_key
 from app.db.models import Model, ModelFile
-from app.main import create_app
+from app.main import LOCK_SECONDS, create_app
 from app.observability.health import Health
 from app.settings import Settings
 from app.storage.local import LocalStore
+from tests.patience import patience
 
 Headers = dict[str, str]
 
@@ -96,8 +97,9 @@ def model(add_model: Callable[..., Model]) -> Model:
 
 
 @pytest.fixture
-def live_client(settings: Settings, clean_database: Engine) -> Iterator[TestClient]:
+def live_client(settings: Settings, clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A client of the application on real connections of its own, which commits: for tests with parallel requests."""
+    monkeypatch.setattr("app.main.LOCK_SECONDS", patience(LOCK_SECONDS))  # parallel requests wait for each other
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
 
