@@ -22,12 +22,12 @@ from .stage_two.update import apply_all_temporarily as apply_all_temporarily
 from .stage_two.update import apply_temporarily as apply_temporarily
 from .stage_two.update import apply_update as apply_update
 from .stage_two.update import compute_update as compute_update
-from .uce.cross_attention import CrossAttentionUpdate as CrossAttentionUpdate
-from .uce.cross_attention import compute_cross_attention_update as compute_cross_attention_update
+from .uce.projections import ProjectionUpdate as ProjectionUpdate
+from .uce.projections import compute_projection_update as compute_projection_update
 from .values import EditValue as EditValue
+from .weights import export_generator as export_generator
 from .weights import export_lora as export_lora
 from .weights import export_text_encoder as export_text_encoder
-from .weights import export_unet as export_unet
 from .weights import load_components_temporarily as load_components_temporarily
 from .weights import load_temporarily as load_temporarily
 

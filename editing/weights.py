@@ -18,7 +18,7 @@ from editing.files import replace_atomically, write_atomically
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
 from editing.stage_two.update import Update
-from editing.uce.cross_attention import CrossAttentionUpdate
+from editing.uce.projections import ProjectionUpdate
 
 PREFIX = "text_model."
 _LORA_PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
@@ -100,19 +100,20 @@ def load_components_temporarily(pipeline: EditablePipeline, files: Iterable[tupl
         yield
 
 
-def export_unet(pipeline: EditablePipeline, update: CrossAttentionUpdate, folder: str | Path) -> tuple[Path, ...]:
-    """Write `unet/` below `folder`: the configuration and the weights, in as many files as the base has.
+def export_generator(pipeline: EditablePipeline, update: ProjectionUpdate, folder: str | Path) -> tuple[Path, ...]:
+    """Write `unet/` or `transformer/` below `folder`: the configuration and the weights, in as many files as the base.
 
-    Each file equals the base's byte for byte except for the key and value projections, which are rounded once from
-    float64 to their dtype. Equal inputs give equal bytes. Memory holds one tensor at a time. Returns the paths.
+    Each file equals the base's byte for byte except for the text projections, which are rounded once from float64 to
+    their dtype. Equal inputs give equal bytes. Memory holds one tensor at a time. Returns the paths.
     """
     if pipeline.folder is None:
         raise UnsupportedPipeline("the pipeline was not loaded from a folder: there is no base file to edit")
-    weights = find_weights(pipeline.folder, "unet")
+    component = pipeline.generator.component
+    weights = find_weights(pipeline.folder, component)
     parts, copied = list_parts(weights), ["config.json"]
     if weights.name.endswith(INDEX):
         copied.append(weights.name)
-    target = Path(folder) / "unet"
+    target = Path(folder) / component
     target.mkdir(parents=True, exist_ok=True)
     missing = {f"{name}.weight" for name in update.relative_norms}
     for part in parts:
@@ -120,13 +121,13 @@ def export_unet(pipeline: EditablePipeline, update: CrossAttentionUpdate, folder
             shutil.copyfile(part, temporary)
             missing -= _rewrite_weights(temporary, update, missing)
     if missing:
-        raise UnsupportedPipeline(f"unet/ has no {min(missing)}")
+        raise UnsupportedPipeline(f"{component}/ has no {min(missing)}")
     for name in copied:
         write_atomically(target / name, (weights.parent / name).read_bytes())
     return tuple(target / name for name in (*copied, *(part.name for part in parts)))
 
 
-def _rewrite_weights(path: Path, update: CrossAttentionUpdate, keys: set[str]) -> set[str]:
+def _rewrite_weights(path: Path, update: ProjectionUpdate, keys: set[str]) -> set[str]:
     """Overwrite in place those of these weights that the safetensors file has. Return their keys."""
     with path.open("r+b") as file:
         start = 8 + int.from_bytes(file.read(8), "little")

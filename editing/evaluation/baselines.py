@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 from editing.edits import ConceptEdit
 from editing.errors import UnsupportedPipeline
 from editing.evaluation.method import Progress
+from editing.families.conditions import encode_with_origins
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
 from editing.second_moments.factors import FactoredMoments
@@ -22,7 +23,7 @@ from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimize import optimize_values
 from editing.stage_two.update import apply_update, compute_update
 from editing.uce.alignment import align_prompts
-from editing.uce.cross_attention import apply_temporarily, compute_cross_attention_update
+from editing.uce.projections import apply_temporarily, compute_projection_update
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CrossAttention:
     """UCE (Gandikota et al., 2023): the U-Net's cross-attention in closed form, all edits at once."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `compute_cross_attention_update`. Its defaults are those of UCE's released code."""
+    """Arguments of `compute_projection_update`. Its defaults are those of UCE's released code."""
 
     @contextmanager
     def __call__(
@@ -42,7 +43,7 @@ class CrossAttention:
         seed: int,
         progress: Progress | None = None,
     ) -> Iterator[None]:
-        update = compute_cross_attention_update(pipeline, edits, progress=progress, **self.settings)
+        update = compute_projection_update(pipeline, edits, progress=progress, **self.settings)
         with apply_temporarily(pipeline.generator, update):
             yield
 
@@ -130,12 +131,16 @@ class FineTuning:
         prompts = [
             aligned
             for index, edit in enumerate(edits)
-            for aligned in align_prompts(edit, pipeline.tokenizer, pointer=f"/edits/{index}")
+            for aligned in align_prompts(edit, pipeline.encoders, pointer=f"/edits/{index}")
         ]
+        positions, targets = [], []  # (t,) and (t, d) of each template
         with torch.no_grad():
-            targets = [
-                own.average_destination_states(list(pipeline.encode(own.destinations).states)) for own in prompts
-            ]
+            for own in prompts:
+                condition, origins = encode_with_origins(pipeline.encoders, own.prompts)
+                first, *others = own.find_positions(origins)
+                aligned = [states[chosen] for states, chosen in zip(condition.states[1:], others, strict=True)]
+                positions.append(first)
+                targets.append(own.average_destinations(aligned))
         generator = torch.Generator().manual_seed(seed)
         with restore_weights(parameters):
             try:
@@ -143,10 +148,7 @@ class FineTuning:
                 for step in range(1, self.steps + 1 if prompts else 1):
                     chosen = torch.randperm(len(prompts), generator=generator)[: self.batch].tolist()
                     states = pipeline.encode([prompts[i].source for i in chosen]).states
-                    losses = [
-                        mse_loss(prompts[i].select_source_states(own), targets[i])
-                        for i, own in zip(chosen, states, strict=True)
-                    ]
+                    losses = [mse_loss(own[positions[i]], targets[i]) for i, own in zip(chosen, states, strict=True)]
                     optimizer.zero_grad()
                     torch.stack(losses).mean().backward()
                     optimizer.step()

@@ -2,4 +2,4 @@
 
 from editing.families.family import Family, t5
 
-AURAFLOW = Family("auraflow", "AuraFlowPipeline", (t5(max_length=256),), text_projections=("context_embedder",))
+AURAFLOW = Family("auraflow", "AuraFlowPipeline", (t5(max_length=256),))

@@ -2,4 +2,4 @@
 
 from editing.families.family import Family, t5
 
-CHROMA = Family("chroma", "ChromaPipeline", (t5(max_length=512),), text_projections=("context_embedder",))
+CHROMA = Family("chroma", "ChromaPipeline", (t5(max_length=512),))

@@ -4,6 +4,7 @@ Shapes: p prompts, s positions.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,43 @@ def encode_prompts(encoders: Sequence[TextEncoder], prompts: Sequence[str], *, n
     """Return the condition that the pipeline's `encode_prompt` makes of prompts, or of negative prompts."""
     encodings = [encoder.encode_texts(prompts, negative=negative) for encoder in encoders]
     return join_encodings(encoders[0].family, encodings)
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The token that each position of a condition shows. On the CPU."""
+
+    encoder: Tensor
+    """(p, s): the number of its encoder; -1 where the generator reads nothing."""
+    position: Tensor
+    """(p, s): its position, counted from the prompt's first token. Padding is before 0 or after the last token."""
+
+
+def encode_with_origins(encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> tuple[Condition, Origins]:
+    """Return the condition of prompts, and the token that each of its positions shows.
+
+    The tokens' numbers go through the family's own join in place of the states. Of encoders that stand side by side,
+    the first counts.
+    """
+    family, encodings = encoders[0].family, [encoder.encode_texts(prompts) for encoder in encoders]
+    condition = join_encodings(family, encodings)
+    numbers = [_number_tokens(encoding, start=1 + n * _SPAN) for n, encoding in enumerate(encodings)]
+    shown = join_encodings(family, numbers).states[..., 0].long() - 1  # (p, s); -1 for padding with zeros
+    if condition.mask is not None:
+        shown = torch.where(condition.mask, shown, -1)
+    encoder = shown.div(_SPAN, rounding_mode="floor")  # (p, s)
+    first = torch.stack([encoding.mask.int().argmax(1) for encoding in encodings])  # (encoders, p)
+    starts = first.T.gather(1, encoder.clamp_min(0))  # (p, s)
+    return condition, Origins(encoder.cpu(), (shown % _SPAN - starts).cpu())
+
+
+_SPAN = 1 << 16  # more than an encoder has positions
+
+
+def _number_tokens(encoding: Encoding, *, start: int) -> Encoding:
+    """Replace the states by the numbers of their positions, from `start`."""
+    numbers = torch.arange(encoding.mask.shape[1], dtype=torch.float64, device=encoding.mask.device) + start
+    return replace(encoding, taps=tuple(numbers[:, None].expand_as(tap) for tap in encoding.taps))
 
 
 def join_encodings(family: str, encodings: Sequence[Encoding]) -> Condition:

@@ -67,8 +67,6 @@ class Family:
     encoders: tuple[EncoderSpec, ...]
     """In the order in which the pipeline has them."""
     generator: Literal["unet", "transformer"] = "transformer"
-    text_projections: tuple[str, ...] = ()
-    """The generator's modules that read the text's states: one matrix each. Empty for a U-Net: its cross-attention."""
     dropped_tokens: int = 0
     """Number of first tokens that the generator does not receive."""
 

@@ -6,5 +6,4 @@ FLUX = Family(
     "flux",
     "FluxPipeline",
     (clip(taps=()), t5("text_encoder_2", max_length=512, is_masked=False)),
-    text_projections=("context_embedder",),
 )

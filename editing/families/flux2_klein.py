@@ -6,5 +6,4 @@ FLUX2_KLEIN = Family(
     "flux2_klein",
     "Flux2KleinPipeline",
     (decoder(chat(enable_thinking=False), taps=(9, 18, 27)),),
-    text_projections=("context_embedder",),
 )

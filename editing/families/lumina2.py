@@ -17,5 +17,4 @@ LUMINA2 = Family(
             negative=PromptFormat(max_length=256, pads_right=True),
         ),
     ),
-    text_projections=("time_caption_embed.caption_embedder.1",),
 )

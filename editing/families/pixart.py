@@ -6,11 +6,9 @@ PIXART_ALPHA = Family(
     "pixart_alpha",
     "PixArtAlphaPipeline",
     (t5(max_length=120, lowercase=True),),
-    text_projections=("caption_projection.linear_1",),
 )
 PIXART_SIGMA = Family(
     "pixart_sigma",
     "PixArtSigmaPipeline",
     (t5(max_length=300, lowercase=True),),
-    text_projections=("caption_projection.linear_1",),
 )

@@ -19,6 +19,5 @@ QWEN_IMAGE = Family(
             pads_to_longest=True,
         ),
     ),
-    text_projections=("txt_in",),
     dropped_tokens=_DROPPED,
 )

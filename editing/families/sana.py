@@ -37,5 +37,4 @@ SANA = Family(
             negative=PromptFormat(max_length=TOKENS, lowercase=True, pads_right=True),
         ),
     ),
-    text_projections=("caption_projection.linear_1",),
 )

@@ -10,5 +10,4 @@ SD3 = Family(
         clip("text_encoder_2", taps=(-2,)),
         t5("text_encoder_3", max_length=256, is_masked=False),
     ),
-    text_projections=("context_embedder",),
 )

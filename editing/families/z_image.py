@@ -6,5 +6,4 @@ Z_IMAGE = Family(
     "z_image",
     "ZImagePipeline",
     (decoder(chat(enable_thinking=True), taps=(-2,)),),
-    text_projections=("cap_embedder.1",),
 )

@@ -1,10 +1,11 @@
 """Align the states of a source prompt with those of its destination prompts, position by position.
 
-The aligned states reach from the last subject token to the end of the padded sequence. Attention is causal: the last
-subject token is the first that knows the whole subject, and all positions after it, end-of-text and padding included,
-know it too and are read by the U-Net. Each prompt is aligned at *its* last subject token.
+The aligned states reach from the last subject token to the end of what the generator reads of the prompt. The last
+subject token is the first that knows the whole subject where attention is causal. All positions after it know it too,
+end-of-text and, where the generator reads it, padding included. Each prompt is aligned at *its* last subject token, in
+each text encoder whose states the generator reads.
 
-Shapes: s positions, t aligned positions, d width of the states.
+Shapes: p prompts, s positions, t aligned positions, d width of the states.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from editing.edits import ConceptEdit, ReferenceImages, fill_template
+from editing.encoders.base import TextEncoder
 from editing.errors import InvalidEdit
-from editing.prompts import PromptTokenizer, build_destination_prompts
+from editing.families.conditions import Origins
+from editing.prompts import build_destination_prompts
 from editing.stage_two.conflicts import list_destination_names
 
 
@@ -27,29 +30,33 @@ class AlignedPrompts:
     destinations: tuple[str, ...]
     shares: tuple[float, ...]
     """Of the destinations, summing to one."""
-    starts: tuple[int, ...]
-    """The position of the last subject token: of the source, then of each destination. An erasure to nothing has no
-    subject: its start is the token before the placeholder."""
+    starts: tuple[tuple[int, ...], ...]
+    """For each encoder the position of the last subject token: of the source, then of each destination. An erasure to
+    nothing has no subject: its start is the token before the placeholder."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
         return self.source, *self.destinations
 
-    def select_source_states(self, states: Tensor) -> Tensor:
-        """Return the aligned states of the source prompt, (s, d) to (t, d)."""
-        return self._cut(states, self.starts[0])
+    def find_positions(self, origins: Origins) -> list[Tensor]:
+        """Return the aligned positions of each prompt, (t,) each: as many as the prompt has that has fewest.
 
-    def average_destination_states(self, states: Sequence[Tensor]) -> Tensor:
-        """Return the weighted mean of the destination prompts' aligned states, (s, d) each to (t, d)."""
-        aligned = (self._cut(own, start) for own, start in zip(states, self.starts[1:], strict=True))
-        return torch.stack([share * own for share, own in zip(self.shares, aligned, strict=True)]).sum(0)
+        `origins` are those of all prompts.
+        """
+        aligned: list[list[Tensor]] = [[] for _ in self.prompts]
+        for number, starts in enumerate(self.starts):
+            shown = (origins.encoder == number) & (origins.position >= torch.tensor(starts)[:, None])  # (p, s)
+            shortest = int(shown.sum(1).min())
+            for own, row in zip(aligned, shown, strict=True):
+                own.append(row.nonzero().flatten()[:shortest])
+        return [torch.cat(own) for own in aligned]
 
-    def _cut(self, states: Tensor, start: int) -> Tensor:
-        """Cut all prompts to the same number of positions t: that of the one whose subject ends last."""
-        return states[start : start + len(states) - max(self.starts)]
+    def average_destinations(self, states: Sequence[Tensor]) -> Tensor:
+        """Return the weighted mean of the destination prompts' aligned states, (t, d) each."""
+        return torch.stack([share * own for share, own in zip(self.shares, states, strict=True)]).sum(0)
 
 
-def align_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: str = "") -> list[AlignedPrompts]:
+def align_prompts(edit: ConceptEdit, encoders: Sequence[TextEncoder], *, pointer: str = "") -> list[AlignedPrompts]:
     """Return the aligned prompts of each template.
 
     Raises `InvalidEdit` for reference images and `InvalidPrompt`; `pointer` is that of the edit.
@@ -63,8 +70,10 @@ def align_prompts(edit: ConceptEdit, tokenizer: PromptTokenizer, *, pointer: str
     aligned = []
     for number, template in enumerate(edit.templates):
         prompts = build_destination_prompts(edit.destination, template)
+        own = f"{pointer}/templates/{number}"
         starts = tuple(
-            tokenizer.find_last_token(template, name, pointer=f"{pointer}/templates/{number}") for name in names
+            tuple(encoder.tokenizer.find_last_token(template, name, pointer=own) for name in names)
+            for encoder in encoders
         )
         source = fill_template(template, edit.source)
         aligned.append(AlignedPrompts(source, tuple(prompts), tuple(prompts.values()), starts))

@@ -13,7 +13,7 @@ from demo.concepts import read_concepts
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.pictures.draw import draw_pictures
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.uce.cross_attention import apply_temporarily, compute_cross_attention_update
+from editing.uce.projections import apply_temporarily, compute_projection_update
 
 pytestmark = pytest.mark.slow
 
@@ -55,9 +55,7 @@ def test_sources_are_drawn_as_destinations_and_others_do_not_change(
     edits = [ConceptEdit(source, DestinationPrompt(target)) for source, target in TARGETS.items()]
     before = confidence(emoji, classifier, held_out)
     assert confidence(emoji, classifier, TARGETS) < 0.1
-    update = compute_cross_attention_update(
-        emoji, edits, preserve=preserve, preserve_scale=1.0, regularization_weight=100.0
-    )
+    update = compute_projection_update(emoji, edits, preserve=preserve, preserve_scale=1.0, regularization_weight=100.0)
     with apply_temporarily(emoji.generator, update):
         reached, kept = confidence(emoji, classifier, TARGETS), confidence(emoji, classifier, held_out)
     assert reached > 0.8
@@ -66,7 +64,7 @@ def test_sources_are_drawn_as_destinations_and_others_do_not_change(
 
 def test_erased_concept_is_not_drawn(emoji: EditablePipeline, classifier: Classifier) -> None:
     assert confidence(emoji, classifier, {"guitar": "guitar"}) > 0.8
-    update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", Erasure())], regularization_weight=100.0)
+    update = compute_projection_update(emoji, [ConceptEdit("guitar", Erasure())], regularization_weight=100.0)
     with apply_temporarily(emoji.generator, update):
         assert confidence(emoji, classifier, {"guitar": "guitar"}) < 0.2
 
@@ -74,7 +72,7 @@ def test_erased_concept_is_not_drawn(emoji: EditablePipeline, classifier: Classi
 def test_balance_follows_its_weights(emoji: EditablePipeline, classifier: Classifier) -> None:
     def violins(weight: float) -> float:
         balance = Balance({"violin": weight, "cactus": 1 - weight})
-        update = compute_cross_attention_update(emoji, [ConceptEdit("guitar", balance)], regularization_weight=100.0)
+        update = compute_projection_update(emoji, [ConceptEdit("guitar", balance)], regularization_weight=100.0)
         with apply_temporarily(emoji.generator, update):
             return confidence(emoji, classifier, {"guitar": "violin"})
 

@@ -36,7 +36,7 @@ from editing.files import File
 if TYPE_CHECKING:
     from editing.pipelines import EditablePipeline
     from editing.stage_two.update import Update
-    from editing.uce.cross_attention import CrossAttentionUpdate
+    from editing.uce.projections import ProjectionUpdate
 
 LORA = "adapters/lora.safetensors"
 
@@ -63,7 +63,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
                 editing.export_text_encoder(encoder, update, folder)
             editing.export_lora(updates, folder / LORA)
         if crossed is not None:
-            editing.export_unet(pipeline, crossed, folder)
+            editing.export_generator(pipeline, crossed, folder)
         files = store_folder(context.store, folder)
     files += _write_metadata_files(context.store, work, files, signer=signer)
     report = _report(work, updates, crossed)
@@ -125,11 +125,11 @@ def updates_of(context: JobContext, lease: Lease, work: "BuildInputs", pipeline:
 
 def _cross_attention_update(
     context: JobContext, lease: Lease, work: "BuildInputs", pipeline: "EditablePipeline", updates: Sequence["Update"]
-) -> "CrossAttentionUpdate":
+) -> "ProjectionUpdate":
     """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
 
     with STAGE_SECONDS.labels("cross_attention").time(), editing.apply_all_temporarily(pipeline.encoders, updates):
-        return editing.compute_cross_attention_update(
+        return editing.compute_projection_update(
             pipeline,
             work.crossed,
             progress=partial(context.advance, lease, "reading"),
@@ -211,7 +211,7 @@ def _stored_value(edit: Edit) -> bytes:
     return value.content
 
 
-def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "CrossAttentionUpdate | None") -> JsonObject:
+def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "ProjectionUpdate | None") -> JsonObject:
     """Report the residual of each edit and the conflicts within each method.
 
     The residual is that of cross-attention, or the larger one of the text encoders.

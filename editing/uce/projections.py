@@ -1,8 +1,8 @@
-"""UCE: edit in closed form what the U-Net's cross-attention reads of a concept.
+"""UCE: edit in closed form the matrices through which a generator reads a concept's text.
 
 Unified Concept Editing (Gandikota et al., 2023, arXiv 2308.14761, Eq. 7) changes the key and value projections W of
-every cross-attention: they then give for a source's states c_i what they gave for its destination's, v_i* = W c_i*, and
-for preserved states c_j what they gave before:
+every cross-attention of a U-Net: they then give for a source's states c_i what they gave for its destination's,
+v_i* = W c_i*, and for preserved states c_j what they gave before:
 
     W' = (Σ_i v_i* c_iᵀ + Σ_j W c_j c_jᵀ + λ W) (Σ_i c_i c_iᵀ + Σ_j c_j c_jᵀ + λ I)⁻¹
 
@@ -10,18 +10,19 @@ Every v* is W times a state, so W factors out: W' = W + W M, with one M (d, d) f
 
     M = Σ_i (c_i* - c_i) c_iᵀ (Σ_i c_i c_iᵀ + Σ_j c_j c_jᵀ + λ I)⁻¹
 
-It needs one solve, in float64.
+It needs one solve, in float64. A transformer reads the text through one matrix, its input projection, and M changes
+that one. Where a norm comes before it, the states are those after the norm.
 
-A source's states are those from its last subject token to the end of the padded sequence, each aligned with its
-destination's (see `editing.uce.alignment`). A preserved prompt's are all of its states. The code released with the
-paper does the same; a later release uses the last subject token alone. On the emoji model ten edits then reach 0.94 of
-their destinations' confidence and cost held-out concepts 0.57. With all states they reach 0.99 at a cost of 0.36, with
+A source's states are those from its last subject token to the end of what is read, each aligned with its destination's
+(see `editing.uce.alignment`). A preserved prompt's are all of its states. The code released with the paper does the
+same; a later release uses the last subject token alone. On the emoji model ten edits then reach 0.94 of their
+destinations' confidence and cost held-out concepts 0.57. With all states they reach 0.99 at a cost of 0.36, with
 λ = 500.
 
-SDXL's states are those of both encoders side by side. Its pooled output reaches the U-Net by another way than
-cross-attention and still describes the source.
+SDXL's states are those of both encoders side by side, SD3's have T5's after them. A pooled output reaches the generator
+by another way and still describes the source.
 
-Shapes: d width of the states that the U-Net reads, t states of an edit, o outputs of a projection.
+Shapes: d width of the states that the projections read, t states of an edit, o outputs of a projection.
 """
 
 import math
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from editing.edits import ConceptEdit
 from editing.errors import InvalidEdit, SingularSecondMoment
+from editing.families.conditions import Origins, encode_with_origins
 from editing.generators.generator import Generator
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
@@ -45,13 +47,13 @@ _PROMPTS = 32  # preserved prompts that are encoded at a time
 
 
 @dataclass(frozen=True)
-class CrossAttentionUpdate:
-    """The result of UCE. It changes no weights: see `apply_temporarily` and `editing.weights.export_unet`."""
+class ProjectionUpdate:
+    """The result of UCE. It changes no weights: see `apply_temporarily` and `editing.weights.export_generator`."""
 
     change: Tensor
     """M (d, d) float64: ΔW = W M of every projection."""
     relative_norms: Mapping[str, float]
-    """‖ΔW‖ / ‖W‖, Frobenius, by the projection's name in the U-Net, such as "mid_block.….attn2.to_k"."""
+    """‖ΔW‖ / ‖W‖, Frobenius, by the projection's name in the network, such as "mid_block.….attn2.to_k"."""
     relative_residuals: tuple[float, ...]
     """Per edit, in the caller's order: ‖W' c - v*‖ / ‖W c - v*‖ over its states and all projections. 0: fully applied.
     1: no effect."""
@@ -64,7 +66,7 @@ class CrossAttentionUpdate:
         return weight.double() @ self.change.to(weight.device)
 
 
-def compute_cross_attention_update(
+def compute_projection_update(
     pipeline: EditablePipeline,
     edits: Sequence[ConceptEdit],
     *,
@@ -73,8 +75,8 @@ def compute_cross_attention_update(
     preserve_scale: float = 0.1,
     regularization_weight: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
-) -> CrossAttentionUpdate:
-    """Compute ΔW of UCE for the key and value projections of every cross-attention, for all edits at once.
+) -> ProjectionUpdate:
+    """Compute ΔW of UCE for every matrix through which the generator reads the text, for all edits at once.
 
     `erase_scale` weighs each state of an edit, `preserve_scale` each state of a preserved prompt, and
     `regularization_weight`, λ, everything else; the defaults are those of the released code. A destination is a prompt,
@@ -125,7 +127,7 @@ def compute_cross_attention_update(
         before = (source - destination).double()  # (t, d)
         after = before + source.double() @ change.T
         relative_residuals[index] = _measure_length(after, gram) / max(_measure_length(before, gram), 1e-12)
-    return CrossAttentionUpdate(
+    return ProjectionUpdate(
         change=change,
         relative_norms={name: float((w @ change).norm() / w.norm()) for name, w in weights.items()},
         relative_residuals=tuple(relative_residuals),
@@ -136,7 +138,7 @@ def compute_cross_attention_update(
 
 @contextmanager
 @torch.no_grad()
-def apply_temporarily(generator: Generator, update: CrossAttentionUpdate) -> Iterator[None]:
+def apply_temporarily(generator: Generator, update: ProjectionUpdate) -> Iterator[None]:
     """Apply the update and restore the generator's weights on exit, bit for bit."""
     weights = [linear.weight for linear in generator.text_projections.values()]
     with restore_weights(weights):
@@ -149,24 +151,34 @@ def apply_temporarily(generator: Generator, update: CrossAttentionUpdate) -> Ite
 def _encode_states(pipeline: EditablePipeline, edit: ConceptEdit, *, pointer: str) -> tuple[Tensor, Tensor]:
     """Return the states c of a source over all templates, and c* of its destination, (t, d) float64 both."""
     sources, destinations = [], []
-    for prompts in align_prompts(edit, pipeline.tokenizer, pointer=pointer):
-        source, *others = pipeline.encode(prompts.prompts).states.double().cpu()  # (s, d) each
-        sources.append(prompts.select_source_states(source))
-        destinations.append(prompts.average_destination_states(others))
+    for prompts in align_prompts(edit, pipeline.encoders, pointer=pointer):
+        states, origins = _read_states(pipeline, prompts.prompts)
+        positions = prompts.find_positions(origins)
+        source, *others = (own[chosen] for own, chosen in zip(states, positions, strict=True))  # (t, d) each
+        sources.append(source)
+        destinations.append(prompts.average_destinations(others))
     return torch.cat(sources), torch.cat(destinations)
 
 
 @torch.no_grad()
 def _sum_preserved(pipeline: EditablePipeline, prompts: Sequence[str], *, width: int) -> Tensor:
-    """Return Σ c cᵀ (d, d) float64 over every state of the set of prompts."""
+    """Return Σ c cᵀ (d, d) float64 over every state of the set of prompts that the generator reads."""
     total = torch.zeros(width, width, dtype=torch.float64)
-    for index, prompt in enumerate(prompts):
-        pipeline.tokenizer.encode(prompt, pointer=f"/preserve/{index}")
+    for encoder in pipeline.encoders:
+        for index, prompt in enumerate(prompts):
+            encoder.tokenizer.encode(prompt, pointer=f"/preserve/{index}")
     distinct = sorted(set(prompts))
     for start in range(0, len(distinct), _PROMPTS):
-        states = pipeline.encode(distinct[start : start + _PROMPTS]).states.double().cpu().flatten(0, 1)
-        total += states.T @ states
+        states, origins = _read_states(pipeline, distinct[start : start + _PROMPTS])
+        read = states[origins.encoder >= 0]  # (·, d)
+        total += read.T @ read
     return total
+
+
+def _read_states(pipeline: EditablePipeline, prompts: Sequence[str]) -> tuple[Tensor, Origins]:
+    """Return what the text projections read of prompts, (p, s, d) float64, and the tokens that it shows."""
+    condition, origins = encode_with_origins(pipeline.encoders, prompts)
+    return pipeline.generator.normalize_text(condition.states).double().cpu(), origins
 
 
 def _measure_length(states: Tensor, gram: Tensor) -> float:

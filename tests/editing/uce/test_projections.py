@@ -16,12 +16,12 @@ from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure, Refe
 from editing.errors import InvalidEdit, InvalidPrompt, UnsupportedPipeline
 from editing.families.layout import describe_pipeline
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.uce.cross_attention import (
-    CrossAttentionUpdate,
+from editing.uce.projections import (
+    ProjectionUpdate,
     apply_temporarily,
-    compute_cross_attention_update,
+    compute_projection_update,
 )
-from editing.weights import export_unet
+from editing.weights import export_generator
 from tests.pipelines import LENGTH
 
 TEMPLATES = ("a photo of {}", "{} in the sun")
@@ -66,14 +66,14 @@ def rows(pipeline: EditablePipeline) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def update(pipeline: EditablePipeline) -> CrossAttentionUpdate:
-    return compute_cross_attention_update(pipeline, EDITS, preserve=PRESERVE, **SETTINGS)
+def update(pipeline: EditablePipeline) -> ProjectionUpdate:
+    return compute_projection_update(pipeline, EDITS, preserve=PRESERVE, **SETTINGS)
 
 
 class TestClosedForm:
     def test_update_solves_the_least_squares_of_the_paper(self, any_pipeline: EditablePipeline) -> None:
         """argmin Σ ‖W' c - W c*‖² + Σ ‖W' c_j - W c_j‖² + λ ‖W' - W‖², each weighted, by QR and without its inverse."""
-        update = compute_cross_attention_update(any_pipeline, EDITS, preserve=PRESERVE, **SETTINGS)
+        update = compute_projection_update(any_pipeline, EDITS, preserve=PRESERVE, **SETTINGS)
         sources, destinations = rows(any_pipeline)
         kept = any_pipeline.encode(PRESERVE).states.double().flatten(0, 1)
         d = kept.shape[1]
@@ -93,7 +93,7 @@ class TestClosedForm:
             assert norm > 0.01
 
     def test_relative_residuals_are_those_of_the_applied_weights(
-        self, pipeline: EditablePipeline, update: CrossAttentionUpdate
+        self, pipeline: EditablePipeline, update: ProjectionUpdate
     ) -> None:
         sources, destinations = rows(pipeline)
         counts = [sum(LENGTH - max(letters(b + n) for n in (s, *PAIRS[s])) for b in ("a photo of", "")) for s in PAIRS]
@@ -115,7 +115,7 @@ class TestClosedForm:
         projection = next(iter(pipeline.generator.text_projections.values())).weight
         moved = []
         for preserve, scale in (([], 1.0), (["a photo of a cap"], 1.0), (["a photo of a cap"], 1e6)):
-            update = compute_cross_attention_update(pipeline, EDITS, preserve=preserve, preserve_scale=scale)
+            update = compute_projection_update(pipeline, EDITS, preserve=preserve, preserve_scale=scale)
             moved.append(
                 float((states @ update.to_dense(projection).T).norm() / (states @ projection.double().T).norm())
             )
@@ -125,7 +125,7 @@ class TestClosedForm:
 
     def test_settings_weigh_edits_against_the_rest(self, pipeline: EditablePipeline) -> None:
         def norms(**settings: Any) -> tuple[float, ...]:
-            return tuple(compute_cross_attention_update(pipeline, EDITS, **settings).relative_norms.values())
+            return tuple(compute_projection_update(pipeline, EDITS, **settings).relative_norms.values())
 
         plain = norms()
         assert all(one < other for one, other in zip(norms(regularization_weight=50.0), plain, strict=True))
@@ -133,22 +133,20 @@ class TestClosedForm:
         assert norms(erase_scale=10.0, regularization_weight=5.0) == pytest.approx(plain)  # only the ratio counts
 
     def test_no_edits_change_nothing(self, pipeline: EditablePipeline) -> None:
-        update = compute_cross_attention_update(pipeline, [], preserve=PRESERVE)
+        update = compute_projection_update(pipeline, [], preserve=PRESERVE)
         assert update.relative_residuals == ()
         assert not update.change.any()
 
 
 class TestDeterminism:
-    def test_order_does_not_change_the_bits(self, pipeline: EditablePipeline, update: CrossAttentionUpdate) -> None:
-        other = compute_cross_attention_update(
-            pipeline, EDITS[::-1], preserve=[*PRESERVE[::-1], PRESERVE[0]], **SETTINGS
-        )
+    def test_order_does_not_change_the_bits(self, pipeline: EditablePipeline, update: ProjectionUpdate) -> None:
+        other = compute_projection_update(pipeline, EDITS[::-1], preserve=[*PRESERVE[::-1], PRESERVE[0]], **SETTINGS)
         assert torch.equal(other.change, update.change)
         assert other.relative_residuals == update.relative_residuals[::-1]
 
-    def test_weights_are_restored_bit_for_bit(self, pipeline: EditablePipeline, update: CrossAttentionUpdate) -> None:
+    def test_weights_are_restored_bit_for_bit(self, pipeline: EditablePipeline, update: ProjectionUpdate) -> None:
         before = {name: tensor.clone() for name, tensor in pipeline.generator.network.state_dict().items()}
-        compute_cross_attention_update(pipeline, EDITS)
+        compute_projection_update(pipeline, EDITS)
         with pytest.raises(RuntimeError, match="on the way"), apply_temporarily(pipeline.generator, update):
             changed = {
                 name
@@ -161,7 +159,7 @@ class TestDeterminism:
 
     def test_progress_counts_edits(self, pipeline: EditablePipeline) -> None:
         seen: list[tuple[int, int]] = []
-        compute_cross_attention_update(pipeline, EDITS, progress=lambda done, total: seen.append((done, total)))
+        compute_projection_update(pipeline, EDITS, progress=lambda done, total: seen.append((done, total)))
         assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -179,24 +177,24 @@ class TestRefusals:
         self, pipeline: EditablePipeline, settings: dict[str, Any], pointer: str
     ) -> None:
         with pytest.raises(InvalidEdit) as refused:
-            compute_cross_attention_update(pipeline, EDITS, **settings)
+            compute_projection_update(pipeline, EDITS, **settings)
         assert refused.value.pointer == pointer
 
     def test_reference_images_are_refused(self, pipeline: EditablePipeline) -> None:
         edit = ConceptEdit("cat", ReferenceImages((Image.new("RGB", (8, 8)),)))
         with pytest.raises(InvalidEdit, match="no prompt") as refused:
-            compute_cross_attention_update(pipeline, [EDITS[0], edit])
+            compute_projection_update(pipeline, [EDITS[0], edit])
         assert refused.value.pointer == "/edits/1/destination"
 
     def test_truncated_source_is_refused(self, pipeline: EditablePipeline) -> None:
         edit = ConceptEdit("cat", DestinationPrompt("dog"), ("{}", "x" * LENGTH + " {}"))
         with pytest.raises(InvalidPrompt) as refused:
-            compute_cross_attention_update(pipeline, [EDITS[0], edit])
+            compute_projection_update(pipeline, [EDITS[0], edit])
         assert refused.value.pointer == "/edits/1/templates/1"
 
     def test_invalid_preserved_prompt_is_named(self, pipeline: EditablePipeline) -> None:
         with pytest.raises(InvalidPrompt) as refused:
-            compute_cross_attention_update(pipeline, EDITS, preserve=["fine", "nul \0"])
+            compute_projection_update(pipeline, EDITS, preserve=["fine", "nul \0"])
         assert refused.value.pointer == "/preserve/1"
 
 
@@ -210,9 +208,9 @@ class TestExport:
         return load_pipeline(copied)
 
     def test_only_the_projections_differ(self, base: EditablePipeline, tmp_path: Path) -> None:
-        update = compute_cross_attention_update(base, EDITS)
+        update = compute_projection_update(base, EDITS)
         assert base.folder
-        config, weights = export_unet(base, update, tmp_path / "edited")
+        config, weights = export_generator(base, update, tmp_path / "edited")
         original = base.folder / "unet" / weights.name
         before, after = load_file(original), load_file(weights)
         assert before.keys() == after.keys() and weights.stat().st_size == original.stat().st_size
@@ -223,15 +221,15 @@ class TestExport:
             exact = before[key].double() + before[key].double() @ update.change
             assert torch.equal(after[key], exact.to(before[key].dtype))
         assert config.read_bytes() == (base.folder / "unet" / "config.json").read_bytes()
-        again = export_unet(base, update, tmp_path / "again")
+        again = export_generator(base, update, tmp_path / "again")
         assert [path.read_bytes() for path in again] == [config.read_bytes(), weights.read_bytes()]
 
     def test_diffusers_loads_the_exported_u_net(
         self, any_folder: Path, any_pipeline: EditablePipeline, tmp_path: Path
     ) -> None:
-        update = compute_cross_attention_update(any_pipeline, EDITS)
+        update = compute_projection_update(any_pipeline, EDITS)
         copied = shutil.copytree(any_folder, tmp_path / "edited")
-        export_unet(any_pipeline, update, copied)
+        export_generator(any_pipeline, update, copied)
         loaded = DiffusionPipeline.from_pretrained(copied).unet.state_dict()
         with apply_temporarily(any_pipeline.generator, update):
             for name, tensor in any_pipeline.generator.network.state_dict().items():
@@ -247,8 +245,8 @@ class TestExport:
         assert not whole.exists()
         paths = {file.path for file in describe_pipeline(copied).files if file.path.startswith("unet/")}
         base = load_pipeline(copied)
-        update = compute_cross_attention_update(base, EDITS)
-        written = export_unet(base, update, tmp_path / "edited")
+        update = compute_projection_update(base, EDITS)
+        written = export_generator(base, update, tmp_path / "edited")
         assert {f"unet/{path.name}" for path in written} == paths
         assert len(written) > 3
         index = json.loads((tmp_path / "edited" / "unet" / written[1].name).read_text())
@@ -260,9 +258,9 @@ class TestExport:
             )
 
     def test_export_needs_a_base_file(self, folder: Path, pipeline: EditablePipeline, tmp_path: Path) -> None:
-        update = compute_cross_attention_update(pipeline, EDITS)
+        update = compute_projection_update(pipeline, EDITS)
         loose = load_pipeline(folder)
         loose.folder = None
         with pytest.raises(UnsupportedPipeline, match="no base file"):
-            export_unet(loose, update, tmp_path)
+            export_generator(loose, update, tmp_path)
         assert list(tmp_path.iterdir()) == []
