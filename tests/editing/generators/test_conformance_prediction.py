@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 from editing.condition import Condition
 from editing.generators import generator as interface
 from editing.generators.load import load_generator
-from tests.editing.generators.tiny import FAMILIES, LENGTH, TinyFamily
+from tests.generators import FAMILIES, LENGTH, TinyFamily
 
 STEPS = 2
-MASKED = [name for name, family in FAMILIES.items() if family.has_mask]
+MASKED = [name for name, family in FAMILIES.items() if family.has_mask and family.mask_dtype == torch.bool]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from editing.errors import UnsupportedPipeline
 from editing.generators.flow import FlowTransformer, build_flow_scheduler
 from editing.generators.load import load_generator
-from tests.editing.generators.tiny import FAMILIES
+from tests.generators import FAMILIES
 
 FLOW = [name for name in FAMILIES if not name.startswith("pixart")]
 
@@ -69,7 +69,7 @@ def test_same_seed_gives_the_same_noise(generator: FlowTransformer) -> None:
 def test_dynamic_shift_grows_with_the_picture(tmp_path: Path) -> None:
     """As diffusers computes it: from 4 tokens at μ = 0.5 to 64 at μ = 1.15."""
     generator = load_generator(
-        FAMILIES["flux-dev"].write(tmp_path),
+        FAMILIES["flux"].write(tmp_path),
         device=torch.device("cpu"),
         dtype=torch.float32,
         autoencoder_dtype=torch.float32,

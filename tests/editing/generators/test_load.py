@@ -10,7 +10,7 @@ import torch
 from editing.errors import UnsupportedPipeline
 from editing.generators.generator import Generator
 from editing.generators.load import LOADERS, load_generator
-from tests.editing.generators.tiny import FAMILIES, POOLED, WIDTH, TinyFamily, pixart
+from tests.generators import FAMILIES, POOLED, WIDTH, TinyFamily, pixart
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Generator:
@@ -45,7 +45,7 @@ def test_weights_may_be_narrower_than_predictions(tmp_path: Path) -> None:
 
 
 def test_large_pixart_alpha_gets_the_size_of_the_picture(tmp_path: Path) -> None:
-    small = FAMILIES["pixart-alpha"]
+    small = FAMILIES["pixart_alpha"]
     family = TinyFamily(small.pipeline, pixart(has_size=True), small.scheduler, small.vae, mask=small.mask)
     generator = load(family.write(tmp_path))
     noisy, condition = torch.ones(1, *generator.latent_shape), family.draw_condition(seed=1)
@@ -61,7 +61,7 @@ def test_large_pixart_alpha_gets_the_size_of_the_picture(tmp_path: Path) -> None
 
 
 def test_pictures_are_1024_wide_if_the_folder_names_no_size(tmp_path: Path) -> None:
-    folder = FAMILIES["qwen-image"].write(tmp_path)
+    folder = FAMILIES["qwen_image"].write(tmp_path)
     assert load(folder).image_size == (16, 16)
     config = json.loads((folder / "vae" / "config.json").read_text())
     del config["sample_size"]

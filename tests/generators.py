@@ -1,10 +1,11 @@
-"""Generators of every family with random weights, a few kB each, in pipelines without text encoders.
+"""Generators of every family with random weights, a few kB each, in the layout and of the classes of the real ones.
 
 Every size differs from the others, and masks, pads and shifts are never trivial, so that a mix-up cannot pass.
 """
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,9 @@ from diffusers import (
 from torch import Tensor, nn
 
 from editing.condition import Condition
+from editing.encoders.load import load_encoders
+from editing.families.conditions import encode_prompts
+from tests.families import write_text_parts
 
 IMAGE = 16
 LENGTH, WIDTH, POOLED = 6, 24, 20
@@ -45,7 +49,8 @@ class TinyFamily:
     """How a pipeline is built and called."""
 
     pipeline: str
-    transformer: Callable[[], nn.Module]
+    transformer: Callable[[int, int], nn.Module]
+    """Takes the width of the states that it reads, and of the pooled output."""
     scheduler: Callable[[], Any]
     vae: Callable[[], nn.Module]
     image: int = IMAGE
@@ -56,6 +61,8 @@ class TinyFamily:
     """Its value without guidance."""
     mask: str | None = None
     """The argument of the mask, if the pipeline takes one."""
+    mask_dtype: torch.dtype = torch.bool
+    """As `encode_prompt` gives it. A mask of numbers is added to the scores of attention and hides nothing."""
     has_pooled: bool = False
     has_negative: bool = True
     takes_lists: bool = False
@@ -72,20 +79,24 @@ class TinyFamily:
         """Whether the condition has a mask."""
         return self.takes_lists or (self.mask is not None and not self.masks_states)
 
-    def write(self, folder: Path) -> Path:
+    def write(
+        self, folder: Path, *, width: int = WIDTH, pooled: int = POOLED, shard_size: str = "1GB", seed: int = 0
+    ) -> Path:
         """Write the pipeline's generator in diffusers' layout; the same bytes each time."""
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            transformer, vae = _randomize(self.transformer()), _randomize(self.vae())
+            torch.manual_seed(seed)
+            transformer, vae = _randomize(self.transformer(width, pooled)), _randomize(self.vae())
         scheduler = self.scheduler()
-        transformer.save_pretrained(folder / "transformer")
+        transformer.save_pretrained(folder / "transformer", max_shard_size=shard_size)
         vae.save_pretrained(folder / "vae")
         scheduler.save_pretrained(folder / "scheduler")
         config = folder / "vae" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": self.image}))
         parts = {"transformer": transformer, "vae": vae, "scheduler": scheduler}
         index = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": self.pipeline, **index, **self.settings}))
+        path = folder / "model_index.json"
+        before = json.loads(path.read_text()) if path.exists() else {"_class_name": self.pipeline}
+        path.write_text(json.dumps({**before, **index, **self.settings}, indent=2))
         return folder
 
     def load(self, folder: Path) -> Any:
@@ -103,7 +114,7 @@ class TinyFamily:
 
     @property
     def transformer_class(self) -> Any:
-        return type(self.transformer())
+        return type(self.transformer(WIDTH, POOLED))
 
     @property
     def vae_class(self) -> Any:
@@ -141,11 +152,29 @@ class TinyFamily:
             states = [own[mask] for own, mask in zip(condition.states, condition.mask, strict=True)]
         arguments: dict[str, Any] = {f"{prefix}prompt_embeds": states}
         if self.mask:
-            mask = torch.ones(condition.states.shape[:2], dtype=torch.bool) if self.masks_states else condition.mask
-            arguments[f"{prefix}{self.mask}"] = mask
+            mask = condition.mask
+            if mask is None:
+                mask = torch.ones(condition.states.shape[:2], dtype=torch.bool)
+            arguments[f"{prefix}{self.mask}"] = mask.to(self.mask_dtype)
         if self.has_pooled:
             arguments[f"{prefix}pooled_prompt_embeds"] = condition.pooled
         return arguments
+
+
+def write_whole_pipeline(folder: Path, name: str, *, seed: int = 0, shard_size: str = "1GB") -> Path:
+    """Write a pipeline of a family in `tests.families.TEXTS`, with a generator that reads its text encoders."""
+    write_text_parts(folder, name, seed=seed, shard_size=shard_size)
+    read = encode_prompts(load_encoders(folder), ["a"])
+    for component in ("transformer", "vae", "scheduler"):
+        shutil.rmtree(folder / component)
+    family = FAMILIES[name.partition("-")[0]]
+    return family.write(
+        folder,
+        width=read.states.shape[-1],
+        pooled=0 if read.pooled is None else read.pooled.shape[-1],
+        shard_size=shard_size,
+        seed=seed,
+    )
 
 
 def _randomize(module: nn.Module) -> Any:
@@ -220,21 +249,21 @@ def flow(**settings: Any) -> Callable[[], FlowMatchEulerDiscreteScheduler]:
     return lambda: FlowMatchEulerDiscreteScheduler(**settings)
 
 
-def flux(*, distilled: bool) -> Callable[[], FluxTransformer2DModel]:
-    return lambda: FluxTransformer2DModel(
+def flux(*, distilled: bool) -> Callable[[int, int], FluxTransformer2DModel]:
+    return lambda width, pooled: FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=POOLED,
+        joint_attention_dim=width,
+        pooled_projection_dim=pooled,
         guidance_embeds=distilled,
         axes_dims_rope=(2, 2, 4),
         **HEADS,
     )
 
 
-def pixart(*, has_size: bool) -> Callable[[], PixArtTransformer2DModel]:
-    return lambda: PixArtTransformer2DModel(
+def pixart(*, has_size: bool) -> Callable[[int, int], PixArtTransformer2DModel]:
+    return lambda width, _: PixArtTransformer2DModel(
         in_channels=4,
         out_channels=8,
         num_layers=2,
@@ -243,7 +272,7 @@ def pixart(*, has_size: bool) -> Callable[[], PixArtTransformer2DModel]:
         cross_attention_dim=12,
         norm_num_groups=4,
         sample_size=8,
-        caption_channels=WIDTH,
+        caption_channels=width,
         use_additional_conditions=has_size,
     )
 
@@ -251,11 +280,11 @@ def pixart(*, has_size: bool) -> Callable[[], PixArtTransformer2DModel]:
 def flux2_klein(*, is_distilled: bool) -> TinyFamily:
     return TinyFamily(
         "Flux2KleinPipeline",
-        lambda: Flux2Transformer2DModel(
+        lambda width, _: Flux2Transformer2DModel(
             in_channels=16,
             num_layers=1,
             num_single_layers=1,
-            joint_attention_dim=WIDTH,
+            joint_attention_dim=width,
             timestep_guidance_channels=16,
             axes_dims_rope=(2, 2, 2, 2),
             guidance_embeds=False,
@@ -276,14 +305,14 @@ PIXART: dict[str, Any] = {
 FAMILIES: dict[str, TinyFamily] = {
     "sd3": TinyFamily(
         "StableDiffusion3Pipeline",
-        lambda: SD3Transformer2DModel(
+        lambda width, pooled: SD3Transformer2DModel(
             sample_size=8,
             in_channels=4,
             out_channels=4,
             num_layers=2,
-            joint_attention_dim=WIDTH,
+            joint_attention_dim=width,
             caption_projection_dim=16,
-            pooled_projection_dim=POOLED,
+            pooled_projection_dim=pooled,
             pos_embed_max_size=8,
             qk_norm="rms_norm",
             **HEADS,
@@ -292,19 +321,17 @@ FAMILIES: dict[str, TinyFamily] = {
         kl,
         has_pooled=True,
     ),
-    "flux-dev": TinyFamily(
-        "FluxPipeline", flux(distilled=True), flow(**DYNAMIC), kl, has_pooled=True, has_negative=False
-    ),
+    "flux": TinyFamily("FluxPipeline", flux(distilled=True), flow(**DYNAMIC), kl, has_pooled=True, has_negative=False),
     "flux-schnell": TinyFamily(
         "FluxPipeline", flux(distilled=False), flow(shift=1.0), kl, has_pooled=True, has_negative=False
     ),
     "chroma": TinyFamily(
         "ChromaPipeline",
-        lambda: ChromaTransformer2DModel(
+        lambda width, _: ChromaTransformer2DModel(
             in_channels=16,
             num_layers=1,
             num_single_layers=1,
-            joint_attention_dim=WIDTH,
+            joint_attention_dim=width,
             axes_dims_rope=(2, 2, 4),
             approximator_num_channels=8,
             approximator_hidden_dim=16,
@@ -314,17 +341,18 @@ FAMILIES: dict[str, TinyFamily] = {
         flow(**DYNAMIC),
         kl,
         mask="prompt_attention_mask",
+        mask_dtype=torch.float32,
     ),
-    "pixart-sigma": TinyFamily("PixArtSigmaPipeline", pixart(has_size=False), **PIXART),
-    "pixart-alpha": TinyFamily("PixArtAlphaPipeline", pixart(has_size=False), **PIXART),
+    "pixart_sigma": TinyFamily("PixArtSigmaPipeline", pixart(has_size=False), **PIXART),
+    "pixart_alpha": TinyFamily("PixArtAlphaPipeline", pixart(has_size=False), **PIXART),
     "auraflow": TinyFamily(
         "AuraFlowPipeline",
-        lambda: AuraFlowTransformer2DModel(
+        lambda width, _: AuraFlowTransformer2DModel(
             sample_size=4,
             in_channels=4,
             num_mmdit_layers=1,
             num_single_dit_layers=1,
-            joint_attention_dim=WIDTH,
+            joint_attention_dim=width,
             caption_projection_dim=16,
             pos_embed_max_size=64,
             **HEADS,
@@ -334,33 +362,33 @@ FAMILIES: dict[str, TinyFamily] = {
         mask="prompt_attention_mask",
         masks_states=True,
     ),
-    "z-image": TinyFamily(
+    "z_image": TinyFamily(
         "ZImagePipeline",
-        lambda: ZImageTransformer2DModel(
+        lambda width, _: ZImageTransformer2DModel(
             in_channels=4,
             dim=16,
             n_layers=1,
             n_refiner_layers=1,
             n_heads=2,
             n_kv_heads=2,
-            cap_feat_dim=WIDTH,
+            cap_feat_dim=width,
             axes_dims=[2, 2, 4],
-            axes_lens=[64, 32, 32],
+            axes_lens=[1024, 32, 32],
         ),
         flow(shift=3.0),
         kl,
         unguided=0.0,
         takes_lists=True,
     ),
-    "flux2-klein": flux2_klein(is_distilled=False),
-    "flux2-klein-distilled": flux2_klein(is_distilled=True),
-    "qwen-image": TinyFamily(
+    "flux2_klein": flux2_klein(is_distilled=False),
+    "flux2_klein-distilled": flux2_klein(is_distilled=True),
+    "qwen_image": TinyFamily(
         "QwenImagePipeline",
-        lambda: QwenImageTransformer2DModel(
+        lambda width, _: QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
             num_layers=1,
-            joint_attention_dim=WIDTH,
+            joint_attention_dim=width,
             axes_dims_rope=(2, 2, 4),
             **HEADS,
         ),
@@ -371,7 +399,7 @@ FAMILIES: dict[str, TinyFamily] = {
     ),
     "lumina2": TinyFamily(
         "Lumina2Pipeline",
-        lambda: Lumina2Transformer2DModel(
+        lambda width, _: Lumina2Transformer2DModel(
             sample_size=8,
             in_channels=4,
             hidden_size=16,
@@ -381,8 +409,8 @@ FAMILIES: dict[str, TinyFamily] = {
             num_kv_heads=1,
             multiple_of=8,
             axes_dim_rope=(2, 2, 4),
-            axes_lens=(32, 16, 16),
-            cap_feat_dim=WIDTH,
+            axes_lens=(1024, 16, 16),
+            cap_feat_dim=width,
         ),
         flow(shift=6.0),
         kl,
@@ -391,14 +419,14 @@ FAMILIES: dict[str, TinyFamily] = {
     ),
     "sana": TinyFamily(
         "SanaPipeline",
-        lambda: SanaTransformer2DModel(
+        lambda width, _: SanaTransformer2DModel(
             in_channels=4,
             out_channels=4,
             num_layers=1,
             num_cross_attention_heads=2,
             cross_attention_head_dim=8,
             cross_attention_dim=16,
-            caption_channels=WIDTH,
+            caption_channels=width,
             sample_size=16,
             timestep_scale=0.5,
             **HEADS,
