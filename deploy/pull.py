@@ -41,7 +41,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from filelock import FileLock, Timeout
@@ -162,9 +162,8 @@ class ReleaseDirectory:
 
     def link_known_files(self, info: ModelInfo, staged: Path) -> None:
         """Hard-link files that installed checkpoints have. The download checks their digests."""
-        damaged = contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError)
         for release in self.list_releases():
-            with damaged:
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it is damaged
                 digests = json.loads((release / MANIFEST).read_bytes())["files"]
                 for file in info.siblings or ():
                     path = staged / file.rfilename
@@ -228,16 +227,17 @@ def update(directory: ReleaseDirectory, api: HfApi, args: argparse.Namespace, kn
 
 def download(directory: ReleaseDirectory, api: HfApi, args: argparse.Namespace, info: ModelInfo) -> Outcome:
     """Download a checkpoint, verify it and make it `current`."""
-    for listed in (PurePosixPath(file.rfilename) for file in info.siblings or ()):
-        if listed.is_absolute() or ".." in listed.parts:  # older versions of huggingface_hub would write there
-            raise PullError(ExitCode.UNVERIFIED, f"{info.sha} names {listed}, which is outside of its folder.")
+    names = [file.rfilename for file in info.siblings or ()]
+    # Older versions of huggingface_hub would write there
+    if outside := [name for name in names if name.startswith("/") or ".." in name.split("/")]:
+        raise PullError(ExitCode.UNVERIFIED, f"{info.sha} names {outside[0]}, which is outside of its folder.")
     staged = directory.folder / ".pull" / str(info.sha)
     directory.link_known_files(info, staged)
     for part in staged.rglob("*.incomplete"):  # of a download that was killed; huggingface_hub does not resume it
         part.unlink()
     # With an empty cache: from the user's, it would copy into files that are hard links
     api.snapshot_download(args.model, revision=info.sha, local_dir=staged, cache_dir=staged.with_name("cache"))
-    if missing := [file.rfilename for file in info.siblings or () if not (staged / file.rfilename).is_file()]:
+    if missing := [name for name in names if not (staged / name).is_file()]:
         # When the service is unreachable, huggingface_hub accepts an incomplete folder
         raise PullError(ExitCode.UNREACHABLE, f"The download lacks {', '.join(missing[:5])}.")
     shutil.rmtree(staged / ".cache")  # if the verification fails, the next download checks every digest
@@ -283,8 +283,8 @@ def run_command(directory: ReleaseDirectory, command: Sequence[str], commit: str
 def run_once(args: argparse.Namespace, last: Outcome) -> Outcome:
     """Do what the arguments say, and print the outcome unless it is the last one."""
     directory = ReleaseDirectory(args.folder, None if args.unsigned else read_keys(args.key))
-    lock = FileLock(args.folder / ".pull" / "lock", timeout=0)  # released by the kernel if this process is killed
-    with contextlib.nullcontext() if args.check else lock:
+    # The kernel releases the lock if this process is killed
+    with contextlib.nullcontext() if args.check else FileLock(args.folder / ".pull" / "lock", timeout=0):
         if args.check:
             outcome = Outcome(directory.read_link("current"), key=verify(args.folder / "current", directory.keys))
         elif args.rollback:
