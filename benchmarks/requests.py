@@ -147,7 +147,7 @@ def application() -> FastAPI:
     return app
 
 
-async def send(url: str, path: str, *, token: str, count: int, clients: int = 8) -> None:
+async def send(url: str, path: str, *, token: str, count: int, clients: int = 16) -> None:
     """Send requests over connections that stay open; a POST for paths that end in `edits`."""
     host, port = url.removeprefix("http://").split(":")
     left, tag = iter(range(count)), time.time_ns()
