@@ -23,7 +23,7 @@ from editing.edits import (
     split_template,
 )
 from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape_pointer
-from editing.families.family import PromptFormat
+from editing.families.family import Family, PromptFormat
 from editing.tokenizer_files import EOS, find_token, read_settings, read_tokenizer, render_chat
 
 _CLIP = PromptFormat()
@@ -192,6 +192,11 @@ class PromptTokenizer:
         if truncated:
             ids = [*ids[:kept], *ids[len(ids) - self._trailing :]]
         return TokenizedPrompt(tuple(ids), text_end=min(tokens.prompt[1], kept), truncated=truncated)
+
+
+def load_tokenizers(folder: Path, family: Family) -> tuple[PromptTokenizer, ...]:
+    """Read the tokenizer of each text encoder of a pipeline, in the order in which it has them."""
+    return tuple(PromptTokenizer.from_folder(folder / spec.tokenizer, spec.format) for spec in family.encoders)
 
 
 def build_destination_prompts(destination: Destination, template: str) -> dict[str, float]:

@@ -6,11 +6,12 @@ from uuid import UUID
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from app.db.models import ModelFile
+from app.db.models import Model, ModelFile
 from app.models.snapshot import snapshot
 from app.storage.store import Store
 from editing.families.layout import TOKENIZERS
-from editing.prompts import PromptTokenizer
+from editing.families.registry import FAMILIES
+from editing.prompts import PromptTokenizer, load_tokenizers
 
 _cache: dict[UUID, tuple[PromptTokenizer, ...]] = {}
 
@@ -27,6 +28,6 @@ def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Pat
     rows = session.execute(select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id, inside))
     files = [(path, sha256) for path, sha256 in rows]
     laid_out = snapshot(store, files, folder=folder)
-    names = sorted({path.partition("/")[0] for path, _ in files})
-    _cache[model_id] = tuple(PromptTokenizer.from_folder(laid_out / name) for name in names)
+    family = session.execute(select(Model.family).where(Model.id == model_id)).scalar_one()
+    _cache[model_id] = load_tokenizers(laid_out, FAMILIES[family or "sd1"])
     return _cache[model_id]

@@ -130,9 +130,9 @@ def test_a_pipeline_of_pickles_is_rejected(register: Register, copy: Path) -> No
 
 def test_an_unknown_family_is_rejected(register: Register, copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "KolorsPipeline"}))
     found = problem(register("changed"))
-    assert found["title"] == "Unsupported pipeline" and "FluxPipeline" in found["detail"]
+    assert found["title"] == "Unsupported pipeline" and "KolorsPipeline" in found["detail"]
 
 
 def test_a_folder_without_a_pipeline_is_rejected(register: Register, tmp_path: Path) -> None:
