@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,29 +22,58 @@ from editing.stage_two.update import Update
 from editing.uce.projections import ProjectionUpdate
 
 PREFIX = "text_model."
+Change = Callable[[Tensor], Tensor]
+"""Returns a weight's new value in the same dtype."""
 _LORA_PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
 
 def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
-    """Write the encoder's `config.json` and `model.safetensors` below `folder` and return their paths.
+    """Write the encoder's `config.json` and weights below `folder`, in as many files as the base has.
 
-    The base file is copied tensor by tensor, bit for bit and in its own dtype. Only fc2.weight of the edited layers
-    differs, rounded once from float64. Keys have the prefix `text_model.` for every transformers version: older
-    loaders that do not find it keep random weights with only a warning. Equal inputs give equal bytes.
+    The base is copied tensor by tensor, bit for bit and in its own dtype. Only the memories of the edited layers
+    differ, rounded once from float64. Equal inputs give equal bytes. Returns the paths.
+
+    Keys of CLIP have the prefix `text_model.` for every transformers version: older loaders that do not find it keep
+    random weights with only a warning.
     """
     if encoder.folder is None:
         raise UnsupportedPipeline("the encoder was not loaded from a folder: there is no base file to edit")
-    weights = read_base(encoder.folder / "model.safetensors")
-    for layer, change in update.layers.items():
-        key = f"{PREFIX}encoder.layers.{layer}.mlp.fc2.weight"
-        base = weights[key]
-        weights[key] = (base.double() + change.to_dense().cpu()).to(base.dtype)
+    weights = find_weights(encoder.folder.parent, encoder.name)
+    changes = {
+        find_memory_key(encoder, layer, list_parts(weights)): partial(_add_change, change=change.to_dense)
+        for layer, change in update.layers.items()
+    }
     target = Path(folder) / encoder.name
+    if encoder.spec.kind != "clip":
+        return _copy_with_changes(weights, target, changes)
+    tensors = read_base(weights)
+    for key, change in changes.items():
+        tensors[_add_prefix(key)] = change(tensors[_add_prefix(key)])
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / "config.json", (encoder.folder / "config.json").read_bytes())
     # transformers requires this one metadata key. safetensors would write several in random order.
-    write_atomically(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_atomically(target / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     return target / "config.json", target / "model.safetensors"
+
+
+def find_memory_key(encoder: TextEncoder, layer: int, parts: Sequence[Path]) -> str:
+    """Return the key that a layer's memory has in the component's files. Raises `UnsupportedPipeline`.
+
+    What comes before the layer differs among versions of transformers and among models that contain the encoder.
+    """
+    end = encoder.key.format(layer)
+    found: list[str] = []
+    for part in parts:
+        with safe_open(part, framework="pt") as file:
+            found += [key for key in file.keys() if key == end or key.endswith(f".{end}")]
+    if len(found) != 1:
+        raise UnsupportedPipeline(f"{encoder.name}/ has {len(found)} weights named {end}: one is needed")
+    return found[0]
+
+
+def _add_change(weight: Tensor, change: Callable[[], Tensor]) -> Tensor:
+    """Return a weight plus its change, rounded once."""
+    return (weight.double() + change().to(weight.device)).to(weight.dtype)
 
 
 def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
@@ -67,26 +97,34 @@ def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
 def load_temporarily(module: nn.Module, path: str | Path) -> Iterator[None]:
     """Load a safetensors file into a module, in the module's dtype, and restore its weights on exit, bit for bit.
 
-    Keys may have the prefix `text_model.` or not. Only tensors that differ are copied. Raises `UnsupportedPipeline` if
-    the file does not fit the module.
+    Keys may have the prefix `text_model.` or not. Only tensors that differ are copied. The file may be one of several.
+    Raises `UnsupportedPipeline` if it does not fit the module.
     """
     own = {key.removeprefix(PREFIX): tensor for key, tensor in module.state_dict().items()}
     with safe_open(path, framework="pt") as file:
         changed = {}
         for name in file.keys():
-            key = name.removeprefix(PREFIX)
-            if key.endswith("position_ids"):  # a buffer of old files
+            if name.endswith("position_ids"):  # a buffer of old files
                 continue
-            tensor = file.get_tensor(name)
-            if key not in own or own[key].shape != tensor.shape:
+            tensor, weight = file.get_tensor(name), _find_weight(own, name.removeprefix(PREFIX))
+            if weight is None or weight.shape != tensor.shape:
                 raise UnsupportedPipeline(f"{Path(path).name} has {name}, which does not fit the module")
-            if not torch.equal(own[key], tensor.to(own[key])):
-                changed[name] = own[key]
+            if not torch.equal(weight, tensor.to(weight)):
+                changed[name] = weight
         with restore_weights(changed.values()):
             with torch.no_grad():
                 for name, weight in changed.items():
                     weight.copy_(file.get_tensor(name).to(weight))
             yield
+
+
+def _find_weight(weights: Mapping[str, Tensor], key: str) -> Tensor | None:
+    """Return the weight of a file's key, which may lack the name of the module that has the language model."""
+    if key in weights:
+        return weights[key]
+    end = f".{key.removeprefix('model.')}"
+    found = [weight for own, weight in weights.items() if own.endswith(end)]
+    return found[0] if len(found) == 1 else None
 
 
 @contextmanager
@@ -108,35 +146,45 @@ def export_generator(pipeline: EditablePipeline, update: ProjectionUpdate, folde
     """
     if pipeline.folder is None:
         raise UnsupportedPipeline("the pipeline was not loaded from a folder: there is no base file to edit")
+    changes = {
+        f"{name}.weight": lambda weight: (weight.double() + update.to_dense(weight)).to(weight.dtype)
+        for name in update.relative_norms
+    }
     component = pipeline.generator.component
-    weights = find_weights(pipeline.folder, component)
+    return _copy_with_changes(find_weights(pipeline.folder, component), Path(folder) / component, changes)
+
+
+def _copy_with_changes(weights: Path, target: Path, changes: Mapping[str, Change]) -> tuple[Path, ...]:
+    """Copy `config.json`, the weights and their index to the folder `target`, and change the weights of these keys.
+
+    The files equal the base's byte for byte but for these weights. Memory holds one tensor at a time. Returns the
+    paths. Raises `UnsupportedPipeline` for a key that the weights lack.
+    """
     parts, copied = list_parts(weights), ["config.json"]
     if weights.name.endswith(INDEX):
         copied.append(weights.name)
-    target = Path(folder) / component
     target.mkdir(parents=True, exist_ok=True)
-    missing = {f"{name}.weight" for name in update.relative_norms}
+    missing = set(changes)
     for part in parts:
         with replace_atomically(target / part.name) as temporary:
             shutil.copyfile(part, temporary)
-            missing -= _rewrite_weights(temporary, update, missing)
+            missing -= _change_in_place(temporary, changes)
     if missing:
-        raise UnsupportedPipeline(f"{component}/ has no {min(missing)}")
+        raise UnsupportedPipeline(f"{weights.parent.name}/ has no {min(missing)}")
     for name in copied:
         write_atomically(target / name, (weights.parent / name).read_bytes())
     return tuple(target / name for name in (*copied, *(part.name for part in parts)))
 
 
-def _rewrite_weights(path: Path, update: ProjectionUpdate, keys: set[str]) -> set[str]:
-    """Overwrite in place those of these weights that the safetensors file has. Return their keys."""
+def _change_in_place(path: Path, changes: Mapping[str, Change]) -> set[str]:
+    """Change in place those of these weights that the safetensors file has. Return their keys."""
     with path.open("r+b") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
-        present = keys & header.keys()
+        present = changes.keys() & header.keys()
         with safe_open(path, framework="pt") as tensors:
             for key in sorted(present):
-                weight = tensors.get_tensor(key)
-                edited = (weight.double() + update.to_dense(weight)).to(weight.dtype)
+                edited = changes[key](tensors.get_tensor(key))
                 file.seek(start + header[key]["data_offsets"][0])
                 file.write(edited.contiguous().view(torch.uint8).numpy().tobytes())
     return present
