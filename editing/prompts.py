@@ -131,11 +131,14 @@ class PromptTokenizer:
         return SubjectPosition(prompt.ids, prompt.text_end, prompt.truncated, last_subject_index=last)
 
     def find_last_token(self, template: str, name: str, *, pointer: str = "") -> int:
-        """Return the position of a name's last token, or of the token before the placeholder for an empty name."""
+        """Return the position of a name's last token, or of the token before the placeholder for an empty name.
+
+        T5 has no token before a placeholder at the start of the prompt: its first token is meant.
+        """
         if name.strip():
             return self.locate(template, name, pointer=pointer).last_subject_index
         before, _ = split_template(template)
-        return self.encode(before, pointer=pointer).text_end - 1
+        return max(0, self.encode(before, pointer=pointer).text_end - 1)
 
     def pad(self, ids: Sequence[int]) -> list[int]:
         """Pad to the full length, as inference does."""
