@@ -18,6 +18,8 @@ from torch import Tensor
 
 from editing import ENGINE_VERSION
 from editing.encoders.base import TextEncoder
+from editing.encoders.decoder import DecoderEncoder
+from editing.encoders.prefix_trees import PackedTrees
 from editing.errors import EditingError, ForeignSums
 from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments, mirror_triangle, pack_triangle, unpack_triangle
@@ -81,26 +83,46 @@ class _Sums:
         """Σ ‖k‖² of those tokens, by layer."""
 
     def add(self, batch: Batch) -> None:
+        run = self._run_trees if isinstance(self.encoder, DecoderEncoder) else self._run_padded
+        for layer, (keys, weights) in enumerate(run(batch)):  # (t, m), (t,)
+            if layer in self.layers:
+                _add_products(self.layers[layer], keys.double() * weights.sqrt()[:, None])
+                if self._prefix and not self.captions:
+                    self.prefix_traces[layer] = float(keys[: self._prefix].double().square().sum())
+        self.captions += len(batch)
+        self.tokens += int(weights.sum())
+
+    def _run_padded(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield for each layer the keys of the captions' tokens (t, m), and how often each counts (t,)."""
         encoder = self.encoder
         padded = encoder.pad(batch, full_length=False)
         states = encoder.embed(padded.ids)  # (b, s, d)
         contexts = encoder.build_contexts(states, mask=padded.mask)
-        counted = padded.mask.clone()  # (b, s): no padding
+        counted = padded.mask  # (b, s): no padding
         if encoder.reads_padding:  # and so does the generator: one position of it stands for all
-            counted |= torch.arange(counted.shape[1], device=counted.device) == padded.ends[:, None] + 1
-        counted[:, : self._prefix] = False
-        counted[0, : self._prefix] = self.captions == 0
+            counted = counted | (torch.arange(counted.shape[1], device=counted.device) == padded.ends[:, None] + 1)
         for layer in range(max(self.layers) + 1):
             block = encoder.blocks[layer]
             stream = block.attend(states, contexts[layer])  # (b, s, d)
             keys = block.keys(stream)  # (b, s, m)
-            if layer in self.layers:
-                _add_products(self.layers[layer], keys[counted].double())  # (t, m)
-                if self.captions == 0:
-                    self.prefix_traces[layer] = float(keys[0, : self._prefix].double().square().sum())
+            own = keys[counted]
+            yield own, torch.ones(len(own), dtype=torch.float64, device=own.device)
             states = block.add(stream, block.memory(keys))
-        self.captions += len(batch)
-        self.tokens += int(counted.sum())
+
+    def _run_trees(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the same. Captions share their first tokens: a family may put a long text before each."""
+        nodes = PackedTrees(self.encoder, [[(ids, len(ids) - 1) for ids in batch]])
+        weights = nodes.visits.double()
+        weights[nodes.depths < self._prefix] = 0
+        weights[: self._prefix] = float(not self.captions)  # the first nodes are those of the prefix
+        counted = weights > 0
+        states = nodes.embed()  # (N, d)
+        for layer in range(max(self.layers) + 1):
+            block = self.encoder.blocks[layer]
+            stream = nodes.attend(layer, block, states)  # (N, d)
+            keys = nodes.prepare_keys(block, stream)
+            yield keys(counted), weights[counted]
+            states = nodes.run_mlp(block, stream, keys)
 
     def average(self) -> SecondMoments:
         """Return E[k kᵀ] and drop the sums layer by layer: both do not fit into memory."""

@@ -22,6 +22,8 @@ from torch.linalg import solve_triangular
 
 from editing.edits import ConceptEdit
 from editing.encoders.base import Block, TextEncoder
+from editing.encoders.nodes import Nodes, Site
+from editing.encoders.prefix_trees import build_nodes
 from editing.errors import EditingError, InvalidEdit, SingularSecondMoment
 from editing.families.layout import choose_default_layers
 from editing.prompts import SubjectPosition
@@ -37,8 +39,6 @@ from editing.stage_two.contexts import (
     find_preserved_positions,
     locate_in_contexts,
 )
-from editing.stage_two.nodes import Nodes, Site
-from editing.stage_two.prefixes import build_nodes
 from editing.values import EditValue, EncoderValue
 
 ResidualSchedule = Literal["spread", "even", "published"]

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from editing.edits import ConceptEdit, DestinationPrompt, Erasure, StageOneSettings
+from editing.encoders import prefix_trees
 from editing.encoders.base import TextEncoder
 from editing.encoders.decoder import SandwichBlock
 from editing.encoders.load import load_encoders
@@ -339,6 +340,20 @@ class TestStageTwo:
             float((update.to_dense(layer) @ keys[layer][index].double()).norm()) for update in (kind_update, kept)
         )
         assert after < 0.1 * before
+
+    def test_prompts_are_divided_among_sequences(
+        self,
+        encoder: TextEncoder,
+        kind_values: list[EditValue],
+        kind_moments: SecondMoments,
+        kind_update: Update,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(prefix_trees, "_PACK_NODES", 30)
+        monkeypatch.setattr(prefix_trees, "_PATH_ROWS", 30)
+        found = compute_update(encoder, EDITS, kind_values, kind_moments, moment_weight=1e-3)
+        for layer in kind_update.layers:
+            torch.testing.assert_close(found.to_dense(layer), kind_update.to_dense(layer), rtol=1e-4, atol=1e-7)
 
     def test_order_of_the_edits_does_not_matter(
         self, encoder: TextEncoder, kind_values: list[EditValue], kind_moments: SecondMoments, kind_update: Update

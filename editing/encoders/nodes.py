@@ -1,4 +1,4 @@
-"""The tokens that stage II runs through a text encoder, and the means of what they give at the edits' subjects.
+"""The tokens of many prompts as they run through a text encoder, and means of what they give at chosen sites.
 
 Shapes: N nodes, d width, m width of the keys, c columns.
 """

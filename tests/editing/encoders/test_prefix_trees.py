@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from editing.encoders import nodes, prefix_trees
 from editing.encoders.clip import ClipEncoder
+from editing.encoders.nodes import Site
+from editing.encoders.prefix_trees import PrefixTree
 from editing.pipelines import EditablePipeline
-from editing.stage_two import nodes, prefixes
-from editing.stage_two.nodes import Site
-from editing.stage_two.prefixes import PrefixTree
 
 # Several templates; subjects of one and of many tokens; a prompt that begins another; one that is in two groups.
 GROUPS = (("a photo of cat", "cat"), ("a photo of cats and dogs",), ("a photo",), ("the sea", "cat", "a small boat"))
@@ -53,7 +53,7 @@ def test_columns_equal_the_means_of_the_encoders_own_pass(
 ) -> None:
     if chunked:
         monkeypatch.setattr(nodes, "_ROWS", 2)
-        monkeypatch.setattr(prefixes, "_PATH_ROWS", 5)
+        monkeypatch.setattr(prefix_trees, "_PATH_ROWS", 5)
         monkeypatch.setattr(nodes, "_CACHED_NODES", 0)
     tree = PrefixTree(encoder, groups)
     block = encoder.blocks[2]

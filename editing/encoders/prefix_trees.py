@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from editing.encoders.base import Block, TextEncoder
 from editing.encoders.clip import ClipEncoder
 from editing.encoders.decoder import DecoderEncoder
-from editing.stage_two.nodes import Nodes, Site
+from editing.encoders.nodes import Nodes, Site
 
 _PATH_ROWS = 8192  # states gathered for attention at a time: (8192, d), once for k and once for v
 _PACK_NODES = 1024  # nodes of a tree that one sequence has: its mask is (1024, 1024)
@@ -32,6 +32,8 @@ class _Tree:
         """The nodes of each depth."""
         self.last = [-1] * len(prefixes)
         """The node that each prefix ends in."""
+        self.visits: list[int] = []
+        """The number of prefixes that each node is in."""
         # Level by level, so that the nodes of one depth are consecutive. The node -1 is above the root.
         for depth in range(max(map(len, prefixes))):
             first = len(self.paths)
@@ -41,10 +43,20 @@ class _Tree:
                     if edge not in nodes:
                         nodes[edge] = len(self.paths)
                         self.paths.append((*(self.paths[edge[0]] if depth else ()), len(self.paths)))
+                        self.visits.append(0)
                     self.last[index] = nodes[edge]
+                    self.visits[nodes[edge]] += 1
             self.levels.append(slice(first, len(self.paths)))
         self.tokens = [token for _, token in nodes]
         self.depths = [len(path) - 1 for path in self.paths]
+
+    def find_ancestors(self) -> Tensor:
+        """Return which nodes are on the path to each node, (nodes, nodes) bool, itself included."""
+        found = torch.eye(len(self.paths), dtype=torch.bool)
+        for node, path in enumerate(self.paths):
+            if len(path) > 1:
+                found[node] |= found[path[-2]]
+        return found
 
 
 class PrefixTree(Nodes):
@@ -94,7 +106,7 @@ class PackedTrees(Nodes):
     nodes; the beginning that all prompts share is repeated in each.
     """
 
-    def __init__(self, encoder: DecoderEncoder, groups: Sequence[Sequence[Site]]) -> None:
+    def __init__(self, encoder: TextEncoder, groups: Sequence[Sequence[Site]]) -> None:
         prefixes = [ids[: index + 1] for group in groups for ids, index in group]
         last: list[int] = []
         self._trees: list[tuple[slice, _Tree]] = []
@@ -105,8 +117,15 @@ class PackedTrees(Nodes):
             self._trees.append((slice(count, count + len(tree.tokens)), tree))
             count += len(tree.tokens)
         super().__init__(encoder, groups, last=last)
+        assert isinstance(encoder, DecoderEncoder)
         self._decoder = encoder
         self._count = count
+        device = encoder.device
+        self.visits = torch.tensor([count for _, tree in self._trees for count in tree.visits], device=device)
+        """(N,): the number of prompts that each node is in, of those in its sequence"""
+        self.depths = torch.tensor([depth for _, tree in self._trees for depth in tree.depths], device=device)
+        """(N,): the number of tokens before each node"""
+        self._sees = [tree.find_ancestors() for _, tree in self._trees]
 
     def __len__(self) -> int:
         return self._count
@@ -117,16 +136,14 @@ class PackedTrees(Nodes):
 
     def attend(self, number: int, block: Block, states: Tensor) -> Tensor:
         stream = torch.empty_like(states)
-        for nodes, tree in self._trees:
+        for (nodes, _), sees in zip(self._trees, self._sees, strict=True):
             own = states[nodes][None]  # (1, nodes, d)
-            mask = torch.full(2 * (own.shape[1],), torch.finfo(states.dtype).min, dtype=states.dtype)
-            for node, path in enumerate(tree.paths):
-                mask[node, list(path)] = 0.0
-            context = self._decoder.build_contexts(
-                own,
-                mask=mask.to(states.device)[None, None],
-                positions=torch.tensor([tree.depths], device=states.device),
-            )[number]
+            # What attention adds to its scores: nothing for a node's ancestors and itself, else the least number.
+            mask = torch.zeros(sees.shape, dtype=states.dtype, device=states.device)
+            mask.masked_fill_(~sees.to(states.device), torch.finfo(states.dtype).min)
+            context = self._decoder.build_contexts(own, mask=mask[None, None], positions=self.depths[nodes][None])[
+                number
+            ]
             stream[nodes] = block.attend(own, context)[0]
         return stream
 
