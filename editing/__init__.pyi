@@ -1,3 +1,5 @@
+from .adapters import export_adapter as export_adapter
+from .adapters import export_lora as export_lora
 from .captions import read_captions as read_captions
 from .edits import Balance as Balance
 from .edits import ConceptEdit as ConceptEdit
@@ -26,7 +28,6 @@ from .uce.projections import ProjectionUpdate as ProjectionUpdate
 from .uce.projections import compute_projection_update as compute_projection_update
 from .values import EditValue as EditValue
 from .weights import export_generator as export_generator
-from .weights import export_lora as export_lora
 from .weights import export_text_encoder as export_text_encoder
 from .weights import load_components_temporarily as load_components_temporarily
 from .weights import load_temporarily as load_temporarily

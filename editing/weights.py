@@ -1,4 +1,4 @@
-"""Export edits as files: the whole text encoder, its exact low-rank update as a LoRA adapter, the U-Net."""
+"""Export edited components as files, and load files for a while. `editing.adapters` exports updates alone."""
 
 import json
 import shutil
@@ -24,7 +24,6 @@ from editing.uce.projections import ProjectionUpdate
 PREFIX = "text_model."
 Change = Callable[[Tensor], Tensor]
 """Returns a weight's new value in the same dtype."""
-_LORA_PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
 
 def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
@@ -74,23 +73,6 @@ def find_memory_key(encoder: TextEncoder, layer: int, parts: Sequence[Path]) -> 
 def _add_change(weight: Tensor, change: Callable[[], Tensor]) -> Tensor:
     """Return a weight plus its change, rounded once."""
     return (weight.double() + change().to(weight.device)).to(weight.dtype)
-
-
-def export_lora(update: Update | Sequence[Update], path: str | Path) -> bool:
-    """Write ΔW = B Aᵀ of every layer as a LoRA adapter for diffusers and ComfyUI. Return False if there is none.
-
-    Keys are kohya's, `lora_te_text_model_encoder_layers_{i}_mlp_fc2.lora_up/down.weight` and `.alpha`. Alpha is the
-    rank, so that the scale is one. SDXL's two updates go into one file with `lora_te1_…` and `lora_te2_…`. Tensors are
-    float32; up and down have equal norms.
-    """
-    updates = [update] if isinstance(update, Update) else update
-    tensors: dict[str, Tensor] = {}
-    for own in updates:
-        tensors |= build_lora_tensors(own, prefix=_LORA_PREFIXES[own.encoder] if len(updates) > 1 else "lora_te")
-    if tensors:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), save(tensors, metadata={"format": "pt"}))
-    return bool(tensors)
 
 
 @contextmanager
@@ -188,19 +170,6 @@ def _change_in_place(path: Path, changes: Mapping[str, Change]) -> set[str]:
                 file.seek(start + header[key]["data_offsets"][0])
                 file.write(edited.contiguous().view(torch.uint8).numpy().tobytes())
     return present
-
-
-def build_lora_tensors(update: Update, *, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA adapter under kohya's names."""
-    tensors: dict[str, Tensor] = {}
-    for layer, change in update.layers.items():
-        name = f"{prefix}_text_model_encoder_layers_{layer}_mlp_fc2"
-        # Scale both factors to equal norms: float32 then loses as little as possible.
-        balance = (change.a.norm() / change.b.norm().clamp_min(1e-300)).sqrt()
-        tensors[f"{name}.lora_up.weight"] = (change.b * balance).float().contiguous()  # (d, rank)
-        tensors[f"{name}.lora_down.weight"] = (change.a / balance).T.float().contiguous()  # (rank, m)
-        tensors[f"{name}.alpha"] = torch.tensor(float(change.b.shape[1]))
-    return tensors
 
 
 def read_base(path: Path) -> dict[str, Tensor]:

@@ -78,6 +78,8 @@ class Update:
     relative_residuals: tuple[float, ...]
     """Per edit, in the caller's order: ‖z - h_L after the update‖ / ‖δ‖. 0: fully applied. 1: no effect."""
     conflicts: tuple[Conflict, ...]
+    family: str = "sd1"
+    """Of the pipeline."""
 
     def to_dense(self, layer: int) -> Tensor:
         """Return ΔW (d, m) float64 of one layer."""
@@ -151,7 +153,7 @@ def compute_update(
         [edit.source for edit in edits], [list_destination_names(edit.destination) for edit in edits]
     )
     if not edits:
-        return Update(encoder.name, {}, (), conflicts)
+        return Update(encoder.name, {}, (), conflicts, encoder.family)
 
     delta = torch.stack([own_values[i].delta for i in order], 1).to(encoder.device, torch.float64)  # (d, e)
     hidden = torch.stack([own_values[i].hidden for i in order], 1).to(encoder.device, torch.float64)  # (d, e)
@@ -219,7 +221,7 @@ def compute_update(
         for i, j in pairs
         if edits[order[i]].source != edits[order[j]].source
     )
-    return Update(encoder.name, updates, tuple(relative_residuals), conflicts)
+    return Update(encoder.name, updates, tuple(relative_residuals), conflicts, encoder.family)
 
 
 @torch.no_grad()

@@ -12,8 +12,10 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from editing.adapters import export_adapter, export_lora
 from editing.edits import ConceptEdit, DestinationPrompt, Erasure, StageOneSettings
 from editing.encoders import prefix_trees
 from editing.encoders.base import TextEncoder
@@ -419,6 +421,33 @@ class TestExport:
             found = _load_parts(encoders, sorted(exported.glob("*.safetensors")))
             torch.testing.assert_close(found, expected)
             assert torch.equal(encode_prompts(encoders, PROMPTS).states, plain)
+
+    def test_adapter_equals_the_edited_encoder(
+        self, written: Path, encoder: TextEncoder, kind_update: Update, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("peft")
+        assert export_adapter(encoder, kind_update, tmp_path / "adapter")
+        loaded = load_encoders(written)[-1]
+        loaded.model.load_adapter(str(tmp_path / "adapter"))  # type: ignore[operator]
+        ids = torch.tensor([encoder.tokenizer.encode(PROMPTS[1]).ids])
+        with torch.no_grad(), apply_temporarily(encoder, kind_update):
+            found, expected = (each.model(ids, output_hidden_states=True).hidden_states for each in (loaded, encoder))
+        for one, two in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+    def test_lora_for_comfyui_equals_the_update(
+        self, encoder: TextEncoder, kind_update: Update, tmp_path: Path
+    ) -> None:
+        assert export_lora(kind_update, tmp_path / "lora.safetensors")
+        tensors = load_file(tmp_path / "lora.safetensors")
+        names = {key.rpartition(".lora_")[0] for key in tensors if ".lora_" in key}
+        assert len(names) == len(kind_update.layers)
+        for name in names:
+            assert name.startswith("text_encoders.") and ".transformer." in name
+            (layer,) = (each for each in kind_update.layers if f"{name}.weight".endswith(encoder.key.format(each)))
+            up, down = tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"]
+            assert float(tensors[f"{name}.alpha"]) == len(down)  # ComfyUI scales by alpha over the rank
+            assert compare((up @ down).double(), kind_update.to_dense(layer)) < 1e-5
 
     def test_missing_part_is_refused(self, written: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(written, tmp_path / "copied")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from editing.adapters import export_lora
 from editing.condition import Condition
 from editing.encoders.clip import ClipEncoder
 from editing.errors import UnsupportedPipeline
@@ -21,7 +22,7 @@ from editing.pipelines import EditablePipeline, load_pipeline
 from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments
 from editing.stage_two.update import Update, apply_temporarily, compute_update
-from editing.weights import export_lora, export_text_encoder, load_components_temporarily, load_temporarily
+from editing.weights import export_text_encoder, load_components_temporarily, load_temporarily
 
 EDITED = {f"text_model.encoder.layers.{layer}.mlp.fc2.weight" for layer in (0, 1, 2)}
 PROMPT = "a cat in the sea"

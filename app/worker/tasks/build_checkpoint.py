@@ -61,6 +61,8 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         if updates:
             for encoder, update in zip(pipeline.encoders, updates, strict=True):
                 editing.export_text_encoder(encoder, update, folder)
+                if encoder.spec.kind != "clip":
+                    editing.export_adapter(encoder, update, folder / "adapters" / encoder.name)
             editing.export_lora(updates, folder / LORA)
         if crossed is not None:
             editing.export_generator(pipeline, crossed, folder)
