@@ -3,7 +3,8 @@
 Shapes: c, h, w channels, height and width of the normalized latents; z channels of the autoencoder.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +29,12 @@ class LatentDistribution:
     """(c or 1, 1, 1)"""
     scale: Tensor
     """(c or 1, 1, 1)"""
+
+    @classmethod
+    def join(cls, parts: Sequence["LatentDistribution"]) -> "LatentDistribution":
+        """Join the distributions of an autoencoder's pictures, in order."""
+        mean, std = torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
+        return replace(parts[0], mean=mean, std=std)
 
     def sample(self, images: Tensor, *, generator: Generator) -> Tensor:
         """Draw x_0 (b, c, h, w) of these images (b,). The generator is on the CPU, for the same noise on any device."""

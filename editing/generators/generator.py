@@ -55,6 +55,8 @@ class Generator(ABC):
         """The number of latents that go through the network at a time, with gradients."""
         self.inference_chunks = ChunkSize.for_device(self.device)
         """The same without gradients."""
+        self.picture_chunks = ChunkSize.for_device(self.device)
+        """The number of pictures that go through the autoencoder at a time."""
         self._saves_memory = False
 
     @property
@@ -78,12 +80,18 @@ class Generator(ABC):
         return states
 
     def encode_images(self, pixels: Tensor) -> LatentDistribution:
-        """Encode pictures (images, 3, height, width) in [-1, 1]."""
-        return self.autoencoder.encode(pixels)
+        """Encode pictures (images, 3, height, width) in [-1, 1], as many at a time as fit into memory."""
+        parts = self.picture_chunks.run_in_chunks(len(pixels), lambda chunk: self.autoencoder.encode(pixels[chunk]))
+        return LatentDistribution.join(parts)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode x_0 (b, c, h, w) to pictures (b, 3, height, width) float32 around [-1, 1]."""
-        return self.autoencoder.decode(latents)
+        """Decode x_0 (b, c, h, w) to pictures (b, 3, height, width) float32 around [-1, 1].
+
+        As many go through the autoencoder at a time as fit into memory.
+        """
+        return torch.cat(
+            self.picture_chunks.run_in_chunks(len(latents), lambda chunk: self.autoencoder.decode(latents[chunk]))
+        )
 
     @abstractmethod
     def add_noise(self, latents: Tensor, *, generator: torch.Generator) -> NoisedLatents:

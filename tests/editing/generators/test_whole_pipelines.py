@@ -15,7 +15,13 @@ from tests.generators import FAMILIES, TinyFamily, write_whole_pipeline
 PROMPTS = ["a cat", "a small boat by the river"]
 
 
-@pytest.fixture(scope="module", params=TEXTS)
+SLOW = {"sana"}  # its instruction has thousands of tokens here
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TEXTS],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_whole_pipeline(tmp_path_factory.mktemp("whole") / request.param, request.param)
 
