@@ -56,7 +56,8 @@ properties: install  ## 100 examples of each operation and key, valid and invali
 	$(BIN)/pytest -m properties tests/properties --property-examples 100 --timeout 3600
 
 conformance: install  ## every family against diffusers' own pipeline; the last line is JSON
-	$(PYTEST) -q tests/editing/test_conformance.py --conformance
+	$(PYTEST) -q tests/editing/test_conformance.py tests/editing/test_pipelines.py::TestPredict \
+		tests/editing/generators/test_conformance_prediction.py --conformance
 
 serve: install  ## the service with its own Postgres, until Ctrl-C; models are found in demo/weights
 	EMENDER_MODEL_ROOTS=$${EMENDER_MODEL_ROOTS:-demo/weights} $(BIN)/emender serve --embedded

@@ -74,6 +74,9 @@ def load_transformer(
     folder: Path, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, *, kind: type[Transformer]
 ) -> Transformer:
     """Load the transformer of a family."""
+    name, expected = read_json(folder / "transformer" / "config.json").get("_class_name"), kind.network_class.__name__
+    if name != expected:
+        raise UnsupportedPipeline(f"transformer/ has a {name}: this pipeline needs a {expected}")
     network = load_network(folder / "transformer", kind.network_class, device=device, dtype=dtype)
     vae = load_autoencoder(folder / "vae", device=device, dtype=autoencoder_dtype)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")

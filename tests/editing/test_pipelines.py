@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ class TestEncode:
 
 
 class TestPredict:
-    def test_equals_diffusers(self, any_pipeline: EditablePipeline, diffusers: Any) -> None:
+    def test_equals_diffusers(
+        self, any_pipeline: EditablePipeline, diffusers: Any, record_difference: Callable[[str, float], None]
+    ) -> None:
         """Every call of the U-Net that diffusers' own pipeline makes for a prompt, made by us."""
         calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -117,6 +120,7 @@ class TestPredict:
                     noisy, timestep.expand(1), any_pipeline.encode(PROMPTS[1:2])
                 )
             torch.testing.assert_close(prediction, expected, **EXACT)
+            record_difference(any_pipeline.family, float((prediction - expected).abs().max()))
 
 
 class TestSample:

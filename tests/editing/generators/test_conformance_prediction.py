@@ -1,5 +1,6 @@
 """Every family's generator computes what diffusers' own pipeline computes, step by step."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,12 @@ def seeded(*seeds: int) -> list[Generator]:
 
 class TestPredict:
     def test_equals_each_step_of_the_pipeline(
-        self, family: TinyFamily, diffusers: Any, generator: interface.Generator
+        self,
+        request: pytest.FixtureRequest,
+        family: TinyFamily,
+        diffusers: Any,
+        generator: interface.Generator,
+        record_difference: Callable[[str, float], None],
     ) -> None:
         condition = family.draw_condition(seed=1, prompts=2)
         steps = record_steps(
@@ -86,7 +92,9 @@ class TestPredict:
                 prediction = generator.predict(noisy, t.expand(2), condition)
             assert prediction.dtype == torch.float32
             assert float(prediction.std()) > 0.01
-            torch.testing.assert_close(prediction, unpack(diffusers, generator, expected), rtol=0, atol=1e-5)
+            unpacked = unpack(diffusers, generator, expected)
+            torch.testing.assert_close(prediction, unpacked, rtol=0, atol=1e-5)
+            record_difference(request.node.callspec.params["family"], float((prediction - unpacked).abs().max()))
 
     def test_depends_on_time_and_condition(self, family: TinyFamily, generator: interface.Generator) -> None:
         noisy = torch.randn(1, *generator.latent_shape, generator=Generator().manual_seed(0))

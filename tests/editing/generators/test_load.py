@@ -76,6 +76,13 @@ def test_unknown_pipelines_are_refused_with_the_list_of_known_ones(tmp_path: Pat
         load(folder)
 
 
+def test_transformers_of_another_family_are_refused(tmp_path: Path) -> None:
+    folder = FAMILIES["sd3"].write(tmp_path)
+    change(folder / "model_index.json", _class_name="AuraFlowPipeline")
+    with pytest.raises(UnsupportedPipeline, match="has a SD3Transformer2DModel: this pipeline needs a AuraFlowT"):
+        load(folder)
+
+
 def test_unknown_autoencoders_are_refused(tmp_path: Path) -> None:
     folder = FAMILIES["sd3"].write(tmp_path)
     change(folder / "vae" / "config.json", _class_name="VQModel")
