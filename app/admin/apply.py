@@ -19,9 +19,10 @@ from app.checkpoints import service as checkpoints
 from app.checkpoints.errors import CheckpointNotFound
 from app.checkpoints.routes import ModelName
 from app.edits import service as edits
+from app.models import service as models
 from app.problems import Conflict, Problem
 from app.storage.store import Store
-from emender.schemas.checkpoints import REVISION, ApplyCreate, ApplyPlan, CheckpointOut, EditInCheckpoint
+from emender.schemas.checkpoints import REVISION, UCE_METHODS, ApplyCreate, ApplyPlan, CheckpointOut, EditInCheckpoint
 
 router = APIRouter(route_class=PageRoute)
 
@@ -111,7 +112,7 @@ def _describe(view: View, model: str, request: ApplyCreate, result: ApplyPlan | 
     start_at = None
     if request.base:
         start_at = checkpoints.read_checkpoint(view.session, model_name=model, revision=request.base).version
-    parts = result.model_dump(mode="json", include={"alpha", "layers", "statistics", "cross_attention"})
+    parts = result.model_dump(mode="json", include={"alpha", "layers", "statistics", *UCE_METHODS})
     parts |= {"edits": [(str(edit.id), edit.method) for edit in result.edits]}
     parts |= {"alias": (request.alias, alias_at), "start": start_at}
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -147,6 +148,7 @@ def _show_choice(view: View, model: str, page: PageDep) -> Response:
     return view.render(
         "apply_form.html",
         model=model,
+        methods=models.read_model(view.session, name=model).methods,
         ready=[edit for edit in ready.items if edit.id not in present_ids],
         more=ready.next is not None,
         present=[edit for edit in present if text.casefold() in edit.source.casefold()][:MAX_SHOWN],

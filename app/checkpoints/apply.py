@@ -14,14 +14,21 @@ from app.checkpoints.service import checkpoint_out, edit_out
 from app.db.models import Checkpoint, CheckpointEdit, JsonObject, Model, Statistics
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import BUILD_CHECKPOINT
-from app.models.queries import get_ready_model, newest_statistics
+from app.models.queries import family_of, get_ready_model, list_methods, newest_statistics
 from app.models.tokenizers import tokenizers_of
 from app.problems import Unprocessable
 from app.storage.store import Store
 from editing.errors import EditingError
 from editing.families.layout import choose_default_layers
 from editing.prompts import PromptTokenizer
-from emender.schemas.checkpoints import MAX_EDITS_IN_CONTEXTS, METHOD_SETTINGS, ApplyCreate, ApplyPlan, CheckpointOut
+from emender.schemas.checkpoints import (
+    MAX_EDITS_IN_CONTEXTS,
+    METHOD_SETTINGS,
+    UCE_METHODS,
+    ApplyCreate,
+    ApplyPlan,
+    CheckpointOut,
+)
 
 
 def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Store, folder: Path) -> ApplyPlan:
@@ -36,7 +43,7 @@ def plan(session: Session, *, model_name: str, request: ApplyCreate, store: Stor
         conflicts=declared_edit_conflicts(selection.edits),
         alpha=inputs.alpha,
         layers=inputs.layers,
-        cross_attention=inputs.options.get("cross_attention"),
+        **{name: inputs.options.get(name) for name in UCE_METHODS},
         statistics=(inputs.statistics.digest or "") if inputs.statistics else None,
     )
 
@@ -103,8 +110,8 @@ class _Inputs:
 
 
 def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Store, folder: Path) -> _Inputs:
-    """Check the request against the database, and collect the settings of both methods."""
-    _check_settings(request)
+    """Check the request against the database, and collect the settings of each method."""
+    _check_settings(model, request)
     start = _find_start(session, model=model, request=request)
     selection = select_edits(session, model=model, request=request, start=start)
     if request.preserve:
@@ -116,14 +123,15 @@ def _prepare(session: Session, *, model: Model, request: ApplyCreate, store: Sto
         assert start is not None
         inputs.statistics = session.get(Statistics, start.statistics_id)
         inputs.alpha, inputs.layers = start.alpha, start.layers
-        inputs.options = {name: value for name, value in start.options.items() if name != "cross_attention"}
-    if selection.written_by("cross_attention"):
-        if request.method == "cross_attention":
-            settings = {name: getattr(request, name) for name in (*METHOD_SETTINGS["cross_attention"], "preserve")}
+        inputs.options = {name: value for name, value in start.options.items() if name not in UCE_METHODS}
+    method = family_of(model).projection_method
+    if selection.written_by(method):
+        if request.method == method:
+            settings = {name: getattr(request, name) for name in (*METHOD_SETTINGS[method], "preserve")}
         else:
             assert start is not None
-            settings = start.options["cross_attention"]
-        inputs.options = inputs.options | {"cross_attention": settings}
+            settings = start.options[method]
+        inputs.options = inputs.options | {method: settings}
     return inputs
 
 
@@ -164,9 +172,14 @@ def _find_start(session: Session, *, model: Model, request: ApplyCreate) -> Chec
     return start
 
 
-def _check_settings(request: ApplyCreate) -> None:
-    """Refuse settings that only the other method reads."""
-    other = next(method for method in METHOD_SETTINGS if method != request.method)
+def _check_settings(model: Model, request: ApplyCreate) -> None:
+    """Refuse a method that the model has no place for, and settings that only another method reads."""
+    methods = list_methods(model)
+    if request.method not in methods:
+        lacks = "U-Net" if request.method == "cross_attention" else "transformer"
+        detail = f"A {family_of(model).pipeline_class} has no {lacks}. Use one of its methods: {', '.join(methods)}."
+        raise Unprocessable.at("/method", detail)
+    other = next(method for method in methods if method != request.method)
     foreign = [name for name in METHOD_SETTINGS[other] if name in request.model_fields_set]
     if request.preset is not None and "preset" in foreign:
         foreign = ["preset"]  # it has set the others

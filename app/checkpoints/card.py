@@ -8,15 +8,24 @@ from app.checkpoints.manifest import Inputs
 from app.checkpoints.markdown import render_markdown
 from emender.schemas.text import escape_markdown
 
+GENERATORS = {
+    "cross_attention": ("unet", "U-Net", "keys and values of the cross-attention"),
+    "text_projection": ("transformer", "transformer", "text projection"),
+}
+"""The component that a method edits, what it is, and which part of it is edited."""
 
-def write_card(inputs: Inputs, *, edited: Mapping[str, str]) -> bytes:
+
+def write_card(inputs: Inputs, *, edited: Mapping[str, str], classes: Mapping[str, str], adapter: bool) -> bytes:
     """Return the card as Markdown with the Hub's front matter.
 
-    `edited` maps the paths of the edited components' files to their sha256.
+    `edited` maps the paths of the edited components' files to their sha256, `classes` each component to its class.
+    `adapter` says whether the revision has a low-rank adapter.
     """
-    text_encoder_edits, cross_attention_edits = inputs.edits_by("text_encoder"), inputs.edits_by("cross_attention")
+    text_encoder_edits, uce_edits = inputs.edits_by("text_encoder"), inputs.edits_by(inputs.projection_method)
     encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
+    component, generator, part = GENERATORS[inputs.projection_method]
     changed = [f"the {encoders}"] if text_encoder_edits else []
+    names = sorted({path.partition("/")[0] for path in edited})
     text = render_markdown(
         Path(__file__).with_name("card.md.jinja"),
         destination=_destination,
@@ -24,9 +33,16 @@ def write_card(inputs: Inputs, *, edited: Mapping[str, str]) -> bytes:
         options={"contexts": "own", "preserve": [], **inputs.options},
         front_matter=_front_matter(inputs),
         text_encoder_edits=text_encoder_edits,
-        cross_attention_edits=cross_attention_edits,
+        uce_edits=uce_edits,
+        uce=inputs.options.get(inputs.projection_method),
         encoders=encoders,
-        changed=[*changed, "the U-Net"] if cross_attention_edits else changed,
+        component=component,
+        generator=generator,
+        part=part,
+        changed=[*changed, f"the {generator}"] if uce_edits else changed,
+        replaced={name: classes[name] for name in names},
+        imports=sorted({("diffusers" if name == component else "transformers", classes[name]) for name in names}),
+        adapter=adapter,
         spans=[_span(layers) for layers in inputs.layers.values()],
         weights=[sha256 for path, sha256 in sorted(edited.items()) if path.endswith(".safetensors")],
     )

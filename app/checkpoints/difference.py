@@ -18,7 +18,7 @@ from editing.files import File
 from emender.schemas.checkpoints import DifferenceOut, FileDifference, LayerDifference
 
 BASE = "base"
-LAYER = re.compile(r"\.layers\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|block)\.(\d+)\.")
 
 
 def compare(session: Session, *, store: Store, model_name: str, revision: str, against: str) -> DifferenceOut:

@@ -11,10 +11,14 @@ from sqlalchemy.orm import Session
 from app.checkpoints import queries
 from app.db.models import Checkpoint, Model
 from app.storage.store import Store
+from editing.families.registry import FAMILIES
 from editing.files import File
 
-WEIGHTS = re.compile(r".*\.(safetensors|safetensors\.index\.json)")
-EDITABLE = ("text_encoder/", "text_encoder_2/", "unet/")
+WEIGHTS = re.compile(r".*\.safetensors(\.index(\.\w+)?\.json)?")
+EDITABLE = tuple(
+    sorted({f"{name}/" for f in FAMILIES.values() for name in (*(spec.name for spec in f.encoders), f.generator)})
+)
+"""The folders of the components that edits are written into."""
 MAX_CACHED_LISTINGS = 256
 
 _listings: dict[str, Mapping[str, File]] = {}

@@ -29,7 +29,7 @@ class ManifestEdit:
     settings: Mapping[str, Any]
     reason: str | None
     value: str | None
-    """The SHA-256 of its value. None for a cross-attention edit, which has no value."""
+    """The SHA-256 of its value. None for an edit by UCE, which has no value."""
     method: str = "text_encoder"
 
 
@@ -53,6 +53,8 @@ class Inputs:
     alpha: float | None
     layers: Mapping[str, Sequence[int]]
     """By text encoder."""
+    projection_method: str
+    """The method of edits that are not written into a text encoder."""
     options: Mapping[str, Any]
     """`residual_schedule`, `moment_weight`, `contexts` and `preserve` of the text encoder's edits; arguments of UCE."""
 

@@ -69,9 +69,9 @@ def apply(
 ) -> CheckpointOut | ApplyPlan:
     """Write a set of edits into the base model and publish the result as a new checkpoint.
 
-    Edits are written into the text encoder or, with the method `cross_attention`, into the U-Net. The set is a list of
-    ids (`edits`), "ready" (the newest ready edit of each source), or the edits of another checkpoint (`from`) without
-    some (`remove`) and with others (`add`). Equal sets with equal settings give equal files.
+    Edits are written into the text encoder or, by UCE, into the U-Net or transformer: see `method`. The set is a list
+    of ids (`edits`), "ready" (the newest ready edit of each source), or the edits of another checkpoint (`from`)
+    without some (`remove`) and with others (`add`). Equal sets with equal settings give equal files.
     """
     if request.dry_run:
         response.status_code = 200

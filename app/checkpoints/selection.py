@@ -14,7 +14,7 @@ from app.checkpoints import queries
 from app.db.models import Checkpoint, Edit, Model
 from app.problems import Unprocessable
 from editing.stage_two.conflicts import find_declared_conflicts, normalize_source
-from emender.schemas.checkpoints import ApplyCreate, ConflictOut
+from emender.schemas.checkpoints import UCE_METHODS, ApplyCreate, ConflictOut
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def select_edits(session: Session, *, model: Model, request: ApplyCreate, start:
         superseded=tuple(edit.id for edit in superseded),
         layers={},
     )
-    _check_destinations(selection.written_by("cross_attention"), pointers)
+    _check_destinations([edit for method in UCE_METHODS for edit in selection.written_by(method)], pointers)
     return replace(selection, layers=_common_layers(session, selection.written_by("text_encoder"), pointers))
 
 
@@ -132,8 +132,8 @@ def _check_removed(ids: Sequence[str], kept: Mapping[UUID, Edit], start: Checkpo
 
 
 def _check_destinations(edits: Iterable[Edit], pointers: Mapping[UUID, str]) -> None:
-    """Refuse reference images for cross-attention, which is edited by the text of destinations."""
-    why = "has reference images, which cross-attention cannot use"
+    """Refuse reference images for UCE, which uses the text of destinations."""
+    why = "has reference images, which have no text for this method"
     hint = 'Leave it out, or apply it with the method "text_encoder".'
     unusable = [edit.id for edit in edits if "images" in edit.destination]
     Unprocessable.raise_for([(pointers.get(id, "/edits"), f"The edit {id} {why}. {hint}") for id in unusable])

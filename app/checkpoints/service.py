@@ -19,6 +19,7 @@ from app.jobs.queries import running_progress
 from app.models.queries import get_model
 from editing.files import File
 from emender.schemas.checkpoints import (
+    UCE_METHODS,
     AliasOutcome,
     CheckpointOut,
     CheckpointSummary,
@@ -118,7 +119,7 @@ def checkpoint_out(session: Session, *, checkpoint: Checkpoint) -> CheckpointOut
         {
             **_summaries(session, rows=[checkpoint])[0].model_dump(),
             "edits": edits,
-            **{name: options.get(name) for name in ("residual_schedule", "moment_weight", "cross_attention")},
+            **{name: options.get(name) for name in ("residual_schedule", "moment_weight", *UCE_METHODS)},
             "contexts": options.get("contexts", "own") if "moment_weight" in options else None,
             "preserve": options.get("preserve", []),
             "statistics": (statistics.digest or "") if statistics else None,

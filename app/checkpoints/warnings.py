@@ -18,7 +18,7 @@ def residual_warnings(edits: Sequence[EditInCheckpoint], *, options: JsonObject)
             name, weight = "moment_weight", options["moment_weight"]
             why = "Words that are frequent in the captions of the statistics are hard to change"
         else:
-            name, weight = "regularization_weight", options["cross_attention"]["regularization_weight"]
+            name, weight = "regularization_weight", options[edit.method]["regularization_weight"]
             why = "Preserved prompts or `regularization_weight` hold it back"
         detail = (
             f"{edit.source!r} hardly changed: {edit.relative_residual:.0%} of the change is left undone. {why}. Apply "

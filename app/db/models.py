@@ -201,7 +201,7 @@ class Checkpoint(Identified, Base):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id"))
     alpha: Mapped[float | None]
     layers: Mapped[list[int]]
-    # residual mode, moment_weight, contexts, preserved prompts; settings of `cross_attention`
+    # residual mode, moment_weight, contexts, preserved prompts; settings of `cross_attention` or `text_projection`
     options: Mapped[JsonObject]
     notes: Mapped[str | None]
     alias: Mapped[str | None]  # to be moved here once published, if its moves still count `alias_moves`
@@ -227,7 +227,7 @@ class Checkpoint(Identified, Base):
 
 class CheckpointEdit(Base):
     __tablename__ = "checkpoint_edits"
-    __table_args__ = (one_of("method", "text_encoder", "cross_attention"),)
+    __table_args__ = (one_of("method", "text_encoder", "cross_attention", "text_projection"),)
 
     checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)

@@ -19,6 +19,7 @@ from app.jobs.states import CANCELLED
 from app.models.queries import get_model
 from app.problems import Unprocessable
 from editing.files import File
+from emender.schemas.checkpoints import UCE_METHODS
 from emender.schemas.common import Page
 from emender.schemas.evaluations import FREE_PROMPTS, EvaluationCreate, EvaluationKind, EvaluationOut, PreviewCreate
 
@@ -45,8 +46,8 @@ def create_evaluation(
         raise errors.ClassifierMissing(
             f"The model {model_name!r} has no classifier. Register a model with a `classifier`, or request previews."
         )
-    if request.scales and "cross_attention" in edit_methods(session, checkpoint_id=checkpoint.id).values():
-        detail = "Edits of cross-attention cannot be built separately: leave `scales` out."
+    if request.scales and {*UCE_METHODS} & {*edit_methods(session, checkpoint_id=checkpoint.id).values()}:
+        detail = "Edits by UCE cannot be built separately: leave `scales` out."
         raise Unprocessable.at("/scales", detail)
     return _create(session, checkpoint=checkpoint, kind="evaluation", request=request, actor=actor)
 

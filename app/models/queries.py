@@ -9,6 +9,9 @@ from sqlalchemy.orm import Session
 
 from app.db.models import Model, Statistics
 from app.models.errors import ModelNotFound, ModelNotReady
+from editing.families.family import Family
+from editing.families.registry import FAMILIES
+from emender.schemas.checkpoints import Method
 
 
 def find_model(session: Session, *, name: str, lock: bool = False) -> Model | None:
@@ -40,6 +43,16 @@ def get_ready_model(session: Session, *, name: str, lock: bool = False) -> Model
     if model.state != "ready":
         raise ModelNotReady(f"The model {name!r} is {model.state}, not ready; see GET /v1/models/{name}.")
     return model
+
+
+def family_of(model: Model) -> Family:
+    """Return the family of a ready model."""
+    return FAMILIES[model.family or ""]
+
+
+def list_methods(model: Model) -> list[Method]:
+    """Return the methods of an apply that the model takes; none before it is ready."""
+    return ["text_encoder", family_of(model).projection_method] if model.family else []
 
 
 def newest_statistics(session: Session, *, model_id: UUID, states: Sequence[str] = ("ready",)) -> Statistics | None:

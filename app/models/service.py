@@ -17,7 +17,14 @@ from app.jobs.queries import running_progress
 from app.models import roots
 from app.models.captions import pack_captions
 from app.models.errors import ModelAlreadyExists, StatisticsInProgress, StatisticsNotFound
-from app.models.queries import best_statistics, find_model, get_model, get_ready_model, newest_statistics
+from app.models.queries import (
+    best_statistics,
+    find_model,
+    get_model,
+    get_ready_model,
+    list_methods,
+    newest_statistics,
+)
 from app.problems import Unprocessable
 from app.storage.references import pause_collection
 from app.storage.store import Store
@@ -146,7 +153,11 @@ def _models_out(session: Session, rows: Sequence[Model]) -> list[ModelOut]:
     progress = running_progress(session, target_ids=ids)
     return [
         ModelOut.model_validate(row).model_copy(
-            update={"statistics": statistics.get(row.id), "progress": progress.get(row.id)}
+            update={
+                "methods": list_methods(row),
+                "statistics": statistics.get(row.id),
+                "progress": progress.get(row.id),
+            }
         )
         for row in rows
     ]

@@ -76,6 +76,11 @@ class Family:
         encoders = (name for spec in self.encoders for name in (spec.name, spec.tokenizer))
         return (*encoders, self.generator, "vae", "scheduler")
 
+    @property
+    def projection_method(self) -> Literal["cross_attention", "text_projection"]:
+        """The method that edits the matrices through which the generator reads the text."""
+        return "cross_attention" if self.generator == "unet" else "text_projection"
+
     def find_encoder(self, name: str) -> EncoderSpec:
         """Return the encoder of this name."""
         return next(spec for spec in self.encoders if spec.name == name)

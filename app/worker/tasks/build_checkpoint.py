@@ -21,6 +21,7 @@ from app.checkpoints.publish import publish
 from app.db.models import Checkpoint, Edit, JsonObject, Statistics
 from app.evaluations.service import request_check
 from app.jobs.leases import Lease
+from app.models.queries import family_of
 from app.observability.metrics import RESIDUAL, STAGE_SECONDS
 from app.signing.keys import UNSIGNED, SigningKey, read_configured_key
 from app.signing.service import record_key
@@ -51,7 +52,7 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     with STAGE_SECONDS.labels("loading").time():
         pipeline = context.pipelines.get(work.model_id)
     updates = updates_of(context, lease, work, pipeline) if work.edits else []
-    crossed = _cross_attention_update(context, lease, work, pipeline, updates) if work.crossed else None
+    projected = _update_projections(context, lease, work, pipeline, updates) if work.projected else None
     context.report(lease, "publishing")
     with (
         STAGE_SECONDS.labels("publishing").time(),
@@ -64,11 +65,11 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
                 if encoder.spec.kind != "clip":
                     editing.export_adapter(encoder, update, folder / "adapters" / encoder.name)
             editing.export_lora(updates, folder / LORA)
-        if crossed is not None:
-            editing.export_generator(pipeline, crossed, folder)
+        if projected is not None:
+            editing.export_generator(pipeline, projected, folder)
         files = store_folder(context.store, folder)
-    files += _write_metadata_files(context.store, work, files, signer=signer)
-    report = _report(work, updates, crossed)
+    files += _write_metadata_files(context.store, work, pipeline, files, signer=signer)
+    report = _report(work, updates, projected)
     with context.result(lease) as session:
         pin_blobs(session, context.store, [file.sha256 for file in files])
         checkpoint = session.get_one(Checkpoint, lease.target_id, with_for_update=True)
@@ -81,11 +82,22 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 
 
 def _write_metadata_files(
-    store: Store, work: "BuildInputs", weights: Sequence[File], *, signer: SigningKey | None
+    store: Store,
+    work: "BuildInputs",
+    pipeline: "EditablePipeline",
+    weights: Sequence[File],
+    *,
+    signer: SigningKey | None,
 ) -> list[File]:
     """Store the card, the manifest and, if there is a key, the signature of every file that the revision serves."""
     edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
-    readme = store_content(store, "README.md", write_card(work.inputs, edited=edited))
+    modules = [*((encoder.name, encoder.model) for encoder in pipeline.encoders)]
+    modules += [(pipeline.generator.component, pipeline.generator.network)]
+    has_adapter = any(file.path == LORA for file in weights)
+    classes = {name: type(module).__name__ for name, module in modules}
+    readme = store_content(
+        store, "README.md", write_card(work.inputs, edited=edited, classes=classes, adapter=has_adapter)
+    )
     served = merge_files(work.base, [*weights, readme])
     files = {path: file.sha256 for path, file in served.items()}
     manifest = store_content(store, MANIFEST, build_manifest(work.inputs, files=files))
@@ -125,17 +137,19 @@ def updates_of(context: JobContext, lease: Lease, work: "BuildInputs", pipeline:
     return updates
 
 
-def _cross_attention_update(
+def _update_projections(
     context: JobContext, lease: Lease, work: "BuildInputs", pipeline: "EditablePipeline", updates: Sequence["Update"]
 ) -> "ProjectionUpdate":
-    """UCE, on what the U-Net will read: the states of the text encoders as they were edited."""
-
-    with STAGE_SECONDS.labels("cross_attention").time(), editing.apply_all_temporarily(pipeline.encoders, updates):
+    """UCE, on what the generator will read: the states of the text encoders as they were edited."""
+    with (
+        STAGE_SECONDS.labels(work.inputs.projection_method).time(),
+        editing.apply_all_temporarily(pipeline.encoders, updates),
+    ):
         return editing.compute_projection_update(
             pipeline,
-            work.crossed,
+            work.projected,
             progress=partial(context.advance, lease, "reading"),
-            **work.inputs.options["cross_attention"],
+            **work.inputs.options[work.inputs.projection_method],
         )
 
 
@@ -149,8 +163,8 @@ class BuildInputs:
     """Those of the text encoder."""
     values: tuple[bytes, ...]
     """Of each of `edits`, as it is stored."""
-    crossed: tuple[ConceptEdit, ...]
-    """Those of cross-attention."""
+    projected: tuple[ConceptEdit, ...]
+    """Those of UCE."""
     base: tuple[File, ...]
     """The base model's."""
 
@@ -166,7 +180,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
     layers = {model.encoders[0]["name"]: checkpoint.layers} if checkpoint.layers else {}
     layers = options.pop("layers", layers)  # kept apart where there are several
     in_text_encoder = [edit for edit in edits if methods[edit.id] == "text_encoder"]
-    crossed = [edit for edit in edits if methods[edit.id] == "cross_attention"]
+    projected = [edit for edit in edits if methods[edit.id] != "text_encoder"]
     base = list_files(model)
     inputs = Inputs(
         model=model.name,
@@ -193,6 +207,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
         ],
         alpha=checkpoint.alpha,
         layers={encoder: tuple(own) for encoder, own in layers.items()},
+        projection_method=family_of(model).projection_method,
         options=options,
     )
     return BuildInputs(
@@ -200,7 +215,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
         inputs=inputs,
         edits=tuple(concept_edit(edit, store=store) for edit in in_text_encoder),
         values=tuple(map(_stored_value, in_text_encoder)),
-        crossed=tuple(concept_edit(edit, store=store) for edit in crossed),
+        projected=tuple(concept_edit(edit, store=store) for edit in projected),
         base=tuple(base),
     )
 
@@ -213,13 +228,13 @@ def _stored_value(edit: Edit) -> bytes:
     return value.content
 
 
-def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "ProjectionUpdate | None") -> JsonObject:
+def _report(work: BuildInputs, updates: Sequence["Update"], projected: "ProjectionUpdate | None") -> JsonObject:
     """Report the residual of each edit and the conflicts within each method.
 
-    The residual is that of cross-attention, or the larger one of the text encoders.
+    The residual is that of UCE, or the larger one of the text encoders.
     """
     ids = [str(edit.id) for edit in work.inputs.edits_by("text_encoder")]
-    crossed_ids = [str(edit.id) for edit in work.inputs.edits_by("cross_attention")]
+    projected_ids = [str(edit.id) for edit in work.inputs.edits_by(work.inputs.projection_method)]
     conflicts = {(conflict.kind, conflict.edits): conflict for update in updates for conflict in update.conflicts}
     report: dict[str, Any] = {
         "relative_residuals": dict(
@@ -228,10 +243,10 @@ def _report(work: BuildInputs, updates: Sequence["Update"], crossed: "Projection
         "layers": [layer for update in updates for layer in update.describe_layers()],
         "conflicts": [conflict.to_json(ids) for conflict in conflicts.values()],
     }
-    if crossed is not None:
-        report["relative_residuals"] |= dict(zip(crossed_ids, crossed.relative_residuals, strict=True))
+    if projected is not None:
+        report["relative_residuals"] |= dict(zip(projected_ids, projected.relative_residuals, strict=True))
         report["projections"] = [
-            {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in crossed.relative_norms.items()
+            {"tensor": f"{name}.weight", "relative_norm": norm} for name, norm in projected.relative_norms.items()
         ]
-        report["conflicts"] += [conflict.to_json(crossed_ids) for conflict in crossed.conflicts]
+        report["conflicts"] += [conflict.to_json(projected_ids) for conflict in projected.conflicts]
     return report

@@ -1,12 +1,14 @@
 """A runner over committed rows, and a tiny pipeline that it can edit."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import Engine, select
 
@@ -14,12 +16,37 @@ from app.db.engine import Sessions, sessions
 from app.db.models import AuditEvent, Edit, Job, Model
 from app.jobs.enqueue import enqueue, enqueue_many
 from app.jobs.kinds import OPTIMIZE_EDIT, REGISTER_MODEL
+from app.main import create_app
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
+from tests.app.conftest import Headers, issue_keys
 from tests.pipelines import write_pipeline
 
 QUICK = {"objective": "text", "optimization_steps": 3}
+
+
+@dataclass
+class Service:
+    """The application and a worker on a database that commits."""
+
+    client: TestClient
+    keys: Mapping[str, Headers]
+    runner: Runner
+
+    def work(self) -> None:
+        while self.runner.work():
+            pass
+
+    def get(self, path: str) -> Any:
+        answer = self.client.get(path, headers=self.keys["read"])
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path: str, body: object, *, status: int) -> Any:
+        answer = self.client.post(path, json=body, headers=self.keys["admin"])
+        assert answer.status_code == status, answer.text
+        return answer.json()
 
 
 @pytest.fixture(scope="session")
@@ -140,3 +167,12 @@ def actions(factory: Sessions) -> Callable[[], list[str]]:
             return list(session.scalars(select(AuditEvent.action).order_by(AuditEvent.sequence)))
 
     return read
+
+
+@pytest.fixture
+def service(settings: Settings, factory: Sessions, runner: Runner) -> Iterator[Service]:
+    with factory() as session:
+        keys = issue_keys(session)
+        session.commit()
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield Service(client, keys, runner)

@@ -2,17 +2,13 @@
 
 import json
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from fastapi.testclient import TestClient
 from safetensors.torch import load
 from torch import Tensor
 
@@ -21,13 +17,12 @@ from app.db.engine import Sessions
 from app.db.models import AuditEvent, Edit, EditValue, Model
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import REGISTER_MODEL
-from app.main import create_app
 from app.models.tokenizers import tokenizers_of
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
 from app.worker.runner import Runner
-from tests.app.conftest import Headers, issue_keys
+from tests.app.worker.conftest import Service
 from tests.pipelines import LAYERS_1, LAYERS_2, MLP_WIDTH, WIDTH, WIDTH_2, write_pipeline
 
 CAPTIONS = [
@@ -37,42 +32,10 @@ PROMPT = "a photo of a cat!"
 LAYERS = {"text_encoder": [1, 2, 3], "text_encoder_2": [1, 2, 3, 4, 5]}
 
 
-@dataclass
-class Service:
-    client: TestClient
-    keys: Mapping[str, Headers]
-    runner: Runner
-
-    def work(self) -> None:
-        while self.runner.work():
-            pass
-
-    def get(self, path: str) -> Any:
-        answer = self.client.get(path, headers=self.keys["read"])
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def post(self, path: str, body: object, *, status: int) -> Any:
-        answer = self.client.post(path, json=body, headers=self.keys["admin"])
-        assert answer.status_code == status, answer.text
-        return answer.json()
-
-
 @pytest.fixture(scope="module")
 def folder(roots: Path) -> Path:
     """A pipeline of the SDXL family in the model roots."""
     return write_pipeline(roots / "xl", family="sdxl")
-
-
-@pytest.fixture
-def service(
-    settings: Settings, factory: Sessions, runner: Runner, folder: Path, stopping: threading.Event
-) -> Iterator[Service]:
-    with factory() as session:
-        keys = issue_keys(session)
-        session.commit()
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield Service(client, keys, runner)
 
 
 @pytest.fixture

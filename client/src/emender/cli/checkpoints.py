@@ -63,14 +63,12 @@ def apply(
         Contexts | None, typer.Option(help="Prompts in which edits must hold; many for unknown names. Default: own.")
     ] = None,
     preserve: Annotated[list[str] | None, typer.Option(help="Prompt that must keep its meaning (repeatable).")] = None,
-    erase_scale: Annotated[
-        float | None, typer.Option(help="Weight of edits, with --method cross_attention. Default: 1.")
-    ] = None,
+    erase_scale: Annotated[float | None, typer.Option(help="UCE: weight of edits. Default: 1.")] = None,
     preserve_scale: Annotated[
-        float | None, typer.Option(help="Weight of preserved prompts, with --method cross_attention. Default: 0.1.")
+        float | None, typer.Option(help="UCE: weight of preserved prompts. Default: 0.1.")
     ] = None,
     regularization_weight: Annotated[
-        float | None, typer.Option(help="Weight λ of all else, with --method cross_attention. Default: 0.5.")
+        float | None, typer.Option(help="UCE: weight λ of all else. Default: 0.5.")
     ] = None,
     notes: Annotated[str | None, typer.Option(help="Notes on the checkpoint.")] = None,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the checkpoint when it is published.")] = None,

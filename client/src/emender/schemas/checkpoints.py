@@ -31,13 +31,15 @@ RESERVED_ALIASES = frozenset({"main", "base"})
 CheckpointState = Literal["building", "published", "failed", "retracted"]
 ResidualSchedule = Literal["spread", "even", "published"]
 Contexts = Literal["own", "many"]
-Method = Literal["text_encoder", "cross_attention"]
+Method = Literal["text_encoder", "cross_attention", "text_projection"]
 
+UCE_METHODS: tuple[Method, ...] = ("cross_attention", "text_projection")
+"""The methods that edit the matrices through which the generator reads the text. Each model takes one of them."""
 METHOD_SETTINGS: dict[Method, tuple[str, ...]] = {
     "text_encoder": ("preset", "alpha", "layers", "residual_schedule", "moment_weight", "contexts"),
-    "cross_attention": ("erase_scale", "preserve_scale", "regularization_weight"),
+    **dict.fromkeys(UCE_METHODS, ("erase_scale", "preserve_scale", "regularization_weight")),
 }
-"""The fields of an apply that only one method uses."""
+"""The fields of an apply that not every method uses."""
 
 
 def _check_alias(name: str) -> str:
@@ -98,7 +100,8 @@ class ApplyCreate(BaseModel):
         default="text_encoder",
         description="where `edits` or `add` are written. `text_encoder`: the text encoder's MLPs (EMCID). "
         "`cross_attention`: the keys and values of the U-Net's cross-attention (UCE), for concepts that a text encoder "
-        "cannot forget; it changes other concepts much unless many are in `preserve`. With `from`, existing edits stay "
+        "cannot forget; it changes other concepts much unless many are in `preserve`. `text_projection`: the same for "
+        "a model with a transformer, in the matrix through which it reads the text. With `from`, existing edits stay "
         "where they were written, with the settings of that checkpoint",
     )
     preset: Preset | None = Field(
@@ -128,19 +131,19 @@ class ApplyCreate(BaseModel):
         default=[],
         max_length=5_000,
         description="prompts that must keep their meaning. `text_encoder` keeps the value of their last token, "
-        "`cross_attention` the whole input of the U-Net",
+        "the other methods the whole input of the U-Net or transformer",
     )
     erase_scale: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="`cross_attention`: weight of each state of an edit"
+        default=1.0, gt=0, allow_inf_nan=False, description="UCE: weight of each state of an edit"
     )
     preserve_scale: float = Field(
         default=0.1,
         ge=0,
         allow_inf_nan=False,
-        description="`cross_attention`: weight of each state of a preserved prompt",
+        description="UCE: weight of each state of a preserved prompt",
     )
     regularization_weight: float = Field(
-        default=0.5, gt=0, allow_inf_nan=False, description="`cross_attention`: λ; raise it if other concepts change"
+        default=0.5, gt=0, allow_inf_nan=False, description="UCE: λ; raise it if other concepts change"
     )
     notes: Text | None = Field(default=None, max_length=4_000)
     dry_run: bool = Field(default=False, description="return what would be applied, and create nothing")
@@ -190,14 +193,14 @@ class LayerOut(BaseModel):
 
 
 class ProjectionOut(BaseModel):
-    """A changed projection of the U-Net's cross-attention."""
+    """A changed projection: of the U-Net's cross-attention, or the transformer's text projection."""
 
     tensor: str = Field(examples=["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"])
     relative_norm: float = Field(description="‖ΔW‖ / ‖W‖")
 
 
-class CrossAttentionOut(BaseModel):
-    """Settings of the edits in the U-Net's cross-attention."""
+class UceOut(BaseModel):
+    """Settings of the edits in the U-Net's cross-attention or the transformer's text projection."""
 
     erase_scale: float
     preserve_scale: float
@@ -251,14 +254,17 @@ class CheckpointOut(CheckpointSummary):
     moment_weight: float | None
     contexts: Contexts | None
     preserve: list[str]
-    cross_attention: CrossAttentionOut | None = Field(description="null if no edit is there")
+    cross_attention: UceOut | None = Field(description="null if no edit is there")
+    text_projection: UceOut | None = Field(description="null if no edit is there")
     statistics: str | None = Field(description="digest of the second moments; null if no edit is in the text encoder")
     files: list[FileOut]
     conflicts: list[ConflictOut]
     warnings: list[EditWarning]
     evaluations: list[EvaluationLink] = Field(description="newest first, at most 100")
     changed_layers: list[LayerOut]
-    changed_projections: list[ProjectionOut] = Field(description="changed projections of the U-Net's cross-attention")
+    changed_projections: list[ProjectionOut] = Field(
+        description="changed matrices through which the generator reads the text"
+    )
     alias: AliasOutcome | None
     progress: Progress | None
     problem: dict[str, Any] | None = Field(description="why it failed or was retracted")
@@ -273,7 +279,8 @@ class ApplyPlan(BaseModel):
     conflicts: list[ConflictOut]
     alpha: float | None
     layers: list[int] = Field(description="layers of the first text encoder")
-    cross_attention: CrossAttentionOut | None
+    cross_attention: UceOut | None
+    text_projection: UceOut | None
     statistics: str | None
 
 
@@ -339,7 +346,7 @@ class DifferenceOut(BaseModel):
     against: str
     added: list[EditInCheckpoint]
     removed: list[EditInCheckpoint]
-    layers: list[LayerDifference] = Field(description="all tensors of the text encoders and the U-Net that differ")
+    layers: list[LayerDifference] = Field(description="all tensors of the text encoders and the generator that differ")
     files: list[FileDifference]
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from emender.schemas.checkpoints import Method
 from emender.schemas.common import ProblemNote, Progress
 from emender.schemas.names import Name, is_part
 from emender.schemas.text import Text
@@ -119,6 +120,11 @@ class ModelOut(BaseModel):
     state: ModelState
     family: str | None = Field(description="null until ready")
     encoders: list[EncoderOut]
+    methods: list[Method] = Field(
+        default=[],
+        description="where its edits can be written: values of `method` of an apply; empty until ready",
+        examples=[["text_encoder", "cross_attention"]],
+    )
     digest: str | None = Field(description="sha256 over the model's files; null until ready")
     statistics: StatisticsOut | None = Field(default=None, description="the latest ready statistics, else the latest")
     progress: Progress | None = None
