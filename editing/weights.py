@@ -32,7 +32,7 @@ def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path
     The base is copied tensor by tensor, bit for bit and in its own dtype. Only the memories of the edited layers
     differ, rounded once from float64. Equal inputs give equal bytes. Returns the paths.
 
-    Keys of CLIP have the prefix `text_model.` for every transformers version: older loaders that do not find it keep
+    Keys of CLIP in one file have the prefix `text_model.` for every transformers version: older loaders that do not find it keep
     random weights with only a warning.
     """
     if encoder.folder is None:
@@ -43,7 +43,7 @@ def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path
         for layer, change in update.layers.items()
     }
     target = Path(folder) / encoder.name
-    if encoder.spec.kind != "clip":
+    if encoder.spec.kind != "clip" or weights.name.endswith(INDEX):
         return _copy_with_changes(weights, target, changes)
     tensors = read_base(weights)
     for key, change in changes.items():

@@ -10,9 +10,10 @@ import torch
 from diffusers import DiffusionPipeline
 from fastapi.testclient import TestClient
 from safetensors.torch import load, load_file
+from sqlalchemy.orm import Session
 
 from app.checkpoints.files import merge_files
-from app.db.models import Edit, Statistics
+from app.db.models import Edit, Model, Statistics
 from demo.classify import classify, load_classifier
 from demo.concepts import WEIGHTS
 from editing.files import File
@@ -88,6 +89,30 @@ class TestRefused:
     ) -> None:
         add_edit("fox")
         assert list(self.pointers(client, keys, {"edits": "ready", **CROSS, **given})) == [f"/{name}" for name in given]
+
+    @pytest.mark.parametrize(
+        ("family", "method", "expected"),
+        [
+            ("sd1", "text_projection", "A StableDiffusionPipeline has no transformer. Use one of its methods: "),
+            ("z_image", "cross_attention", "A ZImagePipeline has no U-Net. Use one of its methods: "),
+        ],
+    )
+    def test_methods_of_other_families(
+        self,
+        client: TestClient,
+        keys: Mapping[str, Headers],
+        add_edit: Callable[..., Edit],
+        model: Model,
+        session: Session,
+        family: str,
+        method: str,
+        expected: str,
+    ) -> None:
+        add_edit("fox")
+        model.family = family
+        session.commit()
+        (found,) = self.pointers(client, keys, {"edits": "ready", "method": method}).items()
+        assert found[0] == "/method" and found[1].startswith(expected)
 
     def test_reference_images(
         self, client: TestClient, keys: Mapping[str, Headers], add_edit: Callable[..., Edit]

@@ -20,6 +20,7 @@ from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
 from editing.families.registry import FAMILIES
 from editing.uce import projections
+from editing.weights import PREFIX
 from tests.app.checkpoints.test_cross_attention import pull
 from tests.app.worker.conftest import Service
 from tests.editing.test_conformance import encode_with_diffusers
@@ -102,9 +103,10 @@ def check_files(folder: Path, pulled: Path, made: Any, *, changed: set[str]) -> 
     differing: set[str] = set()
     for path in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()):
         if path in own and path.endswith(".safetensors"):
-            before, after = load_file(folder / path), load_file(pulled / path)
-            assert before.keys() == {key.removeprefix("text_model.") for key in after} or before.keys() == after.keys()
-            differing |= {key for key in after if not torch.equal(before[key.removeprefix("text_model.")], after[key])}
+            before, after = (load_file(root / path) for root in (folder, pulled))
+            base = {key.removeprefix(PREFIX): tensor for key, tensor in before.items()}
+            assert base.keys() == {key.removeprefix(PREFIX) for key in after}
+            differing |= {key for key in after if not torch.equal(base[key.removeprefix(PREFIX)], after[key])}
         elif (folder / path).read_bytes() != (pulled / path).read_bytes():
             differing.add(path)
     assert differing == changed
