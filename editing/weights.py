@@ -32,8 +32,8 @@ def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path
     The base is copied tensor by tensor, bit for bit and in its own dtype. Only the memories of the edited layers
     differ, rounded once from float64. Equal inputs give equal bytes. Returns the paths.
 
-    Keys of CLIP in one file have the prefix `text_model.` for every transformers version: older loaders that do not find it keep
-    random weights with only a warning.
+    Keys of CLIP in one file have the prefix `text_model.` for every transformers version: older loaders that do not
+    find it keep random weights with only a warning.
     """
     if encoder.folder is None:
         raise UnsupportedPipeline("the encoder was not loaded from a folder: there is no base file to edit")

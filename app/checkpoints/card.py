@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints.files import EDITABLE
 from app.checkpoints.manifest import Inputs
 from app.checkpoints.markdown import render_markdown
 from emender.schemas.text import escape_markdown
@@ -15,17 +16,18 @@ GENERATORS = {
 """The component that a method edits, what it is, and which part of it is edited."""
 
 
-def write_card(inputs: Inputs, *, edited: Mapping[str, str], classes: Mapping[str, str], adapter: bool) -> bytes:
+def write_card(inputs: Inputs, *, files: Mapping[str, str], classes: Mapping[str, str]) -> bytes:
     """Return the card as Markdown with the Hub's front matter.
 
-    `edited` maps the paths of the edited components' files to their sha256, `classes` each component to its class.
-    `adapter` says whether the revision has a low-rank adapter.
+    `files` maps the paths of the checkpoint's weights and adapters to their sha256, `classes` each component to its
+    class.
     """
     text_encoder_edits, uce_edits = inputs.edits_by("text_encoder"), inputs.edits_by(inputs.projection_method)
     encoders = "text encoder" if len(inputs.layers) == 1 else "text encoders"
     component, generator, part = GENERATORS[inputs.projection_method]
     changed = [f"the {encoders}"] if text_encoder_edits else []
-    names = sorted({path.partition("/")[0] for path in edited})
+    weights = [path for path in sorted(files) if path.startswith(EDITABLE) and path.endswith(".safetensors")]
+    names = sorted({path.partition("/")[0] for path in weights})
     text = render_markdown(
         Path(__file__).with_name("card.md.jinja"),
         destination=_destination,
@@ -42,9 +44,9 @@ def write_card(inputs: Inputs, *, edited: Mapping[str, str], classes: Mapping[st
         changed=[*changed, f"the {generator}"] if uce_edits else changed,
         replaced={name: classes[name] for name in names},
         imports=sorted({("diffusers" if name == component else "transformers", classes[name]) for name in names}),
-        adapter=adapter,
+        adapters=[name for name in names if f"adapters/{name}/adapter_config.json" in files],
         spans=[_span(layers) for layers in inputs.layers.values()],
-        weights=[sha256 for path, sha256 in sorted(edited.items()) if path.endswith(".safetensors")],
+        weights=[files[path] for path in weights],
     )
     return text.encode()
 

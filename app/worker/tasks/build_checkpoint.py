@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 import editing
 from app.checkpoints import queries
 from app.checkpoints.card import write_card
-from app.checkpoints.files import EDITABLE, list_files, merge_files, store_content, store_folder
+from app.checkpoints.files import list_files, merge_files, store_content, store_folder
 from app.checkpoints.manifest import LIBRARIES, MANIFEST, SIGNATURE, Inputs, ManifestEdit, build_manifest
 from app.checkpoints.publish import publish
 from app.db.models import Checkpoint, Edit, JsonObject, Statistics
@@ -90,14 +90,14 @@ def _write_metadata_files(
     signer: SigningKey | None,
 ) -> list[File]:
     """Store the card, the manifest and, if there is a key, the signature of every file that the revision serves."""
-    edited = {file.path: file.sha256 for file in weights if file.path.startswith(EDITABLE)}
-    modules = [*((encoder.name, encoder.model) for encoder in pipeline.encoders)]
-    modules += [(pipeline.generator.component, pipeline.generator.network)]
-    has_adapter = any(file.path == LORA for file in weights)
-    classes = {name: type(module).__name__ for name, module in modules}
-    readme = store_content(
-        store, "README.md", write_card(work.inputs, edited=edited, classes=classes, adapter=has_adapter)
+    modules = {encoder.name: encoder.model for encoder in pipeline.encoders}
+    modules[pipeline.generator.component] = pipeline.generator.network
+    card = write_card(
+        work.inputs,
+        files={file.path: file.sha256 for file in weights},
+        classes={name: type(module).__name__ for name, module in modules.items()},
     )
+    readme = store_content(store, "README.md", card)
     served = merge_files(work.base, [*weights, readme])
     files = {path: file.sha256 for path, file in served.items()}
     manifest = store_content(store, MANIFEST, build_manifest(work.inputs, files=files))

@@ -167,6 +167,10 @@ def test_edits_of_the_text_encoders_are_published(
     pipeline = service.runner.context.pipelines.get(model["id"])
     layers = [(encoder.name, layer) for encoder in pipeline.encoders for layer in encoder.default_edited_layers]
     assert [(each["encoder"], each["layer"]) for each in made["changed_layers"]] == layers
+    card = (pulled / "README.md").read_text()
+    for spec in FAMILIES[family].encoders:
+        assert f'.from_pretrained("FOLDER", subfolder="{spec.name}")' in card
+        assert (f"pipeline.{spec.name}.load_adapter" in card) == (spec.kind != "clip")
     difference = service.get(f"/v1/models/{family}/checkpoints/v1/difference?against=base")
     assert sorted((each["path"].partition("/")[0], each["layer"]) for each in difference["layers"]) == sorted(layers)
     check_files(folder, pulled, made, changed={each["tensor"] for each in difference["layers"]})
