@@ -120,7 +120,7 @@ def run_library(encoder: TextEncoder, prompt: str, template: str = "{}") -> tupl
 
 class TestBlocks:
     @torch.no_grad()
-    def test_keys_and_states_equal_the_librarys(self, encoder: TextEncoder) -> None:
+    def test_keys_and_states_equal_those_of_the_library(self, encoder: TextEncoder) -> None:
         padded = encoder.pad([encoder.tokenizer.encode(prompt).ids for prompt in PROMPTS])
         with recorded(encoder) as (keys, outputs):
             encoder.model(padded.ids, attention_mask=padded.mask if encoder.spec.is_masked else None)
@@ -230,7 +230,7 @@ class TestStageOne:
 
 
 class TestSecondMoments:
-    def test_moments_are_the_means_of_the_librarys_keys(self, encoder: TextEncoder, tmp_path: Path) -> None:
+    def test_moments_are_the_means_of_the_keys(self, encoder: TextEncoder, tmp_path: Path) -> None:
         """Over the captions' own tokens; what comes before every prompt counts once, as one token of padding does."""
         captions = CAPTIONS[:5]
         layer = encoder.value_layer
