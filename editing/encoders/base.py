@@ -59,6 +59,30 @@ class PaddedPrompts:
         return self.starts + self.mask.sum(1) - 1
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """The first tokens of all prompts in a causal encoder, run once: some families put a long text before each."""
+
+    encoding: Encoding
+    """What the generator reads at them, of one prompt."""
+    contexts: Sequence[Context]
+    """What lets each block's attention see them."""
+
+    @property
+    def length(self) -> int:
+        """The number of tokens."""
+        return self.encoding.mask.shape[1]
+
+    def prepend_to(self, encoding: Encoding) -> Encoding:
+        """Put them before what p prompts give without them."""
+        p = len(encoding.mask)
+        taps = (
+            torch.cat([own.expand(p, -1, -1), tap], dim=1)
+            for own, tap in zip(self.encoding.taps, encoding.taps, strict=True)
+        )
+        return Encoding(tuple(taps), torch.cat([self.encoding.mask.expand(p, -1), encoding.mask], dim=1))
+
+
 class Block(ABC):
     """One block of a text encoder.
 
@@ -157,11 +181,21 @@ class TextEncoder(ABC):
         """Apply the final norm, (p, s, d) to (p, s, d)."""
 
     @abstractmethod
-    def build_contexts(self, states: Tensor, *, mask: Tensor | None = None) -> Sequence[Context]:
+    def build_contexts(
+        self, states: Tensor, *, mask: Tensor | None = None, prefix: SharedPrefix | None = None
+    ) -> Sequence[Context]:
         """Return the context of each block for states of this shape, dtype and device, as inference has it.
 
-        `mask` (p, s) says where the prompts' tokens are. It counts only if attention leaves out the padding.
+        `mask` (p, s) says where the prompts' tokens are. It counts only if attention leaves out the padding. With a
+        prefix, the states are those of the tokens after it.
         """
+
+    def run_prefix(self, states: Tensor, *, start: int) -> SharedPrefix | None:  # noqa: ARG002
+        """Run the first tokens of all prompts from block `start` on, if it pays.
+
+        Takes the states (p, s, d) before that block of prompts without padding at the left.
+        """
+        return None
 
     def pool(self, normed: Tensor, ends: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return the pooled output (p, ·) from the states after the final norm, if the encoder has one."""

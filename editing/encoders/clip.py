@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from editing.encoders.base import Block, Context, TextEncoder
+from editing.encoders.base import Block, Context, SharedPrefix, TextEncoder
 from editing.errors import UnsupportedPipeline
 
 
@@ -81,7 +81,13 @@ class ClipEncoder(TextEncoder):
         states: Tensor = self.embeddings(input_ids=ids)
         return states.to(self.dtype)
 
-    def build_contexts(self, states: Tensor, *, mask: Tensor | None = None) -> Sequence[Context]:  # noqa: ARG002
+    def build_contexts(
+        self,
+        states: Tensor,
+        *,
+        mask: Tensor | None = None,  # noqa: ARG002
+        prefix: SharedPrefix | None = None,  # noqa: ARG002
+    ) -> Sequence[Context]:
         # Causal mask only: inference masks no padding, and the states at padding positions reach the U-Net.
         p, s, _ = states.shape
         causal = torch.full((s, s), torch.finfo(states.dtype).min, dtype=states.dtype, device=states.device).triu(1)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from editing.encoders.base import Block, Context, TextEncoder
+from editing.encoders.base import Block, Context, SharedPrefix, TextEncoder
 from editing.errors import UnsupportedPipeline
 
 
@@ -107,12 +107,20 @@ class DecoderEncoder(TextEncoder):
         return states.to(self.dtype)
 
     def build_contexts(
-        self, states: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None
+        self,
+        states: Tensor,
+        *,
+        mask: Tensor | None = None,
+        prefix: SharedPrefix | None = None,
+        positions: Tensor | None = None,
     ) -> Sequence[Context]:
-        """As in `TextEncoder`. Also takes a mask (p, 1, s, s) to add to the attention's scores, and positions (p, s).
+        """Return the context of each block, as in `TextEncoder`.
 
-        The library's model runs with recorders in place of its blocks, which keep what it passes to them.
+        Also takes a mask (p, 1, s, s) to add to the attention's scores, and positions (p, s). The library's model runs
+        with recorders in place of its blocks, which keep what it passes to them.
         """
+        if prefix is not None:
+            return self._build_contexts_after(prefix, states, mask=mask)
         recorders = [_Recorder(layer) for layer in self._body.layers]
         twin = copy.copy(self._body)
         twin._modules = {**self._body._modules, "layers": nn.ModuleList(recorders), "norm": nn.Identity()}
@@ -120,9 +128,53 @@ class DecoderEncoder(TextEncoder):
             twin(inputs_embeds=states.detach(), attention_mask=mask, position_ids=positions, use_cache=False)
         return [recorder.context for recorder in recorders]
 
+    def _build_contexts_after(self, prefix: SharedPrefix, states: Tensor, *, mask: Tensor | None) -> Sequence[Context]:
+        """Return the contexts of the tokens after a prefix: they see it, and among themselves those before."""
+        p, s, _ = states.shape
+        before = torch.ones(s, s, dtype=torch.bool, device=states.device).tril().expand(p, s, s)
+        if mask is not None:
+            before = before & mask[:, None]
+        sees = torch.cat([before.new_ones(p, s, prefix.length), before], dim=2)  # (p, s, prefix + s)
+        added = torch.zeros(sees.shape, dtype=states.dtype, device=states.device)
+        added.masked_fill_(~sees, torch.finfo(states.dtype).min)
+        positions = torch.arange(prefix.length, prefix.length + s, device=states.device).expand(p, s)
+        contexts = self.build_contexts(states, mask=added[:, None], positions=positions)
+        return [{**own, **seen} for own, seen in zip(contexts, prefix.contexts, strict=True)]
+
+    def run_prefix(self, states: Tensor, *, start: int) -> SharedPrefix | None:
+        own = states[:1, : self.tokenizer.prefix_length]  # (1, prefix, d)
+        if not own.shape[1] or self.tokenizer.pads_left:
+            return None
+        caches = [_PrefixCache() for _ in self.blocks]
+        contexts = [
+            {**context, "past_key_values": cache}
+            for context, cache in zip(self.build_contexts(own), caches, strict=True)
+        ]
+        mask = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
+        encoding = self.encode_from(own, start=start, mask=mask, ends=mask.sum(1) - 1, contexts=contexts)
+        return SharedPrefix(encoding, [{"past_key_values": cache} for cache in caches])
+
     def normalize(self, states: Tensor) -> Tensor:
         normed: Tensor = self.final_norm(states)
         return normed
+
+
+class _PrefixCache:
+    """The keys and values of a block's attention at a prefix, in the place of the library's cache.
+
+    The first call keeps those that it gets. Later calls put them before those of other tokens.
+    """
+
+    def __init__(self) -> None:
+        self._prefix: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take keys and values (p, heads, s, head_dim) of the attention and return those that it sees."""
+        if self._prefix is None:
+            self._prefix = key_states, value_states
+            return self._prefix
+        keys, values = (tensor.expand(len(key_states), -1, -1, -1) for tensor in self._prefix)
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
 
 class _Recorder(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from editing.encoders.base import Block, Context, TextEncoder
+from editing.encoders.base import Block, Context, SharedPrefix, TextEncoder
 from editing.errors import UnsupportedPipeline
 
 
@@ -75,7 +75,13 @@ class T5Encoder(TextEncoder):
         states: Tensor = self.embeddings(ids)
         return states.to(self.dtype)
 
-    def build_contexts(self, states: Tensor, *, mask: Tensor | None = None) -> Sequence[Context]:
+    def build_contexts(
+        self,
+        states: Tensor,
+        *,
+        mask: Tensor | None = None,
+        prefix: SharedPrefix | None = None,  # noqa: ARG002
+    ) -> Sequence[Context]:
         context: dict[str, Any] = {
             "attention_mask": create_bidirectional_mask(
                 config=self._config, inputs_embeds=states, attention_mask=mask if self.spec.is_masked else None

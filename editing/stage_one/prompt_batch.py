@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from editing.encoders.base import Context, Encoding, TextEncoder
+from editing.encoders.base import Context, Encoding, SharedPrefix, TextEncoder
 from editing.pipelines import EditablePipeline
 from editing.stage_one.optimization import Optimization
 from editing.stage_one.targets import Targets
@@ -129,11 +129,12 @@ class _SourcePrompts:
     layer: int
     """L"""
     states: Tensor
-    """(p, s, d) after layer L, without δ"""
+    """(p, s, d) after layer L, without δ, at the tokens after the shared prefix"""
     mask: Tensor
     """(p, s) bool: tokens, not padding"""
+    prefix: SharedPrefix | None
     subject: Tensor
-    """(p,): the last subject tokens"""
+    """(p,): the last subject tokens, counted from the start of the prompts"""
     ends: Tensor
     """(p,): the last tokens"""
     targets: Targets
@@ -151,11 +152,15 @@ class _SourcePrompts:
         states = encoder.embed(padded.ids)
         contexts = encoder.build_contexts(states, mask=padded.mask)
         subject = torch.tensor([position.last_subject_index for position in positions], device=encoder.device)
+        states = encoder.run_layers(states, start=0, stop=layer + 1, contexts=contexts)
+        prefix = encoder.run_prefix(states, start=layer + 1)
+        skipped = prefix.length if prefix else 0
         return cls(
             encoder,
             layer,
-            states=encoder.run_layers(states, start=0, stop=layer + 1, contexts=contexts),
-            mask=padded.mask,
+            states=states[:, skipped:],
+            mask=padded.mask[:, skipped:],
+            prefix=prefix,
             subject=padded.starts + subject,
             ends=padded.ends,
             targets=Targets.encode(
@@ -189,12 +194,13 @@ class _SourcePrompts:
 
     @cached_property
     def _contexts(self) -> Sequence[Context]:
-        return self.encoder.build_contexts(self.states, mask=self.mask)
+        return self.encoder.build_contexts(self.states, mask=self.mask, prefix=self.prefix)
 
     @property
     def _subject_index(self) -> tuple[Tensor, Tensor]:
         """Index of the states at the last subject tokens."""
-        return torch.arange(len(self.subject), device=self.subject.device), self.subject
+        skipped = self.prefix.length if self.prefix else 0
+        return torch.arange(len(self.subject), device=self.subject.device), self.subject - skipped
 
     def subject_states(self) -> Tensor:
         """Return the states after layer L at the last subject tokens, (p, d) float32."""
@@ -203,6 +209,7 @@ class _SourcePrompts:
     def encode(self, shift: Tensor) -> Encoding:
         """Add the shifts (p, d) at the last subject tokens and run the layers after L."""
         states = self.states.index_put(self._subject_index, shift.to(self.states.dtype), accumulate=True)
-        return self.encoder.encode_from(
+        encoding = self.encoder.encode_from(
             states, start=self.layer + 1, mask=self.mask, ends=self.ends, contexts=self._contexts
         )
+        return self.prefix.prepend_to(encoding) if self.prefix else encoding

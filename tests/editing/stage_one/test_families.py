@@ -21,6 +21,8 @@ from editing.values import EditValue
 from tests.families import TEXTS
 from tests.generators import write_whole_pipeline
 
+pytestmark = pytest.mark.slow
+
 QUICK = StageOneSettings(
     optimization_steps=5, warmup_steps=2, num_images=2, num_inference_steps=2, noise_pool_size=4, noise_batch_size=2
 )
