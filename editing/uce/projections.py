@@ -85,7 +85,7 @@ def compute_projection_update(
 
     The weights are not changed. The result is a function of the *sets* of edits and preserved prompts: any order gives
     the same bits on the same platform. `progress(done, edits)` is called after the prompts of each edit are encoded.
-    Memory holds the states of all edits, about 1.3 MB an edit for SD 1.x.
+    Memory holds the states of all edits: about 1.3 MB an edit for SD 1.x, 50 MB for FLUX.1 with three templates.
 
     Raises `InvalidEdit` or `InvalidPrompt` with a pointer to the edit or the argument.
     """
