@@ -179,7 +179,9 @@ class PromptTokenizer:
             text = f"{self.format.prefix}{kept}{self.format.suffix}"
         else:
             text = render_chat(prompt, self._settings, self.format.chat)
-            start = render_chat(_SENTINEL, self._settings, self.format.chat).index(_SENTINEL)
+            start = render_chat(_SENTINEL, self._settings, self.format.chat).find(_SENTINEL)
+            if start < 0:
+                raise UnsupportedPipeline("the tokenizer's chat template renders a message without the prompt")
             kept = prompt if text.startswith(prompt, start) else prompt.strip()
             if not text.startswith(kept, start):
                 raise UnsupportedPipeline("the tokenizer's chat template changes the prompt")

@@ -12,6 +12,7 @@ from editing.families.family import EncoderSpec
 from editing.families.registry import FAMILIES, find_family
 from editing.families.sd import SD1, SD2
 from editing.files import File
+from editing.prompts import load_tokenizers
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 """The tokenizer of each text encoder."""
@@ -27,6 +28,13 @@ SECOND_MOMENTS = "second_moments.safetensors"
 _SERVED_SUFFIXES = {".json", ".txt", ".jinja", ".safetensors", ".model"}
 _VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
 _KINDS = {"clip": "CLIP", "t5": "T5", "decoder": "decoder-only"}
+_MODEL_TYPES: dict[str, frozenset[str]] = {
+    "clip": frozenset(),  # old configurations do not name it
+    "t5": frozenset({"t5", "umt5"}),
+    "decoder": frozenset(
+        {"gemma2", "llama", "mistral", "qwen2", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text", "smollm3"}
+    ),
+}
 _SIZES = {
     "clip": ("num_hidden_layers", "hidden_size", "intermediate_size"),
     "t5": ("num_layers", "d_model", "d_ff"),
@@ -57,18 +65,22 @@ class PipelineDescription:
 def describe_pipeline(folder: Path) -> PipelineDescription:
     """Describe a diffusers pipeline from its files alone.
 
-    Raises `UnsupportedPipeline` if the folder is no pipeline or of an unknown family, and `UnsafePipeline` if a
-    component that editing needs has its weights only as pickles.
+    Raises `UnsupportedPipeline` if the folder is no pipeline or of an unknown family, or if a tokenizer or a text
+    encoder is of an unknown kind, and `UnsafePipeline` if a component that editing needs has its weights only as
+    pickles.
     """
     folder = Path(folder)
     components, encoders = _read_components(folder)
+    family = detect_family(folder)
+    for tokenizer in load_tokenizers(folder, FAMILIES[family]):
+        tokenizer.encode("a photo")
     paths = [folder / "model_index.json"]
     for name in components:
         paths += [path for path in (folder / name).rglob("*") if path.suffix in _SERVED_SUFFIXES and path.is_file()]
     files = tuple(sorted((File.read(path, folder=folder) for path in paths), key=lambda file: file.path))
     lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    return PipelineDescription(family=detect_family(folder), encoders=encoders, files=files, digest=digest)
+    return PipelineDescription(family=family, encoders=encoders, files=files, digest=digest)
 
 
 def select_files(names: Sequence[str]) -> list[str]:
@@ -179,8 +191,11 @@ def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription,
 
 
 def _describe_encoder(folder: Path, spec: EncoderSpec) -> EncoderDescription:
-    config = read_json(folder / spec.name / "config.json")
-    config = config.get("text_config", config)  # of a model that also sees pictures
+    whole = read_json(folder / spec.name / "config.json")
+    config = whole.get("text_config", whole)  # of a model that also sees pictures
+    known, found = _MODEL_TYPES[spec.kind], config.get("model_type", whole.get("model_type"))
+    if known and found not in known:
+        raise UnsupportedPipeline(f"{spec.name}/ is a {found}, which cannot be edited: only {', '.join(sorted(known))}")
     layers, width, mlp_width = _SIZES[spec.kind]
     try:
         return EncoderDescription(

@@ -11,6 +11,7 @@ import pytest
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
 from editing.families.layout import choose_default_layers, describe_pipeline, detect_family, select_files
+from tests.families import TEXTS, write_text_parts
 from tests.pipelines import LAYERS, LAYERS_1, LAYERS_2, MLP_WIDTH, MLP_WIDTH_2, WIDTH, WIDTH_2, Family, write_pipeline
 
 
@@ -130,6 +131,51 @@ def test_unknown_family_is_refused(copied: Path) -> None:
     (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "KolorsPipeline"}))
     with pytest.raises(UnsupportedPipeline, match="KolorsPipeline"):
         detect_family(copied)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_family_is_described(name: str, tmp_path: Path) -> None:
+    description = describe_pipeline(write_text_parts(tmp_path / name, name))
+    assert description.family == name.partition("-")[0]
+    assert [encoder.name for encoder in description.encoders] == list(TEXTS[name].encoders)
+    for encoder in description.encoders:
+        sizes = encoder.layers, encoder.width, encoder.mlp_width
+        assert all(size > 1 for size in sizes) and len(set(sizes)) == 3
+
+
+class TestRefusals:
+    @pytest.fixture
+    def z_image(self, tmp_path: Path) -> Path:
+        return write_text_parts(tmp_path / "z_image", "z_image", shard_size="20KB")
+
+    def test_unknown_text_encoder_is_refused_with_the_known_ones(self, z_image: Path) -> None:
+        config = z_image / "text_encoder" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "mamba"}))
+        with pytest.raises(UnsupportedPipeline, match="is a mamba, which cannot be edited: only gemma2, llama"):
+            describe_pipeline(z_image)
+
+    def test_tokenizer_without_a_chat_template_is_refused(self, z_image: Path) -> None:
+        (z_image / "tokenizer" / "chat_template.jinja").unlink()
+        with pytest.raises(UnsupportedPipeline, match="no chat template"):
+            describe_pipeline(z_image)
+
+    def test_missing_part_of_a_sharded_encoder_is_refused(self, z_image: Path) -> None:
+        part = next((z_image / "text_encoder").glob("model-*.safetensors"))
+        part.unlink()
+        with pytest.raises(UnsupportedPipeline, match=f"text_encoder/ has no {part.name}"):
+            describe_pipeline(z_image)
+
+    def test_index_that_leaves_its_folder_is_refused(self, z_image: Path) -> None:
+        index = z_image / "text_encoder" / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a": "../../other.safetensors"}}))
+        with pytest.raises(UnsupportedPipeline, match="outside"):
+            describe_pipeline(z_image)
+
+    def test_unknown_pipeline_is_refused_with_the_known_ones(self, z_image: Path) -> None:
+        index = z_image / "model_index.json"
+        index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "KolorsPipeline"}))
+        with pytest.raises(UnsupportedPipeline, match="KolorsPipeline cannot be edited: only AuraFlowPipeline"):
+            describe_pipeline(z_image)
 
 
 def test_a_repository_with_pickles_only_is_refused() -> None:
