@@ -13,7 +13,8 @@ HEAD = """\
 
 What `make faults` measured: `tests/faults/` kills, stops, fills and restarts real processes. In parentheses is the time
 from the fault, or from its end where that is said, until the work was done. No accepted work was lost or done twice,
-except where that is said. Most tests have leases of 6 seconds; the default is 30.
+except where that is said. Most tests have leases of 6 seconds, and longer ones on a busy
+machine; the default is 30.
 """
 
 
