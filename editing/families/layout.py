@@ -65,9 +65,8 @@ class PipelineDescription:
 def describe_pipeline(folder: Path) -> PipelineDescription:
     """Describe a diffusers pipeline from its files alone.
 
-    Raises `UnsupportedPipeline` if the folder is no pipeline or of an unknown family, or if a tokenizer or a text
-    encoder is of an unknown kind, and `UnsafePipeline` if a component that editing needs has its weights only as
-    pickles.
+    Raises `UnsupportedPipeline` if the folder is no pipeline, or its family, a text encoder or a tokenizer is unknown.
+    Raises `UnsafePipeline` if a component that editing needs has its weights only as pickles.
     """
     folder = Path(folder)
     components, encoders = _read_components(folder)
