@@ -12,7 +12,7 @@ import lazy_loader
 
 __version__ = "0.2.0"
 
-ENGINE_VERSION = "3"
+ENGINE_VERSION = "4"
 """Changes whenever the same inputs may give other bytes; part of what identifies a value and a checkpoint."""
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
