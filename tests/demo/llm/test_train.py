@@ -1,7 +1,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,10 @@ import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaModel, PreTrainedTokenizerFast
 
 from demo.art import Art
 from demo.concepts import Concept
 from demo.llm import train
-from demo.llm.encoder import encode_prompts
 from demo.llm.transformer import build_transformer
 from demo.train.autoencoder import Latents
 from demo.train.loop import Schedule
@@ -39,8 +36,9 @@ def model() -> ZImageTransformer2DModel:
 @pytest.fixture
 def data(art: Art, concepts: list[Concept], tmp_path: Path) -> train.TrainingData:
     latents = Latents(torch.randn(len(art), 2, 4, 8, 8), torch.ones(len(art), 2, 4, 8, 8))
-    bank = train.encode_captions(train.draw_captions(concepts, count=20), tmp_path / "captions", encode)
-    return train.TrainingData(bank, encode([""])[0], latents, PictureChoice(art, concepts))
+    captions = train.draw_captions(concepts, count=20)
+    encoded = encode([caption.text for caption in captions])
+    return train.TrainingData(captions, encoded, encode([""])[0], latents, PictureChoice(art, concepts))
 
 
 def test_resumed_training_equals_uninterrupted_training(data: train.TrainingData, tmp_path: Path) -> None:
@@ -73,32 +71,21 @@ def test_training_lowers_the_loss(data: train.TrainingData, tmp_path: Path) -> N
     assert last < first
 
 
-def test_captions_are_encoded_once_and_again_when_they_change(concepts: list[Concept], tmp_path: Path) -> None:
-    asked: list[str] = []
+def test_texts_are_encoded_once_and_again_when_they_change(tmp_path: Path) -> None:
+    loaded: list[str] = []
 
-    def counted(texts: Sequence[str]) -> list[Tensor]:
-        asked.extend(texts)
-        return encode(texts)
+    def load() -> train.Encode:
+        loaded.append("encoder")
+        return encode
 
-    captions = train.draw_captions(concepts, count=10)
-    bank = train.encode_captions(captions, tmp_path / "captions", counted)
-    assert sorted(asked) == sorted(caption.text for caption in captions)
-    for row, caption in enumerate(captions):
-        assert torch.allclose(bank.read(row), encode([caption.text])[0], rtol=1e-3, atol=1e-3)
-    train.encode_captions(captions, tmp_path / "captions", counted)
-    assert len(asked) == 10
-    train.encode_captions(train.draw_captions(concepts, count=11), tmp_path / "captions", counted)
-    assert len(asked) == 21
-
-
-def test_bank_holds_what_the_encoder_says(
-    concepts: list[Concept], tokenizer: PreTrainedTokenizerFast, encoder: LlamaModel, tmp_path: Path
-) -> None:
-    captions = train.draw_captions(concepts, count=5)
-    bank = train.encode_captions(captions, tmp_path / "captions", partial(encode_prompts, tokenizer, encoder))
-    for row, caption in enumerate(captions):
-        (alone,) = encode_prompts(tokenizer, encoder, [caption.text])
-        assert torch.allclose(bank.read(row), alone, rtol=2e-3, atol=2e-3)
+    texts = [f"{number} " * (number % 7) for number in range(40)]
+    for _ in range(2):
+        read = train.encode_texts(texts, tmp_path / "texts", load)
+        assert len(loaded) == 1
+        for states, text in zip(read, texts, strict=True):
+            assert torch.allclose(states.float(), encode([text])[0], rtol=1e-3, atol=1e-3)
+    assert len(train.encode_texts(texts[1:], tmp_path / "texts", load)) == 39
+    assert len(loaded) == 2
 
 
 def test_some_captions_are_empty(data: train.TrainingData) -> None:
