@@ -36,9 +36,7 @@ from demo.train.loop import Schedule, Training, trained
 from demo.train.unet import CENTRED_SHARE, PictureChoice
 
 NAME = "llm-transformer"
-SCHEDULE = Schedule(
-    steps=25_000, batch=32, rate=1.2e-3, warmup=100, decay_from=0.0, checkpoint_every=250, sample_every=500
-)
+SCHEDULE = Schedule(steps=25_000, batch=32, rate=1.2e-3, decay_from=0.0, checkpoint_every=50, sample_every=250)
 CAPTIONS = 12_000
 EMA = 0.998
 EMPTY_SHARE = 0.10

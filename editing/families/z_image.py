@@ -5,5 +5,6 @@ from editing.families.family import Family, chat, decoder
 Z_IMAGE = Family(
     "z_image",
     "ZImagePipeline",
-    (decoder(chat(enable_thinking=True), taps=(-2,)),),
+    # The generator does not read the padding, so prompts need none of inference's 512 tokens.
+    (decoder(chat(enable_thinking=True), taps=(-2,), pads_to_longest=True),),
 )
