@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ from yaml import YAMLError
 
 from app.models.roots import find_folder, find_outside_link
 from app.settings import Settings
-from editing.errors import ClassifierUnusable, EditingError
-from editing.families.layout import select_files
+from editing.errors import ClassifierUnusable, EditingError, UnsupportedPipeline
+from editing.families.layout import list_components, select_files
 from emender.schemas.models import License
 
 if TYPE_CHECKING:
     from editing.evaluation.classifiers import Classifier
 
 log = structlog.get_logger()
+
+INDEX = "model_index.json"
 
 
 class SourceUnavailable(EditingError):
@@ -110,9 +113,16 @@ def open_classifier(source: str, *, roots: Sequence[Path], device: str) -> "Clas
 def _download(source: str, *, revision: str | None, folder: Path, progress: Callable[[int, int], None]) -> ModelInfo:
     information = HfApi().model_info(source, revision=revision)
     names = select_files([sibling.rfilename for sibling in information.siblings or []])
-    for done, name in enumerate(names):
-        progress(done, len(names))
-        hf_hub_download(source, name, revision=information.sha, local_dir=folder)
+    if INDEX not in names:
+        raise UnsupportedPipeline(f"{source} has no {INDEX}: it is no pipeline of diffusers", pointer="/source")
+    download = partial(hf_hub_download, source, revision=information.sha, local_dir=folder)
+    progress(0, len(names))
+    download(INDEX)
+    components = {"", *list_components(folder)}  # raises for a class that is not supported, before gigabytes come
+    others = [name for name in names if name != INDEX and name.rpartition("/")[0] in components]
+    for done, name in enumerate(others, start=1):
+        progress(done, len(others) + 1)
+        download(name)
     return information
 
 

@@ -36,23 +36,38 @@ def load_encoders(
         model = model_class.from_pretrained(
             folder / spec.name, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        tokenizer, negative = (
-            PromptTokenizer.from_folder(folder / spec.tokenizer, format) if format else None
-            for format in (spec.format, spec.negative)
-        )
-        assert tokenizer is not None
         prepared: nn.Module = model.requires_grad_(False).eval().to(device)
-        encoders.append(
-            KINDS[spec.kind](
-                prepared,
-                tokenizer,
-                name=spec.name,
-                folder=folder / spec.name,
-                family=family.name,
-                negative_tokenizer=negative,
-            )
-        )
+        encoders.append(_wrap_model(prepared, folder, spec, family=family.name))
     return tuple(encoders)
+
+
+def check_encoders(folder: Path) -> None:
+    """Raise `UnsupportedPipeline` for a text encoder or a tokenizer that `load_encoders` cannot use.
+
+    Reads no weights: the models are built on the meta device.
+    """
+    family = FAMILIES[detect_family(folder)]
+    index = read_json(folder / "model_index.json")
+    for spec in family.encoders:
+        model_class = _find_class(index[spec.name], spec)
+        try:
+            config = model_class.config_class.from_pretrained(folder / spec.name, local_files_only=True)
+            with torch.device("meta"):
+                model = model_class(config)
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise UnsupportedPipeline(f"{spec.name}/config.json is not that of a {model_class.__name__}") from error
+        _wrap_model(model, folder, spec, family=family.name).tokenizer.encode("a")  # renders the chat template
+
+
+def _wrap_model(model: nn.Module, folder: Path, spec: EncoderSpec, *, family: str) -> TextEncoder:
+    tokenizer, negative = (
+        PromptTokenizer.from_folder(folder / spec.tokenizer, format) if format else None
+        for format in (spec.format, spec.negative)
+    )
+    assert tokenizer is not None
+    return KINDS[spec.kind](
+        model, tokenizer, name=spec.name, folder=folder / spec.name, family=family, negative_tokenizer=negative
+    )
 
 
 def _find_class(entry: object, spec: EncoderSpec) -> type[transformers.PreTrainedModel]:

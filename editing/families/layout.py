@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,7 @@ INDEX = ".index.json"
 SECOND_MOMENTS = "second_moments.safetensors"
 """A file of second moments beside `model_index.json`, if the pipeline has one."""
 _SERVED_SUFFIXES = {".json", ".txt", ".jinja", ".safetensors", ".model"}
-_VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".onnx")  # the same weights again
+_VARIANT = re.compile(r"\.(fp16|bf16|non_ema|onnx)[.-]")  # the same weights again
 _KINDS = {"clip": "CLIP", "t5": "T5", "decoder": "decoder-only"}
 _MODEL_TYPES: dict[str, frozenset[str]] = {
     "clip": frozenset(),  # old configurations do not name it
@@ -93,7 +94,7 @@ def select_files(names: Sequence[str]) -> list[str]:
         for path in paths
         if len(path.parts) <= 2
         and path.suffix in _SERVED_SUFFIXES
-        and not any(variant in path.name for variant in _VARIANTS)
+        and not _VARIANT.search(path.name)
         and not (path.suffix == ".safetensors" and len(path.parts) == 1 and path.name != SECOND_MOMENTS)
     ]
     weights = any(path.suffix == ".safetensors" for path in chosen)
@@ -177,10 +178,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription, ...]]:
+def list_components(folder: Path) -> list[str]:
+    """Return the components that `model_index.json` names. Raises `UnsupportedPipeline`, also for an unknown class."""
     index = read_json(folder / "model_index.json")
-    components = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
-    family = find_family(index.get("_class_name"))
+    find_family(index.get("_class_name"))
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
+
+
+def _read_components(folder: Path) -> tuple[list[str], tuple[EncoderDescription, ...]]:
+    components = list_components(folder)
+    family = find_family(read_json(folder / "model_index.json").get("_class_name"))
     for name in family.components:
         if name not in components or not (folder / name).is_dir():
             raise UnsupportedPipeline(f"the pipeline has no {name}/")

@@ -65,7 +65,7 @@ def load_unet(
     return UNet(
         network,
         vae,
-        build_solver(read_json(folder / "scheduler" / "scheduler_config.json")),
+        build_scheduler(folder),
         image_size=(height * vae.downscale, width * vae.downscale),
     )
 
@@ -79,12 +79,11 @@ def load_transformer(
         raise UnsupportedPipeline(f"transformer/ has a {name}: this pipeline needs a {expected}")
     network = load_network(folder / "transformer", kind.network_class, device=device, dtype=dtype)
     vae = load_autoencoder(folder / "vae", device=device, dtype=autoencoder_dtype)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     size = kind.choose_image_size(network, vae, read_json(folder / "vae" / "config.json"))
     return kind(
         network,
         vae,
-        build_flow_scheduler(scheduler) if issubclass(kind, FlowTransformer) else build_solver(scheduler),
+        build_scheduler(folder),
         image_size=(size, size),
         index=read_json(folder / "model_index.json"),
     )
@@ -96,15 +95,34 @@ def load_network(folder: Path, kind: type[Any], *, device: torch.device, dtype: 
     return network.requires_grad_(False).eval().to(device)
 
 
-def load_autoencoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """Load an autoencoder of a supported class. Raises `UnsupportedPipeline`."""
-    config = read_json(folder / "config.json")
-    name = config.get("_class_name", "AutoencoderKL")
+def check_generator(folder: Path) -> None:
+    """Raise `UnsupportedPipeline` for an autoencoder or a scheduler that `load_generator` cannot use."""
+    find_autoencoder_class(folder / "vae")
+    build_scheduler(folder)
+
+
+def build_scheduler(folder: Path) -> Any:
+    """Return the scheduler of a pipeline's folder. Raises `UnsupportedPipeline`."""
+    kind = TRANSFORMERS.get(read_json(folder / "model_index.json")["_class_name"], UNet)
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    return build_flow_scheduler(config) if issubclass(kind, FlowTransformer) else build_solver(config)
+
+
+def find_autoencoder_class(folder: Path) -> type[Any]:
+    """Return the class of an autoencoder's folder. Raises `UnsupportedPipeline`."""
+    name = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
     if name not in autoencoder.SUPPORTED:
         raise UnsupportedPipeline(f"a {name} cannot be used: only {', '.join(autoencoder.SUPPORTED)}")
+    kind: type[Any] = getattr(diffusers, name)
+    return kind
+
+
+def load_autoencoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """Load an autoencoder of a supported class. Raises `UnsupportedPipeline`."""
+    kind, config = find_autoencoder_class(folder), read_json(folder / "config.json")
     if dtype == torch.float16 and config.get("force_upcast"):  # SDXL's autoencoder overflows in float16
         dtype = torch.float32
-    return Autoencoder(load_network(folder, getattr(diffusers, name), device=device, dtype=dtype))
+    return Autoencoder(load_network(folder, kind, device=device, dtype=dtype))
 
 
 TRANSFORMERS: dict[str, type[Transformer]] = {

@@ -29,6 +29,8 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 
     progress = partial(context.advance, lease, "downloading")
     with obtain(model.source, revision=model.revision, settings=context.settings, progress=progress) as source:
+        context.pipelines.prepare()
+        editing.check_pipeline(source.folder)
         description = editing.describe_pipeline(source.folder)
         for done, file in enumerate(description.files):
             context.advance(lease, "storing", done, len(description.files))
@@ -37,7 +39,6 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
                     f"{file.path} changed while it was read; register the model again", pointer="/source"
                 )
         if model.classifier is not None:
-            context.pipelines.prepare()
             open_classifier(model.classifier, roots=context.settings.model_roots, device="cpu")
         moments = _read_shipped_moments(source.folder, description)
     digest = context.store.put(moments.to_bytes()) if moments else None

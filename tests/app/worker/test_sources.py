@@ -17,12 +17,15 @@ from tests.servers import free_port
 
 COMMIT = "c" * 40
 FILES = {
-    "model_index.json": b"{}",
+    "model_index.json": b'{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}',
     "README.md": b"not wanted",
     "unet/config.json": b'{"a": 1}',
     "unet/diffusion_pytorch_model.safetensors": b"weights",
     "unet/diffusion_pytorch_model.fp16.safetensors": b"again",
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors": b"again",
+    "unet/diffusion_pytorch_model.safetensors.index.fp16.json": b"of those",
     "unet/diffusion_pytorch_model.bin": b"a pickle",
+    "text_encoders/t5xxl.safetensors": b"of another program",
     "code.py": b"print('no')",
     "all-in-one.safetensors": b"the same once more",
     "second_moments.safetensors": b"moments",
@@ -73,7 +76,8 @@ def obtain(source: str, *, endpoint: str, folder: Path) -> dict[str, object]:
 import json, sys
 from pathlib import Path
 from app.settings import Settings
-from app.worker.sources import SourceUnavailable, obtain
+from app.worker.sources import obtain
+from editing.errors import EditingError
 steps, found = [], {}
 settings = Settings(data_dir=Path(sys.argv[2]))
 try:
@@ -83,8 +87,8 @@ try:
                 found[path.relative_to(source.folder).as_posix()] = path.read_text()
         result = {"files": found, "commit": source.commit, "license": source.license.id, "steps": steps}
     sys.stdout.write(json.dumps({**result, "left": source.folder.exists()}))
-except SourceUnavailable as error:
-    sys.stdout.write(json.dumps({"detail": error.detail, "pointer": error.pointer}))
+except EditingError as error:
+    sys.stdout.write(json.dumps({"detail": error.detail, "pointer": error.pointer, "steps": steps}))
 """
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-c", program, source, str(folder)]
@@ -100,14 +104,32 @@ def test_configurations_and_safetensors_are_downloaded_at_one_commit(endpoint: s
     result = obtain("some/model", endpoint=endpoint, folder=tmp_path)
     assert "files" in result, result
     assert result["files"] == {
-        "model_index.json": "{}",
+        "model_index.json": FILES["model_index.json"].decode(),
         "second_moments.safetensors": "moments",
         "unet/config.json": '{"a": 1}',
         "unet/diffusion_pytorch_model.safetensors": "weights",
     }
     assert (result["commit"], result["license"]) == (COMMIT, "openrail++")
-    assert result["steps"] == [[0, 4], [1, 4], [2, 4], [3, 4]]
+    assert result["steps"] == [[0, 5], [1, 4], [2, 4], [3, 4]]
     assert result["left"] is False and list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_family_is_refused_before_its_weights_are_downloaded(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, "model_index.json", b'{"_class_name": "KolorsPipeline"}')
+    result = obtain("some/model", endpoint=endpoint, folder=tmp_path)
+    detail = str(result["detail"])
+    assert "KolorsPipeline" in detail and "FluxPipeline" in detail and "ZImagePipeline" in detail
+    assert result["steps"] == [[0, 5]]
+
+
+def test_a_repository_without_a_pipeline_is_refused(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(FILES, "model_index.json")
+    result = obtain("some/model", endpoint=endpoint, folder=tmp_path)
+    assert "some/model has no model_index.json" in str(result["detail"])
 
 
 def test_a_missing_repository_is_an_error(endpoint: str, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from app.jobs.kinds import REGISTER_MODEL
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.worker.runner import Runner
+from editing.families.registry import FAMILIES
 from emender.schemas.common import Progress
+from tests.generators import write_whole_pipeline
 from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH
 
 Register = Callable[..., Model]
@@ -133,6 +135,72 @@ def test_an_unknown_family_is_rejected(register: Register, copy: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "KolorsPipeline"}))
     found = problem(register("changed"))
     assert found["title"] == "Unsupported pipeline" and "KolorsPipeline" in found["detail"]
+    assert all(family.pipeline_class in found["detail"] for family in FAMILIES.values())
+
+
+@pytest.fixture
+def z_image(tmp_path: Path) -> Path:
+    """A pipeline with an LLM, whose weights are in several files, to be changed."""
+    return write_whole_pipeline(tmp_path / "more" / "z_image", "z_image", shard_size="30kB")
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_encoder_of_no_known_class_is_rejected(register: Register, z_image: Path) -> None:
+    rewrite(z_image / "model_index.json", text_encoder=["chatglm", "ChatGLMModel"])
+    detail = problem(register("z_image"))["detail"]
+    assert "names no model of transformers for text_encoder: 'ChatGLMModel'" in detail
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class"), [("gpt2", "GPT2Model"), ("clip_text_model", "CLIPTextModel"), ("t5", "T5EncoderModel")]
+)
+def test_an_encoder_of_another_structure_is_rejected(
+    register: Register, z_image: Path, name: str, model_class: str
+) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    (z_image / "text_encoder" / "config.json").write_text(json.dumps({"model_type": name, **sizes}))
+    rewrite(z_image / "model_index.json", text_encoder=["transformers", model_class])
+    assert f"a {model_class} is no decoder-only" in problem(register("z_image"))["detail"]
+
+
+def test_an_encoder_without_sizes_is_rejected(register: Register, z_image: Path) -> None:
+    (z_image / "text_encoder" / "config.json").write_text('{"model_type": "qwen3"}')
+    assert "text_encoder/config.json does not describe" in problem(register("z_image"))["detail"]
+
+
+def test_a_missing_part_of_an_encoder_is_rejected(register: Register, z_image: Path) -> None:
+    part = sorted((z_image / "text_encoder").glob("*-of-*.safetensors"))[-1]
+    part.unlink()
+    detail = problem(register("z_image"))["detail"]
+    assert f"text_encoder/ has no {part.name}, which model.safetensors.index.json names" in detail
+
+
+def test_a_missing_chat_template_is_rejected(register: Register, z_image: Path) -> None:
+    (z_image / "tokenizer" / "chat_template.jinja").unlink()
+    detail = problem(register("z_image"))["detail"]
+    assert "no chat template, which this family needs: add chat_template.jinja" in detail
+
+
+def test_a_missing_tokenizer_is_rejected(register: Register, z_image: Path) -> None:
+    (z_image / "tokenizer" / "tokenizer.json").unlink()
+    assert "has no tokenizer.json, vocab.json or spiece.model" in problem(register("z_image"))["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("vae/config.json", "a Other cannot be used: only AutoencoderKL, "),
+        ("scheduler/scheduler_config.json", "a Other cannot be used for flow matching: only FlowMatchEuler"),
+    ],
+)
+def test_other_autoencoders_and_schedulers_are_rejected(
+    register: Register, z_image: Path, path: str, expected: str
+) -> None:
+    rewrite(z_image / path, _class_name="Other")
+    assert expected in problem(register("z_image"))["detail"]
 
 
 def test_a_folder_without_a_pipeline_is_rejected(register: Register, tmp_path: Path) -> None:
