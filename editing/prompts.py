@@ -217,8 +217,30 @@ def build_destination_prompts(destination: Destination, template: str) -> dict[s
             return {}
 
 
-def validate_edit(edit: ConceptEdit, tokenizer: PromptTokenizer) -> None:
-    """Raise `InvalidPrompt` with the field's pointer if this tokenizer cannot take a prompt of the edit."""
+def validate_edit(edit: ConceptEdit, tokenizers: Sequence[PromptTokenizer]) -> None:
+    """Raise `InvalidPrompt` with the field's pointer if the tokenizers of a pipeline cannot take a prompt of the edit.
+
+    An encoder may cut off the end of a prompt that another one reads whole, as CLIP beside T5, but not its subject.
+    """
+    for number, tokenizer in enumerate(tokenizers, start=1):
+        try:
+            check_subjects(edit, tokenizer)
+        except InvalidPrompt as error:
+            if len(tokenizers) == 1:
+                raise
+            raise InvalidPrompt(f"text encoder {number}: {error.detail}", pointer=error.pointer) from error
+    limit = max(tokenizer.max_length for tokenizer in tokenizers)
+    for index, template in enumerate(edit.templates):
+        for prompt in (fill_template(template, edit.source), *build_destination_prompts(edit.destination, template)):
+            if all(tokenizer.encode(prompt).truncated for tokenizer in tokenizers):
+                detail = (
+                    f"the prompt {prompt[:40]!r}… is longer than the {limit} tokens that the model reads: shorten it"
+                )
+                raise InvalidPrompt(detail, pointer=f"/templates/{index}")
+
+
+def check_subjects(edit: ConceptEdit, tokenizer: PromptTokenizer) -> None:
+    """Raise `InvalidPrompt` with the field's pointer if this tokenizer finds no subject in one of the prompts."""
     for index, template in enumerate(edit.templates):
         pointer = f"/templates/{index}"
         tokenizer.locate(template, edit.source, pointer=pointer)

@@ -8,9 +8,11 @@ from sqlalchemy.orm import Session
 
 from app.db.models import Image as ImageRow
 from app.db.models import Model
+from app.models.queries import family_of
 from app.problems import Unprocessable
 from editing.edits import parse_edit
 from editing.errors import EditingError
+from editing.families.layout import find_last_value_layer
 from editing.prompts import PromptTokenizer, validate_edit
 from emender.schemas.common import FieldError
 from emender.schemas.edits import EditCreate
@@ -25,7 +27,6 @@ def check_edits(
     """Raise `Unprocessable` with the first error of each edit. The keys of `edits` are their pointers in the body."""
     errors = []
     images = {}
-    layers = min(encoder["layers"] for encoder in model.encoders)
     for pointer, edit in edits.items():
         destination, settings = edit.destination.model_dump(exclude_none=True), edit.settings.model_dump()
         try:
@@ -36,16 +37,19 @@ def check_edits(
                 settings=settings,
                 read_image=lambda _: PICTURE,
             )
-            for tokenizer in tokenizers:
-                validate_edit(concept, tokenizer)
+            validate_edit(concept, tokenizers)
         except EditingError as error:
             errors.append(FieldError(pointer=pointer + error.pointer, detail=error.detail))
             continue
-        if (layer := edit.settings.layer) is not None and (len(model.encoders) > 1 or layer >= layers):
-            detail = f"the model's text encoder has the layers 0 to {layers - 1}"
+        if (layer := edit.settings.layer) is not None:
+            last = find_last_value_layer(family_of(model).encoders[0], layers=model.encoders[0]["layers"])
+            detail = ""
             if len(model.encoders) > 1:
                 detail = "the model has several text encoders with layers of their own: omit the layer"
-            errors.append(FieldError(pointer=pointer + "/settings/layer", detail=detail))
+            elif layer > last:
+                detail = f"values can be optimized for the layers 0 to {last} of the model's text encoder"
+            if detail:
+                errors.append(FieldError(pointer=pointer + "/settings/layer", detail=detail))
         for index, image in enumerate(edit.destination.images or ()):
             images[f"{pointer}/destination/images/{index}"] = image.removeprefix("sha256:")
     if images:

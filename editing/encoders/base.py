@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.families.family import EncoderSpec, Tap
-from editing.families.layout import choose_default_layers
+from editing.families.layout import choose_default_layers, count_blocks, find_last_value_layer
 from editing.families.registry import FAMILIES
 from editing.prompts import PromptTokenizer
 
@@ -218,7 +218,7 @@ class TextEncoder(ABC):
     @property
     def last_value_layer(self) -> int:
         """The last layer that values can be optimized for: the last but one, and not after what the generator reads."""
-        return min([self.n_layers - 2, *(self._count_blocks(tap) - 1 for tap in self.spec.taps)])
+        return find_last_value_layer(self.spec, layers=self.n_layers)
 
     @property
     def default_edited_layers(self) -> tuple[int, ...]:
@@ -325,6 +325,4 @@ class TextEncoder(ABC):
 
     def _count_blocks(self, tap: Tap) -> int:
         """Return the number of blocks that have run at a tap."""
-        if tap == "final":
-            return self.n_layers
-        return tap if tap >= 0 else self.n_layers + 1 + tap
+        return count_blocks(tap, layers=self.n_layers)

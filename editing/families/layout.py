@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
-from editing.families.family import EncoderSpec
+from editing.families.family import EncoderSpec, Tap
 from editing.families.registry import FAMILIES, find_family
 from editing.families.sd import SD1, SD2
 from editing.files import File
@@ -129,6 +129,21 @@ def choose_default_layers(family: str, encoder: str, *, last: int) -> tuple[int,
     if spec is not None:
         count = spec.edited_layers or (last + 1 if spec.kind == "clip" else 3)
     return tuple(range(max(0, last + 1 - count), last + 1))
+
+
+def find_last_value_layer(spec: EncoderSpec, *, layers: int) -> int:
+    """Return the last layer that values can be optimized for: the last but one, and none after what is read.
+
+    `layers` is the number of layers that the encoder has.
+    """
+    return min([layers - 2, *(count_blocks(tap, layers=layers) - 1 for tap in spec.taps)])
+
+
+def count_blocks(tap: Tap, *, layers: int) -> int:
+    """Return the number of blocks that have run at a tap of an encoder with this number of layers."""
+    if tap == "final":
+        return layers
+    return tap if tap >= 0 else layers + 1 + tap
 
 
 def find_weights(folder: Path, component: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from editing.edits import ConceptEdit, ReferenceImages
 from editing.errors import EditingError, InvalidEdit
 from editing.pipelines import EditablePipeline
-from editing.prompts import PromptTokenizer, SubjectPosition, build_destination_prompts, validate_edit
+from editing.prompts import PromptTokenizer, SubjectPosition, build_destination_prompts, check_subjects
 from editing.stage_one.noise import DestinationNoise, NoiseSource, ReferenceNoise
 from editing.stage_one.targets import Compared
 from editing.stage_two.conflicts import list_destination_names
@@ -140,7 +140,7 @@ def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index:
     `index` is the edit's in the call. Raises `InvalidEdit` if a tokenizer cannot take one of its prompts.
     """
     for encoder in pipeline.encoders:
-        validate_edit(edit, encoder.tokenizer)
+        check_subjects(edit, encoder.tokenizer)
     layers = _choose_layers(edit, pipeline)
     positions = tuple(
         tuple(encoder.tokenizer.locate(template, edit.source) for template in edit.templates)

@@ -9,8 +9,10 @@ from transformers import CLIPTokenizer
 
 from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
 from editing.errors import InvalidPrompt, UnsupportedPipeline
+from editing.families.family import PromptFormat
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer, build_destination_prompts, validate_edit
+from tests.families import write_t5_tokenizer
 
 STRINGS = [
     "", "a cat", "  A  Cat\t\n", "Canada’s café", "cafe\u0301", "日本語 cat", "a 🐈‍⬛ cat", "ｆｕｌｌ &amp; x",
@@ -181,7 +183,7 @@ class TestDestinationPrompts:
 class TestValidateEdit:
     def test_valid_edits_are_accepted(self, tokenizer: PromptTokenizer) -> None:
         for destination in (DestinationPrompt("dog"), Erasure(), Erasure("art"), Balance({"dog": 1, "fish": 1})):
-            validate_edit(ConceptEdit("cat", destination), tokenizer)
+            validate_edit(ConceptEdit("cat", destination), [tokenizer])
 
     @pytest.mark.parametrize(
         ("edit", "pointer"),
@@ -195,5 +197,22 @@ class TestValidateEdit:
     )
     def test_invalid_field_is_named(self, tokenizer: PromptTokenizer, edit: ConceptEdit, pointer: str) -> None:
         with pytest.raises(InvalidPrompt) as refusal:
-            validate_edit(edit, tokenizer)
+            validate_edit(edit, [tokenizer])
         assert refusal.value.pointer == pointer
+
+    def test_prompt_longer_than_the_limit_is_refused(self, tokenizer: PromptTokenizer) -> None:
+        edit = ConceptEdit("cat", DestinationPrompt("dog"), templates=("{}", "{} " + "x " * 50))
+        with pytest.raises(InvalidPrompt, match=f"longer than the {tokenizer.max_length} tokens") as refusal:
+            validate_edit(edit, [tokenizer])
+        assert refusal.value.pointer == "/templates/1"
+
+    def test_one_encoder_of_several_may_cut_the_end_off(self, tokenizer: PromptTokenizer, tmp_path: Path) -> None:
+        write_t5_tokenizer(tmp_path)
+        t5 = PromptTokenizer.from_folder(tmp_path, PromptFormat(max_length=200))
+        templates = ("{} " + "x " * 50, "x " * 50 + "{}", "{} " + "x " * 300)
+        short, late, long = (ConceptEdit("cat", DestinationPrompt("dog"), templates=(each,)) for each in templates)
+        validate_edit(short, [tokenizer, t5])
+        with pytest.raises(InvalidPrompt, match="^text encoder 2: the subject is lost to truncation"):
+            validate_edit(late, [t5, tokenizer])
+        with pytest.raises(InvalidPrompt, match="longer than the 200 tokens"):
+            validate_edit(long, [tokenizer, t5])

@@ -123,6 +123,21 @@ def test_registration_describes_the_model(model: Any, family: str) -> None:
     assert [each["name"] for each in model["encoders"]] == [spec.name for spec in FAMILIES[family].encoders]
 
 
+def test_prompts_are_checked_as_inference_reads_them(service: Service, model: Any, family: str) -> None:
+    """The limit is that of the family's longest encoder, and each encoder must see the subject."""
+    if family == "flux":
+        pytest.skip("no template is longer than its 512 tokens")
+    filler = "é" * 400 if family == "z_image" else "x " * 240  # a token for each byte, or for each character
+    for template, expected in (
+        (filler + "{}", "the subject is lost to truncation"),
+        ("{}" + filler, "tokens that the model reads: shorten it"),
+    ):
+        body = {"source": "cat", "destination": {"prompt": "dog"}, "templates": [template]}
+        found = service.post(f"/v1/models/{family}/edits", body, status=422)
+        assert [error["pointer"] for error in found["errors"]] == ["/templates/0"]
+        assert expected in found["errors"][0]["detail"]
+
+
 def test_edits_of_the_text_projection_are_published(
     service: Service, model: Any, factory: Sessions, store: LocalStore, folder: Path, family: str, tmp_path: Path
 ) -> None:
