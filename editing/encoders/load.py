@@ -56,7 +56,7 @@ def check_encoders(folder: Path) -> None:
                 model = model_class(config)
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise UnsupportedPipeline(f"{spec.name}/config.json is not that of a {model_class.__name__}") from error
-        _wrap_model(model, folder, spec, family=family.name).tokenizer.encode("a")  # renders the chat template
+        _wrap_model(model, folder, spec, family=family.name)
 
 
 def _wrap_model(model: nn.Module, folder: Path, spec: EncoderSpec, *, family: str) -> TextEncoder:

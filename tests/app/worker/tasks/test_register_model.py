@@ -163,7 +163,12 @@ def test_an_encoder_of_another_structure_is_rejected(
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     (z_image / "text_encoder" / "config.json").write_text(json.dumps({"model_type": name, **sizes}))
     rewrite(z_image / "model_index.json", text_encoder=["transformers", model_class])
-    assert f"a {model_class} is no decoder-only" in problem(register("z_image"))["detail"]
+    assert f"text_encoder/ is a {name}, which cannot be edited: only" in problem(register("z_image"))["detail"]
+
+
+def test_a_class_that_is_no_such_encoder_is_rejected(register: Register, copy: Path) -> None:
+    rewrite(copy / "model_index.json", text_encoder=["transformers", "BertModel"])
+    assert "a BertModel is no CLIP text encoder" in problem(register("changed"))["detail"]
 
 
 def test_an_encoder_without_sizes_is_rejected(register: Register, z_image: Path) -> None:
