@@ -151,8 +151,12 @@ class TextEncoder(ABC):
         folder: Path | None = None,
         family: str = "sd1",
         negative_tokenizer: PromptTokenizer | None = None,
+        n_layers: int | None = None,
     ) -> None:
-        """`folder` has the component's weights. An export needs it."""
+        """`folder` has the component's weights. An export needs it.
+
+        `n_layers` is the number of blocks of the whole encoder, if the model has only the first of them.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.negative_tokenizer = negative_tokenizer or tokenizer
@@ -162,6 +166,7 @@ class TextEncoder(ABC):
         self.family = family
         self.spec: EncoderSpec = FAMILIES[family].find_encoder(name)
         self.blocks: Sequence[Block] = self._find_blocks()
+        self.n_layers = n_layers or len(self.blocks)
         memory = self.memory(0)
         self.width: int = memory.out_features
         """d"""
@@ -200,10 +205,6 @@ class TextEncoder(ABC):
     def pool(self, normed: Tensor, ends: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return the pooled output (p, ·) from the states after the final norm, if the encoder has one."""
         return None
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.blocks)
 
     @property
     def value_layer(self) -> int:

@@ -1,6 +1,7 @@
 """Load the text encoders of a pipeline's folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -28,17 +29,53 @@ def load_encoders(
     """
     folder = Path(folder)
     family = FAMILIES[detect_family(folder)]
-    index = read_json(folder / "model_index.json")
-    encoders = []
-    for spec in family.encoders:
-        find_weights(folder, spec.name)
-        model_class = _find_class(index[spec.name], spec)
-        model = model_class.from_pretrained(
-            folder / spec.name, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-        prepared: nn.Module = model.requires_grad_(False).eval().to(device)
-        encoders.append(_wrap_model(prepared, folder, spec, family=family.name))
-    return tuple(encoders)
+    return tuple(load_encoder(folder, spec.name, device=device, dtype=dtype) for spec in family.encoders)
+
+
+def load_encoder(
+    folder: str | Path,
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    last_layer: int | None = None,
+) -> TextEncoder:
+    """Load one text encoder of a pipeline. Raises as `load_encoders` does.
+
+    Without a `dtype` it has that of its configuration. On a CPU, weights of this dtype in the files are mapped into
+    memory and read when they are used. Stage II computes in float64 and float32 in any case, with embeddings in the
+    dtype of the weights.
+
+    With `last_layer`, only the blocks up to it are loaded, which suffices for second moments and stage II of these
+    layers. The encoder cannot encode prompts then.
+    """
+    folder = Path(folder)
+    family = FAMILIES[detect_family(folder)]
+    spec = family.find_encoder(name)
+    find_weights(folder, name)
+    model_class = _find_class(read_json(folder / "model_index.json")[name], spec)
+    options: dict[str, Any] = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
+    n_layers = None
+    if last_layer is not None:
+        model_class, options["config"], n_layers = _drop_layers(model_class, folder / name, last_layer)
+    model = model_class.from_pretrained(folder / name, **options)
+    prepared: nn.Module = model.requires_grad_(False).eval().to(device)
+    return _wrap_model(prepared, folder, spec, family=family.name, n_layers=n_layers)
+
+
+def _drop_layers(
+    model_class: type[transformers.PreTrainedModel], folder: Path, last_layer: int
+) -> tuple[type[transformers.PreTrainedModel], Any, int]:
+    """Return a class and a configuration of the model that ends with this layer, and the layers of the whole one."""
+    config: Any = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    text = getattr(config, "text_config", config)  # of a model that also sees pictures
+    n_layers: int = text.num_hidden_layers
+    text.num_hidden_layers = min(n_layers, last_layer + 1)
+    if kinds := getattr(text, "layer_types", None):
+        text.layer_types = kinds[: last_layer + 1]
+    # The library would report every weight of the layers that are left out.
+    members = {"_keys_to_ignore_on_load_unexpected": [".*"], "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), members), config, n_layers
 
 
 def check_encoders(folder: Path) -> None:
@@ -59,14 +96,22 @@ def check_encoders(folder: Path) -> None:
         _wrap_model(model, folder, spec, family=family.name)
 
 
-def _wrap_model(model: nn.Module, folder: Path, spec: EncoderSpec, *, family: str) -> TextEncoder:
+def _wrap_model(
+    model: nn.Module, folder: Path, spec: EncoderSpec, *, family: str, n_layers: int | None = None
+) -> TextEncoder:
     tokenizer, negative = (
         PromptTokenizer.from_folder(folder / spec.tokenizer, format) if format else None
         for format in (spec.format, spec.negative)
     )
     assert tokenizer is not None
     return KINDS[spec.kind](
-        model, tokenizer, name=spec.name, folder=folder / spec.name, family=family, negative_tokenizer=negative
+        model,
+        tokenizer,
+        name=spec.name,
+        folder=folder / spec.name,
+        family=family,
+        negative_tokenizer=negative,
+        n_layers=n_layers,
     )
 
 

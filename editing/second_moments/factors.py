@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.linalg import solve_triangular
 
 from editing.errors import InvalidEdit, SingularSecondMoment
-from editing.files import hash_file, write_atomically
+from editing.files import hash_file, replace_atomically
 from editing.second_moments.moments import FIRST_ENCODER, SecondMoments
 
 
@@ -63,14 +63,14 @@ class FactoredMoments:
         factor = self._read(layer)
         if factor is None:
             moment = self.load_moment(layer)
-            factor = factorize(moment)
+            # Moments of a large encoder take most of a gigabyte: those of a file are not needed any more.
+            factor = factorize(moment, in_place=isinstance(self._moments, Path))
+            del moment
             if factor is None:
                 raise SingularSecondMoment(
                     f"the second moments of layer {layer} have no inverse: estimate them from more captions"
                 )
-            # The layout of a factor that is read from a file: another layout gives other bits in the solves.
-            factor = factor.contiguous()
-            self._conditions[layer] = estimate_condition_number(moment, factor)
+            self._conditions[layer] = estimate_condition_number(factor)
             self._write(layer, factor)
         if self._folder is None:
             self._factors[layer] = factor
@@ -100,8 +100,8 @@ class FactoredMoments:
     def _write(self, layer: int, factor: Tensor) -> None:
         if self._folder is not None:
             tensors = {"factor": factor.cpu(), "condition": torch.tensor(self._conditions[layer], dtype=torch.float64)}
-            content = save(tensors, metadata={"sha256": _hash_factor(*tensors.values())})
-            write_atomically(self._folder / f"{self.encoder}.layer_{layer}.safetensors", content)
+            with replace_atomically(self._folder / f"{self.encoder}.layer_{layer}.safetensors") as temporary:
+                save_file(tensors, temporary, metadata={"sha256": _hash_factor(*tensors.values())})
 
 
 def _hash_moments(second_moments: SecondMoments | Path) -> str:
@@ -114,21 +114,28 @@ def _hash_factor(factor: Tensor, condition: Tensor) -> str:
     return sha256.hexdigest()
 
 
-def factorize(matrix: Tensor) -> Tensor | None:
-    """Return the lower Cholesky factor of a symmetric matrix, or None if it is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return None if failed.item() or not factor.isfinite().all() else factor
+def factorize(matrix: Tensor, *, in_place: bool = False) -> Tensor | None:
+    """Return the lower Cholesky factor of a symmetric matrix, or None if it is not positive definite.
+
+    The factor is contiguous, as one that is read from a file: another layout gives other bits in the solves. In place,
+    it takes the memory of the matrix, which must be contiguous.
+    """
+    # LAPACK stores by columns. The transpose of its upper factor is the lower one, stored by rows.
+    upper = matrix.mT if in_place else matrix.mT.clone()
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(upper, upper=True, out=(upper, failed))
+    return None if failed.item() or not upper.isfinite().all() else upper.mT
 
 
-def estimate_condition_number(matrix: Tensor, factor: Tensor) -> float:
-    """Estimate the 2-norm condition of a positive definite matrix (m, m) from its Cholesky factor.
+def estimate_condition_number(factor: Tensor) -> float:
+    """Estimate the 2-norm condition of a positive definite matrix (m, m) from its lower Cholesky factor.
 
     It is the product of the largest eigenvalues of the matrix and of its inverse, each by 30 power iterations, which
     approach them from below.
     """
 
     def find_largest(multiply: Callable[[Tensor], Tensor]) -> Tensor:
-        vector = torch.ones(len(matrix), 1, dtype=matrix.dtype, device=matrix.device)
+        vector = torch.ones(len(factor), 1, dtype=factor.dtype, device=factor.device)
         for _ in range(30):
             vector = multiply(vector / vector.norm())
         return vector.norm()
@@ -136,4 +143,4 @@ def estimate_condition_number(matrix: Tensor, factor: Tensor) -> float:
     def divide(vector: Tensor) -> Tensor:  # torch.cholesky_solve would copy the factor each time
         return solve_triangular(factor.T, solve_triangular(factor, vector, upper=False), upper=True)
 
-    return float(find_largest(lambda vector: matrix @ vector) * find_largest(divide))
+    return float(find_largest(lambda vector: factor @ (factor.T @ vector)) * find_largest(divide))

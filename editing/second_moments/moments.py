@@ -142,24 +142,28 @@ def mirror_triangle(matrix: Tensor) -> Tensor:
 
 def pack_triangle(matrix: Tensor) -> Tensor:
     """Return the upper triangle of (m, m) row by row, (m(m+1)/2,)."""
-    return matrix[torch.ones_like(matrix, dtype=torch.bool).triu()]
+    return torch.cat([row[number:] for number, row in enumerate(matrix)])
 
 
-def unpack_triangle(packed: Tensor) -> Tensor:
-    """Return the symmetric matrix (m, m) of a packed triangle. Raises ValueError for another length."""
+def unpack_triangle(packed: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the symmetric matrix (m, m) of a packed triangle. Raises ValueError for another length.
+
+    Memory holds nothing else of its size.
+    """
     # m(m+1)/2 = length, solved for m
     m = (math.isqrt(8 * len(packed) + 1) - 1) // 2
     if m * (m + 1) // 2 != len(packed):
         raise ValueError(f"{len(packed)} numbers are no triangle of a square matrix")
-    matrix = packed.new_zeros(m, m)
-    matrix[torch.ones_like(matrix, dtype=torch.bool).triu()] = packed
-    return mirror_triangle(matrix)
+    matrix = packed.new_empty(m, m, dtype=dtype or packed.dtype)
+    for number, row in enumerate(packed.split(list(range(m, 0, -1)))):
+        matrix[number, number:] = matrix[number:, number] = row
+    return matrix
 
 
 def _read_moment(stored: Tensor) -> Tensor:
     """Return a moment (m, m) float64 from a packed triangle or a whole matrix. Raises ValueError."""
     if stored.ndim == 1:
-        return unpack_triangle(stored).double()
+        return unpack_triangle(stored, dtype=torch.float64)
     if stored.ndim != 2 or stored.shape[0] != stored.shape[1]:
         raise ValueError("a moment must be square")
     if not torch.allclose(stored, stored.T, rtol=1e-3, atol=float(stored.abs().max()) * 1e-5):

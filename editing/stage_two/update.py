@@ -209,6 +209,7 @@ def compute_update(
                 progress(done + 1, q)
         if number < layers[-1]:
             states = nodes.run_mlp(block, stream, all_keys)
+            del block, stream, all_keys  # before the next ones: two layers of a large encoder take gigabytes
 
     missing = (z - nodes.average_states(block, stream)[:, :n]).norm(dim=0)  # (n,)
     relative = _average_columns(missing[None], owner)[0] / delta.norm(dim=0).clamp_min(1e-12)  # (e,)
@@ -348,7 +349,7 @@ def _solve(
         a = solve_triangular(factor.T, y @ torch.cholesky_solve(right, system_factor) / scale, upper=True)
     else:
         a = torch.cholesky_solve((keys * weights) @ right, system_factor)
-    return b, a, estimate_condition_number(system, system_factor)
+    return b, a, estimate_condition_number(system_factor)
 
 
 def _keep_smallest(cosines: Tensor, keys: Tensor) -> None:

@@ -131,7 +131,7 @@ def compute_projection_update(
         change=change,
         relative_norms={name: float((w @ change).norm() / w.norm()) for name, w in weights.items()},
         relative_residuals=tuple(relative_residuals),
-        condition=estimate_condition_number(system, factor),
+        condition=estimate_condition_number(factor),
         conflicts=conflicts,
     )
 
