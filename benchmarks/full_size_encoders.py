@@ -2,14 +2,15 @@
 
     python -m benchmarks.full_size_encoders --json full_size_encoders.json
 
-One encoder has Qwen3-4B's size (2560 / 9728 / 36 layers) in the layout of Z-Image. The other has that of T5-XXL (4096 /
-10240 / 24 layers) in the layout of PixArt-Σ. Weights are random, in bfloat16 and in several files; second moments and values are
-random, too. There are three templates, subjects of two tokens and a small vocabulary. Only the layers up to the last
-edited one are in the files.
+One encoder has Qwen3-4B's size (2560 / 9728 / 36 layers) in the layout of Z-Image. The other has that of T5-XXL (4096
+/ 10240 / 24 layers) in the layout of PixArt-Σ. Weights are random, in bfloat16 and in several files; second moments
+and values are random, too. There are three templates, subjects of two tokens and a small vocabulary. Only the layers
+up to the last edited one are in the files.
 
-Ours is what a worker does from the files on: load the encoder, read and factor the second moments, solve. The plain
-implementation runs the library's own model in float64 over the prompts and solves the dense system of the first edited
-layer. Each is a process of its own; its peak memory includes Python and its libraries, and files that are mapped.
+Ours begins with the files: it loads the encoder up to the last edited layer, reads and factors the second moments,
+and solves. The plain implementation runs the library's own model in float64 over the prompts and solves the dense
+system of the first edited layer. Each is a process of its own; its peak memory includes Python and its libraries, and
+files that are mapped.
 
 The last line on stdout is JSON. The exit status is 1 where ΔW differs by more than the tolerance, or memory exceeds the
 limit.
