@@ -1,6 +1,7 @@
 """Small pipelines for the tests of `editing`: a random one, made anew, and the emoji model where its weights are."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,11 +25,18 @@ WORDS = ("cat", "dog", "fish", "bird", "red hat", "old tree", "a big house", "th
 CAPTIONS = [template.format(word) for word in WORDS for template in ("{}", "a photo of {}", "{} in the sun")]
 
 
+SLOW_FAMILIES = re.compile(r"\b(flux2_klein|sana)\b")  # their prompts are long
 _DIFFERENCES = pytest.StashKey[dict[str, float]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--conformance", action="store_true", help="end with the differences from diffusers, as JSON")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Leave slow families to the second tier, where other families run the same code in the first."""
+    if SLOW_FAMILIES.search(item.name) and "conformance" not in item.nodeid:
+        item.add_marker(pytest.mark.slow)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -33,7 +33,7 @@ def told(pipeline: EditablePipeline, prompt: str) -> Tensor:
         return attention.to_v(pipeline.encode([prompt]).states[0, pipeline.tokenizer.encode(prompt).text_end])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:-1], pytest.param("finetune", marks=pytest.mark.slow)])
 class TestEveryBaseline:
     def test_pipeline_is_edited_and_restored_bit_for_bit(
         self, any_pipeline: EditablePipeline, any_moments: SecondMoments, name: str

@@ -170,6 +170,7 @@ def arguments(source: BenchmarkSource) -> list[str]:
     return ["iceb", *(str(part) for pair in chosen.items() for part in pair)]
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_json(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
