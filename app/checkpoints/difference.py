@@ -1,11 +1,11 @@
 """Compare two checkpoints: their edits, their files, and how far each tensor of their weights moved."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from sqlalchemy.orm import Session
 
 from app.checkpoints.files import EDITABLE, list_files, list_served_files
@@ -46,17 +46,33 @@ def tensor_changes(path: Path, against: Path) -> Iterable[tuple[str, float]]:
 
     Keys are compared without the prefix `text_model.`, which some base files lack.
     """
-    with safe_open(path, framework="np") as one, safe_open(against, framework="np") as two:
-        names = {key.removeprefix("text_model."): key for key in two.keys()}
-        for key in sorted(one.keys(), key=_natural_order):
-            other = names.get(key.removeprefix("text_model."))
-            if other is None:
-                continue
-            w, v = one.get_tensor(key), two.get_tensor(other)
-            if w.shape == v.shape and np.array_equal(w, v):
-                continue
-            w, v = w.astype(np.float64), v.astype(np.float64)
-            yield key, float(np.linalg.norm(w - v) / max(float(np.linalg.norm(v)), 1e-300))
+    one, two = _map_tensors(path), _map_tensors(against)
+    names = {key.removeprefix("text_model."): key for key in two}
+    for key in sorted(one, key=_natural_order):
+        (dtype, w), (other_dtype, v) = one[key], two.get(names.get(key.removeprefix("text_model."), ""), one[key])
+        if dtype == other_dtype and np.array_equal(w, v):
+            continue
+        w, v = _read_floats(w, dtype), _read_floats(v, other_dtype)
+        yield key, float(np.linalg.norm(w - v) / max(float(np.linalg.norm(v)), 1e-300))
+
+
+def _map_tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Return the dtype and the bytes of each tensor in a safetensors file. They are read when they are used."""
+    content = np.memmap(path, mode="r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    return {
+        key: (entry["dtype"], content[start:][slice(*entry["data_offsets"])])
+        for key, entry in header.items()
+        if key != "__metadata__"
+    }
+
+
+def _read_floats(content: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a tensor's numbers as float64. numpy has no bfloat16: it is the upper half of a float32."""
+    if dtype == "BF16":
+        return (content.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    return content.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).astype(np.float64)
 
 
 def _compare_weights(

@@ -14,17 +14,9 @@ from app.db.pagination import PageCursor
 from app.jobs.enqueue import enqueue
 from app.jobs.kinds import ESTIMATE_STATISTICS, REGISTER_MODEL
 from app.jobs.queries import running_progress
-from app.models import roots
+from app.models import queries, roots
 from app.models.captions import pack_captions
 from app.models.errors import ModelAlreadyExists, StatisticsInProgress, StatisticsNotFound
-from app.models.queries import (
-    best_statistics,
-    find_model,
-    get_model,
-    get_ready_model,
-    list_methods,
-    newest_statistics,
-)
 from app.problems import Unprocessable
 from app.storage.references import pause_collection
 from app.storage.store import Store
@@ -45,7 +37,7 @@ def register_model(
             f"There is no folder {model.source!r} directly under the model roots. Put the pipeline there, or give a "
             "Hub id such as stabilityai/sd-turbo.",
         )
-    row = find_model(session, name=model.name, lock=True)
+    row = queries.find_model(session, name=model.name, lock=True)
     if row is not None and row.state != "failed":
         raise ModelAlreadyExists(f"The model {model.name!r} already exists and is {row.state}; choose another name.")
     before = {"state": row.state} if row else None
@@ -73,15 +65,15 @@ def list_models(session: Session, *, page: PageCursor[UUID]) -> Page[ModelOut]:
 
 
 def read_model(session: Session, *, name: str) -> ModelOut:
-    return _models_out(session, [get_model(session, name=name)])[0]
+    return _models_out(session, [queries.get_model(session, name=name)])[0]
 
 
 def create_statistics(
     session: Session, *, name: str, statistics: StatisticsCreate, model_roots: Sequence[Path], store: Store, actor: str
 ) -> StatisticsOut:
     """Store the captions and enqueue the estimate of their second moments."""
-    model = get_ready_model(session, name=name, lock=True)
-    if other := newest_statistics(session, model_id=model.id, states=("queued", "estimating")):
+    model = queries.get_ready_model(session, name=name, lock=True)
+    if other := queries.newest_statistics(session, model_id=model.id, states=("queued", "estimating")):
         raise StatisticsInProgress(
             f"Statistics of {name!r} are being estimated; see /v1/models/{name}/statistics/{other.id}."
         )
@@ -105,7 +97,7 @@ def create_statistics(
 
 
 def list_statistics(session: Session, *, name: str, page: PageCursor[UUID]) -> Page[StatisticsOut]:
-    query = select(Statistics).where(Statistics.model_id == get_model(session, name=name).id)
+    query = select(Statistics).where(Statistics.model_id == queries.get_model(session, name=name).id)
     rows, next_cursor = page.fetch(session, query, Statistics.id)
     return Page(items=_statistics_out(session, rows), next=next_cursor)
 
@@ -116,7 +108,7 @@ def read_statistics(session: Session, *, model: str, statistics_id: UUID) -> Sta
 
 def find_statistics(session: Session, *, model: str, statistics_id: UUID) -> Statistics:
     """Return statistics of the model of that name. Raises `ModelNotFound` or `StatisticsNotFound`."""
-    model_id = get_model(session, name=model).id
+    model_id = queries.get_model(session, name=model).id
     row = session.get(Statistics, statistics_id)
     if row is None or row.model_id != model_id:
         raise StatisticsNotFound(f"The model {model!r} has no statistics {statistics_id}.")
@@ -148,13 +140,13 @@ def _statistics_out(session: Session, rows: Sequence[Statistics]) -> list[Statis
 
 def _models_out(session: Session, rows: Sequence[Model]) -> list[ModelOut]:
     ids = [row.id for row in rows]
-    best = best_statistics(session, model_ids=ids)
+    best = queries.best_statistics(session, model_ids=ids)
     statistics = dict(zip(best, _statistics_out(session, list(best.values())), strict=True))
     progress = running_progress(session, target_ids=ids)
     return [
         ModelOut.model_validate(row).model_copy(
             update={
-                "methods": list_methods(row),
+                "methods": queries.list_methods(row),
                 "statistics": statistics.get(row.id),
                 "progress": progress.get(row.id),
             }
