@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from editing.uce.projections import ProjectionUpdate
 
 LORA = "adapters/lora.safetensors"
+EDIT_FIELDS = ("id", "source", "destination", "templates", "settings", "reason")
+"""Columns of an edit that the manifest lists as they are."""
 
 
 def run(context: JobContext, leases: Sequence[Lease]) -> None:
@@ -194,12 +196,7 @@ def read(session: Session, *, store: Store, checkpoint_id: UUID) -> BuildInputs:
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
         edits=[
             ManifestEdit(
-                id=edit.id,
-                source=edit.source,
-                destination=edit.destination,
-                templates=edit.templates,
-                settings=edit.settings,
-                reason=edit.reason,
+                **{name: getattr(edit, name) for name in EDIT_FIELDS},
                 value=edit.value.sha256 if edit.value and methods[edit.id] == "text_encoder" else None,
                 method=methods[edit.id],
             )
