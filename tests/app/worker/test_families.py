@@ -190,6 +190,12 @@ def test_edits_of_the_text_encoders_are_published(
     assert sorted((each["path"].partition("/")[0], each["layer"]) for each in difference["layers"]) == sorted(layers)
     check_files(folder, pulled, made, changed={each["tensor"] for each in difference["layers"]})
 
+    request = {"prompts": [PROMPT], "seeds": [0], "num_inference_steps": 2}
+    preview = service.post(f"/v1/models/{family}/checkpoints/v1/previews", request, status=202)
+    service.work()
+    drawn = service.get(f"/v1/models/{family}/checkpoints/v1/evaluations/{preview['id']}")
+    assert (drawn["state"], [file["path"] for file in drawn["files"]]) == ("ready", ["before-after.png"])
+
     with _edited(pipeline, service, model, factory, store):
         expected = pipeline.encode([PROMPT])
     (told, _), (unedited, _) = encode(pulled, family), encode(folder, family)
