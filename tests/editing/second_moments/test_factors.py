@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from editing.errors import InvalidEdit, SingularSecondMoment
-from editing.second_moments.factors import FactoredMoments, estimate_condition_number
+from editing.second_moments.factors import FactoredMoments, estimate_condition_number, factorize
 from editing.second_moments.moments import SecondMoments
 
 
@@ -24,6 +24,11 @@ class TestFactoredMoments:
         moments = SecondMoments({0: torch.ones(4, 4, dtype=torch.float64)}, captions=1, tokens=1)
         with pytest.raises(SingularSecondMoment, match="layer 0"):
             FactoredMoments(moments).load_factor(0)
+
+    def test_moments_in_memory_are_not_changed(self, second_moments: SecondMoments) -> None:
+        before = second_moments.moments[1].clone()
+        FactoredMoments(second_moments).load_factor(1)
+        assert torch.equal(second_moments.moments[1], before)
 
     def test_missing_layer_is_named(self, second_moments: SecondMoments) -> None:
         with pytest.raises(InvalidEdit) as refusal:
@@ -92,6 +97,16 @@ class TestFactorsInAFolder:
     def test_layer_missing_in_the_file_is_named(self, path: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidEdit, match="no second moments of layer 3"):
             FactoredMoments(path, folder=tmp_path / "factors").load_factor(3)
+
+
+def test_factor_in_place_takes_the_memory_of_the_matrix_and_has_the_same_bits(second_moments: SecondMoments) -> None:
+    matrix = second_moments.moments[1].clone()
+    expected = factorize(second_moments.moments[1])
+    found = factorize(matrix, in_place=True)
+    assert found is not None and expected is not None
+    assert found.data_ptr() == matrix.data_ptr()
+    assert found.is_contiguous() and expected.is_contiguous()
+    assert torch.equal(found, expected)
 
 
 def test_condition_number_is_the_ratio_of_the_eigenvalues() -> None:
