@@ -53,7 +53,6 @@ ALPHA, MOMENT_WEIGHT = 0.5, 1000.0  # the defaults
 TOLERANCE = 1e-5  # ‖ΔW - ΔW plain‖ / ‖ΔW plain‖
 MEMORY_LIMIT = 12 * 2**30
 WORDS = 2000
-BATCH = 24  # prompts in one forward pass of the plain implementation
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message.role }}\n{{ message.content }} <|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant\n{% endif %}"
@@ -231,31 +230,29 @@ def plain(work: Workload) -> dict[int, Tensor]:
     """Return ΔW of the first edited layer: the library's own model in float64, and a dense system."""
     first, last = work.layers[0], work.layers[-1]
     (tokenizer,) = load_tokenizers(work.folder, work.family)
-    model = work.model_class.from_pretrained(work.folder / ENCODER, config=work.cut_config(), dtype=torch.float64)
+    model = work.model_class.from_pretrained(work.folder / ENCODER, config=work.cut_config(), dtype=torch.bfloat16)
     is_t5 = hasattr(model, "encoder")
-    layers = model.encoder.block if is_t5 else model.model.layers
+    body = model.encoder if is_t5 else model.model
+    layers = body.block if is_t5 else body.layers
     memory = layers[first].layer[-1].DenseReluDense.wo if is_t5 else layers[first].mlp.down_proj
     seen: dict[str, Tensor] = {}
     memory.register_forward_hook(lambda _, inputs, __: seen.update(keys=inputs[0]))
     layers[last].register_forward_hook(
         lambda _, __, output: seen.update(states=output[0] if isinstance(output, tuple) else output)
     )
+    for layer in layers:  # one at a time is float64
+        layer.register_forward_pre_hook(lambda module, _: module.double() and None)
+        layer.register_forward_hook(lambda module, _, __: module.bfloat16() and None)
     positions = [tokenizer.locate(template, edit.source) for edit in work.edits for template in edit.templates]
-    found: dict[str, list[Tensor]] = {"keys": [], "states": []}
-    for start in range(0, len(positions), BATCH):
-        batch = positions[start : start + BATCH]
-        rows = [position.ids if is_t5 else position.prefix for position in batch]  # causal: what follows does not count
-        length = max(map(len, rows))
-        ids = torch.tensor([[*row, *[tokenizer.pad_id] * (length - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-        (model.encoder if is_t5 else model.model)(input_ids=ids, attention_mask=mask)
-        at = torch.arange(len(batch)), torch.tensor([position.last_subject_index for position in batch])
-        for name, states in seen.items():
-            found[name].append(states[at])
-    del model, layers, memory
-    seen.clear()
+    # A causal model's states do not depend on what follows the subject.
+    rows = [position.ids if is_t5 else position.prefix for position in positions]
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[tokenizer.pad_id] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    body(inputs_embeds=body.embed_tokens(ids).double(), attention_mask=mask)
+    at = torch.arange(len(rows)), torch.tensor([position.last_subject_index for position in positions])
     # The mean over the templates, (m, e) and (d, e).
-    keys, now = (torch.cat(found[name]).unflatten(0, (len(work.edits), -1)).mean(1).T for name in ("keys", "states"))
+    keys, now = (seen.pop(name)[at].unflatten(0, (len(work.edits), -1)).mean(1).T for name in ("keys", "states"))
     own = [value.encoders[ENCODER] for value in work.values]
     z = torch.stack([value.delta + value.hidden for value in own], 1).double()  # (d, e)
     residual = (z - now) / len(work.layers)
