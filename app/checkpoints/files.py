@@ -15,9 +15,7 @@ from editing.families.registry import FAMILIES
 from editing.files import File
 
 WEIGHTS = re.compile(r".*\.safetensors(\.index(\.\w+)?\.json)?")
-EDITABLE = tuple(
-    sorted({f"{name}/" for f in FAMILIES.values() for name in (*(spec.name for spec in f.encoders), f.generator)})
-)
+EDITABLE = tuple(sorted({f"{name}/" for family in FAMILIES.values() for name in family.edited_components}))
 """The folders of the components that edits are written into."""
 MAX_CACHED_LISTINGS = 256
 

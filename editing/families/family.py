@@ -81,6 +81,11 @@ class Family:
         """The method that edits the matrices through which the generator reads the text."""
         return "cross_attention" if self.generator == "unet" else "text_projection"
 
+    @property
+    def edited_components(self) -> tuple[str, ...]:
+        """The components that edits are written into."""
+        return (*(spec.name for spec in self.encoders), self.generator)
+
     def find_encoder(self, name: str) -> EncoderSpec:
         """Return the encoder of this name."""
         return next(spec for spec in self.encoders if spec.name == name)
