@@ -80,7 +80,7 @@ def write_workload(folder: Path, *, width: int, mlp_width: int, layers: int) -> 
     states = encoder.embed(torch.arange(POSITIONS)[None] + 500)
     for layer in range(layers):
         stream, keys = encoder.attend(layer, states)
-        states = stream + encoder.memory(layer)(keys)
+        states = stream + encoder.output_matrix(layer)(keys)
         basis = torch.randn(mlp_width, width) * torch.logspace(0, -1.5, width)
         moment = basis @ basis.T
         moment += 1e-3 * moment.trace() / mlp_width * torch.eye(mlp_width)
@@ -127,7 +127,7 @@ def plain(work: Workload, residual_schedule: ResidualSchedule, *, padding: str) 
 
     changes = {}
     for done, layer in enumerate(layers):
-        fc2 = work.encoder.memory(layer)
+        fc2 = work.encoder.output_matrix(layer)
         keys = forward(fc2, output=False)  # (m, n)
         target = fc2 if residual_schedule == "published" else work.encoder.blocks[layers[-1]].layer
         r = (z - forward(target, output=True)) / (q - done)  # (d, n)

@@ -58,7 +58,7 @@ def plain_layer(encoder: TextEncoder, captions: Sequence[str], layer: int) -> Te
         seen.append(inputs[0])
         raise Reached
 
-    hook = encoder.memory(layer).register_forward_pre_hook(stop)
+    hook = encoder.output_matrix(layer).register_forward_pre_hook(stop)
     for start in range(0, len(captions), BATCH):
         prompts = [encoder.tokenizer.encode(caption).ids for caption in captions[start : start + BATCH]]
         lengths = torch.tensor([len(prompt) for prompt in prompts])

@@ -26,7 +26,7 @@ _COMFYUI_MODULES = {
     "t5": "encoder.block.{}.layer.1.DenseReluDense.wo",
     "decoder": "model.layers.{}.mlp.down_proj",
 }
-"""The module of a memory in ComfyUI's encoders."""
+"""The module of an output matrix in ComfyUI's encoders."""
 _COMFYUI_ENCODERS = {
     ("sd3", "text_encoder"): "clip_l",
     ("sd3", "text_encoder_2"): "clip_g",
@@ -76,7 +76,7 @@ def export_adapter(encoder: TextEncoder, update: Update, folder: str | Path) -> 
     if not update.layers:
         return False
     names = {id(module): name for name, module in encoder.model.named_modules()}
-    modules = {layer: names[id(encoder.memory(layer))] for layer in update.layers}
+    modules = {layer: names[id(encoder.output_matrix(layer))] for layer in update.layers}
     tensors: dict[str, Tensor] = {}
     for layer, change in update.layers.items():
         up, down = split_update(change)

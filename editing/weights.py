@@ -29,7 +29,7 @@ Change = Callable[[Tensor], Tensor]
 def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path) -> tuple[Path, ...]:
     """Write the encoder's `config.json` and weights below `folder`, in as many files as the base has.
 
-    The base is copied tensor by tensor, bit for bit and in its own dtype. Only the memories of the edited layers
+    The base is copied tensor by tensor, bit for bit and in its own dtype. Only the output matrices of the edited layers
     differ, rounded once from float64. Equal inputs give equal bytes. Returns the paths.
 
     Keys of CLIP in one file have the prefix `text_model.` for every transformers version: older loaders that do not

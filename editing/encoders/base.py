@@ -1,7 +1,7 @@
-"""Text encoders that can be run block by block, with access to the keys of their memories.
+"""Text encoders that can be run block by block, with access to the keys of their output matrices.
 
-A memory is the matrix that ends a block's MLP: it maps a key to a value. `Block` and `TextEncoder` are all that the two
-stages know of an encoder.
+An output matrix ends a block's MLP: it maps a key to a value. `Block` and `TextEncoder` are all that the two stages
+know of an encoder.
 
 Shapes: p prompts, s positions, d width, m width of the keys.
 """
@@ -86,8 +86,8 @@ class SharedPrefix:
 class Block(ABC):
     """One block of a text encoder.
 
-    `attend` gives the residual stream after attention, `keys` what the memory reads of it, and `add` the block's output
-    from the stream and the memory's output.
+    `attend` gives the residual stream after attention, `keys` what the output matrix reads of it, and `add` the states
+    after the block, from the stream and the matrix's output.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -96,7 +96,7 @@ class Block(ABC):
 
     @property
     @abstractmethod
-    def memory(self) -> nn.Linear:
+    def output_matrix(self) -> nn.Linear:
         """The matrix that an edit changes, (d, m)."""
 
     @abstractmethod
@@ -108,20 +108,20 @@ class Block(ABC):
         """Return the keys (…, m) of the stream (…, d)."""
 
     def add(self, stream: Tensor, output: Tensor) -> Tensor:
-        """Return the states after the block from the stream and the memory's output, (…, d) each."""
+        """Return the states after the block from the stream and the matrix's output, (…, d) each."""
         return stream + output
 
     def pull_back(self, output: Tensor, change: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the change of the memory's output (…, d) that changes the block's output by `change` (…, d)."""
+        """Return the change of the matrix's output (…, d) that changes the block's output by `change` (…, d)."""
         return change
 
     def run_mlp(self, stream: Tensor) -> Tensor:
         """Return the states after the block, (…, d), of the stream (…, d)."""
-        return self.add(stream, self.memory(self.keys(stream)))
+        return self.add(stream, self.output_matrix(self.keys(stream)))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the attention. A T5 memory may be in another."""
+        """The dtype of the attention. The output matrix of T5 may be in another."""
         parameter: nn.Parameter = next(self.layer.parameters())
         return parameter.dtype
 
@@ -140,7 +140,7 @@ class TextEncoder(ABC):
     embeddings: nn.Module
     final_norm: nn.Module
     key: str
-    """The key of a memory's weight in the component's files without its beginning, with `{}` for the layer."""
+    """The key of an output matrix in the component's files without its beginning, with `{}` for the layer."""
 
     def __init__(
         self,
@@ -167,10 +167,10 @@ class TextEncoder(ABC):
         self.spec: EncoderSpec = FAMILIES[family].find_encoder(name)
         self.blocks: Sequence[Block] = self._find_blocks()
         self.n_layers = n_layers or len(self.blocks)
-        memory = self.memory(0)
-        self.width: int = memory.out_features
+        matrix = self.output_matrix(0)
+        self.width: int = matrix.out_features
         """d"""
-        self.mlp_width: int = memory.in_features
+        self.mlp_width: int = matrix.in_features
         """m"""
 
     @abstractmethod
@@ -227,7 +227,7 @@ class TextEncoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.memory(0).weight.device
+        return self.output_matrix(0).weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -248,9 +248,9 @@ class TextEncoder(ABC):
         """Whether a token's states depend on the padding."""
         return not (self.is_causal or self.spec.is_masked)
 
-    def memory(self, layer: int) -> nn.Linear:
+    def output_matrix(self, layer: int) -> nn.Linear:
         """Return the matrix that an edit changes: it maps keys (m,) to values (d,)."""
-        return self.blocks[layer].memory
+        return self.blocks[layer].output_matrix
 
     def double(self) -> Self:
         """Copy the encoder with its blocks in float64. It shares the embeddings with the original."""

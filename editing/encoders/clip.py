@@ -1,4 +1,4 @@
-"""CLIP text encoders: their memories are the fc2 matrices.
+"""CLIP text encoders: their output matrices are the fc2 matrices.
 
 Shapes: p prompts, s positions, d width, m width of the keys.
 """
@@ -26,7 +26,7 @@ class ClipBlock(Block):
         self._mask_argument = "causal_attention_mask" if "causal_attention_mask" in parameters else "attention_mask"
 
     @property
-    def memory(self) -> nn.Linear:
+    def output_matrix(self) -> nn.Linear:
         linear: nn.Linear = self.layer.mlp.fc2
         return linear
 
@@ -56,7 +56,7 @@ class ClipEncoder(TextEncoder):
             self.embeddings: nn.Module = body.embeddings
             self.final_norm: nn.Module = body.final_layer_norm
             blocks = [ClipBlock(layer) for layer in body.encoder.layers]
-            _ = blocks[0].memory
+            _ = blocks[0].output_matrix
         except (AttributeError, IndexError) as error:
             raise UnsupportedPipeline(f"a {type(self.model).__name__} is no CLIP text encoder") from error
         self.projection: nn.Linear | None = getattr(self.model, "text_projection", None)

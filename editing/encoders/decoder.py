@@ -1,4 +1,4 @@
-"""Decoder-only language models as text encoders: their memories are the `down_proj` matrices.
+"""Decoder-only language models as text encoders: their output matrices are the `down_proj` matrices.
 
 Llama, Qwen 2 and 3, the language models of Qwen2.5-VL and Qwen3-VL, Mistral and SmolLM have pre-norm blocks; Gemma 2
 has norms before and after both attention and MLP. Masks and rotary embeddings are those that the library's own model
@@ -27,7 +27,7 @@ class DecoderBlock(Block):
         _ = layer.mlp.act_fn
 
     @property
-    def memory(self) -> nn.Linear:
+    def output_matrix(self) -> nn.Linear:
         linear: nn.Linear = self.layer.mlp.down_proj
         return linear
 
@@ -64,7 +64,7 @@ class SandwichBlock(DecoderBlock):
         return stream + normed
 
     def pull_back(self, output: Tensor, change: Tensor) -> Tensor:
-        """Return the change that turns the memory's output into the direction that the norm maps to the wanted sum.
+        """Return the change that turns the matrix's output into the direction that the norm maps to the wanted sum.
 
         The norm is n(y) = g ⊙ y / rms(y) with a gain g. It keeps the direction of y / g only, so the length of y stays:
         n(y + Δ) ∝ n(y) + change. A change along n(y) itself cannot be reached.
@@ -90,7 +90,7 @@ class DecoderEncoder(TextEncoder):
             self.final_norm: nn.Module = self._body.norm
             kind = SandwichBlock if hasattr(self._body.layers[0], "pre_feedforward_layernorm") else DecoderBlock
             blocks = [kind(layer) for layer in self._body.layers]
-            _ = blocks[0].memory
+            _ = blocks[0].output_matrix
         except (AttributeError, IndexError) as error:
             raise UnsupportedPipeline(
                 f"a {type(self.model).__name__} is no decoder-only language model with gated MLPs"

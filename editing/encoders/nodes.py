@@ -17,7 +17,7 @@ _CACHED_NODES = 10_000  # more nodes than these compute their keys twice instead
 Site = tuple[tuple[int, ...], int]
 """A prompt's token ids, and the position in it where a value is written or kept."""
 Keys = Callable[[Tensor | slice], Tensor]
-"""Returns the keys, the input of the memory, at some nodes, (nodes, m)."""
+"""Returns the keys, the input of the output matrix, at some nodes, (nodes, m)."""
 
 
 class Nodes(ABC):
@@ -65,11 +65,11 @@ class Nodes(ABC):
         """Return the states after the block, (N, d), from its residual stream after attention."""
         keys = keys or _compute_on_demand(block, stream)
         chunks = (slice(start, start + _ROWS) for start in range(0, len(stream), _ROWS))
-        return torch.cat([block.add(stream[rows], block.memory(keys(rows))) for rows in chunks])
+        return torch.cat([block.add(stream[rows], block.output_matrix(keys(rows))) for rows in chunks])
 
     def average_keys(self, block: Block, stream: Tensor, keys: Keys | None = None) -> Tensor:
         """Return K (m, c): the mean key at the sites of each column."""
-        return self._average(keys or _compute_on_demand(block, stream), width=block.memory.in_features)
+        return self._average(keys or _compute_on_demand(block, stream), width=block.output_matrix.in_features)
 
     def average_states(self, block: Block, stream: Tensor) -> Tensor:
         """Return the mean states after the block at the sites of each column, (d, c)."""

@@ -1,4 +1,4 @@
-"""T5 and UMT5 text encoders: their memories are the `wo` matrices, without biases.
+"""T5 and UMT5 text encoders: their output matrices are the `wo` matrices, without biases.
 
 Attention is bidirectional: a token's states depend on all tokens, and on the padding unless it is masked.
 
@@ -34,7 +34,7 @@ class T5Block(Block):
         return self.layer.layer[-1].DenseReluDense
 
     @property
-    def memory(self) -> nn.Linear:
+    def output_matrix(self) -> nn.Linear:
         linear: nn.Linear = self._mlp.wo
         return linear
 

@@ -84,7 +84,7 @@ class SingleLayer:
         encoder = pipeline.encoder
         layer = min(self.layer, encoder.value_layer)
         factors = FactoredMoments(second_moments, encoder=encoder.name)
-        with restore_weights([encoder.memory(layer).weight]):
+        with restore_weights([encoder.output_matrix(layer).weight]):
             for done, edit in enumerate(edits, start=1):
                 edit = replace(edit, settings=replace(edit.settings, **self.stage_one, layer=layer))
                 values = optimize_values(pipeline, [edit])

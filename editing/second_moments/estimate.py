@@ -107,7 +107,7 @@ class _Sums:
             keys = block.keys(stream)  # (b, s, m)
             own = keys[counted]
             yield own, torch.ones(len(own), dtype=torch.float64, device=own.device)
-            states = block.add(stream, block.memory(keys))
+            states = block.add(stream, block.output_matrix(keys))
 
     def _run_trees(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the same. Captions share their first tokens: a family may put a long text before each."""

@@ -1,4 +1,4 @@
-"""Stage II: write the values of all edits into the memories of many layers at once, in closed form.
+"""Stage II: write the values of all edits into the output matrices of many layers at once, in closed form.
 
 Keys and solves are float64. The published code scales C0 in float32 before it solves, which changes ΔW by up to 5e-4.
 A solution that is exact to rounding also gives the same float16 weights for any order of summation.
@@ -177,11 +177,11 @@ def compute_update(
         stream = nodes.attend(number, block, states)  # (N, d)
         all_keys = nodes.prepare_keys(block, stream) if number < layers[-1] else None  # L needs the sites only
         if number in layers:
-            # Step 2: K, the mean keys of the columns, and what the memory W gives for them.
+            # Step 2: K, the mean keys of the columns, and what the matrix W gives for them.
             done = len(updates)
             keys = nodes.average_keys(block, stream, all_keys)  # (m, c)
-            outputs = block.memory(keys[:, :n].T)  # (n, d)
-            # Step 3: R, the part of the residual that this layer takes on. Between the memory and the residual stream
+            outputs = block.output_matrix(keys[:, :n].T)  # (n, d)
+            # Step 3: R, the part of the residual that this layer takes on. Between the matrix and the residual stream
             # there may be a norm.
             if residual_schedule == "published":
                 residual = (z - outputs.T) / (q - done)  # (d, n)
@@ -193,7 +193,7 @@ def compute_update(
             # Step 4: ΔW = B Aᵀ, Eq. 5.
             b, a, condition = _solve(factors, number, keys, weights, residual, scale=(1 - alpha) * moment_weight)
             dense = b @ a.T  # (d, m)
-            weight = block.memory.weight
+            weight = block.output_matrix.weight
             updates[number] = LayerUpdate(
                 number,
                 b=b.cpu(),
@@ -229,14 +229,14 @@ def compute_update(
 def apply_update(encoder: TextEncoder, update: Update) -> None:
     """Add ΔW to the encoder's weights in memory, rounding once to their dtype."""
     for layer, change in update.layers.items():
-        weight = encoder.memory(layer).weight
+        weight = encoder.output_matrix(layer).weight
         weight.copy_(weight.double() + change.to_dense().to(weight.device))
 
 
 @contextmanager
 def apply_temporarily(encoder: TextEncoder, update: Update) -> Iterator[TextEncoder]:
     """Apply the update and restore the encoder's weights on exit, bit for bit."""
-    with restore_weights(encoder.memory(layer).weight for layer in update.layers):
+    with restore_weights(encoder.output_matrix(layer).weight for layer in update.layers):
         apply_update(encoder, update)
         yield encoder
 

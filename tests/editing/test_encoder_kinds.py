@@ -84,11 +84,12 @@ def kind_update(encoder: TextEncoder, kind_values: list[EditValue], kind_moments
 
 @contextmanager
 def recorded(encoder: TextEncoder) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Record the memories' inputs and the blocks' outputs, block by block, in the library's own pass."""
+    """Record the output matrices' inputs and the blocks' outputs, block by block, in the library's own pass."""
     keys: list[Tensor] = []
     states: list[Tensor] = []
     hooks = [
-        block.memory.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0])) for block in encoder.blocks
+        block.output_matrix.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0]))
+        for block in encoder.blocks
     ]
     hooks += [
         block.layer.register_forward_hook(lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out))
@@ -269,7 +270,7 @@ def plain_update(
             passes = [run_library(twin, edit.source, template) for template in edit.templates]
             columns.append(torch.stack([keys[layer][index] for keys, _, index in passes]).double().mean(0))
             now.append(torch.stack([states[layers[-1]][index] for _, states, index in passes]).double().mean(0))
-            outputs.append(columns[-1] @ twin.blocks[layer].memory.weight.double().T)
+            outputs.append(columns[-1] @ twin.blocks[layer].output_matrix.weight.double().T)
         k = torch.stack(columns, 1)  # (m, e)
         residual = (z - torch.stack(now, 1)) / (len(layers) - done)  # (d, e)
         block = twin.blocks[layer]
@@ -278,13 +279,13 @@ def plain_update(
         c0 = moment_weight * moments.moments[layer]
         change = alpha * residual @ k.T @ torch.linalg.inv((1 - alpha) * c0 + alpha * k @ k.T)
         with torch.no_grad():
-            block.memory.weight += change
+            block.output_matrix.weight += change
         changes[layer] = change
     return changes
 
 
 def _rotate(block: SandwichBlock, output: Tensor, change: Tensor) -> Tensor:
-    """Return what to add to the memory's output: its direction after the norm changes as wanted, its length stays."""
+    """Return what to add to the matrix's output: its direction after the norm changes as wanted, its length stays."""
     norm = block.layer.post_feedforward_layernorm
     direction = (norm(output) + change) / (1 + norm.weight)
     return direction / direction.norm(dim=1, keepdim=True) * output.norm(dim=1, keepdim=True) - output
@@ -395,7 +396,7 @@ class TestExport:
             assert (expected - plain).abs().max() > 1e-3
             torch.testing.assert_close(loaded.encode(ids).states, expected, rtol=0, atol=1e-5)
 
-    def test_files_differ_from_the_base_in_the_memories_alone(
+    def test_files_differ_from_the_base_in_the_output_matrices_alone(
         self, encoder: TextEncoder, kind_update: Update, exported: Path
     ) -> None:
         assert encoder.folder

@@ -133,18 +133,18 @@ def test_pictures_are_those_of_the_edited_model(
 
 
 def test_pipeline_is_restored_and_rounds_can_be_repeated(one: Search, pipeline: EditablePipeline) -> None:
-    before = {layer: pipeline.encoder.memory(layer).weight.clone() for layer in range(3)}
+    before = {layer: pipeline.encoder.output_matrix(layer).weight.clone() for layer in range(3)}
     first, again = (one(classifier := ScriptedClassifier(4, 1, 0))[0].value.to_safetensors() for _ in range(2))
-    assert all(pipeline.encoder.memory(layer).weight.equal(weight) for layer, weight in before.items())
+    assert all(pipeline.encoder.output_matrix(layer).weight.equal(weight) for layer, weight in before.items())
     assert first == again and classifier.counts == []
 
 
 def test_cancellation_restores_the_weights(one: Search, pipeline: EditablePipeline) -> None:
-    before = pipeline.encoder.memory(0).weight.clone()
+    before = pipeline.encoder.output_matrix(0).weight.clone()
     classifier = ScriptedClassifier(4, 4, 4, 4)
     with pytest.raises(Cancelled):
         one(classifier, both=True, cancelled=lambda: len(classifier.pictures) == 3)
-    assert len(classifier.pictures) == 3 and pipeline.encoder.memory(0).weight.equal(before)
+    assert len(classifier.pictures) == 3 and pipeline.encoder.output_matrix(0).weight.equal(before)
 
 
 def test_progress_is_reported_after_the_pictures_of_each_edit(one: Search) -> None:

@@ -56,7 +56,7 @@ def test_keys_are_the_inputs_of_fc2(pipeline: EditablePipeline, prompts: list[tu
     encoder = pipeline.encoder
     inputs_of_fc2: list[Tensor] = []
     hooks = [
-        encoder.memory(layer).register_forward_pre_hook(lambda _, inputs: inputs_of_fc2.append(inputs[0]))
+        encoder.output_matrix(layer).register_forward_pre_hook(lambda _, inputs: inputs_of_fc2.append(inputs[0]))
         for layer in range(LAYERS)
     ]
     encoder.model(encoder.pad(prompts).ids)
@@ -67,7 +67,7 @@ def test_keys_are_the_inputs_of_fc2(pipeline: EditablePipeline, prompts: list[tu
         stream, keys = encoder.attend(layer, states)
         assert keys.shape == (len(prompts), encoder.tokenizer.max_length, MLP_WIDTH)
         torch.testing.assert_close(keys, inputs_of_fc2[layer])
-        states = stream + encoder.memory(layer)(keys)
+        states = stream + encoder.output_matrix(layer)(keys)
 
 
 def test_later_tokens_do_not_change_a_state(pipeline: EditablePipeline, prompts: list[tuple[int, ...]]) -> None:
@@ -84,7 +84,7 @@ def test_double_does_not_change_the_original(
     assert (twin.dtype, pipeline.encoder.dtype) == (torch.float64, torch.float32)
     torch.testing.assert_close(twin.encode(prompts).states.float(), expected)
     with torch.no_grad():
-        twin.memory(0).weight.zero_()
+        twin.output_matrix(0).weight.zero_()
     torch.testing.assert_close(pipeline.encoder.encode(prompts).states, expected)
 
 

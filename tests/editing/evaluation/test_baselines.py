@@ -92,7 +92,7 @@ class TestWhatEachChanges:
 def test_single_layer_update_has_rank_one_and_reaches_its_value(
     pipeline: EditablePipeline, second_moments: SecondMoments
 ) -> None:
-    weight = pipeline.encoder.memory(2).weight
+    weight = pipeline.encoder.output_matrix(2).weight
     before = weight.double()
     with SingleLayer(layer=2)(pipeline, EDITS[:1], second_moments, seed=0):
         change = weight.double() - before

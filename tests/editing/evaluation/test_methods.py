@@ -97,10 +97,10 @@ def test_published_method_uses_both_presets(pipeline: EditablePipeline, second_m
 
 
 def test_every_encoder_is_edited(any_pipeline: EditablePipeline, any_moments: SecondMoments) -> None:
-    before = [encoder.memory(encoder.value_layer).weight.clone() for encoder in any_pipeline.encoders]
+    before = [encoder.output_matrix(encoder.value_layer).weight.clone() for encoder in any_pipeline.encoders]
     with METHODS["emender"](any_pipeline, EDITS, any_moments, seed=0):
         for encoder, weight in zip(any_pipeline.encoders, before, strict=True):
-            assert not torch.equal(encoder.memory(encoder.value_layer).weight, weight)
+            assert not torch.equal(encoder.output_matrix(encoder.value_layer).weight, weight)
 
 
 def test_failed_edit_does_not_change_the_pipeline(pipeline: EditablePipeline, second_moments: SecondMoments) -> None:

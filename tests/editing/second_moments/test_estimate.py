@@ -20,7 +20,7 @@ CAPTIONS = ("a cat", "the old tree in the sea", "dog", "x " * 60)
 def keys_by_hook(encoder: TextEncoder, prompt: tuple[int, ...], *, layer: int) -> Tensor:
     """What fc2 reads in the library's own forward pass over one prompt alone, (tokens, m) float64."""
     seen: list[Tensor] = []
-    hook = encoder.memory(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = encoder.output_matrix(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         encoder.model(torch.tensor([prompt]))
     hook.remove()
@@ -156,7 +156,7 @@ class TestPartialSums:
         assert partial.read_bytes() == kept
 
     def test_sums_of_another_encoder_are_refused(self, pipeline: EditablePipeline, partial: Path) -> None:
-        weight = pipeline.encoder.memory(1).weight
+        weight = pipeline.encoder.output_matrix(1).weight
         before = weight.detach().clone()
         with torch.no_grad():
             weight[0, 0] += 1e-3

@@ -92,7 +92,7 @@ class TestAgainstPublished:
                 torch.from_numpy(file[f"text_model.encoder.layers.{layer}.mlp.fc2.weight"]) for layer in layers
             ]
         expected = torch.stack(
-            [w.double() - encoder.memory(i).weight.double() for i, w in zip(layers, published, strict=True)]
+            [w.double() - encoder.output_matrix(i).weight.double() for i, w in zip(layers, published, strict=True)]
         )
         ours = torch.stack([update.to_dense(layer) for layer in layers])
         error = relative_error(ours, expected)
@@ -440,15 +440,15 @@ class TestApply:
             pass
 
     def test_weights_are_rounded_once(self, encoder: ClipEncoder, update: Update) -> None:
-        expected = (encoder.memory(1).weight.double() + update.to_dense(1)).float()
+        expected = (encoder.output_matrix(1).weight.double() + update.to_dense(1)).float()
         with apply_temporarily(encoder, update):
-            assert torch.equal(encoder.memory(1).weight, expected)
+            assert torch.equal(encoder.output_matrix(1).weight, expected)
 
     def test_apply_update_stays(self, encoder: ClipEncoder, update: Update) -> None:
         twin = ClipEncoder(copy.deepcopy(encoder.model), encoder.tokenizer)
         apply_update(twin, update)
         with apply_temporarily(encoder, update):
-            assert torch.equal(twin.memory(0).weight, encoder.memory(0).weight)
+            assert torch.equal(twin.output_matrix(0).weight, encoder.output_matrix(0).weight)
 
 
 class TestConflicts:

@@ -102,7 +102,7 @@ def test_a_nan_loss_fails_the_edit(
     runner: Runner, registered: Model, add_edits: AddEdits, edit: ReadEdit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = runner.context.pipelines.get(registered.id)
-    weight = pipeline.encoder.memory(3).weight
+    weight = pipeline.encoder.output_matrix(3).weight
     monkeypatch.setattr(weight, "data", weight.data * float("nan"))
     (job_id,) = add_edits(registered, {})
     runner.work()

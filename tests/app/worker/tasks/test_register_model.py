@@ -78,8 +78,8 @@ def test_every_file_is_stored(register: Register, store: LocalStore, roots: Path
 
 def test_the_stored_pipeline_can_be_edited(register: Register, runner: Runner, roots: Path) -> None:
     model = register("tiny")
-    ours = runner.context.pipelines.get(model.id).encoder.memory(0).weight
-    theirs = editing.load_pipeline(roots / "tiny").encoder.memory(0).weight
+    ours = runner.context.pipelines.get(model.id).encoder.output_matrix(0).weight
+    theirs = editing.load_pipeline(roots / "tiny").encoder.output_matrix(0).weight
     assert torch.equal(ours, theirs)
 
 
