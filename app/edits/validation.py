@@ -27,8 +27,6 @@ def check_edits(
     """Raise `Unprocessable` with the first error of each edit. The keys of `edits` are their pointers in the body."""
     errors = []
     images = {}
-    last_layer = find_last_value_layer(family_of(model).encoders[0], layers=model.encoders[0]["layers"])
-    has_several = len(model.encoders) > 1
     for pointer, edit in edits.items():
         destination, settings = edit.destination.model_dump(exclude_none=True), edit.settings.model_dump()
         try:
@@ -43,11 +41,13 @@ def check_edits(
         except EditingError as error:
             errors.append(FieldError(pointer=pointer + error.pointer, detail=error.detail))
             continue
-        if (layer := edit.settings.layer) is not None and (has_several or layer > last_layer):
-            detail = f"values can be optimized for the layers 0 to {last_layer} of the model's text encoder"
-            if has_several:
-                detail = "the model has several text encoders with layers of their own: omit the layer"
-            errors.append(FieldError(pointer=pointer + "/settings/layer", detail=detail))
+        if (layer := edit.settings.layer) is not None:
+            last = find_last_value_layer(family_of(model).encoders[0], layers=model.encoders[0]["layers"])
+            if len(model.encoders) > 1 or layer > last:
+                detail = f"values can be optimized for the layers 0 to {last} of the model's text encoder"
+                if len(model.encoders) > 1:
+                    detail = "the model has several text encoders with layers of their own: omit the layer"
+                errors.append(FieldError(pointer=pointer + "/settings/layer", detail=detail))
         for index, image in enumerate(edit.destination.images or ()):
             images[f"{pointer}/destination/images/{index}"] = image.removeprefix("sha256:")
     if images:
