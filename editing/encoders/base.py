@@ -177,13 +177,15 @@ class TextEncoder(ABC):
     def _find_blocks(self) -> Sequence[Block]:
         """Find the modules by structure. Raises `UnsupportedPipeline`."""
 
-    @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
         """Return the states before block 0, (p, s, d), of token ids (p, s)."""
+        states: Tensor = self.embeddings(ids)
+        return states.to(self.dtype)
 
-    @abstractmethod
     def normalize(self, states: Tensor) -> Tensor:
         """Apply the final norm, (p, s, d) to (p, s, d)."""
+        normed: Tensor = self.final_norm(states)
+        return normed
 
     @abstractmethod
     def build_contexts(
@@ -256,6 +258,7 @@ class TextEncoder(ABC):
         """Copy the encoder with its blocks in float64. It shares the embeddings with the original."""
         twin = copy.copy(self)
         twin.blocks = [block.copy(torch.float64) for block in self.blocks]
+        twin.final_norm = copy.deepcopy(self.final_norm).double()
         return twin
 
     def pad(

@@ -73,13 +73,8 @@ class ClipEncoder(TextEncoder):
 
     def double(self) -> Self:
         twin = super().double()
-        twin.final_norm = copy.deepcopy(self.final_norm).double()
         twin.projection = copy.deepcopy(self.projection).double() if self.projection else None
         return twin
-
-    def embed(self, ids: Tensor) -> Tensor:
-        states: Tensor = self.embeddings(input_ids=ids)
-        return states.to(self.dtype)
 
     def build_contexts(
         self,
@@ -92,10 +87,6 @@ class ClipEncoder(TextEncoder):
         p, s, _ = states.shape
         causal = torch.full((s, s), torch.finfo(states.dtype).min, dtype=states.dtype, device=states.device).triu(1)
         return [{"mask": causal.expand(p, 1, s, s)}] * self.n_layers
-
-    def normalize(self, states: Tensor) -> Tensor:
-        normed: Tensor = self.final_norm(states)
-        return normed
 
     def pool(self, normed: Tensor, ends: Tensor) -> Tensor:
         """Return the state at EOS, projected if the encoder has a projection."""

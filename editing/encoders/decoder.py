@@ -9,7 +9,7 @@ Shapes: p prompts, s positions, d width, m width of the keys.
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,15 +97,6 @@ class DecoderEncoder(TextEncoder):
             ) from error
         return blocks
 
-    def double(self) -> Self:
-        twin = super().double()
-        twin.final_norm = copy.deepcopy(self.final_norm).double()
-        return twin
-
-    def embed(self, ids: Tensor) -> Tensor:
-        states: Tensor = self.embeddings(ids)
-        return states.to(self.dtype)
-
     def build_contexts(
         self,
         states: Tensor,
@@ -153,10 +144,6 @@ class DecoderEncoder(TextEncoder):
         mask = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
         encoding = self.encode_from(own, start=start, mask=mask, ends=mask.sum(1) - 1, contexts=contexts)
         return SharedPrefix(encoding, [{"past_key_values": cache} for cache in caches])
-
-    def normalize(self, states: Tensor) -> Tensor:
-        normed: Tensor = self.final_norm(states)
-        return normed
 
 
 class _PrefixCache:

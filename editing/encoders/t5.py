@@ -5,9 +5,8 @@ Attention is bidirectional: a token's states depend on all tokens, and on the pa
 Shapes: p prompts, s positions, d width, m width of the keys.
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +65,6 @@ class T5Encoder(TextEncoder):
         self._config = body.config
         return blocks
 
-    def double(self) -> Self:
-        twin = super().double()
-        twin.final_norm = copy.deepcopy(self.final_norm).double()
-        return twin
-
-    def embed(self, ids: Tensor) -> Tensor:
-        states: Tensor = self.embeddings(ids)
-        return states.to(self.dtype)
-
     def build_contexts(
         self,
         states: Tensor,
@@ -94,7 +84,3 @@ class T5Encoder(TextEncoder):
                 bias = attention.compute_bias(length, length, device=states.device)  # (1, heads, s, s)
             context["position_bias"] = bias.to(states.dtype)
         return [context] * self.n_layers
-
-    def normalize(self, states: Tensor) -> Tensor:
-        normed: Tensor = self.final_norm(states)
-        return normed
