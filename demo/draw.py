@@ -1,7 +1,8 @@
 """Draw with the emoji model: its pipeline, loaded for a CPU, and pictures with a seed each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -33,20 +34,28 @@ def draw_pictures(
     batch: int = 32,
     shown_as: str | None = None,
 ) -> Tensor:
-    """(prompts, 3, 32, 32) in [-1, 1]: one picture for each prompt, its noise drawn from its seed alone.
+    """Return (prompts, 3, 32, 32) in [-1, 1]: one picture for each prompt, its noise drawn from its seed alone.
 
     `shown_as` names the progress bar; without it there is none.
+    """
+
+    def draw(chosen: list[str], **options: Any) -> Any:
+        return pipeline(chosen, num_inference_steps=steps, guidance_scale=guidance_scale, **options)
+
+    return draw_in_batches(draw, prompts, seeds, batch=batch, shown_as=shown_as)
+
+
+def draw_in_batches(
+    draw: Callable[..., Any], prompts: Sequence[str], seeds: Sequence[int], *, batch: int, shown_as: str | None
+) -> Tensor:
+    """Return what a pipeline draws of prompts, (prompts, 3, height, width) in [-1, 1].
+
+    `draw` calls the pipeline with a list of prompts; their generators and the type of the pictures are its options.
     """
     parts = []
     starts = range(0, len(prompts), batch)
     for start in tqdm(starts, desc=shown_as, unit="batch", disable=shown_as is None):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
-        pictures = pipeline(
-            list(prompts[start : start + batch]),
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="pt",
-        ).images
+        pictures = draw(list(prompts[start : start + batch]), generator=generators, output_type="pt").images
         parts.append(torch.as_tensor(pictures) * 2 - 1)
     return torch.cat(parts)

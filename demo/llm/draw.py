@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
-from tqdm import tqdm
 
 from demo.art import SIZE
+from demo.draw import draw_in_batches
 from demo.llm.transformer import CAPTION_LENGTH
 
 STEPS = 20
@@ -39,23 +40,20 @@ def draw_pictures(
     `shown_as` names the progress bar; without it there is none.
     """
     empty, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=CAPTION_LENGTH)
-    parts = []
-    starts = range(0, len(prompts), batch)
-    for start in tqdm(starts, desc=shown_as, unit="batch", disable=shown_as is None):
-        chosen = list(prompts[start : start + batch])
+
+    def draw(chosen: list[str], **options: Any) -> Any:
         # The pipeline pads to 512 tokens, which changes nothing and costs most of the time.
         encoded, _ = pipeline.encode_prompt(
             chosen, do_classifier_free_guidance=False, max_sequence_length=CAPTION_LENGTH
         )
-        pictures = pipeline(
+        return pipeline(
             prompt_embeds=encoded,
             negative_prompt_embeds=empty * len(encoded),
             height=SIZE,
             width=SIZE,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
-            output_type="pt",
-        ).images
-        parts.append(torch.as_tensor(pictures) * 2 - 1)
-    return torch.cat(parts)
+            **options,
+        )
+
+    return draw_in_batches(draw, prompts, seeds, batch=batch, shown_as=shown_as)
