@@ -1,12 +1,13 @@
 """Compare two files of weights tensor by tensor. Free of torch."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from editing.files import read_safetensors_header
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|block)\.(\d+)\.")
 
@@ -42,9 +43,9 @@ def find_changed_tensors(path: Path, against: Path) -> Iterator[TensorChange]:
 
 def _map_tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
     """Return the dtype and the bytes of each tensor in a safetensors file. They are read when they are used."""
+    with path.open("rb") as file:
+        header, start = read_safetensors_header(file)
     content = np.memmap(path, mode="r")
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    header = json.loads(content[8:start].tobytes())
     return {
         key: (entry["dtype"], content[start:][slice(*entry["data_offsets"])])
         for key, entry in header.items()

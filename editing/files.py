@@ -1,11 +1,13 @@
 """A file with its digest, and files that are replaced atomically."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file as 64 lowercase hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file, and where the tensors start."""
+    start = 8 + int.from_bytes(file.read(8), "little")
+    return json.loads(file.read(start - 8)), start
 
 
 @contextmanager

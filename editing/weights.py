@@ -1,6 +1,5 @@
 """Export edited components as files, and load files for a while. `editing.adapters` exports updates alone."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from editing.encoders.base import TextEncoder
 from editing.errors import UnsupportedPipeline
 from editing.families.layout import INDEX, find_weights, list_parts
-from editing.files import replace_atomically, write_atomically
+from editing.files import read_safetensors_header, replace_atomically, write_atomically
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
 from editing.stage_two.update import Update
@@ -39,7 +38,7 @@ def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path
         raise UnsupportedPipeline("the encoder was not loaded from a folder: there is no base file to edit")
     weights = find_weights(encoder.folder.parent, encoder.name)
     changes = {
-        find_memory_key(encoder, layer, list_parts(weights)): partial(_add_change, change=change.to_dense)
+        find_output_matrix_key(encoder, layer, list_parts(weights)): partial(_add_change, change=change.to_dense)
         for layer, change in update.layers.items()
     }
     target = Path(folder) / encoder.name
@@ -55,8 +54,8 @@ def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path
     return target / "config.json", target / "model.safetensors"
 
 
-def find_memory_key(encoder: TextEncoder, layer: int, parts: Sequence[Path]) -> str:
-    """Return the key that a layer's memory has in the component's files. Raises `UnsupportedPipeline`.
+def find_output_matrix_key(encoder: TextEncoder, layer: int, parts: Sequence[Path]) -> str:
+    """Return the key that a layer's output matrix has in the component's files. Raises `UnsupportedPipeline`.
 
     What comes before the layer differs among versions of transformers and among models that contain the encoder.
     """
@@ -161,8 +160,7 @@ def _copy_with_changes(weights: Path, target: Path, changes: Mapping[str, Change
 def _change_in_place(path: Path, changes: Mapping[str, Change]) -> set[str]:
     """Change in place those of these weights that the safetensors file has. Return their keys."""
     with path.open("r+b") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
+        header, start = read_safetensors_header(file)
         present = changes.keys() & header.keys()
         with safe_open(path, framework="pt") as tensors:
             for key in sorted(present):
