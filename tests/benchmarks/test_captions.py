@@ -7,10 +7,14 @@ import pytest
 from benchmarks import captions
 from demo.concepts import WEIGHTS
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (WEIGHTS / "pipeline" / "model_index.json").is_file(), reason="no emoji model here"),
+]
+
 TINY = ["--edits", "2", "--held-out", "2", "--seeds", "1", "--steps", "2", "--picture-steps", "2"]
 
 
-@pytest.mark.skipif(not (WEIGHTS / "pipeline" / "model_index.json").is_file(), reason="no emoji model here")
 def test_a_row_for_each_count(capsys: pytest.CaptureFixture[str]) -> None:
     """Two captions give moments without an inverse, which the table says; more give scores."""
     captions.main(["--counts", "500", "2", *TINY])

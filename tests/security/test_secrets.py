@@ -22,6 +22,8 @@ from tests.patience import patience
 from tests.security.servers import Server, start_api
 from tests.servers import RedisServer, require_redis
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "database-password-7f3a"
 SECRETS = {
     "redis_password": "redis-password-91bc",

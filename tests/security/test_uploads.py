@@ -21,6 +21,8 @@ from tests.app.conftest import issue_keys
 from tests.app.images.test_routes import encoded
 from tests.security.servers import Server, start_api
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 SENDERS = 40
 

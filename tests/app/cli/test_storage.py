@@ -85,6 +85,7 @@ def test_collect_counts_blobs_without_references(command: Command, store_setting
         assert session.scalars(select(AuditEvent)).all() == []
 
 
+@pytest.mark.slow
 def test_collect_deletes_old_blobs_of_a_folder(tmp_path: Path, database_url: str, factory: Sessions) -> None:
     settings = Settings(data_dir=tmp_path, database_url=SecretStr(database_url))
     blobs = open_store(settings)

@@ -29,6 +29,8 @@ SHORT: dict[str, Method] = {
     },
 }
 
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "finetune" else name for name in METHODS]
+
 
 def weights(pipeline: EditablePipeline) -> list[Tensor]:
     modules = [
@@ -43,7 +45,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_are_restored_bit_for_bit(name: str, pipeline: EditablePipeline, second_moments: SecondMoments) -> None:
     before = weights(pipeline)
     with SHORT[name](pipeline, EDITS, second_moments, seed=0):
@@ -55,7 +57,7 @@ def test_weights_are_restored_bit_for_bit(name: str, pipeline: EditablePipeline,
     assert same(before, weights(pipeline))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_call_gives_the_same_weights(
     name: str, pipeline: EditablePipeline, second_moments: SecondMoments
 ) -> None:
