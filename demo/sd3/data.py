@@ -1,0 +1,168 @@
+"""What a step of the training draws from, all of it on one device: captions as token ids, and latents of the art."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+from demo import art
+from demo.captions import Caption
+from demo.concepts import DRAWN_STYLES, GENDERS, Concept, read_concepts
+from demo.llm.build import load_autoencoder
+from demo.llm.captions import sample, varied_templates
+from demo.llm.train import drawn_art
+from demo.sd3.pipeline import CLIP_LENGTH, T5_LENGTH
+from demo.train.autoencoder import Latents, latents
+from demo.train.unet import CENTRED_SHARE
+
+EMPTY_SHARE = 0.10
+
+
+def draw_captions(concepts: Sequence[Concept], *, count: int, seed: int = 0) -> list[Caption]:
+    """Return `count` captions, the same for the same seed. None has a held-out template."""
+    chance, templates = random.Random(seed), varied_templates()
+    return [sample(chance, concepts, templates) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class PictureLabels:
+    """What pictures show, (N,) each; the gender is -1 where the concept has none."""
+
+    concept: Tensor
+    style: Tensor
+    gender: Tensor
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The art as latents, sorted by concept, style and gender.
+
+    `mean` and `std` (N, copies, 4, 8, 8); `first` and `count` (concepts, styles, genders + 1) say where the pictures of
+    each are, those without a gender last; `men` (concepts,) is the share of men in a profession, -1 for other concepts.
+    """
+
+    mean: Tensor
+    std: Tensor
+    first: Tensor
+    count: Tensor
+    men: Tensor
+
+    @classmethod
+    def sort(cls, latents: Latents, pictures: PictureLabels, concepts: Sequence[Concept]) -> Self:
+        """Sort latents of pictures in the styles that a caption can name."""
+        genders = len(GENDERS) + 1
+        group = (pictures.concept * len(DRAWN_STYLES) + pictures.style) * genders + pictures.gender % genders
+        order = group.argsort(stable=True)
+        shape = (len(concepts), len(DRAWN_STYLES), genders)
+        count = torch.bincount(group, minlength=math.prod(shape))
+        men = [-1.0 if concept.skew is None else concept.skew for concept in concepts]
+        return cls(
+            latents.mean[order],
+            latents.std[order],
+            (count.cumsum(0) - count).view(shape),
+            count.view(shape),
+            torch.tensor(men),
+        )
+
+    @classmethod
+    def load(cls, path: Path, concepts: Sequence[Concept]) -> Self:
+        """Read the file of `encode_art`. Raises ValueError if the concepts have changed since."""
+        with safe_open(path, "pt") as file:
+            if json.loads(file.metadata()["concepts"]) != [concept.name for concept in concepts]:
+                raise ValueError(f"{path} was made for other concepts; remove it")
+            read = {key: file.get_tensor(key) for key in file.keys()}
+        labels = PictureLabels(read["concept"], read["style"], read["gender"])
+        return cls.sort(Latents(read["mean"], read["std"]), labels, concepts)
+
+    def choose(self, concept: Tensor, style: Tensor, gender: Tensor) -> Tensor:
+        """Return rows (n,) of pictures that fit. -1 leaves a concept, a style or a gender (n,) open."""
+        concept = torch.where(concept < 0, torch.randint_like(concept, len(self.men)), concept)
+        style = torch.where(style < 0, torch.randint_like(style, len(DRAWN_STYLES)), style)
+        men = self.men[concept]
+        drawn = (torch.rand_like(men) >= men).long()
+        gender = torch.where(gender < 0, drawn, gender).masked_fill(men < 0, len(GENDERS))
+        first, count = self.first[concept, style, gender], self.count[concept, style, gender]
+        return first + (torch.rand_like(men) * count).long()
+
+
+def encode_art(path: Path, art_file: Path) -> None:
+    """Write the latents of the styles that a caption can name, in float16."""
+    pictures = drawn_art(art.load(art_file))
+    encoded = latents(load_autoencoder(), pictures)
+    tensors = {"concept": pictures.concept, "style": pictures.style, "gender": pictures.gender}
+    tensors |= {"mean": encoded.mean.half(), "std": encoded.std.half()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [concept.name for concept in read_concepts()]
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()}, path, metadata={"concepts": json.dumps(names)}
+    )
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions as token ids: `clip` (n, 24) and `t5` (n, 32), and what they say (n,), -1 for nothing.
+
+    The first is the empty one.
+    """
+
+    clip: Tensor
+    t5: Tensor
+    concept: Tensor
+    style: Tensor
+    gender: Tensor
+
+    @classmethod
+    def tokenize(
+        cls, captions: Sequence[Caption], clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast
+    ) -> Self:
+        """Tokenize as the pipeline does, without the captions that are too long."""
+        captions = [Caption("{}", "", None), *captions]
+        texts = [caption.text for caption in captions]
+        clip_ids = clip_tokenizer(texts, padding="max_length", max_length=CLIP_LENGTH).input_ids
+        t5_ids = t5_tokenizer(texts, padding="max_length", max_length=T5_LENGTH).input_ids
+        fitting = [
+            row for row in range(len(texts)) if len(clip_ids[row]) == CLIP_LENGTH and len(t5_ids[row]) == T5_LENGTH
+        ]
+        ids = (torch.tensor([rows[row] for row in fitting]) for rows in (clip_ids, t5_ids))
+        says = [
+            [-1 if said is None else said for said in (caption.concept, caption.style, caption.gender)]
+            for caption in (captions[row] for row in fitting)
+        ]
+        return cls(*ids, *(column.contiguous() for column in torch.tensor(says).unbind(1)))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Captions and pictures on the device of the training."""
+
+    captions: Captions
+    pictures: Pictures
+
+    def to(self, device: torch.device) -> Self:
+        """Move all of it."""
+        captions, pictures = (
+            {name: column.to(device) for name, column in vars(part).items()} for part in (self.captions, self.pictures)
+        )
+        return type(self)(Captions(**captions), Pictures(**pictures))
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x₀ (size, 4, 8, 8) and the token ids of their captions; nothing of it waits for the device."""
+        captions, pictures = self.captions, self.pictures
+        device = captions.clip.device
+        rows = torch.randint(1, len(captions.clip), (size,), device=device)
+        chance, copy_chance = torch.rand(2, size, device=device)
+        rows = rows.masked_fill(chance < EMPTY_SHARE, 0)
+        chosen = pictures.choose(captions.concept[rows], captions.style[rows], captions.gender[rows])
+        copies = pictures.mean.shape[1]
+        copy = torch.randint_like(rows, copies).masked_fill(copy_chance < CENTRED_SHARE, 0)
+        mean, std = pictures.mean[chosen, copy].float(), pictures.std[chosen, copy].float()
+        return mean + std * torch.randn_like(mean), captions.clip[rows], captions.t5[rows]
