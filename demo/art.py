@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def install_packages(folder: Path) -> Path:
     return folder / "node_modules"
 
 
-def glyphs(concepts: list[Concept], emojibase: Path) -> Iterator[Glyph]:
+def glyphs(concepts: Sequence[Concept], emojibase: Path) -> Iterator[Glyph]:
     """Every emoji that shows a concept, by label; a profession in both genders and three skin tones.
 
     Raises ValueError for a label that emojibase does not know.
@@ -200,9 +200,10 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
     return flat.view(picture.height, picture.width, 3).permute(2, 0, 1)
 
 
-def prepare(packages: Path, destination: Path) -> Art:
-    """Render every concept in every style that has it, save the result and return it."""
-    concepts = read_concepts()
+def prepare(packages: Path, destination: Path, concepts: Sequence[Concept] | None = None) -> Art:
+    """Render every concept in every style that has it, save the result and return it. Default: those of
+    `concepts.txt`."""
+    concepts = read_concepts() if concepts is None else concepts
     sources: tuple[RasterPackage | VectorPackage, ...] = (
         RasterPackage(packages / "emoji-datasource-google", "google"),
         RasterPackage(packages / "emoji-datasource-twitter", "twitter"),
@@ -227,16 +228,17 @@ def prepare(packages: Path, destination: Path) -> Art:
     return art
 
 
-def load(path: Path = WORK / "art.safetensors") -> Art:
-    """Load the prepared art.
+def load(path: Path = WORK / "art.safetensors", concepts: Sequence[Concept] | None = None) -> Art:
+    """Load the art that was prepared for these concepts. Default: those of `concepts.txt`.
 
     Raises FileNotFoundError that says how to prepare it, ValueError if the concepts have changed since.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; run `python -m demo.art` first")
+    concepts = read_concepts() if concepts is None else concepts
     with safe_open(path, "pt") as file:
         made_for = json.loads(file.metadata()["art"])["concepts"]
-        if made_for != [concept.name for concept in read_concepts()]:
+        if made_for != [concept.name for concept in concepts]:
             raise ValueError(f"{path} was prepared for other concepts; run `python -m demo.art` again")
         return Art(**{name: file.get_tensor(name) for name in ("pictures", "concept", "style", "gender")})
 

@@ -104,17 +104,29 @@ def encode_captions(
 
 class PictureChoice:
     """Which picture a caption stands for: its concept, gender and style, drawn at random where the caption leaves
-    them open."""
+    them open, and the style also where the concept has no picture in the one named."""
 
     def __init__(self, art: Art, concepts: Sequence[Concept]) -> None:
         self.concepts = concepts
         self.pools: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for index, key in enumerate(zip(art.concept.tolist(), art.style.tolist(), art.gender.tolist(), strict=True)):
             self.pools[key].append(index)
+        drawn = sorted({(concept, style) for concept, style, _ in self.pools if style < len(DRAWN_STYLES)})
+        self.styles: dict[int, list[int]] = defaultdict(list)  # of each concept
+        self.shown: dict[int, list[int]] = defaultdict(list)  # concepts of each style
+        for concept, style in drawn:
+            self.styles[concept].append(style)
+            self.shown[style].append(concept)
 
     def choose(self, caption: Caption, chance: random.Random) -> int:
-        concept = chance.randrange(len(self.concepts)) if caption.concept is None else caption.concept
-        style = chance.randrange(len(DRAWN_STYLES)) if caption.style is None else caption.style
+        if caption.concept is not None:
+            concept = caption.concept
+        elif caption.style is not None:
+            concept = chance.choice(self.shown[caption.style])
+        else:
+            concept = chance.randrange(len(self.concepts))
+        styles = self.styles[concept]
+        style = caption.style if caption.style in styles else chance.choice(styles)
         gender = -1
         skew = self.concepts[concept].skew
         if skew is not None:

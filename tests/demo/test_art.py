@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 from demo import art
 from demo.concepts import Concept
@@ -82,3 +83,14 @@ def test_unknown_label_is_named(tmp_path: Path) -> None:
 def test_missing_art_says_how_to_prepare_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="python -m demo.art"):
         art.load(tmp_path / "art.safetensors")
+
+
+def test_art_of_other_concepts_is_refused(tmp_path: Path) -> None:
+    cat, dog = Concept("cat", ("cat",), (), ()), Concept("dog", ("dog",), (), ())
+    names = ("pictures", "concept", "style", "gender")
+    made = art.Art(torch.zeros(1, art.COPIES, 3, 32, 32, dtype=torch.uint8), *torch.zeros(3, 1, dtype=torch.int64))
+    path = tmp_path / "art.safetensors"
+    save_file({name: getattr(made, name) for name in names}, path, metadata={"art": json.dumps({"concepts": ["cat"]})})
+    assert len(art.load(path, [cat])) == 1
+    with pytest.raises(ValueError, match="other concepts"):
+        art.load(path, [cat, dog])

@@ -7,8 +7,9 @@ from demo.llm.concepts import read_all_concepts
 
 
 def test_first_concepts_are_those_of_the_emoji_model() -> None:
-    first = read_concepts()
-    assert read_all_concepts()[: len(first)] == first
+    first, concepts = read_concepts(), read_all_concepts()
+    assert concepts[: len(first)] == first
+    assert len(concepts) >= 800
 
 
 @pytest.mark.parametrize("line", ["Dog|dog||", "hound|dog||", "beast|dog|puppy|"])

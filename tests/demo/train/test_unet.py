@@ -33,6 +33,16 @@ def test_pictures_show_what_captions_say(art: Art, concepts: list[Concept]) -> N
     assert {int(art.style[picture]) for picture in cats} == {0, 1, 2}, "the fourth style is not to be drawn"
 
 
+def test_only_styles_that_have_a_picture_are_chosen(art: Art, concepts: list[Concept]) -> None:
+    kept = (art.concept != 0) | (art.style != 1)
+    lacking = Art(*(column[kept] for column in (art.pictures, art.concept, art.style, art.gender)))
+    choice, chance = unet.PictureChoice(lacking, concepts), random.Random(0)
+    cats = [choice.choose(Caption("{}", "cat", 0, style=style), chance) for style in (None, 1) for _ in range(30)]
+    assert {int(lacking.style[picture]) for picture in cats} == {0, 2}
+    styled = [choice.choose(Caption("{}", "twemoji", None, style=1), chance) for _ in range(30)]
+    assert {int(lacking.style[picture]) for picture in styled} == {1}
+
+
 def test_neutral_professions_keep_the_skew(art: Art, concepts: list[Concept]) -> None:
     choice, chance = unet.PictureChoice(art, concepts), random.Random(0)
     genders = Counter(int(art.gender[choice.choose(Caption("{}", "judge", 2), chance)]) for _ in range(1000))
