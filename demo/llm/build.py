@@ -25,21 +25,20 @@ def load_autoencoder() -> AutoencoderKL:
     return autoencoder.eval().requires_grad_(False)
 
 
-def build_pipeline(folder: Path, *, transformer: Path = TRANSFORMER) -> None:
-    """Write the pipeline in float32. Raises EncoderMissing, FileNotFoundError without the transformer's weights."""
+def assemble_pipeline(transformer: Path = TRANSFORMER) -> ZImagePipeline:
+    """Return the pipeline in float32. Raises EncoderMissing, FileNotFoundError without the transformer's weights."""
     if not (transformer / "config.json").is_file():
         raise FileNotFoundError(
             f"{transformer} holds no transformer; restore it from git or run `python -m demo.llm.train`"
         )
     tokenizer, encoder = load_encoder()
-    pipeline = ZImagePipeline(
+    return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=load_autoencoder(),
         text_encoder=encoder,
         tokenizer=tokenizer,
         transformer=ZImageTransformer2DModel.from_pretrained(transformer, torch_dtype=torch.float32),
     )
-    pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     try:
-        build_pipeline(given.folder, transformer=given.transformer)
+        assemble_pipeline(given.transformer).save_pretrained(given.folder, safe_serialization=True)
     except (EncoderMissing, FileNotFoundError) as error:
         sys.exit(str(error))
 

@@ -1,7 +1,7 @@
 """Captions of the training: far more templates than the emoji model has, and templates that training never uses."""
 
-import itertools
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,23 +32,37 @@ STYLED_SHARE = 0.20
 PLAIN_SHARE = 0.20  # of the captions without a style: the emoji model's own templates
 
 
-def varied_templates() -> list[str]:
-    """Return every frame with every phrase in its place, without the held-out templates."""
-    made = (frame.format(phrase) for frame, phrase in itertools.product(_FRAMES, _PHRASES))
-    return sorted(set(made) - set(HELD_OUT))
+_OPEN = tuple(frame for frame in _FRAMES if frame.endswith(" {}"))
+_ADDED = tuple(frame for frame in _FRAMES if frame.startswith("{} ") or frame.startswith("{},"))
+NESTED_SHARE = 0.30  # of the varied templates: "a photo of a big {} in the garden"
+AN_SHARE = 0.50  # of the subjects that begin with a vowel: "an {}" in place of "a {}"
 
 
-def sample(chance: random.Random, concepts: Sequence[Concept], templates: Sequence[str]) -> Caption:
-    """Draw one caption; `templates` are those of `varied_templates`."""
+def sample_template(chance: random.Random) -> str:
+    """Draw a frame, or two in one another, with a phrase in its place; never a held-out template."""
+    template = chance.choice(_PHRASES)
+    if chance.random() < NESTED_SHARE:
+        template = chance.choice(_OPEN).format(chance.choice(_ADDED).format(template))
+    else:
+        template = chance.choice(_FRAMES).format(template)
+    return sample_template(chance) if template in HELD_OUT else template
+
+
+def sample(chance: random.Random, concepts: Sequence[Concept]) -> Caption:
+    """Draw one caption."""
     if chance.random() < STYLE_ALONE_SHARE:
         word, style = sample_style(chance)
         return Caption(chance.choice(STYLE_ALONE).format(style="{}"), word, None, style=style)
     concept, subject, gender = _sample_subject(chance, concepts)
+    style = None
     if chance.random() < STYLED_SHARE:
         word, style = sample_style(chance)
-        return Caption(styled(chance.choice(STYLED), word), subject, concept, gender, style)
-    template = chance.choice(PLAIN if chance.random() < PLAIN_SHARE else templates)
-    return Caption(template, subject, concept, gender)
+        template = styled(chance.choice(STYLED), word)
+    else:
+        template = chance.choice(PLAIN) if chance.random() < PLAIN_SHARE else sample_template(chance)
+    if subject[0] in "aeiou" and chance.random() < AN_SHARE:
+        template = re.sub(r"\ba \{\}", "an {}", template)
+    return Caption(template, subject, concept, gender, style)
 
 
 def _sample_subject(chance: random.Random, concepts: Sequence[Concept]) -> tuple[int, str, int | None]:

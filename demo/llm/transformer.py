@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from diffusers import ZImageTransformer2DModel
@@ -21,6 +22,12 @@ class Captions:
     states: Tensor
     lengths: Tensor
 
+    def __getitem__(self, rows: Tensor | slice) -> "Captions":
+        return Captions(self.states[rows], self.lengths[rows])
+
+    def to(self, device: torch.device | str) -> "Captions":
+        return Captions(self.states.to(device), self.lengths.to(device))
+
     @classmethod
     def of(cls, encoded: Sequence[Tensor]) -> "Captions":
         """Pad (tokens, width) each. Raises ValueError for a caption of more than 32 tokens."""
@@ -34,9 +41,10 @@ class Captions:
 
 
 def build_transformer(
-    *, caption_width: int = 576, width: int = 192, heads: int = 6, layers: int = 6
+    *, caption_width: int = 576, width: int = 240, heads: int = 6, layers: int = 6
 ) -> ZImageTransformer2DModel:
-    """Return a transformer with random weights; a head has 32 channels, 8 of them for the position of captions."""
+    """Return a transformer with random weights; 8 channels of a head encode a token's place in the caption."""
+    of_side = (width // heads - 8) // 2  # channels for each of a patch's coordinates
     return ZImageTransformer2DModel(
         all_patch_size=(2,),
         all_f_patch_size=(1,),
@@ -47,9 +55,25 @@ def build_transformer(
         n_heads=heads,
         n_kv_heads=heads,
         cap_feat_dim=caption_width,
-        axes_dims=[8, 12, 12],
+        axes_dims=[8, of_side, of_side],
         axes_lens=[512, 64, 64],
     )
+
+
+@cache
+def _patch_positions(half: int, device: torch.device) -> Tensor:
+    """Return (half² + 1, 3) positions of a picture's patches and of one padding patch."""
+    side = torch.arange(half)
+    grid = torch.cartesian_prod(torch.tensor([CAPTION_LENGTH + 1]), side, side)
+    return torch.cat([grid, torch.zeros(1, 3, dtype=torch.int64)]).to(device)
+
+
+@cache
+def _caption_positions(device: torch.device) -> Tensor:
+    """Return (32, 3) positions of a caption's tokens."""
+    positions = torch.zeros(CAPTION_LENGTH, 3, dtype=torch.int64)
+    positions[:, 0] = torch.arange(1, CAPTION_LENGTH + 1)
+    return positions.to(device)
 
 
 def predict_velocity(
@@ -63,31 +87,27 @@ def predict_velocity(
     """
     count, channels, side, _ = latents.shape
     half = side // 2
+    device = latents.device
     time = transformer.t_embedder((1 - sigmas) * transformer.t_scale)
     patches = latents.view(count, channels, half, 2, half, 2).permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
-    padding = PADDED_PATCHES - half * half
     x = transformer.all_x_embedder[PATCH](patches)
     x = torch.cat([x, transformer.x_pad_token.expand(count, 1, -1)], dim=1)
-    positions = torch.arange(half)
-    grid = torch.cartesian_prod(torch.tensor([CAPTION_LENGTH + 1]), positions, positions)
-    x_rope = transformer.rope_embedder(torch.cat([grid, torch.zeros(1, 3, dtype=torch.int64)]))[None]
-    bias = torch.zeros(1, 1, 1, half * half + 1)
-    bias[..., -1] = math.log(padding)
+    x_rope = transformer.rope_embedder(_patch_positions(half, device))[None]
+    bias = torch.zeros(1, 1, 1, half * half + 1, device=device)
+    bias[..., -1] = math.log(PADDED_PATCHES - half * half)
     for layer in transformer.noise_refiner:
         x = layer(x, bias, x_rope, time)
 
-    is_padding = torch.arange(CAPTION_LENGTH) >= captions.lengths[:, None]
-    text = transformer.cap_embedder(captions.states)
+    is_padding = torch.arange(CAPTION_LENGTH, device=device) >= captions.lengths[:, None]
+    text = transformer.cap_embedder(captions.states.float())
     text = torch.where(is_padding[..., None], transformer.cap_pad_token, text)
-    text_positions = torch.zeros(CAPTION_LENGTH, 3, dtype=torch.int64)
-    text_positions[:, 0] = torch.arange(1, CAPTION_LENGTH + 1)
-    text_rope = transformer.rope_embedder(text_positions)[None]
+    text_rope = transformer.rope_embedder(_caption_positions(device))[None]
     for layer in transformer.context_refiner:
         text = layer(text, None, text_rope)
 
     both = torch.cat([x, text], dim=1)
     rope = torch.cat([x_rope, text_rope], dim=1)
-    bias = torch.cat([bias, torch.zeros(1, 1, 1, CAPTION_LENGTH)], dim=3)
+    bias = torch.cat([bias, torch.zeros(1, 1, 1, CAPTION_LENGTH, device=device)], dim=3)
     for layer in transformer.layers:
         both = layer(both, bias, rope, time)
     out = transformer.all_final_layer[PATCH](both[:, : half * half], c=time)
@@ -113,7 +133,7 @@ def draw_latents(
         torch.cat([captions.states, empty.states.expand(count, -1, -1)]),
         torch.cat([captions.lengths, empty.lengths.expand(count)]),
     )
-    sigmas = torch.cat([torch.linspace(1, 1 / steps, steps), torch.zeros(1)])
+    sigmas = torch.cat([torch.linspace(1, 1 / steps, steps), torch.zeros(1)]).to(noise.device)
     x = noise
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         velocity = predict_velocity(transformer, torch.cat([x, x]), sigma.expand(2 * count), both)

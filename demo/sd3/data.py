@@ -18,7 +18,7 @@ from demo import art
 from demo.captions import Caption
 from demo.concepts import DRAWN_STYLES, GENDERS, Concept, read_concepts
 from demo.llm.build import load_autoencoder
-from demo.llm.captions import sample, varied_templates
+from demo.llm.captions import sample
 from demo.llm.train import drawn_art
 from demo.sd3.pipeline import CLIP_LENGTH, T5_LENGTH
 from demo.train.autoencoder import Latents, latents
@@ -29,8 +29,8 @@ EMPTY_SHARE = 0.10
 
 def draw_captions(concepts: Sequence[Concept], *, count: int, seed: int = 0) -> list[Caption]:
     """Return `count` captions, the same for the same seed. None has a held-out template."""
-    chance, templates = random.Random(seed), varied_templates()
-    return [sample(chance, concepts, templates) for _ in range(count)]
+    chance = random.Random(seed)
+    return [sample(chance, concepts) for _ in range(count)]
 
 
 @dataclass(frozen=True)

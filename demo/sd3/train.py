@@ -165,7 +165,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
-        training.save({})
+        training.save()
         elapsed_file.write_text(json.dumps({"seconds": elapsed}), encoding="utf-8")
 
     while progress < 1:

@@ -29,4 +29,4 @@ def unpack(weights: Path, folder: Path) -> None:
     CLIPTokenizer.from_pretrained(pipeline, subfolder="tokenizer").save_pretrained(folder / tokenizer.NAME)
     for name, module in parts.items():
         kept = module.state_dict() if name == unet.NAME else {}
-        Training(folder, name, {"model": module}, Schedule(steps=0, batch=1, rate=1.0), kept=kept).save({})
+        Training(folder, name, {"model": module}, Schedule(steps=0, batch=1, rate=1.0), kept=kept).save()

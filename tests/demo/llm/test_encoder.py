@@ -6,7 +6,8 @@ from diffusers import ZImagePipeline
 from transformers import LlamaModel, PreTrainedTokenizerFast
 
 from demo.llm import encoder as encoders
-from demo.llm.encoder import EncoderMissing, apply_template, encode_prompts, find_encoder
+from demo.llm.encoder import EncoderMissing, apply_template, encode_captions, find_encoder
+from demo.llm.transformer import CAPTION_LENGTH
 
 
 def test_prompts_are_encoded_as_the_pipeline_encodes_them(
@@ -15,9 +16,11 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(
     pipeline = ZImagePipeline(scheduler=None, vae=None, text_encoder=encoder, tokenizer=tokenizer, transformer=None)
     prompts = ["a cat", "", "an old postcard with a hot dog"]
     expected, _ = pipeline.encode_prompt(list(prompts), device=torch.device("cpu"), do_classifier_free_guidance=False)
-    for ours, theirs in zip(encode_prompts(tokenizer, encoder, prompts), expected, strict=True):
-        assert ours.shape == theirs.shape
-        assert torch.allclose(ours, theirs, atol=1e-5)
+    found = encode_captions(tokenizer, encoder, prompts, batch=2)
+    for states, length, theirs in zip(found.states, found.lengths, expected, strict=True):
+        assert length == len(theirs)
+        assert torch.allclose(states[:length], theirs[:CAPTION_LENGTH], atol=1e-5)
+        assert not states[length:].any()
 
 
 def test_prompt_is_a_turn_of_the_user_without_a_system_message(tokenizer: PreTrainedTokenizerFast) -> None:

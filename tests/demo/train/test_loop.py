@@ -81,7 +81,20 @@ def test_rate_warms_up_stays_and_falls() -> None:
     assert schedule.rate_at(100) == pytest.approx(0.1)
 
 
+def test_budget_of_seconds_ends_the_training_and_sets_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Schedule(steps=1000, batch=4, rate=1.0, warmup=1, decay_from=0.5, last_rate=0.1, seconds=8.0)
+    assert schedule.rate_at(999, 1.0) == 1.0
+    assert schedule.rate_at(2, 6.0) == pytest.approx(0.55)
+    clock = iter(range(100))
+    monkeypatch.setattr("demo.train.loop.time.perf_counter", lambda: float(next(clock)))
+    training, model = start(tmp_path, schedule)
+    run(training, model)
+    assert training.step == 8 and training.finished
+    resumed, _ = start(tmp_path, schedule)
+    assert resumed.resume() and resumed.finished
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     training, model = start(tmp_path)
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match="not finite at step 2"):
         training.run(lambda _: {"loss": model.weight.sum() * float("nan")})
