@@ -259,19 +259,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fits = said.lengths <= CAPTION_LENGTH
     tqdm.write(f"{int((~fits).sum())} of {len(captions)} captions have more than {CAPTION_LENGTH} tokens; left out")
 
-    autoencoder = load_autoencoder()
-    encoded_art = latents(autoencoder, pictures)
+    autoencoder = load_autoencoder().to(device)
     data = TrainingData(
         said[fits],
         choose_pictures(captions, PictureChoice(pictures, concepts), seed=given.seed).to(device)[fits],
         empty,
-        Latents(encoded_art.mean.to(device), encoded_art.std.to(device)),
+        latents(autoencoder, replace(pictures, pictures=pictures.pictures.to(device))),
     )
     probe = TemplateProbe(
         encoded[len(captions) : -1],
         torch.tensor(wanted),
         empty,
-        autoencoder.to(device),
+        autoencoder,
         load_classifier(given.classifier).to(device),
     )
     torch.manual_seed(given.seed)
