@@ -52,6 +52,7 @@ def load_encoder() -> tuple[PreTrainedTokenizerBase, LlamaModel]:
     folder = find_encoder()
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
     tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # some versions of transformers do not find them
     read = AutoModel.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved, so its weights go to one that was not.
     with contextlib.suppress(AttributeError):
