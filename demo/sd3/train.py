@@ -154,19 +154,14 @@ def train(
         training.parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     training.resume()
-    elapsed_file = folder / f"{NAME}-elapsed.json"
-    before = json.loads(elapsed_file.read_text())["seconds"] if training.step and elapsed_file.is_file() else 0.0
+    before = training.seconds
     torch.manual_seed(seed + training.step)
     loss = Loss(networks, data, batch=plan.batch, pad_id=pad_id)
     gradients = Gradients(loss, training.parameters, captured=captured)
     started = saved = logged = time.perf_counter()
-    elapsed, progress = before, plan.progress(training.step, before)
+    progress = plan.progress(training.step, before)
     smoothed = torch.zeros((), device=device)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def save() -> None:
-        training.save()
-        elapsed_file.write_text(json.dumps({"seconds": elapsed}), encoding="utf-8")
 
     while progress < 1:
         step = training.step
@@ -182,14 +177,19 @@ def train(
         if device.type == "cuda" and training.step % 10 == 0:
             torch.cuda.synchronize()  # so that the time measured is that of the steps
         now = time.perf_counter()
-        elapsed = before + now - started
-        progress = plan.progress(training.step, elapsed)
+        training.seconds = before + now - started
+        progress = plan.progress(training.step, training.seconds)
         if training.step % LOG_EVERY == 0 or progress >= 1:
             count = (training.step - 1) % LOG_EVERY + 1
             mean = smoothed.item() / count
             smoothed.zero_()
             line = json.dumps(
-                {"step": training.step, "loss": mean, "seconds": elapsed, "ms_per_step": 1000 * (now - logged) / count}
+                {
+                    "step": training.step,
+                    "loss": mean,
+                    "seconds": training.seconds,
+                    "ms_per_step": 1000 * (now - logged) / count,
+                }
             )
             logged = now
             with (folder / f"{NAME}.jsonl").open("a", encoding="utf-8") as curve:
@@ -198,9 +198,9 @@ def train(
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss is not finite at step {training.step}; lower the rate and resume")
         if now - saved > CHECKPOINT_SECONDS:
-            save()
+            training.save()
             saved = time.perf_counter()
-    save()
+    training.save()
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(average[name])
