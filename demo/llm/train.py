@@ -166,6 +166,7 @@ def train(
     seed: int = 0,
     probe: TemplateProbe | None = None,
     captured: bool = False,
+    bfloat16: bool = False,
 ) -> ZImageTransformer2DModel:
     """Train, or go on training, and return the moving average of the weights, frozen."""
     averaged = copy.deepcopy(transformer).eval().requires_grad_(False)
@@ -176,7 +177,9 @@ def train(
     training.resume()
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        return {"loss": flow_loss(transformer, *data.batch(generator, schedule.batch), generator)}
+        batch = data.batch(generator, schedule.batch)
+        with torch.autocast(generator.device.type, torch.bfloat16, enabled=bfloat16):
+            return {"loss": flow_loss(transformer, *batch, generator)}
 
     @torch.no_grad()
     def update_average() -> None:
@@ -214,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--captured", action="store_true", help="replay each step as a CUDA graph")
+    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16; weights stay float32")
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="begin at the weights of this transformer")
     parser.add_argument("--steps", type=int, default=SCHEDULE.steps, help="steps in all (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="end after so many seconds of steps, in place of --steps")
@@ -295,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=given.seed,
         probe=probe,
         captured=given.captured,
+        bfloat16=given.bfloat16,
     )
     export(trained, given.weights)
 

@@ -73,12 +73,14 @@ def test_resumed_training_equals_uninterrupted_training(data: train.TrainingData
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
 
 
-def test_training_lowers_the_loss(data: train.TrainingData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_training_lowers_the_loss(data: train.TrainingData, tmp_path: Path, bfloat16: bool) -> None:
     schedule = dataclasses.replace(SCHEDULE, steps=40, rate=1e-2, sample_every=20)
-    train.train(model(), data, tmp_path, schedule=schedule)
+    trained = train.train(model(), data, tmp_path, schedule=schedule, bfloat16=bfloat16)
     lines = (tmp_path / f"{train.NAME}.jsonl").read_text(encoding="utf-8").splitlines()
     first, last = (json.loads(line)["loss"] for line in lines)
     assert last < first
+    assert trained.dtype == torch.float32
 
 
 def test_texts_are_encoded_once_and_again_when_they_change(tmp_path: Path) -> None:
