@@ -242,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
+    classifier = load_classifier(given.classifier).to(device)
     concepts, art_file = read_all_concepts(), given.work / "art-all.safetensors"
     if not art_file.is_file():
         art.prepare(art.install_packages(given.work / "art"), art_file, concepts)
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.tensor(wanted),
         empty,
         autoencoder,
-        load_classifier(given.classifier).to(device),
+        classifier,
     )
     torch.manual_seed(given.seed)
     transformer = build_transformer()
