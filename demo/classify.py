@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo.concepts import GENDER_WORDS, GENDERS, WEIGHTS
-from editing.errors import ClassifierUnusable
 
 SIDE = 32
 WIDTHS = (40, 80, 128, 192)
@@ -96,6 +95,8 @@ class Classifier(nn.Module):
         """(pictures, classes) confidences of concepts; see `editing.evaluation.classifiers.Classifier`."""
         unknown = [name for name in classes if name not in self.names]
         if unknown:
+            from editing.errors import ClassifierUnusable  # training needs nothing else of `editing`
+
             raise ClassifierUnusable(f"the emoji classifier knows no concept {unknown[0]!r}")
         if not pictures:
             return torch.empty(0, len(classes))
@@ -122,7 +123,7 @@ def load_classifier(path: Path = WEIGHTS / "classifier.safetensors") -> Classifi
     """Load the committed classifier, in float32 and evaluation mode. Raises FileNotFoundError when it is not there."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing; restore it from git or run `python -m demo.train classifier export`"
+            f"{path} is missing; restore it from git or train the classifier as `demo/README.md` says"
         )
     with safe_open(path, "pt") as file:
         classes = json.loads(file.metadata()["classes"])

@@ -87,8 +87,9 @@ def train_unet(options: Options) -> None:
 def train_classifier(options: Options) -> None:
     pictures = art.load(options.art)
     compressor = autoencoder.finished(pictures, options.checkpoints)
+    both = classifier.both_kinds(compressor, pictures)
     schedule = options.schedule(classifier.SCHEDULE)
-    classifier.train(pictures, compressor, read_concepts(), options.checkpoints, schedule=schedule)
+    classifier.train(pictures, both, read_concepts(), options.checkpoints, schedule=schedule)
 
 
 def write_weights(options: Options) -> None:

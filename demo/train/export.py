@@ -1,18 +1,18 @@
 """Export: the trained parts as `demo/weights`, a pipeline in diffusers layout with everything that goes with it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import editing
 from demo.captions import caption_set
 from demo.classify import Classifier
 from demo.concepts import Concept
+from demo.train.classifier import export as export_classifier
 from demo.train.text_encoder import text_transformer
 from demo.train.unet import noise_schedule
 
@@ -35,11 +35,7 @@ def export(
     captions = caption_set(concepts, count=CAPTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
-    names = vars(classifier.classes)
-    weights = {key: value for key, value in classifier.state_dict().items() if not key.endswith("num_batches_tracked")}
-    save_with_facts(
-        {key: value.half() for key, value in weights.items()}, folder / "classifier.safetensors", classes=names
-    )
+    export_classifier(classifier, folder / "classifier.safetensors")
     export_pipeline(folder / "pipeline", tokenizer=tokenizer, encoder=encoder, autoencoder=autoencoder, unet=unet)
     # Of the encoder as it was written, in float16. Beside model_index.json, where the service looks for the statistics
     # of a model that it registers.
@@ -86,9 +82,3 @@ def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(learnt["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in learnt["merges"])
     (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges)) + "\n", encoding="utf-8")
-
-
-def save_with_facts(tensors: Mapping[str, Tensor], path: Path, **facts: object) -> None:
-    """Save with one metadata key holding JSON: with two, the order of the keys, and so the file's bytes, would vary."""
-    ((name, value),) = facts.items()
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata={name: json.dumps(value)})

@@ -1,10 +1,8 @@
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -60,12 +58,3 @@ def test_the_pipeline_loads_and_its_keys_are_prefixed(
     pictures = pipeline("a cat", num_inference_steps=2, output_type="pt").images
     assert tuple(pictures.shape) == (1, 3, 32, 32)
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pkl"))
-
-
-def test_facts_are_one_json_string(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    export.save_with_facts({"a": torch.zeros(2).t()}, path, facts={"b": 1})
-    with safe_open(path, "pt") as file:
-        assert {key: json.loads(value) for key, value in file.metadata().items()} == {"facts": {"b": 1}}
-    with pytest.raises(ValueError):
-        export.save_with_facts({}, path, one=1, two=2)
