@@ -56,13 +56,16 @@ class FactoredMoments:
                 f"there are no second moments of layer {layer}: estimate them, or change layers", pointer="/layers"
             ) from None
 
-    def load_factor(self, layer: int) -> Tensor:
-        """Return the lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64. Raises `SingularSecondMoment`."""
+    def load_factor(self, layer: int, *, device: torch.device | str = "cpu") -> Tensor:
+        """Return the lower triangular L with L Lᵀ = E[k kᵀ], (m, m) float64, computed and kept on this device.
+
+        Raises `SingularSecondMoment`.
+        """
         if layer in self._factors:
-            return self._factors[layer]
+            return self._factors[layer].to(device)
         factor = self._read(layer)
         if factor is None:
-            moment = self.load_moment(layer)
+            moment = self.load_moment(layer).to(device)
             # Moments of a large encoder take most of a gigabyte: those of a file are not needed any more.
             factor = factorize(moment, in_place=isinstance(self._moments, Path))
             del moment
@@ -72,6 +75,7 @@ class FactoredMoments:
                 )
             self._conditions[layer] = estimate_condition_number(factor)
             self._write(layer, factor)
+        factor = factor.to(device)
         if self._folder is None:
             self._factors[layer] = factor
         return factor

@@ -337,7 +337,7 @@ def _solve(
     right = torch.zeros(c, min(n, d), dtype=residual.dtype, device=residual.device)  # (c, r): I, or Rᵀ
     right[:n] = torch.eye(n, dtype=residual.dtype, device=residual.device) if low_rank else residual.T
     if c < m:
-        factor = factors.load_factor(layer).to(keys.device)  # L (m, m)
+        factor = factors.load_factor(layer, device=keys.device)  # L (m, m)
         y = solve_triangular(factor, keys, upper=False)  # Y (m, c)
         system = torch.diag(1 / weights) + y.T @ y / scale  # (c, c)
     else:
