@@ -108,7 +108,7 @@ class StageOneSettings:
     """The text steps end early once three of them lower the loss by less than this share of the first loss. With 0,
     L-BFGS ends at a minimum and Adam uses all of its steps."""
     text_weight: float = 0.01
-    """λ_s of Eq. 6: weight of the text loss in a hybrid edit."""
+    """λ_s of Eq. 6: weight of the text loss in a hybrid edit. With 0, the text loss is used by the warm-up alone."""
     weight_decay: float = 0.0
     """Weight of ‖δ‖²/‖h‖² in the loss. The published 5e-4 makes δ a third shorter, since the text loss weighs only
     0.01; other names of the source then hardly follow the edit (docs/decisions/0013)."""
@@ -150,8 +150,9 @@ class StageOneSettings:
                 raise _bad_setting(name, f"must be a whole number of at least {least}, not {integer!r}")
         if self.seed >= 2**63:
             raise _bad_setting("seed", "must be below 2^63")
-        if self.objective == "hybrid" and self.text_weight == 0:
-            raise _bad_setting("text_weight", 'must be above 0 in a hybrid edit: without a text loss, use "noise"')
+        if self.objective == "hybrid" and self.text_weight == 0 and self.warmup_steps == 0:
+            detail = 'must be above 0 in a hybrid edit without warm-up: without a text loss, use "noise"'
+            raise _bad_setting("text_weight", detail)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:

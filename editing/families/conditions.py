@@ -130,11 +130,13 @@ def _read_sana(encodings: Sequence[Encoding]) -> Condition:
 
 def _pack(states: Tensor, mask: Tensor, *, dropped: int) -> Condition:
     """Move each prompt's tokens after the first `dropped` to the left, and fill with zeros."""
-    rows = [own[kept][dropped:] for own, kept in zip(states, mask, strict=True)]
-    longest = max(map(len, rows))
-    lengths = torch.tensor([len(row) for row in rows], device=mask.device)
-    packed = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
-    return Condition(packed, torch.arange(longest, device=mask.device) < lengths[:, None])
+    lengths = mask.sum(1) - dropped  # (p,)
+    position = torch.arange(int(lengths.max()), device=mask.device)
+    kept = position < lengths[:, None]  # (p, longest)
+    # The tokens of a prompt are consecutive: from its first one on, or from the first that is not dropped.
+    index = (mask.int().argmax(1, keepdim=True) + dropped + position).clamp_max(mask.shape[1] - 1)
+    packed = states.gather(1, index[..., None].expand(-1, -1, states.shape[2])) * kept[..., None]
+    return Condition(packed, kept)
 
 
 _JOIN: dict[str, Callable[[Sequence[Encoding]], Condition]] = {

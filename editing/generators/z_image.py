@@ -29,6 +29,7 @@ class ZImage(FlowTransformer):
     def call_network(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         states = list(condition.states)
         if condition.mask is not None:
-            states = [own[mask] for own, mask in zip(states, condition.mask, strict=True)]
+            lengths = condition.mask.sum(1).tolist()  # the tokens are at the left
+            states = [own[:length] for own, length in zip(states, lengths, strict=True)]
         predictions = self.network(list(noisy[:, :, None]), (1000 - timesteps) / 1000, states).sample
         return -torch.stack(predictions)[:, :, 0]

@@ -4,7 +4,7 @@ Shapes: c, h, w latent channels, height and width; b noised latents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -32,6 +32,51 @@ class NoiseSource(Protocol):
     def draw_batch(self) -> NoiseBatch:
         """Draw the `noise_batch_size` latents of one step."""
         ...
+
+
+@dataclass(frozen=True)
+class NoisedPrompts:
+    """The noised latents of one step of e optimizations, each with the source prompt that the generator gets for it."""
+
+    noisy: Tensor
+    """x_t (b, c, h, w)"""
+    timesteps: Tensor
+    """t (b,)"""
+    target: Tensor
+    """(b, c, h, w)"""
+    prompts: Tensor
+    """(b,): the index of the prompt, in the template of the picture that the latents come from."""
+    owners: Tensor
+    """(b,): the optimization"""
+    shares: Tensor
+    """(b,): L_noise is a mean over the latents of an optimization."""
+    optimizations: int
+    """e"""
+
+    @classmethod
+    def draw(cls, sources: Sequence[NoiseSource], first: Tensor) -> "NoisedPrompts":
+        """Draw the latents of a step. `first` (e,) is the index of the first prompt of each optimization."""
+        drawn = [source.draw_batch() for source in sources]
+        size = torch.tensor([len(batch.timesteps) for batch in drawn], device=first.device)  # (e,)
+        owners = torch.arange(len(drawn), device=first.device).repeat_interleave(size)  # (b,)
+        return cls(
+            noisy=torch.cat([batch.noisy for batch in drawn]),
+            timesteps=torch.cat([batch.timesteps for batch in drawn]),
+            target=torch.cat([batch.target for batch in drawn]),
+            prompts=first[owners] + torch.cat([batch.templates for batch in drawn]),
+            owners=owners,
+            shares=1 / size[owners],
+            optimizations=len(drawn),
+        )
+
+    def select_prompts(self) -> tuple[Tensor, "NoisedPrompts"]:
+        """Return the indices of the prompts that have latents, and the batch with indices among these."""
+        used, prompts = self.prompts.unique(return_inverse=True)
+        return used, replace(self, prompts=prompts)
+
+    def sum_by_optimization(self, errors: Tensor) -> Tensor:
+        """Sum the errors (b,) of the latents of each optimization, (e,)."""
+        return errors.new_zeros(self.optimizations).index_add_(0, self.owners, errors)
 
 
 class DestinationNoise:

@@ -71,8 +71,12 @@ class Optimization:
 
     @property
     def text_weight(self) -> float:
-        """Weight of L_txt in the loss: λ_s of Eq. 6 for a hybrid edit."""
-        return {"text": 1.0, "noise": 0.0, "hybrid": self.edit.settings.text_weight}[self.edit.objective]
+        """Weight of L_txt in the loss of the next step: λ_s of Eq. 6 for a hybrid edit.
+
+        If λ_s is 0, the warm-up uses L_txt alone and the other steps do without it.
+        """
+        hybrid = self.edit.settings.text_weight or float(self.step < self.text_steps)
+        return {"text": 1.0, "noise": 0.0, "hybrid": hybrid}[self.edit.objective]
 
     @property
     def text_steps(self) -> int:

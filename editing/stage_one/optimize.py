@@ -26,6 +26,7 @@ from editing.errors import Cancelled, EditingError, OptimizationDiverged
 from editing.families.conditions import join_encodings
 from editing.generators.generator import Generator
 from editing.pipelines import EditablePipeline
+from editing.stage_one.noise import NoisedPrompts
 from editing.stage_one.optimization import Optimization, build_optimizations
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
 from editing.stage_one.prompt_batch import PromptBatch
@@ -217,20 +218,25 @@ class _Batch:
         """Run one step of every optimization and record its losses."""
         prompts, optimizer, optimizations = self._prompts, self._optimizer, self._optimizations
         assert prompts is not None
+        uses_text, used, batch = prompts.uses_text, None, None
+        if self._noisy:
+            batch = NoisedPrompts.draw([each.noise for each in optimizations if each.noise], prompts.first)
+            if not uses_text:  # the other prompts have no part in the loss
+                used, batch = batch.select_prompts()
         with torch.enable_grad():
             # Step 1: the encoders with δ in place.
             deltas = optimizer.points.detach().requires_grad_()  # (e, D)
-            encodings = prompts.encode(deltas)
+            encodings = prompts.encode(deltas, used)
             # Step 2: the losses without the generator, Eq. 2 and the regularizer.
-            text = prompts.text_losses(encodings)  # (e,)
+            text = prompts.text_losses(encodings) if uses_text else torch.zeros_like(prompts.text_weights)  # (e,)
             losses = text * prompts.text_weights + prompts.regularizer(deltas)  # (e,)
             total = losses.sum()
             # Step 3: L_noise, Eq. 3 or 4. Its gradient G with respect to the condition is known; adding the inner
             # product of the condition and G carries it on into the encoders.
             noise = torch.zeros_like(losses)
-            if self._noisy:
+            if batch:
                 condition = join_encodings(self._pipeline.family, encodings)
-                noise, gradient = compute_noise_losses(self._pipeline.generator, optimizations, prompts, condition)
+                noise, gradient = compute_noise_losses(self._pipeline.generator, batch, condition)
                 total = total + condition.dot(gradient)
             # Step 4: the gradient of every row. Rows share only weights without gradients, so the sum of the losses
             # gives each δ its own gradient, and a loss that is not finite affects its own δ alone.
@@ -244,12 +250,13 @@ class _Batch:
         optimizer = self._optimizer
         losses, converged = optimizer.losses.tolist(), optimizer.converged.tolist()
         for row, each in enumerate(self._optimizations):
+            has_text_loss = each.text_weight > 0
             each.step += 1
             each.delta = optimizer.best[row]
             each.at_minimum = converged[row]
             if accepted[row] or not each.losses:  # a rejected point says nothing about progress
                 each.losses.append(losses[row])
-            if each.uses_text:
+            if has_text_loss:
                 each.text_losses.append(text[row] if accepted[row] or not each.text_losses else each.text_losses[-1])
             if self._noisy:
                 each.noise_losses.append(noise[row])
@@ -267,9 +274,7 @@ def _draw_noise(pipeline: EditablePipeline, group: Group) -> None:
         _stop(group, error)
 
 
-def compute_noise_losses(
-    generator: Generator, running: Sequence[Optimization], prompts: PromptBatch, condition: Condition
-) -> tuple[Tensor, Condition]:
+def compute_noise_losses(generator: Generator, batch: NoisedPrompts, condition: Condition) -> tuple[Tensor, Condition]:
     """Return L_noise (e,) of Eq. 3 or 4, and its gradient with respect to the condition of the p prompts.
 
     The generator runs and is differentiated on a few latents at a time, so that its activations fit into memory. The
@@ -278,25 +283,16 @@ def compute_noise_losses(
     leaf = condition.map(lambda tensor: tensor.detach().requires_grad_(tensor.is_floating_point()))
     inputs = replace(leaf, mask=None)
     gradient = inputs.map(lambda tensor: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False))
-    drawn = [optimization.noise.draw_batch() for optimization in running if optimization.noise]
-    noisy = torch.cat([batch.noisy for batch in drawn])  # x_t (b, c, h, w)
-    timesteps = torch.cat([batch.timesteps for batch in drawn])  # (b,)
-    target = torch.cat([batch.target for batch in drawn])  # (b, c, h, w)
-    # The source prompt of each latent, in the template of the picture that it comes from.
-    prompt = torch.cat([first + batch.templates for first, batch in zip(prompts.first, drawn, strict=True)])  # (b,)
-    size = torch.tensor([len(batch.timesteps) for batch in drawn], device=prompt.device)  # (e,)
-    owner = torch.arange(len(drawn), device=prompt.device).repeat_interleave(size)  # (b,): the row of each latent
-    share = 1 / size[owner]  # (b,): L_noise is a mean over the latents of a row
 
     def differentiate(chunk: slice) -> Tensor:
-        prediction = generator.predict(noisy[chunk], timesteps[chunk], leaf[prompt[chunk]])
-        errors = (prediction - target[chunk]).square().mean((1, 2, 3)) * share[chunk]  # (chunk,)
+        prediction = generator.predict(batch.noisy[chunk], batch.timesteps[chunk], leaf[batch.prompts[chunk]])
+        errors = (prediction - batch.target[chunk]).square().mean((1, 2, 3)) * batch.shares[chunk]  # (chunk,)
         for total, own in zip(gradient.tensors, torch.autograd.grad(errors.sum(), inputs.tensors), strict=True):
             total.add_(own)
         return errors.detach()
 
-    errors = torch.cat(generator.chunks.run_in_chunks(len(noisy), differentiate))  # (b,)
-    return torch.zeros(len(drawn), device=prompt.device).index_add_(0, owner, errors), gradient
+    errors = torch.cat(generator.chunks.run_in_chunks(len(batch.noisy), differentiate))  # (b,)
+    return batch.sum_by_optimization(errors), gradient
 
 
 def _stop(group: Group, error: EditingError) -> None:

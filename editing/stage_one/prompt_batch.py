@@ -85,10 +85,21 @@ class PromptBatch:
         self._row = torch.arange(len(counts), device=device).repeat_interleave(number)  # (p,)
         self._share = 1 / number[self._row]  # (p,)
 
-    def encode(self, deltas: Tensor) -> list[Encoding]:
-        """Return each encoder's output for the prompts with δ (e, D) added: E_{v=+δ}(p) of Eq. 2."""
-        shifts = deltas[self._row].split(self._widths, dim=1)  # (p, d) for each encoder: one δ for all templates
-        return [sources.encode(shift) for sources, shift in zip(self._sources, shifts, strict=True)]
+    @property
+    def uses_text(self) -> bool:
+        """Whether any optimization has a text loss."""
+        return bool((self.text_weights > 0).any())
+
+    def encode(self, deltas: Tensor, prompts: Tensor | None = None) -> list[Encoding]:
+        """Return each encoder's output for the prompts with δ (e, D) added: E_{v=+δ}(p) of Eq. 2.
+
+        `prompts` are the indices of those to encode, by default all.
+        """
+        row, sources = self._row, self._sources
+        if prompts is not None:
+            row, sources = row[prompts], [own.select(prompts) for own in sources]
+        shifts = deltas[row].split(self._widths, dim=1)  # (p, d) for each encoder: one δ for all templates
+        return [own.encode(shift) for own, shift in zip(sources, shifts, strict=True)]
 
     def text_losses(self, encodings: Sequence[Encoding]) -> Tensor:
         """Return L_txt (e,), summed over the encoders and averaged over the templates; 0 without a text loss."""
@@ -182,7 +193,7 @@ class _SourcePrompts:
             targets=Targets.join([part.targets for part in parts]),
         )
 
-    def select(self, prompts: slice) -> "_SourcePrompts":
+    def select(self, prompts: slice | Tensor) -> "_SourcePrompts":
         return replace(
             self,
             states=self.states[prompts],

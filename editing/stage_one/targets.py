@@ -88,7 +88,7 @@ class Targets:
             parts[0].is_pooled,
         )
 
-    def select(self, prompts: slice) -> "Targets":
+    def select(self, prompts: slice | Tensor) -> "Targets":
         """Return the targets of some prompts."""
         taps, scales = (tuple(tensor[prompts] for tensor in own) for own in (self.taps, self.scales))
         return Targets(taps, self.present[prompts], scales, self.is_pooled)

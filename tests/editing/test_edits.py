@@ -70,6 +70,12 @@ class TestConceptEdit:
 
 
 class TestStageOneSettings:
+    def test_hybrid_edit_without_text_weight_needs_a_warmup(self) -> None:
+        assert StageOneSettings(text_weight=0, warmup_steps=1).text_weight == 0
+        with pytest.raises(InvalidEdit) as refusal:
+            StageOneSettings(text_weight=0, warmup_steps=0)
+        assert refusal.value.pointer == "/settings/text_weight"
+
     @pytest.mark.parametrize(
         ("name", "given"),
         [
@@ -80,7 +86,6 @@ class TestStageOneSettings:
             ("learning_rate", 0),
             ("learning_rate", float("inf")),
             ("text_weight", -1),
-            ("text_weight", 0),
             ("weight_decay", "small"),
             ("max_delta_norm", 0),
             ("seed", -1),

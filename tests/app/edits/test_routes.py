@@ -133,7 +133,7 @@ class TestCreateEdit:
             ({"settings": {"tolerance": -0.1}}, "/settings/tolerance"),
             ({"settings": {"text_optimizer": "sgd"}}, "/settings/text_optimizer"),
             ({"settings": {"layer": 4}}, "/settings/layer"),
-            ({"settings": {"objective": "hybrid", "text_weight": 0}}, "/settings/text_weight"),
+            ({"settings": {"text_weight": 0, "warmup_steps": 0}}, "/settings/text_weight"),
             ({"settings": {"unknown": 1}}, "/settings/unknown"),
             ({"reason": "r" * 2001}, "/reason"),
             ({"labels": {"a": "v" * 257}}, "/labels/a"),

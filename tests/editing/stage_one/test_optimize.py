@@ -291,7 +291,8 @@ class TestNoiseObjectives:
         width = sum(encoder.width for encoder in pipeline.encoders)
         deltas = torch.randn(2, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
         condition = join_encodings(any_pipeline.family, prompts.encode(deltas))
-        losses, gradient = compute_noise_losses(pipeline.generator, running, prompts, condition)
+        drawn = noise.NoisedPrompts.draw([each.noise for each in running if each.noise], prompts.first)
+        losses, gradient = compute_noise_losses(pipeline.generator, drawn, condition)
         (chunked,) = torch.autograd.grad(condition.dot(gradient), deltas, retain_graph=True)
 
         whole = torch.stack(
@@ -305,6 +306,20 @@ class TestNoiseObjectives:
         torch.testing.assert_close(losses, whole.detach())
         (expected,) = torch.autograd.grad(whole.sum(), deltas)
         torch.testing.assert_close(chunked, expected, rtol=1e-4, atol=1e-9)
+
+    def test_without_text_weight_the_text_loss_ends_with_the_warmup(self, pipeline: EditablePipeline) -> None:
+        """The other steps leave out the prompts of which no latents are drawn: the value is that of all prompts."""
+        settings = dataclasses.replace(QUICK, optimization_steps=6, warmup_steps=3, noise_batch_size=1, tolerance=0)
+        edits = [
+            dataclasses.replace(edit, settings=dataclasses.replace(settings, text_weight=weight))
+            for weight in (0.0, 1e-7)
+            for edit in (CAT, TREE)
+        ]
+        values = optimize_values(pipeline, edits[:2]) + optimize_values(pipeline, edits[2:])
+        assert [len(value.text_losses) for value in values if isinstance(value, EditValue)] == [3, 3, 6, 6]
+        assert [len(value.noise_losses) for value in values if isinstance(value, EditValue)] == [3] * 4
+        for without, tiny in zip(values[:2], values[2:], strict=True):
+            torch.testing.assert_close(first(without).delta, first(tiny).delta, rtol=1e-3, atol=1e-5)
 
     def test_reference_images_need_no_destination_prompt(self, pipeline: EditablePipeline) -> None:
         value = one(pipeline, ConceptEdit("cat", ReferenceImages((PICTURE, PICTURE)), settings=QUICK))

@@ -9,7 +9,7 @@ from editing.chunks import ChunkSize
 from editing.edits import ConceptEdit, DestinationPrompt, ReferenceImages, StageOneSettings
 from editing.families.conditions import join_encodings
 from editing.pipelines import EditablePipeline, load_pipeline
-from editing.stage_one.noise import NoiseBatch
+from editing.stage_one.noise import NoiseBatch, NoisedPrompts
 from editing.stage_one.optimization import build_optimizations
 from editing.stage_one.optimize import compute_noise_losses, optimize_values
 from editing.stage_one.prompt_batch import PromptBatch
@@ -70,7 +70,8 @@ def test_chunked_gradient_equals_that_of_the_whole_loss(
     width = sum(encoder.width for encoder in pipeline.encoders)
     deltas = torch.randn(len(running), width, generator=torch.Generator().manual_seed(0), requires_grad=True)
     condition = join_encodings(pipeline.family, prompts.encode(deltas))
-    losses, gradient = compute_noise_losses(generator, running, prompts, condition)
+    drawn = NoisedPrompts.draw([each.noise for each in running if each.noise], prompts.first)
+    losses, gradient = compute_noise_losses(generator, drawn, condition)
     (chunked,) = torch.autograd.grad(condition.dot(gradient), deltas, retain_graph=True)
 
     whole: list[Tensor] = []
