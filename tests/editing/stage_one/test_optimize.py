@@ -315,9 +315,10 @@ class TestNoiseObjectives:
             for weight in (0.0, 1e-7)
             for edit in (CAT, TREE)
         ]
-        values = optimize_values(pipeline, edits[:2]) + optimize_values(pipeline, edits[2:])
-        assert [len(value.text_losses) for value in values if isinstance(value, EditValue)] == [3, 3, 6, 6]
-        assert [len(value.noise_losses) for value in values if isinstance(value, EditValue)] == [3] * 4
+        outcomes = optimize_values(pipeline, edits[:2]) + optimize_values(pipeline, edits[2:])
+        values = [value for value in outcomes if isinstance(value, EditValue)]
+        assert [len(value.text_losses) for value in values] == [3, 3, 6, 6]
+        assert [len(value.noise_losses) for value in values] == [3, 3, 3, 3]
         for without, tiny in zip(values[:2], values[2:], strict=True):
             torch.testing.assert_close(first(without).delta, first(tiny).delta, rtol=1e-3, atol=1e-5)
 
