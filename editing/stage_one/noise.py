@@ -15,6 +15,8 @@ from editing.edits import StageOneSettings
 from editing.errors import ImageRejected
 from editing.pipelines import EditablePipeline
 
+_PICTURES = 64  # drawn at a time
+
 
 @dataclass(frozen=True)
 class NoiseBatch:
@@ -91,17 +93,11 @@ class DestinationNoise:
         pipeline: EditablePipeline,
         destinations: Sequence[str],
         *,
+        latents: Tensor,
         settings: StageOneSettings,
         generator: torch.Generator,
     ) -> None:
-        prompts = [destinations[image % len(destinations)] for image in range(settings.num_images)]
-        seeds = torch.randint(2**62, (settings.num_images,), generator=generator).tolist()
-        latents = pipeline.sample(  # x_0 (images, c, h, w)
-            prompts,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-        )
+        """`latents` are x_0 (images, c, h, w) of `draw_destinations`."""
         image = torch.arange(settings.noise_pool_size) % settings.num_images  # (pool,)
         noised = pipeline.generator.add_noise(latents[image], generator=generator)
         condition = pipeline.encode(destinations)  # E(p̂), one row for each template
@@ -116,6 +112,34 @@ class DestinationNoise:
         pool = self._pool
         chosen = torch.randint(len(pool.noisy), (self._size,), generator=self._generator).to(pool.noisy.device)
         return NoiseBatch(pool.noisy[chosen], pool.timesteps[chosen], pool.target[chosen], pool.templates[chosen])
+
+
+@torch.no_grad()
+def draw_destinations(
+    pipeline: EditablePipeline, edits: Sequence[tuple[Sequence[str], StageOneSettings, torch.Generator]]
+) -> list[Tensor]:
+    """Draw the pictures of each edit's destination prompts, x_0 (images, c, h, w), from its generator of seeds.
+
+    Those of all edits share batches: a pass of few latents leaves a GPU idle.
+    """
+    drawn: list[list[Tensor]] = [[] for _ in edits]
+    by_sampling: dict[tuple[int, float], list[tuple[int, str, int]]] = {}
+    for index, (destinations, settings, generator) in enumerate(edits):
+        seeds = torch.randint(2**62, (settings.num_images,), generator=generator).tolist()
+        pictures = by_sampling.setdefault((settings.num_inference_steps, settings.guidance_scale), [])
+        pictures += [(index, destinations[image % len(destinations)], seed) for image, seed in enumerate(seeds)]
+    for (steps, scale), pictures in by_sampling.items():
+        for start in range(0, len(pictures), _PICTURES):
+            chosen = pictures[start : start + _PICTURES]
+            latents = pipeline.sample(
+                [prompt for _, prompt, _ in chosen],
+                generators=[torch.Generator().manual_seed(seed) for *_, seed in chosen],
+                num_inference_steps=steps,
+                guidance_scale=scale,
+            )
+            for (index, _, _), own in zip(chosen, latents, strict=True):
+                drawn[index].append(own)
+    return [torch.stack(own) for own in drawn]
 
 
 class ReferenceNoise:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from editing.edits import ConceptEdit, ReferenceImages
 from editing.errors import EditingError, InvalidEdit
 from editing.pipelines import EditablePipeline
 from editing.prompts import PromptTokenizer, SubjectPosition, build_destination_prompts, check_subjects
-from editing.stage_one.noise import DestinationNoise, NoiseSource, ReferenceNoise
+from editing.stage_one.noise import DestinationNoise, NoiseSource, ReferenceNoise, draw_destinations
 from editing.stage_one.targets import Compared
 from editing.stage_two.conflicts import list_destination_names
 
@@ -126,16 +126,28 @@ class Optimization:
             self.text_losses.append(text_loss)
         self.best = None
 
-    def draw_noise(self, pipeline: EditablePipeline) -> None:
-        """Draw what the noise loss compares, from the edit's seed."""
-        settings, generator = self.edit.settings, Generator().manual_seed(self.edit.settings.seed)
-        if self.edit.objective == "text":
-            return
-        if isinstance(self.edit.destination, ReferenceImages):
-            images, templates = self.edit.destination.images, len(self.edit.templates)
-            self.noise = ReferenceNoise(pipeline, images, templates=templates, settings=settings, generator=generator)
-        else:
-            self.noise = DestinationNoise(pipeline, self.destinations, settings=settings, generator=generator)
+
+def draw_noise(pipeline: EditablePipeline, optimizations: Sequence[Optimization]) -> None:
+    """Draw what the noise loss of each compares, from its edit's seed. A damaged reference image is its error."""
+    prompted: list[tuple[Optimization, torch.Generator]] = []
+    for each in optimizations:
+        settings, generator = each.edit.settings, torch.Generator().manual_seed(each.edit.settings.seed)
+        if isinstance(each.edit.destination, ReferenceImages):
+            images, templates = each.edit.destination.images, len(each.edit.templates)
+            try:
+                each.noise = ReferenceNoise(
+                    pipeline, images, templates=templates, settings=settings, generator=generator
+                )
+            except EditingError as error:
+                each.error = error
+        elif each.edit.objective != "text":
+            prompted.append((each, generator))
+    wanted = [(each.destinations, each.edit.settings, generator) for each, generator in prompted]
+    for (each, generator), latents in zip(prompted, draw_destinations(pipeline, wanted), strict=True):
+        settings = each.edit.settings
+        each.noise = DestinationNoise(
+            pipeline, each.destinations, latents=latents, settings=settings, generator=generator
+        )
 
 
 def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Optimization]:

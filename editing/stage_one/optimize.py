@@ -27,7 +27,7 @@ from editing.families.conditions import join_encodings
 from editing.generators.generator import Generator
 from editing.pipelines import EditablePipeline
 from editing.stage_one.noise import NoisedPrompts
-from editing.stage_one.optimization import Optimization, build_optimizations
+from editing.stage_one.optimization import Optimization, build_optimizations, draw_noise
 from editing.stage_one.optimizers import LBFGS, Adam, RowOptimizer
 from editing.stage_one.prompt_batch import PromptBatch
 from editing.values import EditValue, EncoderValue, mix, weigh_losses
@@ -62,8 +62,8 @@ def optimize_values(
     a batch; a `Balance` has one for each of its prompts and is never split.
 
     The same call on the same platform with the same number of threads gives the same bits. All random numbers come
-    from the edit's own seed. Its pictures and targets do not depend on other edits; its value depends on them by
-    rounding only, since the sums of a step run over the batch.
+    from the edit's own seed. Its pictures, targets and value depend on other edits by rounding only, since they share
+    batches.
     """
     outcomes: list[EditValue | EditingError | None] = [None] * len(edits)
     groups: list[Group] = []
@@ -174,16 +174,19 @@ class _Batch:
     def _start_groups(self, *, free_rows: int) -> list[Group]:
         """Return the next groups that fit, ready to run. One that is larger than a batch runs alone."""
         starting: list[Group] = []
-        while self._waiting and (len(self._waiting[0]) <= free_rows or not (self.groups or starting)):
+        rows = free_rows
+        while self._waiting and (len(self._waiting[0]) <= rows or not (self.groups or starting)):
             if self._waiting[0][0] not in self._encoded:
                 self._encode_ahead()
             group = self._waiting.popleft()
             self._check_cancelled(group)
-            if self._noisy and group[0].error is None:
-                _draw_noise(self._pipeline, group)
             if group[0].error is None:
                 starting.append(group)
-                free_rows -= len(group)
+                rows -= len(group)
+        if self._noisy and starting:
+            draw_noise(self._pipeline, [optimization for group in starting for optimization in group])
+            drawn = [group for group in starting if group[0].error is None]
+            return drawn or self._start_groups(free_rows=free_rows)
         return starting
 
     def _encode_ahead(self) -> None:
@@ -264,14 +267,6 @@ class _Batch:
             if not all(math.isfinite(each.losses[-1]) for each in group):
                 detail = f"the loss is not finite at step {group[0].step}: lower learning_rate, or check the weights"
                 _stop(group, OptimizationDiverged(detail))
-
-
-def _draw_noise(pipeline: EditablePipeline, group: Group) -> None:
-    try:
-        for optimization in group:
-            optimization.draw_noise(pipeline)
-    except EditingError as error:
-        _stop(group, error)
 
 
 def compute_noise_losses(generator: Generator, batch: NoisedPrompts, condition: Condition) -> tuple[Tensor, Condition]:

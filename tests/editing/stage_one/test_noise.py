@@ -1,6 +1,8 @@
 """What the noise losses compare: x_t, t, and what ε should be."""
 
+import dataclasses
 from io import BytesIO
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import Generator, Tensor
 from editing.edits import StageOneSettings
 from editing.errors import ImageRejected
 from editing.pipelines import EditablePipeline
-from editing.stage_one.noise import DestinationNoise, NoiseBatch, ReferenceNoise, to_pixels
+from editing.stage_one import noise as noise_module
+from editing.stage_one.noise import DestinationNoise, NoiseBatch, ReferenceNoise, draw_destinations, to_pixels
 
 SETTINGS = StageOneSettings(
     num_images=3, noise_pool_size=12, noise_batch_size=5, num_inference_steps=2, guidance_scale=2.0
@@ -20,12 +23,9 @@ DESTINATIONS = ("a dog", "dog")
 
 
 def destination_noise(pipeline: EditablePipeline, *, seed: int = 0) -> DestinationNoise:
-    return DestinationNoise(
-        pipeline,
-        DESTINATIONS,
-        settings=SETTINGS,
-        generator=Generator().manual_seed(seed),
-    )
+    generator = Generator().manual_seed(seed)
+    (latents,) = draw_destinations(pipeline, [(DESTINATIONS, SETTINGS, generator)])
+    return DestinationNoise(pipeline, DESTINATIONS, latents=latents, settings=SETTINGS, generator=generator)
 
 
 def reference_noise(pipeline: EditablePipeline, *, seed: int = 0) -> ReferenceNoise:
@@ -68,6 +68,21 @@ def test_timesteps_are_uniform(pipeline: EditablePipeline) -> None:
     timesteps = noised.timesteps
     assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
     assert timesteps.float().mean() == pytest.approx(499.5, abs=15)
+
+
+def test_pictures_of_several_edits_share_batches(pipeline: EditablePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each edit gets the pictures that it gets alone, also where its sampling differs from the others'."""
+    monkeypatch.setattr(noise_module, "_PICTURES", 4)
+    longer = dataclasses.replace(SETTINGS, num_inference_steps=3)
+    edits = ((DESTINATIONS, SETTINGS), (("a cat",), longer), (("a fish", "fish"), SETTINGS))
+
+    def wanted(edit: tuple[tuple[str, ...], StageOneSettings], seed: int) -> Any:
+        return *edit, Generator().manual_seed(seed)
+
+    together = draw_destinations(pipeline, [wanted(edit, seed) for seed, edit in enumerate(edits)])
+    for seed, (edit, found) in enumerate(zip(edits, together, strict=True)):
+        (alone,) = draw_destinations(pipeline, [wanted(edit, seed)])
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
 
 
 class TestDestinationNoise:

@@ -10,7 +10,7 @@ from editing.edits import ConceptEdit, DestinationPrompt, ReferenceImages, Stage
 from editing.families.conditions import join_encodings
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.stage_one.noise import NoiseBatch, NoisedPrompts
-from editing.stage_one.optimization import build_optimizations
+from editing.stage_one.optimization import build_optimizations, draw_noise
 from editing.stage_one.optimize import compute_noise_losses, optimize_values
 from editing.stage_one.prompt_batch import PromptBatch
 from editing.values import EditValue
@@ -61,8 +61,8 @@ def test_chunked_gradient_equals_that_of_the_whole_loss(
     monkeypatch.setattr(generator, "chunks", ChunkSize(3))
     running = [each for i, edit in enumerate(EDITS) for each in build_optimizations(edit, pipeline, index=i)]
     batches = []
+    draw_noise(pipeline, running)
     for each in running:
-        each.draw_noise(pipeline)
         assert each.noise
         batches.append(each.noise.draw_batch())
         each.noise = _Repeat(batches[-1])
