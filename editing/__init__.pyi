@@ -7,6 +7,7 @@ from .edits import DestinationPrompt as DestinationPrompt
 from .edits import Erasure as Erasure
 from .edits import ReferenceImages as ReferenceImages
 from .edits import StageOneSettings as StageOneSettings
+from .encoders.load import load_encoder as load_encoder
 from .errors import EditingError as EditingError
 from .families.layout import describe_pipeline as describe_pipeline
 from .pictures.comparison import draw_comparison as draw_comparison

@@ -1,5 +1,6 @@
 """The pipeline that a worker keeps in memory, with its classifier and second moments."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -16,6 +17,7 @@ from app.worker.sources import open_classifier
 from editing.errors import UnsupportedPipeline
 
 if TYPE_CHECKING:
+    from editing.encoders.base import TextEncoder
     from editing.evaluation.classifiers import Classifier
     from editing.pipelines import EditablePipeline
     from editing.second_moments.factors import FactoredMoments
@@ -24,7 +26,7 @@ log = structlog.get_logger()
 
 
 class WarmPipeline:
-    """Loads a model's pipeline from the store on first use, and keeps it until another model's is needed."""
+    """Loads a model's pipeline from the store on first use, and keeps it until another model is needed."""
 
     def __init__(self, store: Store, settings: Settings, sessions: Sessions) -> None:
         self.store = store
@@ -38,17 +40,37 @@ class WarmPipeline:
 
     def get(self, model_id: UUID) -> "EditablePipeline":
         """Return the pipeline of a ready model, on the worker's device. Do not change its weights."""
+        files = self._select(model_id)
+        if self._pipeline is None:
+            self._pipeline = editing.load_pipeline(self._link(files), device=self.prepare())
+            log.info("pipeline loaded", digest=self._digest)
+        return self._pipeline
+
+    def load_encoders(self, model_id: UUID, last_layers: Mapping[str, int]) -> Iterator["TextEncoder"]:
+        """Yield the text encoders of a ready model. If its pipeline is not in memory, each is loaded for the caller.
+
+        It is loaded up to its last layer of these, and cannot encode prompts.
+        """
+        files = self._select(model_id)
+        if self._pipeline is not None:
+            yield from self._pipeline.encoders
+            return
+        for name, layer in last_layers.items():
+            yield editing.load_encoder(self._link(files), name, device=self.prepare(), last_layer=layer)
+
+    def _select(self, model_id: UUID) -> list[tuple[str, str]]:
+        """Return the path and the sha256 of each file of a ready model, and drop the pipeline of any other."""
         with self.sessions() as session:
             model = session.get_one(Model, model_id)
             files = [(file.path, file.sha256) for file in model.files]
         if model.digest is None:
             raise UnsupportedPipeline(f"the model {model.name} is {model.state}, not ready")
-        if self._pipeline is None or self._digest != model.digest:
-            self._pipeline = None  # before the next is loaded: two may not fit
-            self._pipeline = self._load(files)
-            self._digest = model.digest
-            log.info("pipeline loaded", model=model.name, digest=model.digest)
-        return self._pipeline
+        if self._digest != model.digest:  # two may not fit
+            self._digest, self._pipeline = model.digest, None
+        return files
+
+    def _link(self, files: list[tuple[str, str]]) -> Path:
+        return snapshot(self.store, files, folder=self.settings.data_dir)
 
     def classifier(self, model_id: UUID) -> "Classifier | None":
         """Return the model's classifier, kept until another is needed. Raises `ClassifierUnusable`."""
@@ -86,7 +108,3 @@ class WarmPipeline:
         if self.settings.device != "auto":
             return self.settings.device
         return "cuda" if torch.cuda.is_available() else "cpu"
-
-    def _load(self, files: list[tuple[str, str]]) -> "EditablePipeline":
-        device = self.prepare()
-        return editing.load_pipeline(snapshot(self.store, files, folder=self.settings.data_dir), device=device)

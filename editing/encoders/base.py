@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.families.family import EncoderSpec, Tap
-from editing.families.layout import choose_default_layers, count_blocks, find_last_value_layer
+from editing.families.layout import choose_default_layers, count_blocks, find_last_value_layer, find_value_layer
 from editing.families.registry import FAMILIES
 from editing.prompts import PromptTokenizer
 
@@ -210,13 +210,8 @@ class TextEncoder(ABC):
 
     @property
     def value_layer(self) -> int:
-        """L, the last layer edited by default.
-
-        It is the last but one of CLIP: an edit of the last layer would change its output at the subject's own position
-        only. In larger encoders, the names that follow the edit are those of early layers.
-        """
-        wanted = self.n_layers - 2 if self.spec.kind == "clip" else max(2, self.n_layers // 7)
-        return min(wanted, self.last_value_layer)
+        """L, the last layer edited by default."""
+        return find_value_layer(self.spec, layers=self.n_layers)
 
     @property
     def last_value_layer(self) -> int:

@@ -131,6 +131,16 @@ def choose_default_layers(family: str, encoder: str, *, last: int) -> tuple[int,
     return tuple(range(max(0, last + 1 - count), last + 1))
 
 
+def find_value_layer(spec: EncoderSpec, *, layers: int) -> int:
+    """Return L, the last layer edited by default, of an encoder with this number of layers.
+
+    It is the last but one of CLIP: an edit of the last layer would change its output at the subject's own position
+    only. In larger encoders, the names that follow the edit are those of early layers.
+    """
+    wanted = layers - 2 if spec.kind == "clip" else max(2, layers // 7)
+    return min(wanted, find_last_value_layer(spec, layers=layers))
+
+
 def find_last_value_layer(spec: EncoderSpec, *, layers: int) -> int:
     """Return the last layer that values can be optimized for: the last but one, and none after what is read.
 

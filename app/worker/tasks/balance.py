@@ -54,11 +54,7 @@ def balance(
         progress=progress,
         cancelled=lambda: context.should_stop(lease),
     )
-    return found.value, {
-        **found.to_json(),
-        "statistics": digest,
-        "note": None,
-    }
+    return found.value, {**found.to_json(), "statistics": digest, "note": None}
 
 
 def _describe_not_evaluated(shares: dict[str, float], reason: str) -> JsonObject:

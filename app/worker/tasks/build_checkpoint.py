@@ -2,8 +2,9 @@
 
 import hashlib
 import importlib.metadata
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from editing.errors import EditingError
 from editing.files import File
 
 if TYPE_CHECKING:
+    from editing.encoders.base import TextEncoder
     from editing.pipelines import EditablePipeline
     from editing.stage_two.update import Update
     from editing.uce.projections import ProjectionUpdate
@@ -51,26 +53,24 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         work = read(session, store=context.store, checkpoint_id=lease.target_id)
     signer = read_configured_key(context.settings.signing_key_file or UNSIGNED)
     context.advance(lease, "loading")
-    with STAGE_SECONDS.labels("loading").time():
-        pipeline = context.pipelines.get(work.model_id)
-    updates = updates_of(context, lease, work, pipeline) if work.edits else []
-    projected = _update_projections(context, lease, work, pipeline, updates) if work.projected else None
-    context.report(lease, "publishing")
-    with (
-        STAGE_SECONDS.labels("publishing").time(),
-        tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary,
-    ):
+    pipeline = context.pipelines.get(work.model_id) if work.projected else None
+    with tempfile.TemporaryDirectory(prefix="emender-checkpoint-") as temporary:
         folder = Path(temporary)
-        if updates:
-            for encoder, update in zip(pipeline.encoders, updates, strict=True):
-                editing.export_text_encoder(encoder, update, folder)
-                if encoder.spec.kind != "clip":
-                    editing.export_adapter(encoder, update, folder / "adapters" / encoder.name)
-            editing.export_lora(updates, folder / LORA)
-        if projected is not None:
+        updates: list[Update] = []
+        for encoder, update in solve(context, lease, work):
+            editing.export_text_encoder(encoder, update, folder)
+            if encoder.spec.kind != "clip":
+                editing.export_adapter(encoder, update, folder / "adapters" / encoder.name)
+            updates.append(update)
+        editing.export_lora(updates, folder / LORA)
+        projected = None
+        if pipeline:
+            projected = _update_projections(context, lease, work, pipeline, updates)
             editing.export_generator(pipeline, projected, folder)
-        files = store_folder(context.store, folder)
-    files += _write_metadata_files(context.store, work, pipeline, files, signer=signer)
+        context.report(lease, "publishing")
+        with STAGE_SECONDS.labels("publishing").time():
+            files = store_folder(context.store, folder)
+    files += _write_metadata_files(context.store, work, files, signer=signer)
     report = _report(work, updates, projected)
     with context.result(lease) as session:
         pin_blobs(session, context.store, [file.sha256 for file in files])
@@ -84,20 +84,14 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
 
 
 def _write_metadata_files(
-    store: Store,
-    work: "BuildInputs",
-    pipeline: "EditablePipeline",
-    weights: Sequence[File],
-    *,
-    signer: SigningKey | None,
+    store: Store, work: "BuildInputs", weights: Sequence[File], *, signer: SigningKey | None
 ) -> list[File]:
     """Store the card, the manifest and, if there is a key, the signature of every file that the revision serves."""
-    modules = {encoder.name: encoder.model for encoder in pipeline.encoders}
-    modules[pipeline.generator.component] = pipeline.generator.network
+    index = json.loads(store.read(work.inputs.model_files["model_index.json"]))
     card = write_card(
         work.inputs,
         files={file.path: file.sha256 for file in weights},
-        classes={name: type(module).__name__ for name, module in modules.items()},
+        classes={name: entry[1] for name, entry in index.items() if isinstance(entry, list)},
     )
     readme = store_content(store, "README.md", card)
     served = merge_files(work.base, [*weights, readme])
@@ -109,18 +103,14 @@ def _write_metadata_files(
     return [readme, manifest, store_content(store, SIGNATURE, signature)]
 
 
-def updates_of(context: JobContext, lease: Lease, work: "BuildInputs", pipeline: "EditablePipeline") -> list["Update"]:
-    """Stage II, for one text encoder after the other."""
+def solve(context: JobContext, lease: Lease, work: "BuildInputs") -> Iterator[tuple["TextEncoder", "Update"]]:
+    """Run stage II for one text encoder after the other, each loaded up to its last edited layer."""
     values = [editing.EditValue.from_safetensors(content) for content in work.values]
-    total = sum(map(len, work.inputs.layers.values()))
-    updates: list[Update] = []
-
-    def progress(done: int, _: int) -> None:
-        done += sum(len(update.layers) for update in updates)
-        context.advance(lease, "solving", done, total)
-
-    assert work.inputs.alpha is not None and work.inputs.statistics is not None
-    for encoder in pipeline.encoders:
+    layers, solved = work.inputs.layers, 0
+    total = sum(map(len, layers.values()))
+    encoders = context.pipelines.load_encoders(work.model_id, {name: max(own) for name, own in layers.items()})
+    for encoder in encoders if work.edits else ():
+        assert work.inputs.alpha is not None and work.inputs.statistics is not None
         with STAGE_SECONDS.labels("stage_two").time():
             update = editing.compute_update(
                 encoder,
@@ -129,14 +119,14 @@ def updates_of(context: JobContext, lease: Lease, work: "BuildInputs", pipeline:
                 context.pipelines.moments(work.inputs.statistics, encoder=encoder.name),
                 alpha=work.inputs.alpha,
                 moment_weight=work.inputs.options["moment_weight"],
-                layers=work.inputs.layers[encoder.name],
+                layers=layers[encoder.name],
                 residual_schedule=work.inputs.options["residual_schedule"],
                 preserve=work.inputs.options["preserve"],
                 contexts=work.inputs.options.get("contexts", "own"),
-                progress=progress,
+                progress=lambda done, _: context.advance(lease, "solving", solved + done, total),  # noqa: B023
             )
-        updates.append(update)
-    return updates
+        solved += len(update.layers)
+        yield encoder, update
 
 
 def _update_projections(

@@ -17,9 +17,11 @@ import editing
 from app.db.models import Statistics
 from app.jobs.leases import Lease
 from app.jobs.states import end_resource
+from app.models.queries import family_of
 from app.storage.references import pin_blobs
 from app.worker.runner import JobContext
 from editing.errors import EditingError, ForeignSums
+from editing.families.layout import find_value_layer
 
 if TYPE_CHECKING:
     from editing.encoders.base import TextEncoder
@@ -34,23 +36,26 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
     home = context.settings.data_dir / "estimates"
     with context.sessions() as session:
         statistics = session.get_one(Statistics, lease.target_id)
+        family, sizes = family_of(statistics.model), statistics.model.encoders
         _remove_abandoned(session, home)
     if statistics.captions_sha256 is None:
         raise EditingError("these statistics name no captions", pointer="/captions")
     captions = context.store.read(statistics.captions_sha256).decode().splitlines()
-    pipeline = context.pipelines.get(statistics.model_id)
+    last_layers = {
+        size["name"]: find_value_layer(family.find_encoder(size["name"]), layers=size["layers"]) for size in sizes
+    }
     scratch = home / str(statistics.id)
     scratch.mkdir(parents=True, exist_ok=True)
 
     def progress(read: int) -> None:
-        done, total = len(parts) * len(captions) + read, len(captions) * len(pipeline.encoders)
+        done, total = len(parts) * len(captions) + read, len(captions) * len(sizes)
         context.advance(lease, "reading captions", done, total)
 
     def estimate(encoder: "TextEncoder", partial: Path) -> "SecondMoments":
         return editing.estimate_second_moments(encoder, captions, progress=progress, partial=partial)
 
     parts: list[SecondMoments] = []
-    for encoder in pipeline.encoders:
+    for encoder in context.pipelines.load_encoders(statistics.model_id, last_layers):
         partial = scratch / f"{encoder.name}.safetensors"
         if partial.exists():
             log.info("estimate continues", statistics=str(statistics.id), encoder=encoder.name)

@@ -229,7 +229,7 @@ def _apply_subset(
     few = replace(
         built, edits=tuple(built.edits[place] for place in kept), values=tuple(built.values[place] for place in kept)
     )
-    updates = build_checkpoint.updates_of(context, lease, few, pipeline)
+    updates = [update for _, update in build_checkpoint.solve(context, lease, few)]
     with editing.apply_all_temporarily(pipeline.encoders, updates):
         yield
 
