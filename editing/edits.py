@@ -123,9 +123,10 @@ class StageOneSettings:
     published."""
     num_images: int = 6
     """Number of pictures of the destination drawn for Eq. 3, spread over the templates."""
-    num_inference_steps: int = 20
-    guidance_scale: float = 7.5
-    """Classifier-free guidance of those pictures."""
+    num_inference_steps: int | None = None
+    """Of those pictures. None: the default of the pipeline's family."""
+    guidance_scale: float | None = None
+    """Of those pictures. None: the default of the pipeline's family."""
     noise_pool_size: int = 64
     """Number of noised latents drawn once per edit."""
     noise_batch_size: int = 3
@@ -138,13 +139,15 @@ class StageOneSettings:
             raise _bad_setting("text_optimizer", f'must be "lbfgs" or "adam", not {self.text_optimizer!r}')
         for name in ("learning_rate", "tolerance", "text_weight", "weight_decay", "max_delta_norm", "guidance_scale"):
             number, positive = getattr(self, name), name in ("learning_rate", "max_delta_norm")
+            if number is None and name == "guidance_scale":
+                continue
             if not _is_number(number) or number < 0 or (positive and number == 0):
                 raise _bad_setting(
                     name, f"must be a finite number {'above' if positive else 'of at least'} 0, not {number!r}"
                 )
         for name, least in _LEAST.items():
             integer = getattr(self, name)
-            if integer is None and name == "layer":
+            if integer is None and name in ("layer", "num_inference_steps"):
                 continue
             if not isinstance(integer, int) or isinstance(integer, bool) or integer < least:
                 raise _bad_setting(name, f"must be a whole number of at least {least}, not {integer!r}")

@@ -12,6 +12,7 @@ from editing.encoders.base import TextEncoder
 from editing.encoders.load import check_encoders, load_encoders
 from editing.families.conditions import encode_prompts
 from editing.families.layout import read_json
+from editing.families.registry import FAMILIES
 from editing.generators.generator import Generator
 from editing.generators.load import check_generator, load_generator
 from editing.prompts import PromptTokenizer
@@ -61,13 +62,17 @@ class EditablePipeline:
         prompts: Sequence[str],
         *,
         generators: Sequence[torch.Generator],
-        num_inference_steps: int,
-        guidance_scale: float,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
     ) -> Tensor:
         """Draw latents (p, c, h, w) for prompts, each from its own generator of random numbers.
 
-        These are on the CPU, so that a seed gives the same noise on any device.
+        Settings default to those of the family. The generators are on the CPU, so that a seed gives the same noise on
+        any device.
         """
+        family = FAMILIES[self.family]
+        num_inference_steps = family.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = family.guidance_scale if guidance_scale is None else guidance_scale
         return self.generator.sample(
             self.encode(prompts),
             self.encode_empty() if self.generator.is_guided(guidance_scale) else None,

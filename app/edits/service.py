@@ -23,10 +23,11 @@ from app.jobs.states import CANCELLED
 from app.models.queries import find_model, get_ready_model
 from app.models.tokenizers import tokenizers_of
 from app.storage.store import BlobCorrupt, Store
+from editing.families.registry import FAMILIES
 from emender.schemas.common import Page
 from emender.schemas.edits import EditBatchOut, EditCreate, EditOut, EditRef, Losses
 
-WRITTEN = {"source", "templates", "settings", "reason", "labels"}
+WRITTEN = {"source", "templates", "reason", "labels"}
 """The fields of a request that are columns of the edit as they are."""
 
 
@@ -40,6 +41,7 @@ def create_edit(session: Session, *, model: str, edit: EditCreate, store: Store,
     check_edits(session, model=found, edits={"": edit}, tokenizers=tokenizers)
     columns = {
         **edit.model_dump(include=WRITTEN),
+        "settings": FAMILIES[found.family or ""].complete_sampling(edit.settings.model_dump()),
         "destination": edit.destination.model_dump(exclude_none=True),
         **{"id": uuid7(), "model_id": found.id, "state": "queued", "created_by": actor},
     }
@@ -63,9 +65,11 @@ def create_edits(
     found = get_ready_model(session, name=model)
     tokenizers = tokenizers_of(session, model_id=found.id, store=store, folder=folder)
     check_edits(session, model=found, edits={f"/{n}": edit for n, edit in enumerate(edits)}, tokenizers=tokenizers)
+    family = FAMILIES[found.family or ""]
     rows = [
         {
             **edit.model_dump(include=WRITTEN),
+            "settings": family.complete_sampling(edit.settings.model_dump()),
             "destination": edit.destination.model_dump(exclude_none=True),
             **{"id": uuid7(), "model_id": found.id, "state": "queued", "created_by": actor},
         }

@@ -16,7 +16,7 @@ from app.jobs.enqueue import enqueue
 from app.jobs.kinds import EVALUATE_CHECKPOINT
 from app.jobs.queries import cancel, latest_job, running_progress
 from app.jobs.states import CANCELLED
-from app.models.queries import get_model
+from app.models.queries import family_of, get_model
 from app.problems import Unprocessable
 from editing.files import File
 from emender.schemas.checkpoints import UCE_METHODS
@@ -60,7 +60,7 @@ def request_check(session: Session, *, checkpoint: Checkpoint) -> None:
             prompts=list(FREE_PROMPTS[:2]),
             held_out_prompts=list(FREE_PROMPTS[:1]),
             num_inference_steps=min(settings.get("num_inference_steps", 20), 20),
-            guidance_scale=settings.get("guidance_scale", 7.5),
+            guidance_scale=settings.get("guidance_scale"),
         )
         _create(session, checkpoint=checkpoint, kind="check", request=request, actor="worker")
 
@@ -122,7 +122,8 @@ def _create(
     request: PreviewCreate | EvaluationCreate,
     actor: str,
 ) -> EvaluationOut:
-    row = Evaluation(checkpoint_id=checkpoint.id, kind=kind, request=request.model_dump(), created_by=actor)
+    body = family_of(checkpoint.model).complete_sampling(request.model_dump())
+    row = Evaluation(checkpoint_id=checkpoint.id, kind=kind, request=body, created_by=actor)
     session.add(row)
     session.flush()
     enqueue(session, kind=EVALUATE_CHECKPOINT, target_id=row.id, actor=actor)

@@ -52,10 +52,7 @@ def get_image(session: SessionDep, _: ReadPrincipal, image_id: ImageId) -> Image
     "/{image_id}/content",
     response_class=Response,
     responses={
-        200: {
-            "description": "The PNG",
-            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-        },
+        200: {"description": "The PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
         **documented(ImageNotFound),
     },
 )

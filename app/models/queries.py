@@ -35,7 +35,11 @@ def get_model(session: Session, *, name: str, lock: bool = False) -> Model:
 
 def get_ready_model(session: Session, *, name: str, lock: bool = False) -> Model:
     """Return a model that can be edited. Raises `ModelNotFound` or `ModelNotReady`."""
-    model = get_model(session, name=name, lock=lock)
+    query = select(Model).where(Model.name == name)
+    query = query.with_for_update(key_share=True) if lock else query
+    model = session.scalars(query).one_or_none() if "\0" not in name else None
+    if model is None:
+        raise ModelNotFound(f"There is no model {name!r}; GET /v1/models lists them.")
     if model.state != "ready":
         raise ModelNotReady(f"The model {name!r} is {model.state}, not ready; see GET /v1/models/{name}.")
     return model

@@ -22,13 +22,7 @@ class Collected:
 
 
 def collect_garbage(
-    sessions: Sessions,
-    store: Store,
-    *,
-    grace: timedelta,
-    retracted: bool = False,
-    dry_run: bool = False,
-    actor: str,
+    sessions: Sessions, store: Store, *, grace: timedelta, retracted: bool = False, dry_run: bool = False, actor: str
 ) -> Collected:
     """Delete blobs that were stored longer than `grace` ago and that no row references.
 

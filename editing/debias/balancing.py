@@ -39,13 +39,15 @@ class DebiasSettings:
     """Seed of the first picture; the others follow. Every round uses the same seeds."""
     templates: tuple[str, ...] = ()
     """Prompts of the pictures, in turn. Default: the edit's templates."""
-    num_inference_steps: int = 20
-    guidance_scale: float = 7.5
+    num_inference_steps: int | None = None
+    """Of sampling, as `guidance_scale`. None: that of the pipeline's family."""
+    guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "pictures", "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise InvalidEdit(f"{name} must be at least 1, not {getattr(self, name)}", pointer=f"/{name}")
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise InvalidEdit(f"{name} must be at least 1, not {number}", pointer=f"/{name}")
         if not self.step > 0 or not self.tolerance >= 0:
             name = "tolerance" if self.step > 0 else "step"
             raise InvalidEdit(f"{name} must be positive, not {getattr(self, name)}", pointer=f"/{name}")

@@ -17,6 +17,7 @@ from editing.errors import EditingError, TaskUnreadable, UnsupportedPipeline
 from editing.evaluation.classifiers import Classifier, HuggingFaceClassifier
 from editing.evaluation.iceb import Suite
 from editing.evaluation.iceb_files import IcebFiles
+from editing.families.registry import FAMILIES
 from editing.pipelines import EditablePipeline, load_pipeline
 from editing.second_moments.moments import SecondMoments
 
@@ -102,7 +103,7 @@ class BenchmarkSource:
             second_moments=_load_moments(self.second_moments or folder / SECOND_MOMENTS),
             suite=files,
             num_inference_steps=num_inference_steps,
-            guidance_scale=files.settings.guidance_scale,
+            guidance_scale=FAMILIES[pipeline.family].guidance_scale,
             known=tuple(files.names),
         )
 

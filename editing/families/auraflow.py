@@ -2,4 +2,4 @@
 
 from editing.families.family import Family, t5
 
-AURAFLOW = Family("auraflow", "AuraFlowPipeline", (t5(max_length=256),))
+AURAFLOW = Family("auraflow", "AuraFlowPipeline", (t5(max_length=256),), num_inference_steps=50, guidance_scale=3.5)

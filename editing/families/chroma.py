@@ -2,4 +2,4 @@
 
 from editing.families.family import Family, t5
 
-CHROMA = Family("chroma", "ChromaPipeline", (t5(max_length=512),))
+CHROMA = Family("chroma", "ChromaPipeline", (t5(max_length=512),), num_inference_steps=35, guidance_scale=5.0)

@@ -6,4 +6,6 @@ FLUX = Family(
     "flux",
     "FluxPipeline",
     (clip(taps=()), t5("text_encoder_2", max_length=512, is_masked=False)),
+    num_inference_steps=28,
+    guidance_scale=3.5,
 )

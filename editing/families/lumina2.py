@@ -17,4 +17,6 @@ LUMINA2 = Family(
             negative=PromptFormat(max_length=256, pads_right=True),
         ),
     ),
+    num_inference_steps=30,
+    guidance_scale=4.0,
 )

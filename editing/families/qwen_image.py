@@ -20,4 +20,6 @@ QWEN_IMAGE = Family(
         ),
     ),
     dropped_tokens=_DROPPED,
+    num_inference_steps=50,
+    guidance_scale=4.0,
 )

@@ -37,4 +37,5 @@ SANA = Family(
             negative=PromptFormat(max_length=TOKENS, lowercase=True, pads_right=True),
         ),
     ),
+    guidance_scale=4.5,
 )

@@ -10,4 +10,6 @@ SD3 = Family(
         clip("text_encoder_2", taps=(-2,)),
         t5("text_encoder_3", max_length=256, is_masked=False),
     ),
+    num_inference_steps=28,
+    guidance_scale=7.0,
 )

@@ -7,4 +7,6 @@ Z_IMAGE = Family(
     "ZImagePipeline",
     # The generator does not read the padding, so prompts need none of inference's 512 tokens.
     (decoder(chat(enable_thinking=True), taps=(-2,), pads_to_longest=True),),
+    num_inference_steps=50,
+    guidance_scale=5.0,
 )

@@ -1,6 +1,5 @@
 """Load the generator of a pipeline: only safetensors, only local files, no code from the folder."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from editing.errors import UnsupportedPipeline
+from editing.families.family import Family
 from editing.families.layout import read_json
+from editing.families.registry import find_family
+from editing.families.sd import SDXL
 from editing.generators import autoencoder
 from editing.generators.auraflow import AuraFlow
 from editing.generators.autoencoder import Autoencoder
@@ -39,24 +41,20 @@ def load_generator(
     `compiled` compiles the network at its first use, which takes minutes and pays off in a long-running worker. Raises
     `UnsupportedPipeline`.
     """
-    name = read_json(folder / "model_index.json").get("_class_name")
-    if name not in LOADERS:
-        raise UnsupportedPipeline(f"a {name} cannot be edited: only {', '.join(LOADERS)}")
-    generator = LOADERS[name](folder, device, dtype, autoencoder_dtype)
+    kind = GENERATORS[_find_family(folder).name]
+    load = load_unet if issubclass(kind, UNet) else partial(load_transformer, kind=kind)
+    generator = load(folder, device=device, dtype=dtype, autoencoder_dtype=autoencoder_dtype)
     if compiled:
         generator.network.compile()
     return generator
 
 
-def load_unet(
-    folder: Path, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, *, with_size: bool
-) -> UNet:
-    """Load a U-Net that also takes the picture's size, as SDXL's, or not. In the channels-last layout on a GPU."""
+def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype) -> UNet:
+    """Load a U-Net, in the channels-last layout on a GPU. That of SDXL also takes the picture's size."""
     network = load_network(folder / "unet", UNet2DConditionModel, device=device, dtype=dtype)
-    if (network.config.addition_embed_type == "text_time") != with_size:
-        raise UnsupportedPipeline(
-            f"unet/ is not the U-Net of a {read_json(folder / 'model_index.json')['_class_name']}"
-        )
+    family = _find_family(folder)
+    if (network.config.addition_embed_type == "text_time") != (family is SDXL):
+        raise UnsupportedPipeline(f"unet/ is not the U-Net of a {family.pipeline_class}")
     if device.type == "cuda":
         network = network.to(memory_format=torch.channels_last)
     vae = load_autoencoder(folder / "vae", device=device, dtype=autoencoder_dtype)
@@ -71,7 +69,7 @@ def load_unet(
 
 
 def load_transformer(
-    folder: Path, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, *, kind: type[Transformer]
+    folder: Path, *, device: torch.device, dtype: torch.dtype, autoencoder_dtype: torch.dtype, kind: type[Transformer]
 ) -> Transformer:
     """Load the transformer of a family."""
     name, expected = read_json(folder / "transformer" / "config.json").get("_class_name"), kind.network_class.__name__
@@ -103,7 +101,7 @@ def check_generator(folder: Path) -> None:
 
 def build_scheduler(folder: Path) -> Any:
     """Return the scheduler of a pipeline's folder. Raises `UnsupportedPipeline`."""
-    kind = TRANSFORMERS.get(read_json(folder / "model_index.json")["_class_name"], UNet)
+    kind = GENERATORS[_find_family(folder).name]
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     return build_flow_scheduler(config) if issubclass(kind, FlowTransformer) else build_solver(config)
 
@@ -125,23 +123,24 @@ def load_autoencoder(folder: Path, *, device: torch.device, dtype: torch.dtype) 
     return Autoencoder(load_network(folder, kind, device=device, dtype=dtype))
 
 
-TRANSFORMERS: dict[str, type[Transformer]] = {
-    "StableDiffusion3Pipeline": StableDiffusion3,
-    "FluxPipeline": Flux,
-    "ChromaPipeline": Chroma,
-    "PixArtAlphaPipeline": PixArt,
-    "PixArtSigmaPipeline": PixArt,
-    "AuraFlowPipeline": AuraFlow,
-    "ZImagePipeline": ZImage,
-    "Flux2KleinPipeline": Flux2Klein,
-    "QwenImagePipeline": QwenImage,
-    "Lumina2Pipeline": Lumina2,
-    "SanaPipeline": Sana,
+def _find_family(folder: Path) -> Family:
+    return find_family(read_json(folder / "model_index.json").get("_class_name"))
+
+
+GENERATORS: dict[str, type[UNet | Transformer]] = {
+    "sd1": UNet,
+    "sd2": UNet,
+    "sdxl": UNet,
+    "sd3": StableDiffusion3,
+    "flux": Flux,
+    "chroma": Chroma,
+    "pixart_alpha": PixArt,
+    "pixart_sigma": PixArt,
+    "auraflow": AuraFlow,
+    "z_image": ZImage,
+    "flux2_klein": Flux2Klein,
+    "qwen_image": QwenImage,
+    "lumina2": Lumina2,
+    "sana": Sana,
 }
-"""The transformer of each pipeline class."""
-LOADERS: dict[str, Callable[[Path, torch.device, torch.dtype, torch.dtype], Generator]] = {
-    "StableDiffusionPipeline": partial(load_unet, with_size=False),
-    "StableDiffusionXLPipeline": partial(load_unet, with_size=True),
-    **{name: partial(load_transformer, kind=kind) for name, kind in TRANSFORMERS.items()},
-}
-"""The loader of each pipeline class."""
+"""The generator of each family in `editing.families.registry`."""

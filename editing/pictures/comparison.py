@@ -18,8 +18,8 @@ def draw_comparison(
     prompts: Sequence[str],
     controls: Sequence[str] = (),
     seeds: Sequence[int],
-    num_inference_steps: int = 20,
-    guidance_scale: float = 7.5,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """Draw a grid with a row for each prompt, and below them one for each control.

@@ -17,10 +17,13 @@ def draw_pictures(
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
-    num_inference_steps: int = 20,
-    guidance_scale: float = 7.5,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
 ) -> list[Image.Image]:
-    """Draw one picture for each prompt from its own seed. The noise of a seed does not depend on the batch."""
+    """Draw one picture for each prompt from its own seed. The noise of a seed does not depend on the batch.
+
+    Settings of sampling default to those of the pipeline's family.
+    """
     if len(prompts) != len(seeds):
         raise InvalidEdit(f"{len(prompts)} prompts with {len(seeds)} seeds: each needs its own", pointer="/seeds")
     for encoder in pipeline.encoders:

@@ -164,6 +164,11 @@ class TestPrecision:
         assert rounded.dtype == torch.float32
         assert 0 < float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
+    def test_settings_of_sampling_default_to_those_of_the_family(self, pipeline: EditablePipeline) -> None:
+        options: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 7.5}
+        default, expected = (pipeline.sample(["a cat"], generators=[_seeded()], **given) for given in ({}, options))
+        assert torch.equal(default, expected)
+
     def test_u_net_is_compiled_on_request(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled = []
         monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))

@@ -169,7 +169,8 @@ class TestCreateEdit:
         self, client: TestClient, create: Callable[..., dict[str, Any]]
     ) -> None:
         settings = create(settings={"preset": "published", "optimization_steps": 50, "seed": 3})["settings"]
-        assert settings == asdict(StageOneSettings.preset("published", optimization_steps=50, seed=3))
+        sampling = {"num_inference_steps": 20, "guidance_scale": 7.5}  # of the family
+        assert settings == asdict(StageOneSettings.preset("published", optimization_steps=50, seed=3, **sampling))
         assert create()["settings"]["warmup_steps"] != settings["warmup_steps"] == 0
         described = client.get("/openapi.json").json()["components"]["schemas"]["StageOneSettings"]["properties"][
             "preset"

@@ -18,6 +18,8 @@ from app.db.engine import Sessions
 from app.db.models import Edit
 from app.storage.local import LocalStore
 from app.worker.edits import concept_edit
+from editing.encoders.base import TextEncoder
+from editing.encoders.load import load_encoder
 from editing.families.registry import FAMILIES
 from editing.uce import projections
 from editing.weights import PREFIX
@@ -118,6 +120,23 @@ def encode(folder: Path, family: str, prompt: str = PROMPT) -> Any:
     return encode_with_diffusers(loaded, [prompt], tiny=TEXTS[family], negative=False), loaded
 
 
+@contextmanager
+def without_pipeline(service: Service) -> Iterator[dict[str, int]]:
+    """Drop the worker's pipeline and refuse to load one. Yield the number of blocks of each encoder that is loaded."""
+    blocks: dict[str, int] = {}
+
+    def load(*arguments: Any, **options: Any) -> TextEncoder:
+        encoder = load_encoder(*arguments, **options)
+        blocks[encoder.name] = len(encoder.blocks)
+        return encoder
+
+    service.runner.context.pipelines._pipeline = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(editing, "load_pipeline", lambda *_, **__: pytest.fail("the whole pipeline is loaded"))
+        patch.setattr(editing, "load_encoder", load)
+        yield blocks
+
+
 def test_registration_describes_the_model(model: Any, family: str) -> None:
     assert (model["family"], model["methods"]) == (family, ["text_encoder", "text_projection"])
     assert [each["name"] for each in model["encoders"]] == [spec.name for spec in FAMILIES[family].encoders]
@@ -136,6 +155,17 @@ def test_prompts_are_checked_as_inference_reads_them(service: Service, model: An
         found = service.post(f"/v1/models/{family}/edits", body, status=422)
         assert [error["pointer"] for error in found["errors"]] == ["/templates/0"]
         assert expected in found["errors"][0]["detail"]
+
+
+def test_settings_of_sampling_default_to_those_of_the_family(service: Service, model: Any, family: str) -> None:
+    path, expected = f"/v1/models/{family}", FAMILIES[family]
+    made = service.post(f"{path}/edits", {"source": "cat", "destination": {"prompt": "dog"}}, status=202)
+    assert made["settings"]["num_inference_steps"] == expected.num_inference_steps
+    assert made["settings"]["guidance_scale"] == expected.guidance_scale
+    edits = [{"source": "cat", "destination": {"prompt": "dog"}, "settings": {"guidance_scale": 0}}]
+    (made,) = service.post(f"{path}/edits/batch", edits, status=202)["edits"]
+    settings = service.get(f"/v1/edits/{made['id']}")["settings"]
+    assert (settings["num_inference_steps"], settings["guidance_scale"]) == (expected.num_inference_steps, 0)
 
 
 def test_edits_of_the_text_projection_are_published(
@@ -171,17 +201,21 @@ def test_edits_of_the_text_encoders_are_published(
     service: Service, model: Any, factory: Sessions, store: LocalStore, folder: Path, family: str, tmp_path: Path
 ) -> None:
     service.post(f"/v1/models/{family}/statistics", {"captions": CAPTIONS}, status=202)
-    service.work()
+    with without_pipeline(service) as measured:
+        service.work()
     edit(service, model, source="cat", destination={"prompt": "dog"})
     edit(service, model, source="small boat", destination={"erase": True})
     files = {"file": ("a.png", picture(), "image/png")}
     image = service.client.post("/v1/images", headers=service.keys["edit"], files=files).json()["id"]
     edit(service, model, source="red hat", destination={"images": [image]}, settings=NOISE)
-    made = apply(service, model)
+    with without_pipeline(service) as edited:
+        made = apply(service, model)
     pulled = pull(service, tmp_path / "pulled", name=family)
     pipeline = service.runner.context.pipelines.get(model["id"])
     layers = [(encoder.name, layer) for encoder in pipeline.encoders for layer in encoder.default_edited_layers]
     assert [(each["encoder"], each["layer"]) for each in made["changed_layers"]] == layers
+    last = {encoder.name: encoder.value_layer for encoder in pipeline.encoders}
+    assert measured == edited == {name: layer + 1 for name, layer in last.items()}
     card = (pulled / "README.md").read_text()
     for spec in FAMILIES[family].encoders:
         assert f'.from_pretrained("FOLDER", subfolder="{spec.name}")' in card
@@ -192,6 +226,7 @@ def test_edits_of_the_text_encoders_are_published(
 
     request = {"prompts": [PROMPT], "seeds": [0], "num_inference_steps": 2}
     preview = service.post(f"/v1/models/{family}/checkpoints/v1/previews", request, status=202)
+    assert preview["request"]["guidance_scale"] == FAMILIES[family].guidance_scale
     service.work()
     drawn = service.get(f"/v1/models/{family}/checkpoints/v1/evaluations/{preview['id']}")
     assert (drawn["state"], [file["path"] for file in drawn["files"]]) == ("ready", ["before-after.png"])

@@ -1,16 +1,20 @@
 """Which generators are loaded, and what is refused."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
 from editing.errors import UnsupportedPipeline
+from editing.families import registry
+from editing.families.family import Family
 from editing.generators.flux import Flux
 from editing.generators.generator import Generator
-from editing.generators.load import LOADERS, load_generator
+from editing.generators.load import GENERATORS, load_generator
 from tests.generators import FAMILIES, POOLED, WIDTH, TinyFamily, pixart
 
 
@@ -22,9 +26,18 @@ def change(path: Path, **entries: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-def test_every_transformer_has_a_tiny_pipeline() -> None:
-    unets = {"StableDiffusionPipeline", "StableDiffusionXLPipeline"}
-    assert {family.pipeline for family in FAMILIES.values()} == set(LOADERS) - unets
+def test_every_family_has_a_generator_and_a_tiny_pipeline() -> None:
+    assert set(GENERATORS) == set(registry.FAMILIES)
+    transformers = {each.pipeline_class for each in registry.FAMILIES.values() if each.generator == "transformer"}
+    assert {family.pipeline for family in FAMILIES.values()} == transformers
+
+
+@pytest.mark.parametrize("family", [each for each in registry.FAMILIES.values() if each.generator == "transformer"])
+def test_settings_of_sampling_are_the_defaults_of_diffusers(family: Family) -> None:
+    parameters = inspect.signature(getattr(diffusers, family.pipeline_class).__call__).parameters
+    scale = "true_cfg_scale" if family.name == "qwen_image" else "guidance_scale"
+    defaults = parameters["num_inference_steps"].default, parameters[scale].default
+    assert (family.num_inference_steps, family.guidance_scale) == defaults
 
 
 def test_modules_take_no_gradients(tmp_path: Path) -> None:
@@ -83,7 +96,7 @@ def test_pictures_are_1024_wide_if_the_folder_names_no_size(tmp_path: Path) -> N
 def test_unknown_pipelines_are_refused_with_the_list_of_known_ones(tmp_path: Path) -> None:
     folder = FAMILIES["sd3"].write(tmp_path)
     change(folder / "model_index.json", _class_name="WanPipeline")
-    with pytest.raises(UnsupportedPipeline, match="a WanPipeline cannot be edited: only StableDiffusionPipeline, "):
+    with pytest.raises(UnsupportedPipeline, match="a WanPipeline cannot be edited: only AuraFlowPipeline, "):
         load(folder)
 
 

@@ -27,8 +27,8 @@ previews = typer.Typer(help="Pictures of checkpoints beside those of the base mo
 
 EvaluationId = Annotated[str, typer.Argument(metavar="EVALUATION", help="Id of the evaluation.")]
 Folder = Annotated[Path | None, typer.Option(help="Folder for its pictures and reports. Implies --wait.")]
-Steps = Annotated[int | None, typer.Option(help="Number of inference steps. Default: 20.")]
-Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance. Default: 7.5.")]
+Steps = Annotated[int | None, typer.Option(help="Number of inference steps. Default: the model family's.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance. Default: the model family's.")]
 
 
 @previews.command("create")

@@ -97,8 +97,12 @@ class StageOneSettings(BaseModel):
         ),
     ] = 160
     num_images: Annotated[int, Field(ge=1, le=64)] = 6
-    num_inference_steps: Annotated[int, Field(ge=1, le=200)] = 20
-    guidance_scale: Annotated[float, Field(ge=0, le=50)] = 7.5
+    num_inference_steps: Annotated[int, Field(ge=1, le=200)] | None = Field(
+        default=None, description="of pictures of the destination; default: that of the model's family"
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = Field(
+        default=None, description="of pictures of the destination; default: that of the model's family"
+    )
     noise_pool_size: Annotated[int, Field(ge=1, le=1024)] = 64
     noise_batch_size: Annotated[int, Field(ge=1, le=64)] = 3
 

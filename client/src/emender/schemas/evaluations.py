@@ -32,8 +32,12 @@ Template = Annotated[Prompt, AfterValidator(check_template)]
 class Drawing(BaseModel):
     """Settings of sampling."""
 
-    num_inference_steps: int = Field(default=20, ge=1, le=100, description="number of inference steps")
-    guidance_scale: float = Field(default=7.5, ge=0, le=50, allow_inf_nan=False)
+    num_inference_steps: int | None = Field(
+        default=None, ge=1, le=100, description="number of inference steps; default: that of the model's family"
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=50, allow_inf_nan=False, description="default: that of the model's family"
+    )
 
 
 class PreviewCreate(Drawing):
