@@ -123,7 +123,7 @@ def draw_destinations(
     Those of all edits share batches: a pass of few latents leaves a GPU idle.
     """
     drawn: list[list[Tensor]] = [[] for _ in edits]
-    by_sampling: dict[tuple[int, float], list[tuple[int, str, int]]] = {}
+    by_sampling: dict[tuple[int | None, float | None], list[tuple[int, str, int]]] = {}
     for index, (destinations, settings, generator) in enumerate(edits):
         seeds = torch.randint(2**62, (settings.num_images,), generator=generator).tolist()
         pictures = by_sampling.setdefault((settings.num_inference_steps, settings.guidance_scale), [])
