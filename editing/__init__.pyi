@@ -11,6 +11,7 @@ from .encoders.load import load_encoder as load_encoder
 from .errors import EditingError as EditingError
 from .families.layout import describe_pipeline as describe_pipeline
 from .pictures.comparison import draw_comparison as draw_comparison
+from .pictures.decode import read_picture as read_picture
 from .pictures.draw import draw_pictures as draw_pictures
 from .pictures.grid import GridRow as GridRow
 from .pictures.grid import draw_grid as draw_grid

@@ -26,6 +26,14 @@ class ImageRejected(InvalidEdit):
     """A reference image cannot be decoded."""
 
 
+class ImageTooLarge(ImageRejected):
+    """A reference image has too many pixels."""
+
+
+class UnknownImageFormat(ImageRejected):
+    """A reference image is not a PNG, JPEG or WebP."""
+
+
 class UnsafePipeline(EditingError):
     """The weights exist only as pickles, which could run code when opened."""
 

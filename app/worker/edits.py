@@ -1,12 +1,11 @@
 """Read edits from the database as the method takes them."""
 
-import io
-
-from PIL import Image
+from PIL.Image import Image
 
 from app.db.models import Edit
 from app.storage.store import Store
 from editing.edits import ConceptEdit, parse_edit
+from editing.pictures.decode import decode_picture
 
 
 def concept_edit(edit: Edit, *, store: Store) -> ConceptEdit:
@@ -15,9 +14,8 @@ def concept_edit(edit: Edit, *, store: Store) -> ConceptEdit:
     Raises `InvalidEdit` if the row has what this version does not know, `BlobMissing` or `BlobCorrupt`.
     """
 
-    def read_image(image_id: str) -> Image.Image:
-        with Image.open(io.BytesIO(store.read(image_id.removeprefix("sha256:")))) as image:
-            return image.convert("RGB")
+    def read_image(image_id: str) -> Image:
+        return decode_picture(store.read(image_id.removeprefix("sha256:")))
 
     return parse_edit(
         source=edit.source,

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from editing.captions import read_captions
-from editing.errors import TaskUnreadable
+from editing.errors import ImageRejected, TaskUnreadable
 from editing.evaluation.drawing import Progress, Sampling, draw_in_batches
 from editing.evaluation.intervals import Interval
 from editing.evaluation.metrics import Clip, FeatureExtractor, FeatureMoments, compute_frechet_distance
+from editing.pictures.decode import read_picture
 from editing.pipelines import EditablePipeline
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -48,10 +49,11 @@ def open_pictures(folder: str | Path) -> Iterator[list[Image.Image]]:
 
 def _open_picture(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise TaskUnreadable(f"{path.name}: cannot be read as a picture: {error}") from error
+        return read_picture(path)
+    except OSError as error:
+        raise TaskUnreadable(f"{path.name}: cannot be read: {error.strerror or error}") from error
+    except ImageRejected as error:
+        raise TaskUnreadable(f"{path.name}: {error.detail}") from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from editing.edits import StageOneSettings
 from editing.errors import ImageRejected
+from editing.pictures.decode import convert_to_rgb
 from editing.pipelines import EditablePipeline
 
 _PICTURES = 64  # drawn at a time
@@ -175,15 +176,15 @@ class ReferenceNoise:
 
 
 def to_pixels(image: Image.Image, *, size: tuple[int, int], index: int = 0) -> Tensor:
-    """Crop and scale a picture to (3, height, width) in [-1, 1]. Transparency becomes white.
+    """Convert a picture by `convert_to_rgb`, crop and scale it to (3, height, width) in [-1, 1].
 
     Raises `ImageRejected` with a pointer to the reference image `index`.
     """
     height, width = size
     try:
-        rgba = ImageOps.exif_transpose(image).convert("RGBA")
-        opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        fitted = ImageOps.fit(opaque, (width, height), method=Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(convert_to_rgb(image), (width, height), method=Image.Resampling.LANCZOS)
+    except ImageRejected as error:
+        raise ImageRejected(error.detail, pointer=f"/destination/images/{index}") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes lazily: a damaged file fails here
         raise ImageRejected(f"the image cannot be decoded: {error}", pointer=f"/destination/images/{index}") from error
     pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(height, width, 3)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from emender.pictures import THUMBNAIL_PIXELS, Picture, Pictures
+from emender.errors import EmenderError
+from emender.pictures import THUMBNAIL_PIXELS, Picture, Pictures, encode_image
 
 
 @pytest.fixture
@@ -51,3 +52,17 @@ def test_notebook_shows_a_thumbnail_of_each_picture(picture: Picture) -> None:
 def test_picture_itself_is_shown_without_pillow(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emender.pictures.find_spec", lambda _: None)
     assert find_thumbnails(picture._repr_html_()) == [picture.content]
+
+
+def test_uploaded_pil_image_keeps_its_orientation_and_profile() -> None:
+    exif, content = Image.Exif(), BytesIO()
+    exif[0x0112], exif[0x010F] = 6, "a camera that names its owner"
+    Image.new("RGB", (8, 4)).save(content, "JPEG", exif=exif, icc_profile=b"a profile")
+    with Image.open(BytesIO(encode_image(Image.open(content)))) as encoded:
+        assert dict(encoded.getexif()) == {0x0112: 6}
+        assert encoded.info["icc_profile"] == b"a profile"
+
+
+def test_pil_image_that_no_png_holds_is_refused() -> None:
+    with pytest.raises(EmenderError, match="mode CMYK, which cannot be encoded as PNG"):
+        encode_image(Image.new("CMYK", (4, 4)))

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 SOAK = "\n## Soak\n"
+INPUT = "## Input from users\n"  # written by hand; its tests are in the default run
 HEAD = """\
 # Faults
 
@@ -61,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    """Print it; write it where all passed. The file's other half is kept: faults and soak are runs of their own."""
+    """Print it; write it where all passed. Other parts of the file are kept: faults and soak are runs of their own."""
     found = config.stash[Outcomes.KEY]
     if not (found.lines or found.soak):
         return
@@ -70,10 +71,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     path = config.getoption("--faults-table", default=None)  # none where this file was read late
     if path is None or exitstatus:
         return
-    before, _, soak = (path.read_text(encoding="utf-8") if path.exists() else HEAD).partition(SOAK)
+    measured, _, tested = (path.read_text(encoding="utf-8") if path.exists() else HEAD).partition(INPUT)
+    before, _, soak = measured.partition(SOAK)
     today = f"{datetime.now(UTC):%d %B %Y}"
     if found.lines:
         before = f"{HEAD}\n{today}.\n\n{found.describe()}"
     if found.soak:
         soak = f"\n{today}, `make soak`.\n\n{found.soak}"
-    path.write_text(before + (SOAK + soak if soak else ""), encoding="utf-8")
+    measured = (before + (SOAK + soak if soak else "")).rstrip("\n") + "\n"
+    path.write_text(measured + (f"\n{INPUT}{tested}" if tested else ""), encoding="utf-8")

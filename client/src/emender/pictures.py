@@ -8,10 +8,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emender.errors import EmenderError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 THUMBNAIL_PIXELS = 256
+_ORIENTATION = 0x0112  # of EXIF
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -65,3 +68,23 @@ class Pictures(tuple[Picture, ...]):
 
     def _repr_html_(self) -> str:
         return "".join(picture._repr_html_() for picture in self) or "no pictures"
+
+
+def encode_image(image: "Image") -> bytes:
+    """Encode a PIL image as PNG with its orientation and color profile, which the service applies.
+
+    Raises `EmenderError` for a mode that no PNG has, such as CMYK.
+    """
+    from PIL.Image import Exif
+
+    exif, content = Exif(), BytesIO()
+    if orientation := image.getexif().get(_ORIENTATION):
+        exif[_ORIENTATION] = orientation
+    try:
+        image.save(content, "PNG", exif=exif)
+    except OSError as error:
+        raise EmenderError(
+            f"The image has the mode {image.mode}, which cannot be encoded as PNG.",
+            next_step="Upload its file as a `Path`, or convert it to RGB first.",
+        ) from error
+    return content.getvalue()

@@ -12,20 +12,27 @@ from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.db.models import AuditEvent
+from app.db.models import AuditEvent, Edit
 from app.settings import Settings
 from app.storage.local import LocalStore
+from app.worker.edits import concept_edit
+from editing.pictures.decode import decode_picture
 from tests.app.conftest import Headers
 
 pytestmark = pytest.mark.security
 
 
 def encoded(
-    form: str = "PNG", size: tuple[int, int] = (30, 20), color: tuple[int, int, int] = (200, 10, 10), **options: Any
+    form: str = "PNG", size: tuple[int, int] = (30, 20), color: Any = (200, 10, 10), mode: str = "RGB", **options: Any
 ) -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", size, color).save(content, format=form, **options)
+    Image.new(mode, size, color).save(content, format=form, **options)
     return content.getvalue()
+
+
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # by 90°
+ROTATED[0x010F] = "a camera that names its owner"
 
 
 @pytest.fixture
@@ -70,10 +77,7 @@ class TestAddImage:
     def test_metadata_is_dropped_and_orientation_applied(
         self, upload: Callable[..., Response], client: TestClient, keys: Mapping[str, Headers]
     ) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6  # rotated by 90°
-        exif[0x010F] = "a camera that names its owner"
-        answer = upload(encoded("JPEG", exif=exif))
+        answer = upload(encoded("JPEG", exif=ROTATED))
         image = answer.json()
         assert (image["width"], image["height"]) == (20, 30)
         content = client.get(f"/v1/images/{image['id']}/content", headers=keys["read"]).content
@@ -100,15 +104,29 @@ class TestAddImage:
             content == client.get(f"/v1/images/{upload(encoded()).json()['id']}/content", headers=keys["read"]).content
         )
 
-    def test_transparency_is_kept(
-        self, upload: Callable[..., Response], client: TestClient, keys: Mapping[str, Headers]
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param(encoded("JPEG", mode="CMYK", color=(0, 200, 90, 20))[:-2], id="CMYK without an end"),
+            pytest.param(encoded(mode="RGBA", color=(200, 10, 10, 90)), id="transparent"),
+            pytest.param(encoded(mode="I;16", color=30_000), id="16 bits"),
+            pytest.param(encoded("JPEG", exif=ROTATED), id="rotated"),
+        ],
+    )
+    def test_pixels_equal_those_of_the_library(
+        self, upload: Callable[..., Response], store: LocalStore, content: bytes
     ) -> None:
-        content = io.BytesIO()
-        Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(content, format="PNG")
-        answer = upload(content.getvalue())
-        kept = client.get(f"/v1/images/{answer.json()['id']}/content", headers=keys["read"]).content
-        with Image.open(io.BytesIO(kept)) as image:
-            assert image.mode == "RGBA"
+        answer = upload(content)
+        destination = {"images": [answer.json()["id"]]}
+        row = Edit(source="cat", destination=destination, templates=["{}"], settings={"objective": "noise"})
+        [drawn] = concept_edit(row, store=store).destination.images  # type: ignore[union-attr]
+        assert drawn == decode_picture(content)
+        assert (drawn.mode, drawn.size) == ("RGB", (answer.json()["width"], answer.json()["height"]))
+
+    def test_pictures_that_look_alike_have_the_same_id(self, upload: Callable[..., Response]) -> None:
+        transparent = [encoded(mode="RGBA", color=(*hidden, 0)) for hidden in ((0, 0, 0), (255, 0, 255))]
+        answers = [upload(content).json() for content in (*transparent, encoded(color=(255, 255, 255)))]
+        assert answers[0] == answers[1] == answers[2]
 
     @pytest.mark.parametrize(
         "content",

@@ -52,7 +52,7 @@ class TestOpenPictures:
         with pytest.raises(TaskUnreadable, match="has no pictures"):
             next(open_pictures(tmp_path))
         (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-        with pytest.raises(TaskUnreadable, match=r"broken.png: cannot be read as a picture"):
+        with pytest.raises(TaskUnreadable, match=r"broken.png: the content of the file is not a PNG, JPEG or WebP"):
             next(open_pictures(tmp_path))
 
 

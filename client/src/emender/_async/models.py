@@ -1,12 +1,11 @@
 """Base models, their second-moment statistics, and reference images."""
 
 from collections.abc import AsyncIterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emender._async.connection import Connection
-from emender.pictures import Picture
+from emender.pictures import Picture, encode_image
 from emender.requests import Id, OnStatus, drop_none, url_path
 from emender.schemas.common import WorkStatus
 from emender.schemas.images import ImageOut
@@ -125,9 +124,7 @@ class Images:
         elif isinstance(image, bytes):
             file = ("image", image)
         else:
-            content = BytesIO()
-            image.save(content, "PNG")
-            file = ("image.png", content.getvalue())
+            file = ("image.png", encode_image(image))
         return await self._connection.post(url_path("images"), ImageOut, files={"file": file})
 
     async def get(self, image_id: str) -> ImageOut:
