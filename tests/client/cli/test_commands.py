@@ -292,7 +292,7 @@ class TestCommands:
         self, run: Callable[..., Result], service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "set.txt").write_text("a cat\n")
-        monkeypatch.setattr(service.runner.context.pipelines, "get", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(service.runner.context.pipelines, "load_encoders", lambda *_, **__: 1 / 0)
         done = run("statistics", "create", "tiny", str(tmp_path / "set.txt"), "--wait")
         assert str(done.exception).startswith("uploaded failed: ")
 
