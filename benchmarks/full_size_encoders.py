@@ -3,9 +3,10 @@
     python -m benchmarks.full_size_encoders --json full_size_encoders.json
 
 One encoder has Qwen3-4B's size (2560 / 9728 / 36 layers) in the layout of Z-Image. The other has that of T5-XXL (4096
-/ 10240 / 24 layers) in the layout of PixArt-Σ. Weights are random, in bfloat16 and in several files; second moments
-and values are random, too. There are three templates, subjects of two tokens and a small vocabulary. Only the layers
-up to the last edited one are in the files.
+/ 10240 / 24 layers) in the layout of PixArt-Σ, which masks the padding. On request it has that of SD3, where each
+prompt runs with its padding at 256 positions ("t5-xxl-padded", hours for 300 edits). Weights are random, in bfloat16
+and in several files; second moments and values are random, too. There are three templates, subjects of two tokens and a
+small vocabulary. Only the layers up to the last edited one are in the files.
 
 Ours begins with the files: it loads the encoder up to the last edited layer, reads and factors the second moments,
 and solves. The plain implementation runs the library's own model in float64 over the prompts and solves the dense
@@ -42,13 +43,12 @@ from editing.edits import ConceptEdit, DestinationPrompt
 from editing.encoders.load import load_encoder
 from editing.families.layout import choose_default_layers
 from editing.families.registry import find_family
-from editing.prompts import load_tokenizers
+from editing.prompts import PromptTokenizer
 from editing.second_moments.factors import FactoredMoments
-from editing.second_moments.moments import SecondMoments, pack_triangle
+from editing.second_moments.moments import SecondMoments
 from editing.stage_two.update import compute_update
 from editing.values import EditValue, EncoderValue
 
-ENCODER = "text_encoder"
 ALPHA, MOMENT_WEIGHT = 0.5, 1000.0  # the defaults
 TOLERANCE = 1e-5  # ‖ΔW - ΔW plain‖ / ‖ΔW plain‖
 MEMORY_LIMIT = 12 * 2**30
@@ -72,6 +72,14 @@ class Size:
     """The name of m in the configuration."""
 
 
+T5_XXL = {
+    "d_model": 4096,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "d_kv": 64,
+    "feed_forward_proj": "gated-gelu",
+}
 SIZES = {
     "qwen3-4b": Size(
         "Qwen3ForCausalLM",
@@ -87,20 +95,10 @@ SIZES = {
         },
         "intermediate_size",
     ),
-    "t5-xxl": Size(
-        "T5EncoderModel",
-        "PixArtSigmaPipeline",
-        {
-            "d_model": 4096,
-            "d_ff": 10240,
-            "num_layers": 24,
-            "num_heads": 64,
-            "d_kv": 64,
-            "feed_forward_proj": "gated-gelu",
-        },
-        "d_ff",
-    ),
+    "t5-xxl": Size("T5EncoderModel", "PixArtSigmaPipeline", T5_XXL, "d_ff"),
+    "t5-xxl-padded": Size("T5EncoderModel", "StableDiffusion3Pipeline", T5_XXL, "d_ff"),
 }
+DEFAULT = ["qwen3-4b", "t5-xxl"]
 
 
 class Workload:
@@ -110,16 +108,18 @@ class Workload:
         index = json.loads((folder / "model_index.json").read_text())
         self.folder = folder
         self.family = find_family(index["_class_name"])
-        self.model_class = getattr(transformers, index[ENCODER][1])
-        self.config = self.model_class.config_class.from_pretrained(folder / ENCODER)
+        self.spec = self.family.encoders[-1]
+        self.encoder = self.spec.name
+        self.model_class = getattr(transformers, index[self.encoder][1])
+        self.config = self.model_class.config_class.from_pretrained(folder / self.encoder)
         last = max(2, self.config.num_hidden_layers // 7)  # the default of the value layer
-        self.layers = choose_default_layers(self.family.name, ENCODER, last=last)[-layers:]
+        self.layers = choose_default_layers(self.family.name, self.encoder, last=last)[-layers:]
         self.moments = folder / "second_moments.safetensors"
         names = [f"w{number % WORDS} w{(7 * number + 3) % WORDS}" for number in range(edits)]
         self.edits = [ConceptEdit(name, DestinationPrompt("w0")) for name in names]
         random = torch.Generator().manual_seed(1)
         drawn = torch.randn(edits, 2, self.config.hidden_size, generator=random)
-        self.values = [EditValue({ENCODER: EncoderValue(self.layers[-1], *pair)}) for pair in drawn]
+        self.values = [EditValue({self.encoder: EncoderValue(self.layers[-1], *pair)}) for pair in drawn]
 
     def cut_config(self) -> Any:
         """Return the configuration of the layers up to the last edited one."""
@@ -133,23 +133,30 @@ class Workload:
 def write_workload(folder: Path, size: Size, *, layers: int) -> None:
     """Write a pipeline's folder with the encoder, its tokenizer and second moments of the edited layers."""
     torch.manual_seed(0)
-    index = {"_class_name": size.pipeline, ENCODER: ["transformers", size.model]}
+    *others, spec = find_family(size.pipeline).encoders
+    index = {"_class_name": size.pipeline, spec.name: ["transformers", size.model]}
     for component in find_family(size.pipeline).components:
         (folder / component).mkdir()
         index.setdefault(component, ["diffusers", "none"])
-    for component in ("transformer", "vae"):  # which stage II does not read
+    # What this encoder's stage II does not read.
+    for component in ("transformer", "vae"):
         save_file({"none": torch.zeros(1)}, folder / component / "diffusion_pytorch_model.safetensors")
+    for other in others:
+        sizes = {"num_hidden_layers": 1, "hidden_size": 1, "intermediate_size": 1}
+        (folder / other.name / "config.json").write_text(json.dumps(sizes))
+        save_file({"none": torch.zeros(1)}, folder / other.name / "model.safetensors")
     (folder / "model_index.json").write_text(json.dumps(index))
-    vocabulary = write_tokenizer(folder / "tokenizer", chat=size.model != "T5EncoderModel")
+    vocabulary = write_tokenizer(folder / spec.tokenizer, chat=size.model != "T5EncoderModel")
     model_class = getattr(transformers, size.model)
     config = model_class.config_class(**size.config, vocab_size=vocabulary, dtype="bfloat16")
-    config.save_pretrained(folder / ENCODER)
+    config.save_pretrained(folder / spec.name)
     work = Workload(folder, edits=0, layers=layers)
     with torch.device("meta"):
         model = model_class(work.cut_config())
-    write_weights(folder / ENCODER, model)
+    write_weights(folder / spec.name, model)
     m = size.config[size.mlp_width]
-    save_file({f"layer_{layer}": pack_triangle(draw_moment(m)) for layer in work.layers}, work.moments)
+    moments = {layer: draw_moment(m) for layer in work.layers}
+    SecondMoments(moments, captions=1, tokens=1, encoder=work.encoder).save(work.moments)
 
 
 def write_tokenizer(folder: Path, *, chat: bool) -> int:
@@ -210,13 +217,13 @@ def draw_moment(m: int) -> Tensor:
 
 def ours(work: Workload) -> dict[int, Tensor]:
     """Return ΔW of the first edited layer, and compute those of all."""
-    encoder = load_encoder(work.folder, ENCODER, dtype=None, last_layer=work.layers[-1])
+    encoder = load_encoder(work.folder, work.encoder, dtype=None, last_layer=work.layers[-1])
     say(f"layers {work.layers}: encoder loaded, {peak_bytes() / 2**30:.2f} GiB")
     update = compute_update(
         encoder,
         work.edits,
         work.values,
-        FactoredMoments(work.moments, folder=work.folder / "factors", digest="benchmark"),
+        FactoredMoments(work.moments, encoder=work.encoder, folder=work.folder / "factors", digest="benchmark"),
         alpha=ALPHA,
         moment_weight=MOMENT_WEIGHT,
         layers=work.layers,
@@ -229,8 +236,8 @@ def ours(work: Workload) -> dict[int, Tensor]:
 def plain(work: Workload) -> dict[int, Tensor]:
     """Return ΔW of the first edited layer: the library's own model in float64, and a dense system."""
     first, last = work.layers[0], work.layers[-1]
-    (tokenizer,) = load_tokenizers(work.folder, work.family)
-    model = work.model_class.from_pretrained(work.folder / ENCODER, config=work.cut_config(), dtype=torch.bfloat16)
+    tokenizer = PromptTokenizer.from_folder(work.folder / work.spec.tokenizer, format=work.spec.format)
+    model = work.model_class.from_pretrained(work.folder / work.encoder, config=work.cut_config(), dtype=torch.bfloat16)
     is_t5 = hasattr(model, "encoder")
     body = model.encoder if is_t5 else model.model
     layers = body.block if is_t5 else body.layers
@@ -246,17 +253,23 @@ def plain(work: Workload) -> dict[int, Tensor]:
     positions = [tokenizer.locate(template, edit.source) for edit in work.edits for template in edit.templates]
     # A causal model's states do not depend on what follows the subject.
     rows = [position.ids if is_t5 else position.prefix for position in positions]
-    length = max(map(len, rows))
+    reads_padding = is_t5 and not work.spec.is_masked
+    length = tokenizer.max_length if reads_padding else max(map(len, rows))
     ids = torch.tensor([[*row, *[tokenizer.pad_id] * (length - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [int(reads_padding)] * (length - len(row)) for row in rows])
     body(inputs_embeds=body.embed_tokens(ids).double(), attention_mask=mask)
     at = torch.arange(len(rows)), torch.tensor([position.last_subject_index for position in positions])
     # The mean over the templates, (m, e) and (d, e).
     keys, now = (seen.pop(name)[at].unflatten(0, (len(work.edits), -1)).mean(1).T for name in ("keys", "states"))
-    own = [value.encoders[ENCODER] for value in work.values]
+    own = [value.encoders[work.encoder] for value in work.values]
     z = torch.stack([value.delta + value.hidden for value in own], 1).double()  # (d, e)
     residual = (z - now) / len(work.layers)
-    system = SecondMoments.load(work.moments, layers=[first]).moments[first].mul_((1 - ALPHA) * MOMENT_WEIGHT)  # (m, m)
+    system = (
+        SecondMoments.load(work.moments, layers=[first])
+        .select(work.encoder)
+        .moments[first]
+        .mul_((1 - ALPHA) * MOMENT_WEIGHT)
+    )  # (m, m)
     system.addmm_(keys, keys.T, alpha=ALPHA)
     return {first: ALPHA * residual @ torch.linalg.solve(system, keys).T}
 
@@ -304,7 +317,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", nargs="+", choices=[*SIZES], default=[*SIZES])
+    parser.add_argument("--encoder", nargs="+", choices=[*SIZES], default=DEFAULT)
     parser.add_argument("--edits", type=int, default=300)
     parser.add_argument("--layers", type=int, default=3, help="edited layers; the last one stays the default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")

@@ -24,8 +24,8 @@ class Nodes(ABC):
     """The tokens of many prompts. A token that several prompts share may be one node.
 
     A column is the mean over a group of sites of a quantity. Methods take a block and the states of every node in the
-    block's dtype; columns are float64. They hold at most four (N, d) and chunks of bounded size, and of a small number
-    of nodes the keys (N, m).
+    block's dtype; columns are float64. They hold at most three (N, d) and chunks of bounded size, and of a small number
+    of nodes the keys (N, m). Where attention is bidirectional, they change the states in place.
     """
 
     def __init__(self, encoder: TextEncoder, groups: Sequence[Sequence[Site]], *, last: Sequence[int]) -> None:
@@ -49,7 +49,10 @@ class Nodes(ABC):
 
     @abstractmethod
     def attend(self, number: int, block: Block, states: Tensor) -> Tensor:
-        """Return the residual stream after attention, (N, d). The block is that of this number, or a copy."""
+        """Return the residual stream after attention, (N, d), perhaps in the memory of the states.
+
+        The block is that of this number, or a copy.
+        """
 
     def prepare_keys(self, block: Block, stream: Tensor) -> Keys:
         """Return a function that gives the keys at any node.
@@ -61,11 +64,17 @@ class Nodes(ABC):
         keys = torch.cat([block.keys(rows) for rows in stream.split(_ROWS)])  # (N, m)
         return lambda nodes: keys[nodes]
 
-    def run_mlp(self, block: Block, stream: Tensor, keys: Keys | None = None) -> Tensor:
-        """Return the states after the block, (N, d), from its residual stream after attention."""
+    def run_mlp(self, block: Block, stream: Tensor, keys: Keys | None = None, *, out: Tensor | None = None) -> Tensor:
+        """Return the states after the block, (N, d), from its residual stream after attention.
+
+        They are written to `out`, which may be the stream itself.
+        """
         keys = keys or _compute_on_demand(block, stream)
-        chunks = (slice(start, start + _ROWS) for start in range(0, len(stream), _ROWS))
-        return torch.cat([block.add(stream[rows], block.output_matrix(keys(rows))) for rows in chunks])
+        states = torch.empty_like(stream) if out is None else out
+        for start in range(0, len(stream), _ROWS):
+            rows = slice(start, start + _ROWS)
+            states[rows] = block.add(stream[rows], block.output_matrix(keys(rows)))
+        return states
 
     def average_keys(self, block: Block, stream: Tensor, keys: Keys | None = None) -> Tensor:
         """Return K (m, c): the mean key at the sites of each column."""

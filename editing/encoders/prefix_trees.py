@@ -181,15 +181,14 @@ class WholePrompts(Nodes):
         return self.encoder.embed(self._ids).flatten(0, 1)
 
     def attend(self, number: int, block: Block, states: Tensor) -> Tensor:
-        stream = torch.empty_like(states)
         length = self._ids.shape[1]
         step = max(1, _PATH_ROWS // length)
         for start in range(0, len(self._ids), step):
             mask = self._mask[start : start + step]
             nodes = slice(start * length, (start + len(mask)) * length)
             own = states[nodes].unflatten(0, (len(mask), length))  # (p, s, d)
-            stream[nodes] = block.attend(own, self.encoder.build_contexts(own, mask=mask)[number]).flatten(0, 1)
-        return stream
+            states[nodes] = block.attend(own, self.encoder.build_contexts(own, mask=mask)[number]).flatten(0, 1)
+        return states
 
 
 def build_nodes(encoder: TextEncoder, groups: Sequence[Sequence[Site]]) -> Nodes:

@@ -6,7 +6,7 @@ A solution that is exact to rounding also gives the same float16 weights for any
 Shapes: e edits; n columns of the edits (one each, or one for each context); c all columns (theirs, then the preserved
 ones); q edited layers; N nodes of the prompts; d width; m width of the keys.
 
-Memory besides the encoder and the cached factors: four (N, d) and three (m, c) in float64; the keys (N, m) of few
+Memory besides the encoder and the cached factors: three (N, d) and three (m, c) in float64; the keys (N, m) of few
 nodes; one layer in float64; (e, e) cosines in float32; three (m, m) if c ≥ m; the result, at most (d + m)·d a layer.
 """
 
@@ -208,7 +208,7 @@ def compute_update(
             if progress:
                 progress(done + 1, q)
         if number < layers[-1]:
-            states = nodes.run_mlp(block, stream, all_keys)
+            states = nodes.run_mlp(block, stream, all_keys, out=stream)
             del block, stream, all_keys  # before the next ones: two layers of a large encoder take gigabytes
 
     missing = (z - nodes.average_states(block, stream)[:, :n]).norm(dim=0)  # (n,)
@@ -309,7 +309,8 @@ def _look_ahead(nodes: Nodes, block: Block, stream: Tensor, *, number: int, last
     They run in float32: an error here changes the residual in proportion and is not amplified by the inverse.
     """
     for following in range(number + 1, last + 1):
-        states = nodes.run_mlp(block, stream).float()
+        out = torch.empty_like(stream, dtype=torch.float32) if following == number + 1 else stream
+        states = nodes.run_mlp(block, stream, out=out)
         block = nodes.encoder.blocks[following]
         if {parameter.dtype for parameter in block.layer.parameters()} != {torch.float32}:
             block = block.copy(torch.float32)
