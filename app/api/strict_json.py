@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 def loads(body: bytes) -> Any:
     """Parse a body in UTF-8; raises `json.JSONDecodeError`, and nothing else, with a message fit for a client."""
     try:
-        text = body.decode()
+        text = body.decode("utf-8-sig")  # a byte-order mark may be ignored (RFC 8259, section 8.1)
     except UnicodeDecodeError as error:
         raise json.JSONDecodeError(f"not UTF-8 at byte {error.start}", "", 0) from None
     try:

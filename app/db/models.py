@@ -116,6 +116,7 @@ class Statistics(Identified, Base):
     captions_sha256: Mapped[str | None]  # the caption list as a blob
     captions: Mapped[int | None] = mapped_column(BigInteger)
     tokens: Mapped[int | None] = mapped_column(BigInteger)
+    truncated: Mapped[int | None] = mapped_column(BigInteger)  # captions; of the encoder that reads least
     digest: Mapped[str | None]  # sha256 of the blob
     problem: Mapped[JsonObject | None]
     created_by: Mapped[str]

@@ -1,6 +1,5 @@
 """A batch of edits in the three forms in which clients have them: a JSON list, NDJSON, or CSV."""
 
-import csv
 import io
 import json
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from app.api import strict_json
 from app.problems import MalformedBody, Unprocessable, UnsupportedMedia
 from emender.schemas.edits import EXAMPLE, MAX_BATCH, EditCreate
+from emender.tables import TableError, read_table
 
 HEADER = ["source", "destination"]
 NDJSON = ("application/x-ndjson", "application/jsonl")
@@ -19,7 +19,8 @@ EDITS: TypeAdapter[list[EditCreate]] = TypeAdapter(
 )
 BODY: dict[str, Any] = {
     "required": True,
-    "description": f"1 to {MAX_BATCH} edits. CSV has the header `source,destination`, each destination a prompt.",
+    "description": f"1 to {MAX_BATCH} edits. CSV has the columns source and destination, a prompt; separated by "
+    "commas, semicolons or tabs.",
     "content": {
         "application/json": {
             "schema": {
@@ -59,25 +60,19 @@ def _load(content: bytes, *, what: str) -> Any:
     try:
         return strict_json.loads(content)
     except json.JSONDecodeError as error:
-        raise MalformedBody(f"The {what} is not JSON: {error.msg}.") from None
+        line = f" in line {error.lineno}" if what == "body" and error.doc else ""
+        raise MalformedBody(f"The {what} is not JSON: {error.msg}{line}.") from None
 
 
 def _rows(body: bytes) -> list[dict[str, Any]]:
     try:
-        rows = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+        rows = list(read_table(io.StringIO(body.decode("utf-8-sig"), newline=""), columns=HEADER))
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"The body is not UTF-8 at byte {error.start}.") from None
-    except csv.Error as error:
-        raise MalformedBody(f"The body is not CSV: {error}.") from None
-    if not rows or rows[0] != HEADER:
-        raise Unprocessable.at("", f"The first line of a CSV batch must be {','.join(HEADER)}.")
-    items: list[dict[str, Any]] = []
-    for row in rows[1:]:
-        if not row:
-            continue
-        if len(row) != len(HEADER):
-            raise Unprocessable.at(
-                f"/{len(items)}", f"Has {len(row)} cells, not {len(HEADER)}; a comma within one needs quotes around it."
-            )
-        items.append({"source": row[0], "destination": {"prompt": row[1]}})
-    return items
+        raise MalformedBody(f"The body is not UTF-8 at byte {error.start}: save the table as CSV UTF-8.") from None
+    except TableError as error:
+        raise MalformedBody(f"The body is not a table of edits: {error}.") from None
+    names = {name for _, row in rows[:1] for name in row if name}
+    if rows and names != {*HEADER}:
+        raise Unprocessable.at("", f"A CSV batch has the columns {','.join(HEADER)}, not {','.join(sorted(names))}.")
+    cells = ([(row[name] or "").strip() for name in HEADER] for _, row in rows)
+    return [{"source": source, "destination": {"prompt": prompt}} for source, prompt in cells]

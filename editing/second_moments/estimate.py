@@ -21,7 +21,6 @@ from editing.encoders.base import TextEncoder
 from editing.encoders.decoder import DecoderEncoder
 from editing.encoders.prefix_trees import PackedTrees
 from editing.errors import EditingError, ForeignSums
-from editing.prompts import PromptTokenizer
 from editing.second_moments.moments import SecondMoments, mirror_triangle, pack_triangle, unpack_triangle
 
 Batch = list[tuple[int, ...]]
@@ -45,8 +44,8 @@ def estimate_second_moments(
     """Estimate E[k kᵀ] of the given layers. Captions are streamed: memory holds some batches of them and the sums.
 
     Every token counts once, BOS and EOS included, but for the text that a family puts before each prompt: its tokens
-    have the same keys in every caption and count once in all. Captions are truncated as inference truncates them. Sums
-    are float64.
+    have the same keys in every caption and count once in all. Captions are truncated as inference truncates them; the
+    result has their number. Sums are float64.
     `progress` is called with the number of captions so far, and may raise to end the run.
 
     `partial` names a file for the partial sums, written from time to time. A run that finds the file resumes from it,
@@ -54,8 +53,8 @@ def estimate_second_moments(
     captions, layers or batches. The caller deletes the file.
     """
     layers = encoder.default_edited_layers if layers is None else tuple(sorted(layers))
-    batches = _batch_captions(encoder.tokenizer, captions, size=batch_size)
     sums = _Sums(encoder, layers)
+    batches = _batch_captions(sums, captions, size=batch_size)
     file = _PartialSums(Path(partial), sums) if partial is not None else None
     if file and file.resume(batches) and progress:
         progress(sums.captions)
@@ -75,7 +74,7 @@ class _Sums:
         m = encoder.mlp_width
         self.encoder = encoder
         self.layers = {layer: torch.zeros(m, m, dtype=torch.float64, device=encoder.device) for layer in layers}
-        self.captions = self.tokens = 0
+        self.captions = self.tokens = self.truncated = 0
         # The start-of-text token of CLIP counts in every caption, as published.
         self._prefix = 0 if encoder.spec.kind == "clip" or not encoder.is_causal else encoder.tokenizer.prefix_length
         """The number of first tokens that count once in all."""
@@ -136,7 +135,12 @@ class _Sums:
                 trace = float(moments[layer].trace()) * self.tokens
                 shares[layer] = round(self.prefix_traces[layer] / max(trace, 1e-300), 6)
         return SecondMoments(
-            moments, captions=self.captions, tokens=self.tokens, encoder=self.encoder.name, prefix_shares=shares
+            moments,
+            captions=self.captions,
+            tokens=self.tokens,
+            truncated=self.truncated,
+            encoder=self.encoder.name,
+            prefix_shares=shares,
         )
 
 
@@ -208,13 +212,15 @@ class _PartialSums:
         temporary.replace(self.path)
 
 
-def _batch_captions(tokenizer: PromptTokenizer, captions: Iterable[str], *, size: int) -> Iterator[Batch]:
-    """Yield batches of captions of similar lengths, with little padding: each window is sorted by length."""
-    stream = enumerate(captions)
-    while window := [
-        tokenizer.encode(caption, pointer=f"/captions/{n}").ids for n, caption in islice(stream, _WINDOW * size)
-    ]:
-        window.sort(key=len)
+def _batch_captions(sums: _Sums, captions: Iterable[str], *, size: int) -> Iterator[Batch]:
+    """Yield batches of captions of similar lengths, with little padding: each window is sorted by length.
+
+    `sums` counts the truncated ones, also of batches that a resumed run skips.
+    """
+    stream, encode = enumerate(captions), sums.encoder.tokenizer.encode
+    while prompts := [encode(caption, pointer=f"/captions/{n}") for n, caption in islice(stream, _WINDOW * size)]:
+        sums.truncated += sum(prompt.truncated for prompt in prompts)
+        window = sorted((prompt.ids for prompt in prompts), key=len)
         for start in range(0, len(window), size):
             yield window[start : start + size]
 

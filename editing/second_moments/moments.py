@@ -34,6 +34,8 @@ class SecondMoments:
     """By layer."""
     captions: int
     tokens: int
+    truncated: int = 0
+    """The number of captions that the tokenizer truncated."""
     encoder: str = FIRST_ENCODER
     other_encoders: tuple["SecondMoments", ...] = ()
     """Moments of the pipeline's other encoders."""
@@ -95,6 +97,8 @@ class SecondMoments:
 
     def _count(self) -> dict[str, Any]:
         counts: dict[str, Any] = {"captions": self.captions, "tokens": self.tokens}
+        if self.truncated:
+            counts["truncated"] = self.truncated
         if self.prefix_shares:
             counts["prefix_shares"] = {str(layer): share for layer, share in sorted(self.prefix_shares.items())}
         return counts
@@ -128,6 +132,7 @@ class SecondMoments:
                     dict(sorted(part.items())),
                     captions=own.get("captions", 0),
                     tokens=own.get("tokens", 0),
+                    truncated=own.get("truncated", 0),
                     encoder=encoder,
                     prefix_shares=shares,
                 )

@@ -26,6 +26,7 @@ def write(tmp_path: Path) -> Write:
 
 
 EXPECTED = ["a cat", "a “fox”, resting", "Käfer"]
+KARPATHY = [{"sentences": [{"tokens": [], "raw": text} for text in part]} for part in (EXPECTED[:2], EXPECTED[2:])]
 TWO_KEYS = [{"id": n, "text": caption} for n, caption in enumerate(["a cat", "", "a “fox”, resting", "Käfer"])]
 
 
@@ -42,10 +43,21 @@ TWO_KEYS = [{"id": n, "text": caption} for n, caption in enumerate(["a cat", "",
         ("strings.json", json.dumps(EXPECTED)),
         ("objects.json", json.dumps(TWO_KEYS)),
         ("strings.jsonl", "\n".join(json.dumps(caption) for caption in EXPECTED)),
+        ("semicolon.csv", "ID;Caption\r\n1;a cat\r\n;\r\n\r\n3;a “fox”, resting\r\n4;Käfer;\r\n"),
+        ("excel.csv", "sep=;\r\nCAPTION;id\r\na cat;1\r\na “fox”, resting;2\r\nKäfer;3\r\n"),
+        ("tabs.csv", "id\tText \n1\ta cat\n2\ta “fox”, resting\n3\tKäfer\n"),
+        ("pipes.txt", "image| caption\nx.jpg| a cat\nx.jpg| a “fox”, resting\ny.jpg| Käfer\n"),
+        ("wide.tsv", "\ufeffid\tcaption\n1\ta cat\n2\ta “fox”, resting\n3\tKäfer\n".encode("utf-16-le")),
+        ("cc3m.tsv", "".join(f"{caption}\thttp://example.org/{n}\n" for n, caption in enumerate(EXPECTED))),
+        ("cc12m.tsv", "".join(f"https://example.org/{n}\t{caption}\n" for n, caption in enumerate(EXPECTED))),
+        ("coco.json", json.dumps({"images": [{"id": 1}], "annotations": [{"caption": text} for text in EXPECTED]})),
+        ("karpathy.json", json.dumps({"images": KARPATHY, "dataset": "coco"})),
+        ("lists.json", json.dumps([{"image": "x.jpg", "caption": EXPECTED[:2]}, {"caption": EXPECTED[2:]}])),
+        ("mark.json", "\ufeff" + json.dumps([{"Caption": caption} for caption in EXPECTED])),
         ("objects.ndjson", "\n\n".join(json.dumps(row) for row in TWO_KEYS) + "\n"),
     ],
 )
-def test_each_format_is_read(write: Write, name: str, content: str) -> None:
+def test_each_format_is_read(write: Write, name: str, content: str | bytes) -> None:
     assert list(read_captions(write(name, content))) == EXPECTED
 
 
@@ -84,15 +96,18 @@ def test_files_are_streamed(write: Write, name: str) -> None:
         ("a.csv", "caption\na cat\na \0 dog\n", "a.csv, line 3: a caption must not contain a NUL"),
         ("a.csv", b"caption,id\na cat,1\na caf\xe9,2\n", "a.csv, line 3: a caption must be valid UTF-8"),
         ("a.csv", "id,caption\n1,a cat\n2\n", "a.csv, line 3: the row is too short: it has no 'caption'"),
+        ("a.csv", "id,caption\n\n1,a cat, a dog\n", "a.csv, line 3: has 3 cells, not 2: a cell with ',' needs quotes"),
         ("a.csv", 'caption\n"a cat\n', "a.csv, line 2: is not valid CSV: "),
-        ("a.csv", "id,title\n1,a cat\n", "a.csv: there is no column 'caption' or 'text': there is id, title"),
-        ("a.csv", "", "a.csv: there is no column 'caption' or 'text': there is none"),
-        ("a.tsv", "id,caption\n1,a cat\n", "a.tsv: there is no column"),
+        ("a.csv", "id,title\n1,a cat\n", "a.csv, line 1: there is no column 'caption' or 'text': there is id, title"),
+        ("a.csv", "", "a.csv, line 1: the table is empty: its first line must name 'caption' or 'text'"),
+        ("a.tsv", "http://a\ta cat\n\nhttp://b\n", "a.tsv, line 3: the row is too short"),
         ("a.json", '["a cat", 3]', "a.json, item 2: a caption must be text, not a number"),
         ("a.json", '["a cat", "a \\ud83d dog"]', "a.json, item 2: a caption must be valid UTF-8"),
         ("a.json", '[{"caption": "a cat"}, {"title": "a dog"}]', "a.json, item 2: there is no column"),
-        ("a.json", '{"captions": []}', "a.json: must contain a list of captions, not an object"),
-        ("a.json", '["a cat"', "a.json: is not valid JSON: "),
+        ("a.json", '{"captions": []}', "a.json: must contain a list of captions, COCO's captions or Karpathy's splits"),
+        ("a.json", '["a cat",\n3 4]', "a.json, line 2: is not valid JSON: "),
+        ("a.json", '{"annotations": [{"bbox": []}]}', "a.json, item 1: there is no column 'caption' or 'text'"),
+        ("a.json", '{"images": [{"sentences": [{}]}]}', "a.json, item 1: a caption must be text, not null"),
         ("a.jsonl", '"a cat"\n\n{"caption": null}\n', "a.jsonl, line 3: a caption must be text, not null"),
         ("a.jsonl", '"a cat"\n"a dog\n', "a.jsonl, line 2: is not valid JSON: "),
     ],
@@ -145,7 +160,7 @@ class TestParquet:
             return importing(name, *arguments, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(builtins, "__import__", without_pyarrow)
-        with pytest.raises(CaptionsUnreadable, match=r"pip install 'emender-service\[captions\]'"):
+        with pytest.raises(CaptionsUnreadable, match="pip install pyarrow"):
             list(read_captions(write("a.parquet", b"")))
 
 

@@ -73,7 +73,8 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         pin_blobs(session, context.store, [digest])
         statistics = session.get_one(Statistics, lease.target_id)
         statistics.captions, statistics.tokens, statistics.digest = moments.captions, moments.tokens, digest
-        details = {"digest": digest, "tokens": moments.tokens}
+        statistics.truncated = max(part.truncated for part in moments.per_encoder)
+        details = {"digest": digest, "tokens": moments.tokens, "truncated": statistics.truncated}
         end_resource(session, lease=lease, state=lease.kind.done, details=details)
     shutil.rmtree(scratch, ignore_errors=True)
 

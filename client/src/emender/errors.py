@@ -29,6 +29,10 @@ class EmenderError(Exception):
         self.next_step = next_step
 
 
+class CaptionsUnreadable(EmenderError):
+    """A file has no captions, or a line of it is not a caption."""
+
+
 class ConnectionFailed(EmenderError):
     """The service did not respond, or the connection broke at every attempt."""
 

@@ -32,6 +32,27 @@ class TestParse:
         assert parse(lines.encode(), media_type=NDJSON) == parsed
         assert parse(table.encode("utf-8-sig"), media_type="text/csv; charset=utf-8") == parsed
 
+    @pytest.mark.parametrize(
+        "table",
+        [
+            "Source,DESTINATION\ndog,robot\n",
+            "source;destination\r\ndog;robot\r\n",
+            "destination\tsource\nrobot\tdog\n",
+            "sep=;\nsource;destination\ndog; robot \n",
+            "source,destination\r\ndog,robot\r\n,\r\n\r\n",
+            "source,destination,,\ndog,robot,,\n",
+        ],
+    )
+    def test_tables_of_spreadsheets_are_read(self, table: str) -> None:
+        for body in (table.encode(), table.encode("utf-8-sig")):
+            (edit,) = parse(body, media_type=CSV)
+            assert (edit.source, edit.destination.prompt) == ("dog", "robot")
+
+    def test_json_may_have_a_byte_order_mark(self) -> None:
+        (edit,) = edits(1)
+        for body, kind in ((json.dumps([edit]), JSON), (json.dumps(edit), NDJSON)):
+            assert parse(body.encode("utf-8-sig"), media_type=kind) == parse(body.encode(), media_type=kind)
+
     def test_quoted_csv_cells_may_contain_commas_and_quotes(self) -> None:
         parsed = parse(b'source,destination\n"a, b","say ""c"""\n', media_type=CSV)
         assert (parsed[0].source, parsed[0].destination.prompt) == ("a, b", 'say "c"')
@@ -39,13 +60,15 @@ class TestParse:
     @pytest.mark.parametrize(
         ("body", "kind", "error", "says"),
         [
-            (b"[", JSON, MalformedBody, "body is not JSON"),
+            (b"[1,\n2 3]", JSON, MalformedBody, "body is not JSON: Expecting ',' delimiter in line 2"),
             (b'{"source": "a"}\nnonsense', NDJSON, MalformedBody, "line 2 is not JSON"),
             (b"\xff", CSV, MalformedBody, "not UTF-8"),
-            (b'source,destination\n"a', CSV, MalformedBody, "not CSV"),
-            (b"from,to\na,b\n", CSV, Unprocessable, "source,destination"),
-            (b"", CSV, Unprocessable, "source,destination"),
-            (b"source,destination\na,b\na,b,c\n", CSV, Unprocessable, "3 cells"),
+            (b'source,destination\n"a', CSV, MalformedBody, "line 2: is not valid CSV"),
+            (b"from,to\na,b\n", CSV, MalformedBody, "line 1: there is no column 'source' or 'destination'"),
+            (b"", CSV, MalformedBody, "line 1: the table is empty"),
+            (b"source,target\na,b\n", CSV, Unprocessable, "source,destination, not source,target"),
+            (b"source,destination,note\na,b,c\n", CSV, Unprocessable, "not destination,note,source"),
+            (b"source,destination\na,b\n\na,b,c\n", CSV, MalformedBody, "line 4: has 3 cells, not 2"),
             (b"[]", "application/xml", UnsupportedMedia, "application/xml"),
             (b"[]", "", UnsupportedMedia, "untyped"),
         ],

@@ -283,7 +283,7 @@ class TestCommands:
     def test_file_without_captions_is_an_error(self, run: Callable[..., Result], tmp_path: Path) -> None:
         (tmp_path / "set.csv").write_text("id,title\n1,a cat\n")
         done = run("statistics", "create", "tiny", str(tmp_path / "set.csv"))
-        assert "set.csv, caption 1: there is no column 'caption' or 'text'" in str(done.exception)
+        assert "set.csv, line 1: there is no column 'caption' or 'text'" in str(done.exception)
         (tmp_path / "set.txt").write_text("\n")
         done = run("statistics", "create", "tiny", str(tmp_path / "set.txt"))
         assert str(done.exception) == "set.txt has no captions."
@@ -309,7 +309,15 @@ class TestCommands:
         made = as_json(run("edits", "batch", "tiny", str(tmp_path / "edits.csv"), "--json"))
         assert [edit["source"] for edit in made["edits"]] == ["fox", "oak"]
         (tmp_path / "edits.jsonl").write_text('{"source": "fox", "destination": {}}\n')
-        assert "  /0/destination: " in str(run("edits", "batch", "tiny", str(tmp_path / "edits.jsonl")).exception)
+        rejected = run("edits", "batch", "tiny", str(tmp_path / "edits.jsonl"))
+        assert code(rejected) == ExitCode.REJECTED
+        assert "  edits.jsonl, line 1: destination: must be exactly one" in str(rejected.exception)
+        (tmp_path / "edits.TSV").write_bytes("source\tdestination\nfox\towl\n\n\telm\n".encode("utf-16"))
+        rejected = run("edits", "batch", "tiny", str(tmp_path / "edits.TSV"))
+        assert "  edits.TSV, line 4: source: " in str(rejected.exception)
+        (tmp_path / "edits.csv").write_bytes(b"source,destination\nfox,caf\xe9\n")
+        rejected = run("edits", "batch", "tiny", str(tmp_path / "edits.csv"))
+        assert "not UTF-8 at byte 26" in str(rejected.exception)
         assert code(run("edits", "batch", "tiny", __file__)) == ExitCode.USAGE
 
     def test_edits_are_cancelled_and_retried(self, run: Callable[..., Result], service: Service) -> None:

@@ -41,6 +41,12 @@ class TestEstimate:
             expected = sum(key.T @ key for key in keys) / tokens
             torch.testing.assert_close(moments.moments[layer], expected, rtol=1e-4, atol=1e-9)
 
+    @pytest.mark.parametrize("batch_size", [1, 64])
+    def test_truncated_captions_are_counted(self, pipeline: EditablePipeline, batch_size: int) -> None:
+        moments = estimate_second_moments(pipeline.encoder, [*CAPTIONS, "y " * 100], layers=[0], batch_size=batch_size)
+        limit = pipeline.encoder.tokenizer.max_length
+        assert moments.truncated == sum(len(caption.split()) + 2 > limit for caption in CAPTIONS) + 1
+
     def test_batch_size_does_not_change_the_result(self, pipeline: EditablePipeline) -> None:
         one = estimate_second_moments(pipeline.encoder, CAPTIONS, batch_size=1)
         all_ = estimate_second_moments(pipeline.encoder, CAPTIONS, batch_size=64)

@@ -1,5 +1,6 @@
 """`emender edits`: edits, one by one or from a file."""
 
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,18 +23,22 @@ from emender.cli.console import (
     print_table,
     wait_for,
 )
-from emender.cli.errors import UsageError
+from emender.cli.errors import CommandError, ExitCode, UsageError
+from emender.errors import ValidationFailed
 from emender.requests import drop_none
 from emender.schemas.edits import EditState, Objective, TextOptimizer
+from emender.tables import TableError, open_text, read_table
 
 edits = typer.Typer(help="Edits.", no_args_is_help=True)
 
 MediaType = Literal["application/json", "application/x-ndjson", "text/csv"]
+TABLE_COLUMNS = ("source", "destination")
 BATCH_TYPES: dict[str, MediaType] = {
     ".json": "application/json",
     ".jsonl": "application/x-ndjson",
     ".ndjson": "application/x-ndjson",
     ".csv": "text/csv",
+    ".tsv": "text/csv",
 }
 
 
@@ -106,16 +111,26 @@ def create_batch(
     file: Annotated[
         Path,
         typer.Argument(
-            exists=True, dir_okay=False, help="JSON list, .jsonl, .ndjson, or .csv with source and destination."
+            exists=True,
+            dir_okay=False,
+            help="JSON list, .jsonl, .ndjson, or a table of source and destination: .csv, .tsv.",
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
     """Create the edits of a file, 1 to 5,000, all or none."""
-    if file.suffix not in BATCH_TYPES:
+    suffix = file.suffix.lower()
+    if suffix not in BATCH_TYPES:
         raise UsageError(f"{file.name} has an unknown suffix. Use one of {', '.join(BATCH_TYPES)}.")
+    with open_text(file) as opened:
+        text = opened.read()
     with api_client() as client:
-        created = client.edits.upload_batch(model, file.read_bytes(), media_type=BATCH_TYPES[file.suffix])
+        try:
+            content = text.encode("utf-8", "surrogateescape")  # the service names bytes that are not UTF-8
+            created = client.edits.upload_batch(model, content, media_type=BATCH_TYPES[suffix])
+        except ValidationFailed as error:
+            message = _describe_rejection(error, file.name, _find_places(text, BATCH_TYPES[suffix]))
+            raise CommandError(message, ExitCode.REJECTED) from error
     print_result(created, as_json=as_json, as_text=lambda: print_lines(f"{e.id} {e.source}" for e in created.edits))
 
 
@@ -202,6 +217,30 @@ def retry_edit(edit: EditId, as_json: AsJson = False) -> None:
     with api_client() as client:
         found = client.edits.retry(edit)
     print_result(found, as_json=as_json, as_text=lambda: typer.echo(f"{found.id} {found.state}"))
+
+
+def _find_places(text: str, media_type: MediaType) -> list[str]:
+    """Return where each edit of a batch is, as a text editor counts lines. Empty for JSON: items have no line."""
+    if media_type == "application/x-ndjson":
+        return [f"line {number}" for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if media_type == "text/csv":
+        try:
+            return [f"line {line}" for line, _ in read_table(StringIO(text, newline=""), columns=TABLE_COLUMNS)]
+        except TableError:  # the service names the line
+            return []
+    return []
+
+
+def _describe_rejection(error: ValidationFailed, name: str, places: list[str]) -> str:
+    lines = [f"No edit was created from {name}."]
+    for field in error.errors:
+        _, index, *fields = [*field.pointer.split("/", 2), ""]
+        if index.isdecimal():
+            place = places[int(index)] if int(index) < len(places) else f"item {int(index) + 1}"
+            lines.append(f"  {name}, {place}: {fields[0] or 'the edit'}: {field.detail}")
+        else:
+            lines.append(f"  {name}: {field.detail}")
+    return "\n".join(lines if error.errors else [*lines, f"  {error.detail}"])
 
 
 def _parse_labels(labels: list[str] | None) -> dict[str, str] | None:

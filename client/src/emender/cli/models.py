@@ -21,6 +21,7 @@ from emender.cli.console import (
     wait_for,
 )
 from emender.cli.errors import UsageError
+from emender.errors import CaptionsUnreadable
 from emender.schemas.models import MAX_CAPTIONS, ModelOut
 
 models = typer.Typer(help="Base models.", no_args_is_help=True)
@@ -113,8 +114,8 @@ def create_statistics(
     """Estimate a model's second moments over the captions of a file."""
     try:
         chosen = list(islice(read_captions(captions, column), samples))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except CaptionsUnreadable as error:
+        raise UsageError(f"{error}.") from error
     if not chosen:
         raise UsageError(f"{captions.name} has no captions.")
     with api_client() as client:
@@ -126,6 +127,11 @@ def create_statistics(
                 command=f"emender statistics list {model}",
                 timeout=timeout,
             )
+    if created.truncated:
+        note = (
+            f"{created.truncated} of {created.captions} captions are longer than the model reads, and were truncated."
+        )
+        typer.echo(note, err=True)
     line = f"{created.id} {created.state} {created.digest or ''}".rstrip()
     print_result(created, as_json=as_json, as_text=lambda: typer.echo(line))
 
@@ -135,8 +141,8 @@ def list_statistics(model: Model, as_json: AsJson = False) -> None:
     """List the statistics of a model, newest first."""
     with api_client() as client:
         found = list(client.statistics.list(model))
-    rows = ((s.id, s.state, s.captions_name, s.captions, s.tokens, s.digest) for s in found)
-    columns = ("statistics", "state", "captions name", "captions", "tokens", "digest")
+    rows = ((s.id, s.state, s.captions_name, s.captions, s.truncated, s.tokens, s.digest) for s in found)
+    columns = ("statistics", "state", "captions name", "captions", "truncated", "tokens", "digest")
     print_result(found, as_json=as_json, as_text=lambda: print_table(columns, rows))
 
 

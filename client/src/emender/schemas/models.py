@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from emender.schemas.checkpoints import Method
 from emender.schemas.common import ProblemNote, Progress
@@ -98,6 +98,11 @@ class StatisticsOut(BaseModel):
     captions_sha256: str | None
     captions: int | None = Field(description="number of captions")
     tokens: int | None = Field(description="number of keys; null until ready")
+    truncated: int | None = Field(
+        default=None,
+        description="number of captions that are longer than the model reads, as its tokenizer truncates them; null "
+        "until ready and for shipped statistics",
+    )
     digest: str | None = Field(description="sha256 of the tensors; null until ready")
     progress: Progress | None = None
     problem: ProblemNote | None
@@ -133,16 +138,27 @@ class ModelOut(BaseModel):
     created_at: datetime
 
 
-Caption = Annotated[Text, Field(min_length=1, max_length=2000)]
+Caption = Annotated[Text, Field(min_length=1)]
+CaptionsName = Annotated[str, Field(max_length=96, pattern="^[A-Za-z0-9._-]+$")]
+Captions = Annotated[list[Caption], Field(min_length=1, max_length=MAX_CAPTIONS)]
+_NAME, _LIST = TypeAdapter(CaptionsName), TypeAdapter(Captions)
+
+
+def _validate_captions(captions: object, _: object) -> str | list[str]:
+    """Validate one of the two, so that the pointer of an error names no branch of a union."""
+    return _NAME.validate_python(captions) if isinstance(captions, str) else _LIST.validate_python(captions)
 
 
 class StatisticsCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"captions": "captions", "samples": 5000}})
 
     captions: Annotated[
-        Annotated[str, Field(max_length=96, pattern="^[A-Za-z0-9._-]+$")]
-        | Annotated[list[Caption], Field(min_length=1, max_length=MAX_CAPTIONS)],
-        Field(description="captions, or the name of a list `<name>.txt` in a model root, with one caption per line"),
+        CaptionsName | Captions,
+        WrapValidator(_validate_captions),
+        Field(
+            description="captions, each truncated as the tokenizer truncates prompts, or the name of a list "
+            "`<name>.txt` in a model root, with one caption per line"
+        ),
     ]
     samples: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="number of captions to use, from the first")] = (
         MAX_CAPTIONS

@@ -58,7 +58,7 @@ def test_the_moments_equal_those_of_the_library(
     row = read(row_id)
     expected = editing.estimate_second_moments(runner.context.pipelines.get(registered.id).encoder, CAPTIONS)
     assert (row.state, row.digest, row.problem) == ("ready", expected.digest, None)
-    assert (row.captions, row.tokens) == (100, expected.tokens)
+    assert (row.captions, row.tokens, row.truncated) == (100, expected.tokens, expected.truncated)
     assert row.digest is not None and store.read(row.digest) == expected.to_bytes()
     with factory() as session:
         event = session.get_one(AuditEvent, 2)

@@ -1,0 +1,1 @@
+../client/src/emender/tables.py
