@@ -10,6 +10,7 @@ from .edits import StageOneSettings as StageOneSettings
 from .encoders.load import load_encoder as load_encoder
 from .errors import EditingError as EditingError
 from .families.layout import describe_pipeline as describe_pipeline
+from .inspection.model import inspect_model as inspect_model
 from .pictures.comparison import draw_comparison as draw_comparison
 from .pictures.decode import read_picture as read_picture
 from .pictures.draw import draw_pictures as draw_pictures

@@ -4,6 +4,7 @@ The last subject token is found by the position of the placeholder and the token
 "art" occurs inside "<|startoftext|>" and "work" inside "artwork", so a search would edit the wrong token.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +25,11 @@ from editing.edits import (
 )
 from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape_pointer
 from editing.families.family import Family, PromptFormat
+from editing.files import read_bytes, without_marks
 from editing.tokenizer_files import EOS, find_token, read_settings, read_tokenizer, render_chat
 
 _CLIP = PromptFormat()
+_NO_LENGTH = 10**9  # transformers writes 10^30 for a tokenizer without a length
 _SENTINEL = "\ue000"  # a character for private use, in place of the prompt in a chat template
 
 
@@ -86,12 +89,22 @@ class PromptTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, format: PromptFormat = _CLIP) -> "PromptTokenizer":
-        """Read a tokenizer's folder. Raises `UnsupportedPipeline` if it is none, or none for this format."""
-        settings = read_settings(folder)
+        """Read a tokenizer's folder. Raises `UnsupportedPipeline` if it is none, or none for this format.
+
+        If neither the format nor the tokenizer has a length, it is the number of positions of the text encoder beside
+        the folder.
+        """
+        with without_marks(folder) as readable:
+            settings = read_settings(readable)
+            tokenizer = read_tokenizer(readable, settings)
         max_length = format.max_length or settings.get("model_max_length")
+        if max_length is None or (isinstance(max_length, int) and max_length >= _NO_LENGTH):
+            encoder = folder.parent / folder.name.replace("tokenizer", "text_encoder") / "config.json"
+            max_length = json.loads(read_bytes(encoder)).get("max_position_embeddings") if encoder.is_file() else None
         if not isinstance(max_length, int) or not 3 <= max_length <= 4096:
-            raise UnsupportedPipeline(f"tokenizer_config.json has an invalid model_max_length: {max_length!r}")
-        tokenizer = read_tokenizer(folder, settings)
+            raise UnsupportedPipeline(
+                f"{folder.name}/tokenizer_config.json has an invalid model_max_length: {max_length!r}"
+            )
         if format.extend_by_prefix:
             max_length += len(tokenizer.encode(format.prefix).ids) - 2
         return cls(tokenizer, settings, max_length=max_length, format=format)
@@ -100,6 +113,15 @@ class PromptTokenizer:
     def prefix_length(self) -> int:
         """The number of first tokens that all prompts have in common, such as the start-of-text token."""
         return self._tokenize("a").prompt[0]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens, added ones included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode_whole(self, prompt: str) -> tuple[str, list[int]]:
+        """Return the text that inference tokenizes, and its ids before truncation, unchecked."""
+        return self._format(prompt)[0], self._tokenize(prompt).ids
 
     def encode(self, text: str, *, pointer: str = "") -> TokenizedPrompt:
         """Tokenize a prompt. Raises `InvalidPrompt` with `pointer`."""

@@ -33,6 +33,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for name in SPECIAL_TOKENS:
         if isinstance(token := settings.get(name), dict):
             settings[name] = token["content"]
+    settings["added_tokens"] = _read_json(folder / "added_tokens.json", missing={})  # as older transformers have them
     template = folder / "chat_template.jinja"
     if template.is_file():
         settings["chat_template"] = template.read_text(encoding="utf-8")
@@ -107,9 +108,12 @@ def _add_tokens(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
     for _, token in sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         options = {key: token[key] for key in ("lstrip", "rstrip", "normalized", "special") if key in token}
         added.append(AddedToken(token["content"], **options))
-    named = (settings[name] for name in SPECIAL_TOKENS if settings.get(name))
-    present = tokenizer.get_added_tokens_decoder().values()
-    known = {token.content for token in (*added, *present)}
+    named = [settings[name] for name in SPECIAL_TOKENS if settings.get(name)]
+    known = {token.content for token in (*added, *tokenizer.get_added_tokens_decoder().values())}
+    for content, _ in sorted(settings.get("added_tokens", {}).items(), key=lambda item: int(item[1])):
+        if content not in known:
+            added.append(AddedToken(content, special=content in named, normalized=content not in named))
+    known |= {token.content for token in added}
     # As in CLIPTokenizer: if "!" is the padding, every "!" of a prompt becomes that special token.
     added += [AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(named) if token not in known]
     tokenizer.add_tokens(added)
@@ -228,8 +232,8 @@ def _read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str
     if missing is not None and not path.is_file():
         return missing
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, RecursionError, ValueError) as error:
         raise UnsupportedPipeline(f"{path.parent.name}/ has no readable {path.name}") from error
     if not isinstance(settings, dict):
         _refuse(f"{path.parent.name}/{path.name} is no JSON object")

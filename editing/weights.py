@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from editing.encoders.base import TextEncoder
 from editing.errors import UnsupportedPipeline
-from editing.families.layout import INDEX, find_weights, list_parts
-from editing.files import read_safetensors_header, replace_atomically, write_atomically
+from editing.families.layout import find_weights, list_parts
+from editing.files import read_bytes, read_safetensors_header, replace_atomically, write_atomically
 from editing.pipelines import EditablePipeline
 from editing.restore import restore_weights
 from editing.stage_two.update import Update
@@ -42,16 +42,16 @@ def export_text_encoder(encoder: TextEncoder, update: Update, folder: str | Path
         for layer, change in update.layers.items()
     }
     target = Path(folder) / encoder.name
-    if encoder.spec.kind != "clip" or weights.name.endswith(INDEX):
+    if encoder.spec.kind != "clip" or weights.suffix == ".json":
         return _copy_with_changes(weights, target, changes)
     tensors = read_base(weights)
     for key, change in changes.items():
         tensors[_add_prefix(key)] = change(tensors[_add_prefix(key)])
     target.mkdir(parents=True, exist_ok=True)
-    write_atomically(target / "config.json", (encoder.folder / "config.json").read_bytes())
+    write_atomically(target / "config.json", read_bytes(encoder.folder / "config.json"))
     # transformers requires this one metadata key. safetensors would write several in random order.
-    write_atomically(target / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    return target / "config.json", target / "model.safetensors"
+    write_atomically(target / weights.name, save(tensors, metadata={"format": "pt"}))
+    return target / "config.json", target / weights.name
 
 
 def find_output_matrix_key(encoder: TextEncoder, layer: int, parts: Sequence[Path]) -> str:
@@ -142,7 +142,7 @@ def _copy_with_changes(weights: Path, target: Path, changes: Mapping[str, Change
     paths. Raises `UnsupportedPipeline` for a key that the weights lack.
     """
     parts, copied = list_parts(weights), ["config.json"]
-    if weights.name.endswith(INDEX):
+    if weights.suffix == ".json":
         copied.append(weights.name)
     target.mkdir(parents=True, exist_ok=True)
     missing = set(changes)
@@ -153,7 +153,7 @@ def _copy_with_changes(weights: Path, target: Path, changes: Mapping[str, Change
     if missing:
         raise UnsupportedPipeline(f"{weights.parent.name}/ has no {min(missing)}")
     for name in copied:
-        write_atomically(target / name, (weights.parent / name).read_bytes())
+        write_atomically(target / name, read_bytes(weights.parent / name))
     return tuple(target / name for name in (*copied, *(part.name for part in parts)))
 
 

@@ -3,13 +3,12 @@
 from pathlib import Path
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.models import Model, ModelFile
 from app.models.snapshot import snapshot
 from app.storage.store import Store
-from editing.families.layout import TOKENIZERS
 from editing.families.registry import FAMILIES
 from editing.prompts import PromptTokenizer, load_tokenizers
 
@@ -24,7 +23,7 @@ def tokenizers_of(session: Session, *, model_id: UUID, store: Store, folder: Pat
     """
     if model_id in _cache:
         return _cache[model_id]
-    inside = or_(*(ModelFile.path.startswith(f"{name}/") for name in TOKENIZERS.values()))
+    inside = ModelFile.path.regexp_match(r"^tokenizer(_\d)?/|^text_encoder(_\d)?/config\.json$")
     rows = session.execute(select(ModelFile.path, ModelFile.sha256).where(ModelFile.model_id == model_id, inside))
     files = [(path, sha256) for path, sha256 in rows]
     laid_out = snapshot(store, files, folder=folder)

@@ -18,6 +18,7 @@ from app.models.roots import find_folder, find_outside_link
 from app.settings import Settings
 from editing.errors import ClassifierUnusable, EditingError, UnsupportedPipeline
 from editing.families.layout import list_components, select_files
+from editing.inspection.folder import check_folder
 from emender.schemas.models import License
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def obtain(
                 "there, or add where it leads to EMENDER_MODEL_ROOTS",
                 pointer="/source",
             )
+        check_folder(folder)
         yield Source(folder, commit=None, license=_license(_card(folder)))
         return
     settings.data_dir.mkdir(parents=True, exist_ok=True)

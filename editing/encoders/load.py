@@ -1,5 +1,6 @@
 """Load the text encoders of a pipeline's folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from editing.encoders.decoder import DecoderEncoder
 from editing.encoders.t5 import T5Encoder
 from editing.errors import UnsupportedPipeline
 from editing.families.family import EncoderSpec
-from editing.families.layout import detect_family, find_weights, read_json
+from editing.families.layout import CODE_SETTINGS, detect_family, find_variant, find_weights, read_json
 from editing.families.registry import FAMILIES
+from editing.files import without_marks
+from editing.inspection.weights import check_surplus, describe_missing, describe_shape
 from editing.prompts import PromptTokenizer
 
 KINDS: dict[str, type[TextEncoder]] = {"clip": ClipEncoder, "t5": T5Encoder, "decoder": DecoderEncoder}
@@ -52,22 +55,55 @@ def load_encoder(
     folder = Path(folder)
     family = FAMILIES[detect_family(folder)]
     spec = family.find_encoder(name)
-    find_weights(folder, name)
+    weights = find_weights(folder, name)
     model_class = _find_class(read_json(folder / "model_index.json")[name], spec)
-    options: dict[str, Any] = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
-    n_layers = None
+    config, n_layers = read_config(model_class, folder / name), None
     if last_layer is not None:
-        model_class, options["config"], n_layers = _drop_layers(model_class, folder / name, last_layer)
-    model = model_class.from_pretrained(folder / name, **options)
+        model_class, n_layers = _drop_layers(model_class, config, last_layer)
+    with without_marks(folder / name) as readable:
+        model, found = model_class.from_pretrained(
+            readable,
+            config=config,
+            dtype=dtype or "auto",
+            variant=find_variant(weights),
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below
+            output_loading_info=True,
+        )
+    _check_keys(model, weights, found)
     prepared: nn.Module = model.requires_grad_(False).eval().to(device)
     return _wrap_model(prepared, folder, spec, family=family.name, n_layers=n_layers)
 
 
+def _check_keys(model: nn.Module, weights: Path, found: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedPipeline` if the weights are not those that the configuration describes.
+
+    The library would fill the others with random numbers. `found` is what it says of its loading.
+    """
+    file = f"{weights.parent.name}/{weights.name}"
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedPipeline(describe_missing(file, missing, found["unexpected_keys"]))
+    for key, stored, expected in found["mismatched_keys"]:
+        raise UnsupportedPipeline(describe_shape(file, key, stored, expected))
+    check_surplus(weights.parent.name, model.state_dict(), found["unexpected_keys"])
+
+
+def read_config(model_class: type[transformers.PreTrainedModel], folder: Path) -> Any:
+    """Read a text encoder's configuration, without the settings that choose code or other files."""
+    with without_marks(folder) as readable:
+        config: Any = model_class.config_class.from_pretrained(readable, local_files_only=True)
+    for name in CODE_SETTINGS:
+        if name in vars(config):
+            delattr(config, name)
+    config._attn_implementation = None  # the library's own choice
+    return config
+
+
 def _drop_layers(
-    model_class: type[transformers.PreTrainedModel], folder: Path, last_layer: int
-) -> tuple[type[transformers.PreTrainedModel], Any, int]:
-    """Return a class and a configuration of the model that ends with this layer, and the layers of the whole one."""
-    config: Any = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    model_class: type[transformers.PreTrainedModel], config: Any, last_layer: int
+) -> tuple[type[transformers.PreTrainedModel], int]:
+    """Let the configuration end with this layer. Return a class for it and the layers of the whole model."""
     text = getattr(config, "text_config", config)  # of a model that also sees pictures
     n_layers: int = text.num_hidden_layers
     text.num_hidden_layers = min(n_layers, last_layer + 1)
@@ -75,7 +111,7 @@ def _drop_layers(
         text.layer_types = kinds[: last_layer + 1]
     # The library would report every weight of the layers that are left out.
     members = {"_keys_to_ignore_on_load_unexpected": [".*"], "__module__": model_class.__module__}
-    return type(model_class.__name__, (model_class,), members), config, n_layers
+    return type(model_class.__name__, (model_class,), members), n_layers
 
 
 def check_encoders(folder: Path) -> None:
@@ -88,10 +124,11 @@ def check_encoders(folder: Path) -> None:
     for spec in family.encoders:
         model_class = _find_class(index[spec.name], spec)
         try:
-            config = model_class.config_class.from_pretrained(folder / spec.name, local_files_only=True)
             with torch.device("meta"):
-                model = model_class(config)
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+                model = model_class(read_config(model_class, folder / spec.name))
+        except UnsupportedPipeline:
+            raise
+        except Exception as error:  # libraries raise many kinds for wrong settings
             raise UnsupportedPipeline(f"{spec.name}/config.json is not that of a {model_class.__name__}") from error
         _wrap_model(model, folder, spec, family=family.name)
 
@@ -119,6 +156,7 @@ def _find_class(entry: object, spec: EncoderSpec) -> type[transformers.PreTraine
     """Return the class of `model_index.json`, which must be a model of transformers: no code of the folder runs."""
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     found = getattr(transformers, str(name), None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    known = isinstance(entry, list) and entry[0] == "transformers"
+    if not (known and isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise UnsupportedPipeline(f"model_index.json names no model of transformers for {spec.name}: {name!r}")
     return found

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from editing.errors import UnsafePipeline, UnsupportedPipeline
@@ -18,16 +18,24 @@ from editing.prompts import load_tokenizers
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 """The tokenizer of each text encoder."""
 WEIGHTS = {
-    **dict.fromkeys(TOKENIZERS, "model.safetensors"),
+    **dict.fromkeys((*TOKENIZERS, "safety_checker", "image_encoder"), "model.safetensors"),
     **dict.fromkeys(("unet", "transformer", "vae"), "diffusion_pytorch_model.safetensors"),
 }
-"""The file of a component's weights. Those in several files have an index: see `INDEX`."""
-INDEX = ".index.json"
-"""What the index of weights in several files adds to the name of a single file."""
+"""The file of a component's weights. Those in several files have an index. Files of a variant have its name, too."""
+VARIANTS = (None, "fp16", "bf16")
+"""The variants of weights, the preferred one first."""
+CODE_SETTINGS = (
+    "_attn_implementation",
+    "attn_implementation",
+    "auto_map",
+    "quantization_config",
+    "transformers_weights",
+)
+"""Settings of a configuration that choose code or files of weights. Loading ignores them."""
 SECOND_MOMENTS = "second_moments.safetensors"
 """A file of second moments beside `model_index.json`, if the pipeline has one."""
 _SERVED_SUFFIXES = {".json", ".txt", ".jinja", ".safetensors", ".model"}
-_VARIANT = re.compile(r"\.(fp16|bf16|non_ema|onnx)[.-]")  # the same weights again
+_VARIANT = re.compile(r"\.(fp16|bf16|non_ema|onnx)[.-]")
 _KINDS = {"clip": "CLIP", "t5": "T5", "decoder": "decoder-only"}
 _MODEL_TYPES: dict[str, frozenset[str]] = {
     "clip": frozenset(),  # old configurations do not name it
@@ -86,6 +94,8 @@ def describe_pipeline(folder: Path) -> PipelineDescription:
 def select_files(names: Sequence[str]) -> list[str]:
     """Select from a repository's files a pipeline's configurations and safetensors, each weight once.
 
+    A variant of the weights is selected for a component that has no others.
+
     Raises `UnsafePipeline` if it has weights as pickles and none as safetensors.
     """
     paths = [PurePosixPath(name) for name in names]
@@ -94,9 +104,14 @@ def select_files(names: Sequence[str]) -> list[str]:
         for path in paths
         if len(path.parts) <= 2
         and path.suffix in _SERVED_SUFFIXES
-        and not _VARIANT.search(path.name)
         and not (path.suffix == ".safetensors" and len(path.parts) == 1 and path.name != SECOND_MOMENTS)
     ]
+    variants: dict[PurePosixPath, set[str | None]] = {}
+    for path in chosen:
+        if path.suffix == ".safetensors":
+            variants.setdefault(path.parent, set()).add(find_variant(path))
+    wanted = {parent: next((v for v in VARIANTS if v in found), None) for parent, found in variants.items()}
+    chosen = [path for path in chosen if find_variant(path) in {None, wanted.get(path.parent)}]
     weights = any(path.suffix == ".safetensors" for path in chosen)
     if not weights and any(path.suffix in _PICKLES for path in paths):
         raise UnsafePipeline(
@@ -159,47 +174,65 @@ def count_blocks(tap: Tap, *, layers: int) -> int:
 def find_weights(folder: Path, component: str) -> Path:
     """Return the component's safetensors file, or the index of its several files. Never a pickle.
 
-    Raises `UnsafePipeline`, and `UnsupportedPipeline` if a file is missing.
+    The files of a variant count if there are no others. Of a file and an index, that which the component's library
+    reads is returned. Raises `UnsafePipeline`, and `UnsupportedPipeline` if a file is missing.
     """
-    path = folder / component / WEIGHTS[component]
-    if (index := path.with_name(path.name + INDEX)).is_file():
-        for part in list_parts(index):
-            if not part.is_file():
-                raise UnsupportedPipeline(f"{component}/ has no {part.name}, which {index.name} names")
-        return index
-    if path.is_file():
-        return path
+    single = WEIGHTS[component]
+    for variant in VARIANTS:
+        ending = f".{variant}" if variant else ""
+        file = folder / component / f"{single.removesuffix('.safetensors')}{ending}.safetensors"
+        index = folder / component / f"{single}.index{ending}.json"
+        # transformers reads a single file first, diffusers an index.
+        for path in (file, index) if single == "model.safetensors" else (index, file):
+            if path.is_file():
+                for part in list_parts(path):
+                    if not part.is_file():
+                        raise UnsupportedPipeline(f"{component}/ has no {part.name}, which {path.name} names")
+                return path
     if any(other.suffix in _PICKLES for other in (folder / component).glob("*")):
         raise UnsafePipeline(
             f"{component}/ has its weights only as pickles, which can run code when opened: convert them to "
-            f"{path.name} with save_pretrained(..., safe_serialization=True)"
+            f"{single} with save_pretrained(..., safe_serialization=True)"
         )
-    raise UnsupportedPipeline(f"{component}/ has no {path.name}")
+    raise UnsupportedPipeline(f"{component}/ has no {single}")
+
+
+def find_variant(path: PurePath) -> str | None:
+    """Return the variant in the name of a file of weights, or of their index."""
+    found = _VARIANT.search(path.name)
+    return found and found[1]
 
 
 def list_parts(weights: Path) -> list[Path]:
     """Return the safetensors files of weights that `find_weights` found, sorted by name."""
-    if not weights.name.endswith(INDEX):
+    if weights.suffix != ".json":
         return [weights]
-    names = read_json(weights).get("weight_map")
+    return [weights.parent / part for part in sorted(set(read_index(weights).values()))]
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Return the file of each weight that an index names. Raises `UnsupportedPipeline`."""
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UnsupportedPipeline(f"{weights.name} has no weight_map")
-    parts = sorted(set(names.values()))
-    if any(PurePosixPath(part).name != part for part in parts):
-        raise UnsupportedPipeline(f"{weights.name} names files outside of its folder")
-    return [weights.parent / part for part in parts]
+        raise UnsupportedPipeline(f"{index.parent.name}/{index.name} has no weight_map")
+    if any(PurePosixPath(name).name != name for name in names.values()):
+        raise UnsupportedPipeline(f"{index.parent.name}/{index.name} names files outside of its folder")
+    return names
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `UnsupportedPipeline`."""
+    """Read a JSON object, with or without a byte-order mark. Raises `UnsupportedPipeline`."""
+    name = f"{path.parent.name}/{path.name}" if path.name != "model_index.json" else path.name
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UnsupportedPipeline(f"{path.parent.name}/ has no readable {path.name}") from error
+    except RecursionError as error:
+        raise UnsupportedPipeline(f"{name} is nested too deeply") from error
     except ValueError as error:
-        raise UnsupportedPipeline(f"{path.name} is no JSON file") from error
+        raise UnsupportedPipeline(f"{name} is no JSON file") from error
     if not isinstance(content, dict):
-        raise UnsupportedPipeline(f"{path.name} is no JSON object")
+        raise UnsupportedPipeline(f"{name} is no JSON object")
     return content
 
 

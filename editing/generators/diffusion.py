@@ -14,18 +14,53 @@ from editing.errors import UnsupportedPipeline
 from editing.generators.generator import Generator, NoisedLatents
 
 PREDICTIONS = ("epsilon", "v_prediction")
+SCHEDULERS = (
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+"""The schedulers whose noise is that of a `DPMSolverMultistepScheduler` with the same settings."""
+MAX_TRAIN_TIMESTEPS = 10_000
+_FEW_STEPS = ("LCMScheduler", "TCDScheduler")
+_STABLE_DIFFUSION_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def build_solver(config: dict[str, Any]) -> DPMSolverMultistepScheduler:
     """Return a fast deterministic solver with the noise schedule of a scheduler's configuration.
 
-    It replaces the pipeline's own solver. Raises `UnsupportedPipeline` for predictions other than ε and v.
+    It replaces the pipeline's own solver. Raises `UnsupportedPipeline` for other schedulers, for noise that is none,
+    and for predictions other than ε and v.
     """
-    solver = DPMSolverMultistepScheduler.from_config(config)
+    check_timesteps(config)
+    name = config.get("_class_name", "DDIMScheduler")
+    if name not in SCHEDULERS:
+        raise UnsupportedPipeline(f"scheduler/: the noise of a {name} is not known: only {', '.join(SCHEDULERS)}")
+    betas = config.get("trained_betas")
+    if betas is not None and len(betas) != config.get("num_train_timesteps", 1000):
+        raise UnsupportedPipeline("scheduler/scheduler_config.json has not one trained_betas for each timestep")
+    if name in _FEW_STEPS:  # their defaults differ from those of all other schedulers
+        config = {**_STABLE_DIFFUSION_BETAS, **config}
+    try:
+        solver = DPMSolverMultistepScheduler.from_config(config)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedPipeline(f"scheduler/scheduler_config.json cannot be used: {error}") from error
+    if not ((solver.betas >= 0) & (solver.betas <= 1)).all():  # also for NaN
+        raise UnsupportedPipeline("scheduler/scheduler_config.json has betas outside of 0 to 1")
     predicted = solver.config.prediction_type
     if predicted not in PREDICTIONS:
         raise UnsupportedPipeline(f"the generator predicts {predicted}: only {' or '.join(PREDICTIONS)} can be edited")
     return solver
+
+
+def check_timesteps(config: dict[str, Any]) -> None:
+    """Raise `UnsupportedPipeline` for a scheduler with too many steps, before memory is taken for them."""
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_TRAIN_TIMESTEPS:
+        raise UnsupportedPipeline(
+            f"scheduler/scheduler_config.json has {steps!r} num_train_timesteps: it must be 1 to {MAX_TRAIN_TIMESTEPS}"
+        )
 
 
 class DiffusionGenerator(Generator):

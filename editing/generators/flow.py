@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from editing.errors import UnsupportedPipeline
+from editing.generators.diffusion import check_timesteps
 from editing.generators.generator import NoisedLatents
 from editing.generators.transformer import Transformer
 
@@ -27,7 +28,11 @@ def build_flow_scheduler(config: dict[str, Any]) -> Any:
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise UnsupportedPipeline(f"a {name} cannot be used for flow matching: only {' or '.join(SCHEDULERS)}")
-    scheduler = SCHEDULERS[name].from_config(config)
+    check_timesteps(config)
+    try:
+        scheduler = SCHEDULERS[name].from_config(config)
+    except (ArithmeticError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedPipeline(f"scheduler/scheduler_config.json cannot be used: {error}") from error
     if isinstance(scheduler, DPMSolverMultistepScheduler) and not (
         scheduler.config.prediction_type == "flow_prediction" and scheduler.config.use_flow_sigmas
     ):

@@ -7,13 +7,13 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 
 from editing.errors import UnsupportedPipeline
 from editing.families.family import Family
-from editing.families.layout import read_json
+from editing.families.layout import CODE_SETTINGS, find_variant, find_weights, read_json
 from editing.families.registry import find_family
 from editing.families.sd import SDXL
+from editing.files import without_marks
 from editing.generators import autoencoder
 from editing.generators.auraflow import AuraFlow
 from editing.generators.autoencoder import Autoencoder
@@ -88,15 +88,41 @@ def load_transformer(
 
 
 def load_network(folder: Path, kind: type[Any], *, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load the weights of a network of this class, in eval mode and without gradients."""
-    network: nn.Module = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+    """Load the weights of a network of this class, in eval mode and without gradients. None on the meta device."""
+    if device.type == "meta":
+        return build_network(folder, kind)
+    variant = find_variant(find_weights(folder.parent, folder.name))
+    with without_marks(folder) as readable:
+        network, found = kind.from_pretrained(
+            readable,
+            torch_dtype=dtype,
+            variant=variant,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedPipeline(f"{folder.name}/ lacks {len(missing)} weights of its {kind.__name__}: {missing[0]}")
     return network.requires_grad_(False).eval().to(device)
 
 
-def check_generator(folder: Path) -> None:
-    """Raise `UnsupportedPipeline` for an autoencoder or a scheduler that `load_generator` cannot use."""
-    find_autoencoder_class(folder / "vae")
-    build_scheduler(folder)
+def build_network(folder: Path, kind: type[Any]) -> Any:
+    """Build a network of this class on the meta device. Raises `UnsupportedPipeline`."""
+    settings = {key: value for key, value in read_json(folder / "config.json").items() if key not in CODE_SETTINGS}
+    try:
+        with torch.device("meta"):
+            return kind.from_config(settings)
+    except Exception as error:  # libraries raise many kinds for wrong settings
+        raise UnsupportedPipeline(f"{folder.name}/config.json is not that of a {kind.__name__}: {error}") from error
+
+
+def check_generator(folder: Path) -> Generator:
+    """Build a pipeline's generator on the meta device, without weights. Raises `UnsupportedPipeline`."""
+    meta = torch.device("meta")
+    try:
+        return load_generator(folder, device=meta, dtype=torch.float32, autoencoder_dtype=torch.float32)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UnsupportedPipeline(f"the generator cannot be built of its configurations: {error}") from error
 
 
 def build_scheduler(folder: Path) -> Any:

@@ -15,6 +15,7 @@ from app.worker.runner import JobContext
 from app.worker.sources import obtain, open_classifier
 from editing.errors import EditingError
 from editing.families.layout import SECOND_MOMENTS
+from editing.files import without_marks
 
 if TYPE_CHECKING:
     from editing.families.layout import PipelineDescription
@@ -28,19 +29,16 @@ def run(context: JobContext, leases: Sequence[Lease]) -> None:
         model = session.get_one(Model, lease.target_id)
 
     progress = partial(context.advance, lease, "downloading")
-    with obtain(model.source, revision=model.revision, settings=context.settings, progress=progress) as source:
-        context.pipelines.prepare()
-        editing.check_pipeline(source.folder)
-        description = editing.describe_pipeline(source.folder)
+    files = obtain(model.source, revision=model.revision, settings=context.settings, progress=progress)
+    with files as source, without_marks(source.folder) as folder:
+        description = editing.inspect_model(folder, device=context.pipelines.prepare())
         for done, file in enumerate(description.files):
             context.advance(lease, "storing", done, len(description.files))
-            if context.store.put_file(source.folder / file.path) != file.sha256:
-                raise EditingError(
-                    f"{file.path} changed while it was read; register the model again", pointer="/source"
-                )
+            if context.store.put_file(folder / file.path) != file.sha256:
+                raise EditingError(f"{file.path} changed while it was read: register again", pointer="/source")
         if model.classifier is not None:
             open_classifier(model.classifier, roots=context.settings.model_roots, device="cpu")
-        moments = _read_shipped_moments(source.folder, description)
+        moments = _read_shipped_moments(folder, description)
     digest = context.store.put(moments.to_bytes()) if moments else None
 
     with context.result(lease) as session:

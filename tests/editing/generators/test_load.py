@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 
-from editing.errors import UnsupportedPipeline
+from editing.errors import UnsafePipeline, UnsupportedPipeline
 from editing.families import registry
 from editing.families.family import Family
 from editing.generators.flux import Flux
@@ -118,7 +118,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     folder = FAMILIES["sd3"].write(tmp_path)
     (weights,) = (folder / "transformer").glob("*.safetensors")
     weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(UnsafePipeline, match="transformer/ has its weights only as pickles"):
         load(folder)
 
 
