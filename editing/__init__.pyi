@@ -17,7 +17,6 @@ from .pictures.draw import draw_pictures as draw_pictures
 from .pictures.grid import GridRow as GridRow
 from .pictures.grid import draw_grid as draw_grid
 from .pipelines import EditablePipeline as EditablePipeline
-from .pipelines import check_pipeline as check_pipeline
 from .pipelines import load_pipeline as load_pipeline
 from .second_moments.estimate import estimate_second_moments as estimate_second_moments
 from .second_moments.factors import FactoredMoments as FactoredMoments

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from editing.condition import Condition
 from editing.encoders.base import TextEncoder
-from editing.encoders.load import check_encoders, load_encoders
+from editing.encoders.load import load_encoders
 from editing.families.conditions import encode_prompts
 from editing.families.layout import read_json
 from editing.families.registry import FAMILIES
 from editing.generators.generator import Generator
-from editing.generators.load import check_generator, load_generator
+from editing.generators.load import load_generator
 from editing.prompts import PromptTokenizer
 
 
@@ -80,12 +80,6 @@ class EditablePipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
-
-
-def check_pipeline(folder: Path) -> None:
-    """Raise `UnsafePipeline` or `UnsupportedPipeline` for a folder that `load_pipeline` refuses. Reads no weights."""
-    check_encoders(folder)
-    check_generator(folder)
 
 
 def load_pipeline(

@@ -71,7 +71,10 @@ def quantize(file: str) -> Maker:
 
 
 def write_pointer(file: str) -> Maker:
-    return lambda folder: (folder / file).write_text(POINTER) and None
+    def run(folder: Path) -> None:
+        (folder / file).write_text(POINTER)
+
+    return run
 
 
 def cut(file: str, share: float) -> Maker:
@@ -84,7 +87,11 @@ def cut(file: str, share: float) -> Maker:
 
 def write_pickle(file: str) -> Maker:
     """A pickle under the name of a safetensors file."""
-    return lambda folder: (folder / file).write_bytes(pickle.dumps({"weight": list(range(100))}, protocol=2)) and None
+
+    def run(folder: Path) -> None:
+        (folder / file).write_bytes(pickle.dumps({"weight": list(range(100))}, protocol=2))
+
+    return run
 
 
 def add_layer_to_config(count: int) -> Maker:

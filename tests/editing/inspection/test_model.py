@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import editing
+from editing.encoders.clip import ClipEncoder
 from editing.errors import UnsafePipeline, UnsupportedPipeline
 from editing.inspection import weights
 from editing.inspection.model import inspect_model
@@ -63,21 +65,22 @@ def test_added_token_of_older_transformers_is_one_token(copied: Path) -> None:
 
 
 def test_encoder_that_differs_each_time_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from editing.encoders.clip import ClipEncoder
-
     monkeypatch.setattr(ClipEncoder, "normalize", lambda self, states: self.final_norm(states) + torch.rand(1))
     with pytest.raises(UnsupportedPipeline, match="text_encoder/ encodes .* differently each time"):
         inspect_model(copied)
 
 
 def test_values_of_large_models_are_sampled(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
+    read: list[int] = []
+    frombuffer = torch.frombuffer
+
+    def record(content: bytearray, **options: Any) -> torch.Tensor:
+        read.append(len(content))
+        return frombuffer(content, **options)
+
     monkeypatch.setattr(weights, "SAMPLED_BYTES", 1000)
     monkeypatch.setattr(weights, "_CHUNK", 64)
-    frombuffer = torch.frombuffer
-    monkeypatch.setattr(
-        torch, "frombuffer", lambda content, **options: read.append(len(content)) or frombuffer(content, **options)
-    )
+    monkeypatch.setattr(torch, "frombuffer", record)
     tensors = weights.read_tensors(copied / broken_models.UNET)
     weights.check_values(list(tensors.items()))
     assert sum(read) <= 1000 + 64 * len(tensors)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from app.storage.local import LocalStore
 from app.worker.runner import Runner
 from editing.families.registry import FAMILIES
 from emender.schemas.common import Progress
+from tests.app.worker.conftest import QUICK, Service
+from tests.broken_models import BROKEN, UNUSUAL
 from tests.generators import write_whole_pipeline
 from tests.pipelines import LAYERS, MLP_WIDTH, WIDTH
 
@@ -206,6 +209,34 @@ def test_other_autoencoders_and_schedulers_are_rejected(
 ) -> None:
     rewrite(z_image / path, _class_name="Other")
     assert expected in problem(register("z_image"))["detail"]
+
+
+@pytest.mark.parametrize("kind", ["git-lfs pointer", "EDM", "pickled safety checker", "NaN", "fifo as a model card"])
+def test_a_broken_model_says_what_is_wrong_and_is_registered_again(service: Service, copy: Path, kind: str) -> None:
+    make, sentence = BROKEN[kind]
+    whole = Path(shutil.copytree(copy, copy.parent / "whole"))
+    make(copy)
+    service.post("/v1/models", {"name": "mine", "source": "changed"}, status=202)
+    service.work()
+    failed = service.get("/v1/models/mine")
+    assert failed["state"] == "failed" and re.search(sentence, failed["problem"]["detail"])
+    shutil.rmtree(copy)
+    whole.rename(copy)
+    service.post("/v1/models", {"name": "mine", "source": "changed"}, status=202)
+    service.work()
+    again = service.get("/v1/models/mine")
+    assert (again["state"], again["problem"]) == ("ready", None)
+
+
+@pytest.mark.parametrize("kind", ["half precision only", "byte-order marks", "no length of the tokenizer"])
+def test_an_unusual_model_can_be_edited(service: Service, copy: Path, kind: str) -> None:
+    UNUSUAL[kind](copy)
+    service.post("/v1/models", {"name": "mine", "source": "changed"}, status=202)
+    service.work()
+    edit = {"source": "cat", "destination": {"prompt": "dog"}, "settings": QUICK}
+    posted = service.post("/v1/models/mine/edits", edit, status=202)
+    service.work()
+    assert service.get(f"/v1/edits/{posted['id']}")["state"] == "ready"
 
 
 def test_a_folder_without_a_pipeline_is_rejected(register: Register, tmp_path: Path) -> None:
