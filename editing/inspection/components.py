@@ -10,7 +10,8 @@ from editing.errors import UnsupportedPipeline
 from editing.families.layout import detect_family, read_json
 from editing.families.registry import FAMILIES
 from editing.generators import autoencoder, diffusion, flow
-from editing.generators.load import TRANSFORMERS
+from editing.generators.load import GENERATORS
+from editing.generators.unet import UNet
 
 _OPTIONAL = {
     "safety_checker": (("stable_diffusion", "StableDiffusionSafetyChecker"),),
@@ -28,9 +29,9 @@ def check_components(folder: Path) -> None:
     index = read_json(folder / "model_index.json")
     family = FAMILIES[detect_family(folder)]
     accepted = inspect.signature(getattr(diffusers, family.pipeline_class).__init__).parameters
-    kind = TRANSFORMERS.get(family.pipeline_class)
-    network = kind.network_class.__name__ if kind else "UNet2DConditionModel"
-    schedulers = flow.SCHEDULERS if kind and issubclass(kind, flow.FlowTransformer) else diffusion.SCHEDULERS
+    kind = GENERATORS[family.name]
+    network = "UNet2DConditionModel" if issubclass(kind, UNet) else kind.network_class.__name__
+    schedulers = flow.SCHEDULERS if issubclass(kind, flow.FlowTransformer) else diffusion.SCHEDULERS
     known = {
         family.generator: {("diffusers", network)},
         "vae": {("diffusers", name) for name in autoencoder.SUPPORTED},
