@@ -96,15 +96,8 @@ class PromptTokenizer:
         """
         with without_marks(folder) as readable:
             settings = read_settings(readable)
+            max_length = format.max_length or _read_length(folder, settings)
             tokenizer = read_tokenizer(readable, settings)
-        max_length = format.max_length or settings.get("model_max_length")
-        if max_length is None or (isinstance(max_length, int) and max_length >= _NO_LENGTH):
-            encoder = folder.parent / folder.name.replace("tokenizer", "text_encoder") / "config.json"
-            max_length = json.loads(read_bytes(encoder)).get("max_position_embeddings") if encoder.is_file() else None
-        if not isinstance(max_length, int) or not 3 <= max_length <= 4096:
-            raise UnsupportedPipeline(
-                f"{folder.name}/tokenizer_config.json has an invalid model_max_length: {max_length!r}"
-            )
         if format.extend_by_prefix:
             max_length += len(tokenizer.encode(format.prefix).ids) - 2
         return cls(tokenizer, settings, max_length=max_length, format=format)
@@ -219,6 +212,17 @@ class PromptTokenizer:
         if truncated:
             ids = [*ids[:kept], *ids[len(ids) - self._trailing :]]
         return TokenizedPrompt(tuple(ids), text_end=min(tokens.prompt[1], kept), truncated=truncated)
+
+
+def _read_length(folder: Path, settings: Mapping[str, Any]) -> int:
+    """Return the length of a tokenizer, or the positions of the text encoder beside it if it has none."""
+    length = settings.get("model_max_length")
+    if length is None or (isinstance(length, int | float) and length >= _NO_LENGTH):
+        encoder = folder.parent / folder.name.replace("tokenizer", "text_encoder") / "config.json"
+        length = json.loads(read_bytes(encoder)).get("max_position_embeddings") if encoder.is_file() else None
+    if not isinstance(length, int) or not 3 <= length <= 4096:
+        raise UnsupportedPipeline(f"{folder.name}/tokenizer_config.json has an invalid model_max_length: {length!r}")
+    return length
 
 
 def load_tokenizers(folder: Path, family: Family) -> tuple[PromptTokenizer, ...]:
