@@ -1,6 +1,8 @@
 """An edit: its source, its destination, and the settings of stage I. Free of torch."""
 
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -283,6 +285,29 @@ def check_text(text: Any, *, pointer: str) -> None:
         raise InvalidPrompt("the text has a NUL character: remove it", pointer=pointer)
     if has_lone_surrogate(text):
         raise InvalidPrompt("the text has half of a surrogate pair, which is no character: remove it", pointer=pointer)
+
+
+_INVISIBLE = re.compile(
+    # Unicode's Default_Ignorable_Code_Point, control characters, blank letters, and line separators.
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b"
+    r"\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff0-\ufffb\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+    # Joiners and variation selectors have a meaning in emoji and in scripts after Cyrillic only.
+    r"|(?<![\u0590-\U0010ffff#*0-9©®])[\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+    r"|[\u200c\u200d](?![\u0590-\U0010ffff])"
+)
+
+
+def refuse_invisible(text: str, *, pointer: str) -> None:
+    """Raise `InvalidPrompt` for a character that shows nothing, such as a zero-width space.
+
+    It would make another text of one that looks the same.
+    """
+    if found := _INVISIBLE.search(text):
+        character = found[0]
+        name = f"U+{ord(character):04X} {unicodedata.name(character, 'control character')}"
+        detail = f"the text has an invisible character, {name}, in place {found.start() + 1}: remove it"
+        raise InvalidPrompt(detail, pointer=pointer)
 
 
 def has_lone_surrogate(text: str) -> bool:

@@ -5,7 +5,7 @@ The last subject token is found by the position of the placeholder and the token
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from editing.edits import (
     Erasure,
     check_text,
     fill_template,
+    refuse_invisible,
     split_template,
 )
 from editing.errors import EditingError, InvalidPrompt, UnsupportedPipeline, escape_pointer
@@ -247,7 +248,10 @@ def validate_edit(edit: ConceptEdit, tokenizers: Sequence[PromptTokenizer]) -> N
     """Raise `InvalidPrompt` with the field's pointer if the tokenizers of a pipeline cannot take a prompt of the edit.
 
     An encoder may cut off the end of a prompt that another one reads whole, as CLIP beside T5, but not its subject.
+    Refused too: invisible characters, and a destination that all tokenizers read as the source.
     """
+    for pointer, text in _iterate_texts(edit):
+        refuse_invisible(text, pointer=pointer)
     for number, tokenizer in enumerate(tokenizers, start=1):
         try:
             check_subjects(edit, tokenizer)
@@ -263,6 +267,35 @@ def validate_edit(edit: ConceptEdit, tokenizers: Sequence[PromptTokenizer]) -> N
                     f"the prompt {prompt[:40]!r}… is longer than the {limit} tokens that the model reads: shorten it"
                 )
                 raise InvalidPrompt(detail, pointer=f"/templates/{index}")
+    _refuse_no_change(edit, tokenizers)
+
+
+def _iterate_texts(edit: ConceptEdit) -> Iterator[tuple[str, str]]:
+    """Yield the texts of an edit with their pointers."""
+    yield "/source", edit.source
+    yield from ((f"/templates/{index}", template) for index, template in enumerate(edit.templates))
+    match edit.destination:
+        case DestinationPrompt(prompt):
+            yield "/destination/prompt", prompt
+        case Erasure(neutral):
+            yield "/destination/neutral", neutral
+        case Balance(weights):
+            yield from ((f"/destination/balance/{escape_pointer(prompt)}", prompt) for prompt in weights)
+
+
+def _refuse_no_change(edit: ConceptEdit, tokenizers: Sequence[PromptTokenizer]) -> None:
+    for template in edit.templates:
+        source = fill_template(template, edit.source)
+        prompts = [prompt for prompt, share in build_destination_prompts(edit.destination, template).items() if share]
+        if not prompts or any(
+            tokenizer.encode(prompt).ids != tokenizer.encode(source).ids
+            for prompt in prompts
+            for tokenizer in tokenizers
+        ):
+            return
+    pointer = {DestinationPrompt: "/prompt", Erasure: "/neutral", Balance: "/balance"}[type(edit.destination)]
+    detail = f"the model reads the destination as the source {edit.source!r}, so that the edit changes nothing"
+    raise InvalidPrompt(detail, pointer="/destination" + pointer)
 
 
 def check_subjects(edit: ConceptEdit, tokenizer: PromptTokenizer) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from editing.edits import Balance, ConceptEdit, DestinationPrompt, Erasure
+from editing.edits import Balance, ConceptEdit, Destination, DestinationPrompt, Erasure, refuse_invisible
 from editing.errors import InvalidPrompt, UnsupportedPipeline
 from editing.families.family import PromptFormat
 from editing.pipelines import EditablePipeline
@@ -216,3 +216,58 @@ class TestValidateEdit:
             validate_edit(late, [t5, tokenizer])
         with pytest.raises(InvalidPrompt, match="longer than the 200 tokens"):
             validate_edit(long, [tokenizer, t5])
+
+    @pytest.mark.parametrize(
+        ("edit", "pointer"),
+        [
+            (ConceptEdit("\u200bcat", DestinationPrompt("dog")), "/source"),
+            (ConceptEdit("ca\u00adt", DestinationPrompt("dog")), "/source"),
+            (ConceptEdit("ca\u200dt", DestinationPrompt("dog")), "/source"),
+            (ConceptEdit("cat\ufe0f", DestinationPrompt("dog")), "/source"),
+            (ConceptEdit("cat", DestinationPrompt("dog\ufeff")), "/destination/prompt"),
+            (ConceptEdit("cat", DestinationPrompt("\u202egod")), "/destination/prompt"),
+            (ConceptEdit("cat", Erasure("a\u2060rt")), "/destination/neutral"),
+            (ConceptEdit("cat", Balance({"dog": 1, "fox\u3164": 1})), "/destination/balance/fox\u3164"),
+            (ConceptEdit("cat", DestinationPrompt("dog"), templates=("{}", "a \x7f{}")), "/templates/1"),
+        ],
+    )
+    def test_invisible_character_is_refused(self, tokenizer: PromptTokenizer, edit: ConceptEdit, pointer: str) -> None:
+        with pytest.raises(InvalidPrompt, match=r"invisible character, U\+[0-9A-F]{4} .*: remove it") as refused:
+            validate_edit(edit, [tokenizer])
+        assert refused.value.pointer == pointer
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "\U0001f469\u200d\U0001f692",
+            "\u2764\ufe0f",
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+            "café\u00a0x",
+        ],
+    )
+    def test_joiners_with_a_meaning_are_accepted(self, source: str) -> None:
+        refuse_invisible(source, pointer="/source")
+
+    @pytest.mark.parametrize(
+        ("destination", "pointer"),
+        [
+            (DestinationPrompt("Cat"), "/destination/prompt"),
+            (DestinationPrompt(" cat "), "/destination/prompt"),
+            (Erasure("CAT"), "/destination/neutral"),
+            (Balance({"cat": 1, "CAT": 2, "dog": 0}), "/destination/balance"),
+        ],
+    )
+    def test_edit_that_changes_nothing_is_refused(
+        self, tokenizer: PromptTokenizer, destination: Destination, pointer: str
+    ) -> None:
+        with pytest.raises(InvalidPrompt, match="reads the destination as the source 'cat'") as refused:
+            validate_edit(ConceptEdit("cat", destination), [tokenizer])
+        assert refused.value.pointer == pointer
+
+    def test_balance_may_contain_the_source(self, tokenizer: PromptTokenizer) -> None:
+        validate_edit(ConceptEdit("cat", Balance({"cat": 1, "dog": 1})), [tokenizer])
+
+    def test_case_is_a_change_where_a_tokenizer_reads_it(self, tokenizer: PromptTokenizer, tmp_path: Path) -> None:
+        write_t5_tokenizer(tmp_path)
+        t5 = PromptTokenizer.from_folder(tmp_path, PromptFormat(max_length=200))
+        validate_edit(ConceptEdit("cat", DestinationPrompt("Cat")), [tokenizer, t5])

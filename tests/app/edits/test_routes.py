@@ -177,7 +177,7 @@ class TestCreateEdit:
         ]
         assert '"warmup_steps": 0' in described["description"]
 
-    @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul", "a\u202eb"])
+    @pytest.mark.parametrize("source", ["😀", "مرحبا", "e\u0301cole", "İstanbul"])
     def test_a_source_in_any_script_is_accepted(self, create: Callable[..., dict[str, Any]], source: str) -> None:
         assert create(source=source)["state"] == "queued"
 
