@@ -23,7 +23,7 @@ BODIES = [
     b'{"source": "a", "destination": {"erase": true}, "settings": {"learning_rate": -0.0}}',
     b'{"source": "a", "destination": {"erase": true}, "__proto__": {"admin": true}}',
     b'{"source": ["a"], "destination": {"erase": true}}', b'{"source": {"$gt": ""}, "destination": {"erase": true}}',
-    b'\xef\xbb\xbf{"source": "a", "destination": {"erase": true}}', b'\xff\xfe{\x00}\x00', b"{'source': 'a'}",
+    b'\xff\xfe{\x00}\x00', b"{'source': 'a'}",
     b'{"source": "a", "destination": {"erase": true}} {}', b'{"source": "a",}', b"", b"\0", b"nul", b"1e5", b"[[[]]]",
     b'{"source": "\\ud800", "destination": {"erase": true}}', b'{"source": "a\\u0000", "destination": {"erase": true}}',
 ]  # fmt: skip
@@ -43,9 +43,12 @@ def test_a_large_json_body_is_rejected(client: TestClient, keys: Mapping[str, He
     assert client.post(URL, headers=keys["edit"] | JSON, content=body).status_code == 413
 
 
-REFUSED = ["a\0b", "", " ", "x" * 501, "a <|endoftext|> b", "\U0001f600" * 251, "word " * 2000]
+REFUSED = [
+    "a\0b", "", " ", "x" * 501, "a <|endoftext|> b", "\U0001f600" * 251, "word " * 2000,
+    "\u202efox\u202c", "\ufeffx", "\u200b",
+]  # fmt: skip
 KEPT = [
-    "Präsident", "\u05d0\u05d1\u05d2", "\u202efox\u202c", "\U0001f9d1\u200d\U0001f33e", "a\u0301", "\ufeffx", "\u200b",
+    "Präsident", "\u05d0\u05d1\u05d2", "\U0001f9d1\u200d\U0001f33e", "a\u0301",
     "'; DROP TABLE edits; --", "{{7*7}}", "${jndi:ldap://x}", "<script>alert(1)</script>", "%s%n", "=1+1",
 ]  # fmt: skip
 
@@ -66,7 +69,12 @@ def test_prompts_are_returned_as_they_were_sent(
     client: TestClient, keys: Mapping[str, Headers], seeded: Seeded, prompt: str
 ) -> None:
     """Composed (NFC), so that twins are one source. One that the tokenizer reads as nothing is refused."""
-    body = {"source": prompt, "destination": {"prompt": prompt}, "reason": prompt, "labels": {"ticket": prompt}}
+    body = {
+        "source": prompt,
+        "destination": {"prompt": f"{prompt} cat"},
+        "reason": prompt,
+        "labels": {"ticket": prompt},
+    }
     answer = client.post(URL, headers=keys["edit"], json=body)
     assert answer.status_code in (202, 422), answer.text
     if answer.status_code == 202:
