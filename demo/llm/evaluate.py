@@ -40,19 +40,21 @@ def evaluate_templates(
     templates: Sequence[str],
     *,
     each: int,
+    every: int = 1,
 ) -> Result:
-    """Draw every concept in `each` of the templates, the next ones for the next concept, and judge the pictures.
+    """Draw each `every`-th concept in `each` of the templates, the next ones for the next, and judge the pictures.
 
     `draw` takes prompts and their seeds.
     """
     names = [concept.name for concept in read_all_concepts()]
-    asked = [(index, (index * each + turn) % len(templates)) for index in range(len(names)) for turn in range(each)]
+    drawn = range(0, len(names), every)
+    asked = [(index, (row * each + turn) % len(templates)) for row, index in enumerate(drawn) for turn in range(each)]
     prompts = [templates[template].format(names[index]) for index, template in asked]
     pictures = draw(prompts, range(len(prompts)))
     confidences = classify(pictures, classifier).concept.cpu()
     rows, columns = (torch.tensor(column) for column in zip(*asked, strict=True))
     right = (confidences.argmax(1) == rows).float()
-    by_concept = right.view(len(names), each).mean(1)
+    by_concept = right.view(len(drawn), each).mean(1)
     return Result(
         pictures=len(prompts),
         confidence=round(confidences[torch.arange(len(rows)), rows].mean().item(), 4),
@@ -63,9 +65,9 @@ def evaluate_templates(
             if (columns == index).any()
         },
         weakest={
-            names[index]: round(by_concept[index].item(), 3)
-            for index in by_concept.argsort()[:10].tolist()
-            if by_concept[index] < 1
+            names[drawn[row]]: round(by_concept[row].item(), 3)
+            for row in by_concept.argsort()[:10].tolist()
+            if by_concept[row] < 1
         },
     )
 
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--each", type=int, default=3, help="templates of either kind for each concept (default: %(default)s)"
     )
+    parser.add_argument("--every", type=int, default=1, help="draw only each n-th concept (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a picture (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=GUIDANCE, help="0 is without (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         guidance_scale=given.guidance_scale,
     )
     results = {
-        name: evaluate_templates(draw, classifier, templates, each=given.each)
+        name: evaluate_templates(draw, classifier, templates, each=given.each, every=given.every)
         for name, templates in (("trained", TRAINED), ("held_out", HELD_OUT))
     }
     report = {"steps": given.steps, "guidance_scale": given.guidance_scale}
