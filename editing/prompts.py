@@ -154,7 +154,8 @@ class PromptTokenizer:
         if name.strip():
             return self.locate(template, name, pointer=pointer).last_subject_index
         before, _ = split_template(template)
-        return max(0, self.encode(before, pointer=pointer).text_end - 1)
+        # Without the space before the placeholder: an erased prompt has one space where the name was.
+        return max(0, self.encode(" ".join(before.split()), pointer=pointer).text_end - 1)
 
     def pad(self, ids: Sequence[int]) -> list[int]:
         """Pad to the full length, as inference does."""

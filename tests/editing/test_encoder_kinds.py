@@ -24,6 +24,7 @@ from editing.encoders.load import load_encoders
 from editing.errors import InvalidEdit, UnsupportedPipeline
 from editing.families.conditions import encode_prompts
 from editing.pipelines import EditablePipeline
+from editing.prompts import build_destination_prompts
 from editing.second_moments.estimate import estimate_second_moments
 from editing.second_moments.moments import SecondMoments
 from editing.stage_one.optimization import build_optimizations
@@ -221,6 +222,15 @@ class TestStageOne:
         edit = ConceptEdit("cat", Erasure(), templates=("a {} on it", "{}"), settings=TEXT)
         (value,) = optimize_values(kind_pipeline, [edit])
         assert isinstance(value, EditValue) and value.text_losses[-1] < value.text_losses[0]
+
+    @pytest.mark.parametrize("template", ["an image of {}", "a photo of {}", "a {} on it"])
+    def test_erased_prompt_is_aligned_with_the_token_before_the_name(self, encoder: TextEncoder, template: str) -> None:
+        (prompt,) = build_destination_prompts(Erasure(), template)
+        before, _ = template.split("{}")
+        beginning = encoder.tokenizer.encode(before.strip())
+        last = encoder.tokenizer.find_last_token(template, "")
+        assert last == beginning.text_end - 1
+        assert encoder.tokenizer.encode(prompt).ids[: last + 1] == beginning.ids[: last + 1]
 
     def test_a_layer_that_the_generator_does_not_follow_is_refused(
         self, encoder: TextEncoder, kind_pipeline: EditablePipeline
