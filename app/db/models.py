@@ -92,7 +92,7 @@ class Model(Identified, Base):
     problem: Mapped[JsonObject | None]
     created_by: Mapped[str]
 
-    files: Mapped[list["ModelFile"]] = relationship(order_by="ModelFile.path")
+    files: Mapped[list["ModelFile"]] = relationship(order_by="ModelFile.path", cascade="all, delete-orphan")
 
 
 class ModelFile(Base):

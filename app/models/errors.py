@@ -15,6 +15,10 @@ class ModelNotReady(Conflict):
     """The model is being registered, or its registration failed."""
 
 
+class ModelNotFailed(Conflict):
+    """The model is being registered, or it is ready: only a failed one can be deleted."""
+
+
 class StatisticsNotFound(NotFound):
     """The model has no statistics of the id."""
 

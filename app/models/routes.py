@@ -9,7 +9,14 @@ from app.api.routing import Route, accept_large_body
 from app.api.work_routes import work_routes
 from app.auth.dependencies import AdminPrincipal, ReadPrincipal
 from app.models import queries, service
-from app.models.errors import ModelAlreadyExists, ModelNotFound, ModelNotReady, StatisticsInProgress, StatisticsNotFound
+from app.models.errors import (
+    ModelAlreadyExists,
+    ModelNotFailed,
+    ModelNotFound,
+    ModelNotReady,
+    StatisticsInProgress,
+    StatisticsNotFound,
+)
 from app.problems import InsufficientStorage, documented
 from emender.schemas.common import Page
 from emender.schemas.models import ModelCreate, ModelOut, StatisticsCreate, StatisticsOut
@@ -45,6 +52,12 @@ def list_models(session: SessionDep, _: ReadPrincipal, page: PageDep, link_next:
 def get_model(session: SessionDep, model: str) -> ModelOut:
     """Read a base model: its family, encoders, digest, state and statistics."""
     return service.read_model(session, name=model)
+
+
+@router.delete("/{model}", status_code=204, responses=documented(ModelNotFound, ModelNotFailed))
+def delete_model(session: SessionDep, principal: AdminPrincipal, model: str) -> None:
+    """Delete a model whose registration failed. Its name is free again; the audit log keeps it."""
+    service.delete_model(session, name=model, actor=principal.actor)
 
 
 @router.post(

@@ -16,7 +16,7 @@ from app.jobs.kinds import ESTIMATE_STATISTICS, REGISTER_MODEL
 from app.jobs.queries import running_progress
 from app.models import queries, roots
 from app.models.captions import pack_captions
-from app.models.errors import ModelAlreadyExists, StatisticsInProgress, StatisticsNotFound
+from app.models.errors import ModelAlreadyExists, ModelNotFailed, StatisticsInProgress, StatisticsNotFound
 from app.problems import Unprocessable
 from app.storage.references import pause_collection
 from app.storage.store import Store
@@ -66,6 +66,16 @@ def list_models(session: Session, *, page: PageCursor[UUID]) -> Page[ModelOut]:
 
 def read_model(session: Session, *, name: str) -> ModelOut:
     return _models_out(session, [queries.get_model(session, name=name)])[0]
+
+
+def delete_model(session: Session, *, name: str, actor: str) -> None:
+    """Delete a model whose registration failed: nothing references it. Raises `ModelNotFailed`."""
+    row = queries.get_model(session, name=name, lock=True)
+    if row.state != "failed":
+        raise ModelNotFailed(f"The model {name!r} is {row.state}; only one whose registration failed can be deleted.")
+    before = {"state": row.state}
+    record(session, actor=actor, action="model.delete", target=f"model:{name}", details=row.problem, before=before)
+    session.delete(row)
 
 
 def create_statistics(

@@ -36,6 +36,7 @@ def calls(seeded: Seeded, tmp_path: Path) -> list[Callable[[Client], Any]]:
         lambda c: c.models.get("emoji"),
         lambda c: c.models.events("emoji"),
         lambda c: c.models.wait("emoji"),
+        lambda c: expect_error(lambda: c.models.delete("emoji"), 409),
         lambda c: c.statistics.list("emoji"),
         lambda c: c.statistics.get("emoji", names["statistics_id"]),
         lambda c: c.statistics.events("emoji", names["statistics_id"]),

@@ -122,6 +122,32 @@ class TestRegisterModel:
         assert session.scalars(select(Job.target_id)).one() == before.id
 
 
+class TestDeleteModel:
+    def test_failed_one_is_deleted(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model], session: Session
+    ) -> None:
+        add_model(state="failed", problem={"title": "Unsafe pipeline", "detail": "…", "errors": []})
+        assert client.delete("/v1/models/emoji", headers=keys["admin"]).status_code == 204
+        assert client.get("/v1/models/emoji", headers=keys["read"]).status_code == 404
+        event = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.delete")).one()
+        assert (event.target, event.details["title"]) == ("model:emoji", "Unsafe pipeline")
+
+    @pytest.mark.parametrize("state", ["registering", "ready"])
+    def test_others_stay(
+        self, client: TestClient, keys: Mapping[str, Headers], add_model: Callable[..., Model], state: str
+    ) -> None:
+        add_model(state=state)
+        answer = client.delete("/v1/models/emoji", headers=keys["admin"])
+        assert (
+            answer.status_code == 409 and f"is {state}; only one whose registration failed" in answer.json()["detail"]
+        )
+        assert client.get("/v1/models/emoji", headers=keys["read"]).status_code == 200
+
+    def test_scope(self, client: TestClient, keys: Mapping[str, Headers], model: Model) -> None:
+        assert client.delete("/v1/models/emoji", headers=keys["edit"]).status_code == 403
+        assert client.delete("/v1/models/nothing", headers=keys["admin"]).status_code == 404
+
+
 class TestGetModel:
     def test_ready(self, client: TestClient, keys: Mapping[str, Headers], model: Model, session: Session) -> None:
         session.add_all(

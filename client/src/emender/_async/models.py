@@ -52,6 +52,10 @@ class Models:
         """Follow the registration: its status at each change, until it has ended."""
         return self._connection.events(url_path("models", name))
 
+    async def delete(self, name: str) -> None:
+        """Delete a model whose registration failed."""
+        await self._connection.delete(url_path("models", name))
+
     async def wait(
         self, name: str, *, on_status: OnStatus | None = None, progress: bool = False, timeout: float | None = None
     ) -> ModelOut:

@@ -68,6 +68,14 @@ def watch_model(model: Model, timeout: Timeout = None, as_json: AsJson = False) 
     print_result(found, as_json=as_json, as_text=lambda: typer.echo(f"{found.name} {found.state}"))
 
 
+@models.command("delete")
+def delete_model(model: Model) -> None:
+    """Delete a model whose registration failed."""
+    with api_client() as client:
+        client.models.delete(model)
+    typer.echo(f"{model} deleted")
+
+
 @models.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List models, newest first."""
