@@ -4,6 +4,7 @@ import io
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,24 +61,38 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
     converted as browsers do. Raises Pillow's errors for a damaged file, and
     `ImageRejected` for floating-point pixels.
     """
+    picture = _convert(image)
+    return _drop_metadata(picture.copy() if picture is image else picture)
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    """Return the picture of `convert_to_rgb`, which is `image` itself if there is nothing to convert.
+
+    A picture of 40 megapixels takes 160 MB in each mode but gray: as few copies as possible are alive at a time.
+    """
     turn, profile = _TURNS.get(_read_orientation(image)), image.info.get("icc_profile")
     image.load()
     if image.mode == "F":
         raise ImageRejected("the image has floating-point pixels: convert it to 8 bits")
     if image.mode.startswith("I"):
         image = _scale_to_8_bits(image)
-    alpha = None
+    hidden = None
     if image.has_transparency_data:
-        image = _convert_transparency(image)
-        alpha = image.getchannel("A")
+        if image.mode not in ("LA", "RGBA"):
+            image = image.convert("LA" if image.mode in ("L", "La") else "RGBA")
+        hidden = ImageChops.invert(image.getchannel("A"))
         image = image.convert(image.mode.removesuffix("A"))
-    picture = _convert_to_srgb(image, profile)  # a new picture, so that the caller's keeps its metadata
-    if alpha is not None:
-        background = Image.new("RGB", picture.size, "white")
-        background.paste(picture, mask=alpha)
-        picture = background
-    picture.info.clear()  # an encoder would write the profile and the texts found there
+    picture = _convert_to_srgb(image, profile)
+    if hidden is not None:
+        picture.paste("white", mask=hidden)
     return picture if turn is None else picture.transpose(turn)
+
+
+def _drop_metadata(picture: Image.Image) -> Image.Image:
+    picture.info.clear()  # an encoder would write the profile and the texts found there
+    with suppress(Exception):  # damaged EXIF data
+        picture.getexif().clear()
+    return picture
 
 
 def _decode(content: bytes, max_pixels: int | None) -> Image.Image:
@@ -89,11 +104,11 @@ def _decode(content: bytes, max_pixels: int | None) -> Image.Image:
             raise ImageRejected("the image is animated: use one frame of it")
         image.info.update(info)
         try:
-            return convert_to_rgb(image)
+            return _drop_metadata(_convert(image))
         except OSError:
             if image.format not in ("JPEG", "MPO"):
                 raise
-    return convert_to_rgb(_open_cut_jpeg(content))
+    return _drop_metadata(_convert(_open_cut_jpeg(content)))
 
 
 def _open(content: bytes) -> Image.Image:
@@ -175,11 +190,6 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _convert_transparency(image: Image.Image) -> Image.Image:
-    """Convert a picture with transparency to "LA" or "RGBA"."""
-    return image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
-
-
 def _convert_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
@@ -195,7 +205,7 @@ def _convert_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 return converted
         except (ImageCms.PyCMSError, OSError):
             pass  # browsers ignore a damaged profile too
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _describe_limit(subject: str, max_pixels: int | None) -> str:
