@@ -177,6 +177,10 @@ class TestCommands:
             "text",
             "--optimization-steps",
             "3",
+            "--num-inference-steps",
+            "8",
+            "--guidance-scale",
+            "0",
             "--wait",
         )
         assert done.exit_code == 0, done.output
@@ -184,7 +188,12 @@ class TestCommands:
         assert state == "ready"
         edit = service.get(f"/v1/edits/{edit_id}")
         assert (edit["source"], edit["destination"]) == ("fox", {"prompt": "owl"})
-        assert edit["settings"]["optimization_steps"] == 3
+        settings = edit["settings"]
+        assert (settings["optimization_steps"], settings["num_inference_steps"], settings["guidance_scale"]) == (
+            3,
+            8,
+            0,
+        )
 
     def test_edit_by_images_and_erasure_is_created(
         self, run: Callable[..., Result], service: Service, tmp_path: Path

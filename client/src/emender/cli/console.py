@@ -180,6 +180,8 @@ def complete_edit(incomplete: str) -> list[tuple[str, str]]:
     return [(name, sources[name]) for name in _complete(ids, incomplete)]
 
 
+Steps = Annotated[int | None, typer.Option(help="Number of inference steps. Default: the model family's.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance. Default: the model family's.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end of the work, with a progress bar.")]
 Timeout = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Maximum time to wait. Then exit with 13; the work continues.")

@@ -11,7 +11,9 @@ from emender import Destination, StageOneSettings
 from emender.cli.console import (
     AsJson,
     EditId,
+    Guidance,
     Model,
+    Steps,
     Timeout,
     Wait,
     api_client,
@@ -62,6 +64,8 @@ def create_edit(
     optimization_steps: Annotated[int | None, typer.Option(help="Number of optimization steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
     text_optimizer: Annotated[TextOptimizer | None, typer.Option(help="Optimizer of the text loss.")] = None,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
     layer: Annotated[int | None, typer.Option(help="Layer whose output is edited.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     reason: Annotated[str | None, typer.Option(help="Reason, for the record.")] = None,
@@ -79,6 +83,8 @@ def create_edit(
         optimization_steps=optimization_steps,
         learning_rate=learning_rate,
         text_optimizer=text_optimizer,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
         layer=layer,
         seed=seed,
     )

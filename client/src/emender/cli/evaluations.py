@@ -8,7 +8,9 @@ import typer
 from emender import Client
 from emender.cli.console import (
     AsJson,
+    Guidance,
     Model,
+    Steps,
     Timeout,
     Version,
     Wait,
@@ -27,8 +29,6 @@ previews = typer.Typer(help="Pictures of checkpoints beside those of the base mo
 
 EvaluationId = Annotated[str, typer.Argument(metavar="EVALUATION", help="Id of the evaluation.")]
 Folder = Annotated[Path | None, typer.Option(help="Folder for its pictures and reports. Implies --wait.")]
-Steps = Annotated[int | None, typer.Option(help="Number of inference steps. Default: the model family's.")]
-Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance. Default: the model family's.")]
 
 
 @previews.command("create")
