@@ -69,11 +69,11 @@ def watch_model(model: Model, timeout: Timeout = None, as_json: AsJson = False) 
 
 
 @models.command("delete")
-def delete_model(model: Model) -> None:
+def delete_model(model: Model, as_json: AsJson = False) -> None:
     """Delete a model whose registration failed."""
     with api_client() as client:
         client.models.delete(model)
-    typer.echo(f"{model} deleted")
+    print_result({"name": model, "deleted": True}, as_json=as_json, as_text=lambda: typer.echo(f"{model} deleted"))
 
 
 @models.command("list")
