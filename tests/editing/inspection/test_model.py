@@ -1,5 +1,6 @@
 """A model is opened before it is registered: broken ones are refused, each with its own sentence."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from editing.pipelines import load_pipeline
 from editing.prompts import PromptTokenizer
 from tests import broken_models
 from tests.broken_models import BROKEN, UNUSUAL
+from tests.editing.test_tokenizer_files import write_sentencepiece
 from tests.families import TEXTS
 from tests.generators import write_whole_pipeline
 from tests.pipelines import LENGTH, Family
@@ -51,6 +53,21 @@ def test_any_layout_of_stable_diffusion_passes(any_folder: Path) -> None:
 def test_every_family_passes(name: str, tmp_path: Path) -> None:
     folder = write_whole_pipeline(tmp_path / name, name, shard_size="30kB")
     assert inspect_model(folder).family == name.partition("-")[0]
+
+
+@pytest.mark.slow
+def test_sentencepiece_model_alone_passes(tmp_path: Path) -> None:
+    """PixArt and Chroma have no other file of their tokenizer."""
+    folder = write_whole_pipeline(tmp_path / "chroma", "chroma")
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -6.0) for letter in "abcdefgh")]
+    write_sentencepiece(folder / "tokenizer" / "spiece.model", pieces)
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    added = {f"<extra_id_{number}>": len(pieces) + 99 - number for number in range(100)}
+    (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps(added))
+    assert inspect_model(folder).family == "chroma"
 
 
 def test_length_comes_from_the_positions_of_the_encoder(copied: Path) -> None:
