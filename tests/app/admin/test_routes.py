@@ -131,7 +131,7 @@ class TestEdits:
         assert seen == [f"cat {number}" for number in (4, 3, 2, 1, 0)]
 
     def test_hostile_text_is_text(self, reader: Browser, create: Callable[..., str]) -> None:
-        create(source=HOSTILE, destination={"prompt": HOSTILE})
+        create(source=HOSTILE, destination={"prompt": f"new {HOSTILE}"})
         page = loaded(reader, "/admin/models/emoji/edits")
         assert page.count("&lt;script&gt;") == 2
         searched = reader.get("/admin/models/emoji/edits", params={"text": HOSTILE}).text
