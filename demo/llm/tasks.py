@@ -39,15 +39,18 @@ class Task:
         edits: int,
         seed: int,
         misunderstood: Collection[str] = (),
+        held_out: int | None = None,
     ) -> "Task":
         """Draw objects without professions. `misunderstood` are the sources of the task `names`.
+
+        `held_out` concepts are judged, by default as many as `HELD_OUT_CONCEPTS` says.
 
         Raises ValueError for more edits than there are concepts for.
         """
         chance = random.Random(seed)
         objects = [concept for concept in concepts if concept.skew is None]
         chance.shuffle(objects)
-        count = HELD_OUT_CONCEPTS[len(objects) >= MANY_CONCEPTS]
+        count = held_out or HELD_OUT_CONCEPTS[len(objects) >= MANY_CONCEPTS]
         if name == "names":
             named = [(concept, alias) for concept in objects for alias in concept.held_out if alias in misunderstood]
             chosen = named[:edits]

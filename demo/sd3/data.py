@@ -3,7 +3,8 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,22 +16,49 @@ from torch import Tensor
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from demo import art
-from demo.captions import Caption
+from demo.captions import PLAIN, Caption
 from demo.concepts import DRAWN_STYLES, GENDERS, Concept, read_concepts
 from demo.llm.build import load_autoencoder
-from demo.llm.captions import sample
+from demo.llm.captions import AN_SHARE, PLAIN_SHARE, sample_template
 from demo.llm.train import drawn_art
 from demo.sd3.pipeline import CLIP_LENGTH, T5_LENGTH
 from demo.train.autoencoder import Latents, latents
 from demo.train.unet import CENTRED_SHARE
 
 EMPTY_SHARE = 0.10
+ALIAS_SHARE = 0.15
+STYLE = DRAWN_STYLES.index("noto")
+"""Of every picture. No caption names it."""
+CAPTION_LENGTH = 16
+"""Tokens of the longest caption, for CLIP and for T5."""
+PICTURES = 2
+"""Of a caption in a batch, which is encoded once."""
 
 
-def draw_captions(concepts: Sequence[Concept], *, count: int, seed: int = 0) -> list[Caption]:
-    """Return `count` captions, the same for the same seed. None has a held-out template."""
+def read_drawn() -> frozenset[str]:
+    """Return the names of the concepts that the pipeline draws. Each is one word."""
+    return frozenset((Path(__file__).parent / "concepts.txt").read_text(encoding="utf-8").split())
+
+
+def draw_captions(
+    concepts: Sequence[Concept], names: Collection[str] | None = None, *, count: int, seed: int = 0
+) -> list[Caption]:
+    """Return `count` captions of the concepts of these names, by default of those that the pipeline draws.
+
+    The same seed gives the same captions. None has a held-out template.
+    """
     chance = random.Random(seed)
-    return [sample(chance, concepts) for _ in range(count)]
+    names = read_drawn() if names is None else names
+    drawn = [(index, concept) for index, concept in enumerate(concepts) if concept.name in names]
+    captions = []
+    for _ in range(count):
+        index, concept = chance.choice(drawn)
+        name = chance.choice(concept.aliases) if concept.aliases and chance.random() < ALIAS_SHARE else concept.name
+        template = chance.choice(PLAIN) if chance.random() < PLAIN_SHARE else sample_template(chance)
+        if name[0] in "aeiou" and chance.random() < AN_SHARE:
+            template = re.sub(r"\ba \{\}", "an {}", template)
+        captions.append(Caption(template, name, index, style=STYLE))
+    return captions
 
 
 @dataclass(frozen=True)
@@ -129,9 +157,8 @@ class Captions:
         texts = [caption.text for caption in captions]
         clip_ids = clip_tokenizer(texts, padding="max_length", max_length=CLIP_LENGTH).input_ids
         t5_ids = t5_tokenizer(texts, padding="max_length", max_length=T5_LENGTH).input_ids
-        fitting = [
-            row for row in range(len(texts)) if len(clip_ids[row]) == CLIP_LENGTH and len(t5_ids[row]) == T5_LENGTH
-        ]
+        counted = (tokenizer(texts).input_ids for tokenizer in (clip_tokenizer, t5_tokenizer))
+        fitting = [row for row, ids in enumerate(zip(*counted, strict=True)) if max(map(len, ids)) <= CAPTION_LENGTH]
         ids = (torch.tensor([rows[row] for row in fitting]) for rows in (clip_ids, t5_ids))
         says = [
             [-1 if said is None else said for said in (caption.concept, caption.style, caption.gender)]
@@ -155,14 +182,18 @@ class TrainingData:
         return type(self)(Captions(**captions), Pictures(**pictures))
 
     def batch(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x₀ (size, 4, 8, 8) and the token ids of their captions; nothing of it waits for the device."""
+        """Return x₀ (size, 4, 8, 8) and the token ids of captions (size / PICTURES, t).
+
+        Caption i belongs to the pictures i, i + size / PICTURES and so on. Nothing of it waits for the device.
+        """
         captions, pictures = self.captions, self.pictures
         device = captions.clip.device
-        rows = torch.randint(1, len(captions.clip), (size,), device=device)
-        chance, copy_chance = torch.rand(2, size, device=device)
-        rows = rows.masked_fill(chance < EMPTY_SHARE, 0)
-        chosen = pictures.choose(captions.concept[rows], captions.style[rows], captions.gender[rows])
+        rows = torch.randint(1, len(captions.clip), (size // PICTURES,), device=device)
+        shown = rows.repeat(PICTURES)
+        chosen = pictures.choose(captions.concept[shown], captions.style[shown], captions.gender[shown])
         copies = pictures.mean.shape[1]
-        copy = torch.randint_like(rows, copies).masked_fill(copy_chance < CENTRED_SHARE, 0)
+        is_centred = torch.rand(len(shown), device=device) < CENTRED_SHARE
+        copy = torch.randint_like(shown, copies).masked_fill(is_centred, 0)
         mean, std = pictures.mean[chosen, copy].float(), pictures.std[chosen, copy].float()
+        rows = rows.masked_fill(torch.rand(len(rows), device=device) < EMPTY_SHARE, 0)
         return mean + std * torch.randn_like(mean), captions.clip[rows], captions.t5[rows]

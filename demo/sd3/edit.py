@@ -23,7 +23,7 @@ import editing
 from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import read_concepts
 from demo.llm.tasks import Task
-from demo.sd3.data import draw_captions
+from demo.sd3.data import draw_captions, read_drawn
 from demo.sd3.draw import FOLDER, GUIDANCE, STEPS
 from demo.sd3.pipeline import ENCODERS, T5_LENGTH
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
@@ -31,6 +31,7 @@ from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 TEMPLATES = ("a photo of a {}", "an image of a {}", "a drawing of a {}", "{}", "a {}", "a small {}")
 PRESERVED_TEMPLATES = ("a photo of a {}", "{}")
 CAPTIONS = 1500
+HELD_OUT_CONCEPTS = 30
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Settings:
     names: float = 0.5
     """The names' share of it."""
     alpha: float = 0.5
+
+
+def draw_task(*, edits: int, seed: int) -> Task:
+    """Return edits of concepts that the pipeline draws."""
+    drawn = read_drawn()
+    concepts = [concept for concept in read_concepts() if concept.name in drawn]
+    return Task.draw("concepts", concepts, edits=edits, seed=seed, held_out=HELD_OUT_CONCEPTS)
 
 
 def load_engine(folder: Path, *, device: str, length: int = T5_LENGTH) -> editing.EditablePipeline:
@@ -202,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = replace(
         Settings(), **{name: _read_value(value) for name, value in (pair.split("=") for pair in given.set)}
     )
-    task = Task.draw("concepts", read_concepts(), edits=given.edits, seed=given.seed)
+    task = draw_task(edits=given.edits, seed=given.seed)
     report = measure(
         load_engine(given.folder, device=given.device, length=given.length),
         load_classifier(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import read_concepts
 from demo.llm.captions import HELD_OUT
+from demo.sd3.data import read_drawn
 from demo.sd3.draw import FOLDER, GUIDANCE, STEPS, draw_pictures, load_pipeline
 from demo.sd3.pipeline import PIPELINE_LENGTH, T5_LENGTH
 
@@ -33,17 +34,19 @@ def evaluate_templates(
     **options: int | float,
 ) -> dict[str, object]:
     """Draw concepts in `each` of the templates, the next ones for the next concept, and judge the pictures."""
-    names = [concept.name for concept in read_concepts()][:concepts]
+    drawn = read_drawn()
+    names = [concept.name for concept in read_concepts() if concept.name in drawn][:concepts]
     asked = [(index, (index * each + turn) % len(templates)) for index in range(len(names)) for turn in range(each)]
     prompts = [templates[template].format(names[index]) for index, template in asked]
     pictures: Tensor = draw_pictures(pipeline, prompts, range(len(prompts)), **options)  # type: ignore[arg-type]
     confidences = classify(pictures, classifier).concept
     rows, columns = (torch.tensor(column) for column in zip(*asked, strict=True))
-    right = (confidences.argmax(1) == rows).float()
+    shown = torch.tensor([classifier.names.index(name) for name in names])[rows]
+    right = (confidences.argmax(1) == shown).float()
     by_concept = right.view(len(names), each).mean(1)
     return {
         "pictures": len(prompts),
-        "confidence": round(confidences[torch.arange(len(rows)), rows].mean().item(), 4),
+        "confidence": round(confidences[torch.arange(len(rows)), shown].mean().item(), 4),
         "top1": round(right.mean().item(), 4),
         "by_template": {
             template: round(right[columns == index].mean().item(), 3)

@@ -76,6 +76,12 @@ class Networks(nn.Module):
             qk_norm="rms_norm",
         )
 
+    def read(self, folder: Path) -> None:
+        """Read the weights of a pipeline's folder. Raises RuntimeError where they have other shapes."""
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        for name in (*ENCODERS, "transformer"):
+            getattr(self, name).load_state_dict(getattr(pipeline, name).state_dict())
+
     def encode(self, clip_ids: Tensor, t5_ids: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return states (n, 24 + t, width) and the pooled output (n, width) of token ids (n, 24) and (n, t).
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import T5TokenizerFast
 
 from demo import art
 from demo.concepts import read_concepts
-from demo.sd3.data import Captions, Pictures, TrainingData, draw_captions, encode_art
+from demo.sd3.data import CAPTION_LENGTH, PICTURES, Captions, Pictures, TrainingData, draw_captions, encode_art
 from demo.sd3.draw import FOLDER
 from demo.sd3.pipeline import PIPELINE_LENGTH, T5_LENGTH, Networks, Shape, save_pipeline
 from demo.sd3.tokenizer import build_t5_tokenizer, load_clip_tokenizer
@@ -27,14 +28,14 @@ from demo.train.loop import Schedule, Training
 
 NAME = "sd3"
 CAPTIONS = 100_000
-DROPPED_SHARE = 0.463  # of each text encoder, as in the paper
-LONG_SHARE = 0.25  # of the steps, in which T5 reads as many tokens as the pipeline's default
+DROPPED_SHARE = 0.3  # of each text encoder; the paper has 0.463
+LONG_SHARE = 0.06  # of the steps, in which T5 reads as many tokens as the pipeline's default
 LONG_BATCH_DIVISOR = 4  # so that a long step takes as long as others
 NOISE_SPREAD, NOISE_SHIFT = 1.2, 0.4  # σ = sigmoid(1.2 n + 0.4), n normal
-EMA = 0.999
-WARMUP = 200
-LOG_EVERY = 200
-CHECKPOINT_SECONDS = 60.0
+EMA = 0.995
+WARMUP = 100
+LOG_EVERY = 50
+CHECKPOINT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,20 @@ class Loss:
 
     def __call__(self, length: int) -> Tensor:
         """Return the mean square error with T5 padded to `length` tokens."""
-        size = self.batch if length <= T5_LENGTH else max(1, self.batch // LONG_BATCH_DIVISOR)
-        x0, clip_ids, t5_ids = self.data.batch(size)
+        is_short = length <= T5_LENGTH
+        x0, clip_ids, t5_ids = self.data.batch(self.batch if is_short else self.batch // LONG_BATCH_DIVISOR)
+        if is_short:
+            clip_ids = clip_ids[:, :length]
         t5_ids = torch.nn.functional.pad(t5_ids, (0, length - t5_ids.shape[1]), value=self.pad_id)
-        chance = torch.rand(size, device=self.device)
+        size = len(x0)
+        chance = torch.rand(len(clip_ids), device=self.device)
         kept = self.kept[torch.bucketize(chance, self.chances).clamp(max=len(self.kept) - 1)]
         sigmas = torch.sigmoid(NOISE_SPREAD * torch.randn(size, device=self.device) + NOISE_SHIFT)
         noise, sigma = torch.randn_like(x0), sigmas[:, None, None, None]
         # Without the cache a captured graph casts the weights anew at each replay.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):
-            condition = self.networks.encode(clip_ids, t5_ids, kept)
+            states, pooled = self.networks.encode(clip_ids, t5_ids, kept)
+            condition = states.repeat(PICTURES, 1, 1), pooled.repeat(PICTURES, 1)
             predicted = self.networks.predict((1 - sigma) * x0 + sigma * noise, sigmas, condition)
         return (predicted.float() - (noise - x0)).square().mean()
 
@@ -141,7 +146,7 @@ def train(
     pad_id: int,
     seed: int = 0,
     captured: bool = False,
-    lengths: tuple[int, int] = (T5_LENGTH, PIPELINE_LENGTH),
+    lengths: tuple[int, int] = (CAPTION_LENGTH, PIPELINE_LENGTH),
 ) -> Networks:
     """Train, or go on training, and return the networks with the moving average of their weights."""
     device = data.captions.clip.device
@@ -223,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--captions", type=int, default=CAPTIONS, help="captions to draw (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of captions, weights and steps (default: %(default)s)")
+    parser.add_argument("--init", type=Path, metavar="FOLDER", help="begin with the weights of this pipeline")
     parser.add_argument("--no-graphs", action="store_true", help="launch each kernel of a step, also on a GPU")
     parser.add_argument("--prepare", action="store_true", help="only encode the art")
     given = parser.parse_args(arguments)
@@ -239,14 +245,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     concepts = read_concepts()
     captions = draw_captions(concepts, count=given.captions, seed=given.seed)
-    clip_tokenizer, t5_tokenizer = load_clip_tokenizer(), build_t5_tokenizer(caption.text for caption in captions)
+    clip_tokenizer = load_clip_tokenizer()
+    if given.init:
+        t5_tokenizer = T5TokenizerFast.from_pretrained(given.init / "tokenizer_3", local_files_only=True)
+    else:
+        t5_tokenizer = build_t5_tokenizer(caption.text for caption in captions)
     data = TrainingData(
         Captions.tokenize(captions, clip_tokenizer, t5_tokenizer), Pictures.load(latents_file, concepts)
     )
     torch.manual_seed(given.seed)
     device = torch.device(given.device)
     torch.set_float32_matmul_precision("high")
-    networks = Networks(clip_tokenizer, t5_tokenizer, Shape()).to(device)
+    networks = Networks(clip_tokenizer, t5_tokenizer, Shape())
+    if given.init:
+        networks.read(given.init)
+    networks.to(device)
     plan = Plan(given.rate, given.batch, given.steps, given.seconds)
     trained = train(
         networks,

@@ -24,7 +24,7 @@ def data(
     mean = torch.randn(len(art), 2, 4, 1, 1).expand(-1, -1, -1, 8, 8)
     latents = Latents(mean, torch.full_like(mean, 0.01))
     labels = PictureLabels(art.concept, art.style, art.gender)
-    captions = Captions.tokenize(draw_captions(concepts, count=40), clip_tokenizer, t5_tokenizer)
+    captions = Captions.tokenize(draw_captions(concepts, [concept.name for concept in concepts], count=40), clip_tokenizer, t5_tokenizer)
     return TrainingData(captions, Pictures.sort(latents, labels, concepts))
 
 
@@ -38,7 +38,7 @@ def run(networks: Networks, data: TrainingData, folder: Path, *, steps: int) -> 
     return train.train(networks, data, folder, plan, pad_id=0, lengths=(T5_LENGTH, T5_LENGTH + 8))
 
 
-def test_each_encoder_is_left_out_as_often_as_the_paper_does_but_never_all() -> None:
+def test_each_encoder_is_left_out_as_often_as_the_others_and_never_all() -> None:
     kept, cumulated = train.build_patterns()
     chances = cumulated.diff(prepend=torch.zeros(1))
     assert kept.any(1).all()
@@ -84,3 +84,12 @@ def test_time_ends_the_training_too() -> None:
     assert plan.progress(20, 11.0) == 1.0
     assert plan.rate_at(20, 0.5) == pytest.approx(0.5)
     assert plan.rate_at(20, 1.0) == pytest.approx(0.0)
+
+
+def test_training_begins_with_the_weights_of_a_pipeline(
+    networks: Networks, clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast, pipeline_folder: Path
+) -> None:
+    read = build(clip_tokenizer, t5_tokenizer)
+    read.read(pipeline_folder)
+    saved = networks.float().state_dict()  # saving made them float16
+    assert all(torch.equal(weight, saved[name]) for name, weight in read.state_dict().items())
