@@ -13,7 +13,7 @@ from demo.draw import draw_in_batches
 from demo.sd3.pipeline import T5_LENGTH
 
 FOLDER = WEIGHTS / "sd3"
-STEPS = 20
+STEPS = 10
 GUIDANCE = 3.0
 
 

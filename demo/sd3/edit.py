@@ -55,10 +55,11 @@ class Settings:
 
 
 def draw_task(*, edits: int, seed: int) -> Task:
-    """Return edits of concepts that the pipeline draws."""
+    """Return edits of concepts that the pipeline draws. Other names of them are not judged."""
     drawn = read_drawn()
     concepts = [concept for concept in read_concepts() if concept.name in drawn]
-    return Task.draw("concepts", concepts, edits=edits, seed=seed, held_out=HELD_OUT_CONCEPTS)
+    task = Task.draw("concepts", concepts, edits=edits, seed=seed, held_out=HELD_OUT_CONCEPTS)
+    return replace(task, aliases=())
 
 
 def load_engine(folder: Path, *, device: str, length: int = T5_LENGTH) -> editing.EditablePipeline:
@@ -84,9 +85,16 @@ def draw(pipeline: editing.EditablePipeline, prompts: Sequence[str], *, batch: i
     return torch.cat(parts)
 
 
-def judge(pipeline: editing.EditablePipeline, classifier: Classifier, task: Task, *, batch: int) -> dict[str, float]:
-    """Return the mean confidence in the pictures of each of the task's questions."""
-    questions = task.questions
+def judge(
+    pipeline: editing.EditablePipeline,
+    classifier: Classifier,
+    task: Task,
+    *,
+    batch: int,
+    names: Sequence[str] = ("destination", "held_out"),
+) -> dict[str, float]:
+    """Return the mean confidence in the pictures of the task's questions of these names."""
+    questions = {name: task.questions[name] for name in names}
     asked = [pair for question in questions.values() for pair in question]
     confidences = classify(draw(pipeline, [prompt for prompt, _ in asked], batch=batch), classifier).concept
     columns = torch.tensor([classifier.names.index(shown) for _, shown in asked])
@@ -171,7 +179,7 @@ def measure(
 ) -> dict[str, Any]:
     """Edit, and judge with the edits written into each of the choices of encoders."""
     clock = [time.perf_counter()]
-    before = judge(pipeline, classifier, task, batch=batch)
+    before = judge(pipeline, classifier, task, batch=batch, names=("destination", "own_prompts", "held_out"))
     clock.append(time.perf_counter())
     edits = build_edits(pipeline, task, settings)
     values = editing.optimize_values(pipeline, edits)

@@ -164,6 +164,7 @@ def train(
     loss = Loss(networks, data, batch=plan.batch, pad_id=pad_id)
     gradients = Gradients(loss, training.parameters, captured=captured)
     started = saved = logged = time.perf_counter()
+    logged_step = training.step
     progress = plan.progress(training.step, before)
     smoothed = torch.zeros((), device=device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,7 @@ def train(
         training.seconds = before + now - started
         progress = plan.progress(training.step, training.seconds)
         if training.step % LOG_EVERY == 0 or progress >= 1:
-            count = (training.step - 1) % LOG_EVERY + 1
+            count, logged_step = training.step - logged_step, training.step
             mean = smoothed.item() / count
             smoothed.zero_()
             line = json.dumps(
