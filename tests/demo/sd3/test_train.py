@@ -24,7 +24,9 @@ def data(
     mean = torch.randn(len(art), 2, 4, 1, 1).expand(-1, -1, -1, 8, 8)
     latents = Latents(mean, torch.full_like(mean, 0.01))
     labels = PictureLabels(art.concept, art.style, art.gender)
-    captions = Captions.tokenize(draw_captions(concepts, [concept.name for concept in concepts], count=40), clip_tokenizer, t5_tokenizer)
+    captions = Captions.tokenize(
+        draw_captions(concepts, [concept.name for concept in concepts], count=40), clip_tokenizer, t5_tokenizer
+    )
     return TrainingData(captions, Pictures.sort(latents, labels, concepts))
 
 
