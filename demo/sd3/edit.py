@@ -27,6 +27,7 @@ from demo.sd3.data import draw_captions, read_drawn
 from demo.sd3.draw import FOLDER, GUIDANCE, STEPS
 from demo.sd3.pipeline import ENCODERS, T5_LENGTH
 from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
+from editing.families.layout import choose_default_layers
 
 TEMPLATES = ("a photo of a {}", "an image of a {}", "a drawing of a {}", "{}", "a {}", "a small {}")
 PRESERVED_TEMPLATES = ("a photo of a {}", "{}")
@@ -38,6 +39,9 @@ HELD_OUT_CONCEPTS = 30
 class Settings:
     """How concepts are edited."""
 
+    clip_layer: int = 0
+    """L of both CLIPs. Later layers come after the other tokens have read the subject."""
+    t5_layer: int = 0
     text_steps: int = 25
     noise_steps: int = 80
     """Steps of the generator's loss alone, after those of the text loss."""
@@ -52,6 +56,11 @@ class Settings:
     names: float = 0.5
     """The names' share of it."""
     alpha: float = 0.5
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """L of each encoder."""
+        return dict(zip(ENCODERS, (self.clip_layer, self.clip_layer, self.t5_layer), strict=True))
 
 
 def draw_task(*, edits: int, seed: int) -> Task:
@@ -107,7 +116,7 @@ def build_edits(pipeline: editing.EditablePipeline, task: Task, settings: Settin
     """Return the edits, with Adam's rate in the unit of the states after the edited layers."""
     probe_settings = StageOneSettings(objective="text", optimization_steps=1)
     probe = ConceptEdit(task.sources[0], DestinationPrompt(task.destinations[0]), TEMPLATES, probe_settings)
-    (value,) = editing.optimize_values(pipeline, [probe])
+    (value,) = editing.optimize_values(pipeline, [probe], layers=settings.layers)
     if isinstance(value, Exception):
         raise value
     squares = sum(encoder.hidden_norm**2 for encoder in value.encoders.values())
@@ -142,7 +151,7 @@ def compute_updates(
     preserve = [template.format(name) for name in task.preserved for template in PRESERVED_TEMPLATES]
     updates = {}
     for encoder in pipeline.encoders:
-        layers = encoder.default_edited_layers
+        layers = choose_default_layers(encoder.family, encoder.name, last=settings.layers[encoder.name])
         updates[encoder.name] = editing.compute_update(
             encoder,
             edits,
@@ -182,7 +191,7 @@ def measure(
     before = judge(pipeline, classifier, task, batch=batch, names=("destination", "own_prompts", "held_out"))
     clock.append(time.perf_counter())
     edits = build_edits(pipeline, task, settings)
-    values = editing.optimize_values(pipeline, edits)
+    values = editing.optimize_values(pipeline, edits, layers=settings.layers)
     clock.append(time.perf_counter())
     updates = compute_updates(pipeline, task, edits, values, settings)
     clock.append(time.perf_counter())

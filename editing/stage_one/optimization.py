@@ -3,8 +3,9 @@
 Shapes: D the sum of the encoders' widths d. An optimization has a δ for each encoder of the pipeline, side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -150,14 +151,17 @@ def draw_noise(pipeline: EditablePipeline, optimizations: Sequence[Optimization]
         )
 
 
-def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index: int) -> list[Optimization]:
+def build_optimizations(
+    edit: ConceptEdit, pipeline: EditablePipeline, *, index: int, layers: Mapping[str, int] = MappingProxyType({})
+) -> list[Optimization]:
     """Return the optimizations of an edit: one for each prompt of a balance, one for any other edit.
 
-    `index` is the edit's in the call. Raises `InvalidEdit` if a tokenizer cannot take one of its prompts.
+    `index` is the edit's in the call, `layers` has L of encoders by name. Raises `InvalidEdit` if a tokenizer cannot
+    take one of its prompts.
     """
     for encoder in pipeline.encoders:
         check_subjects(edit, encoder.tokenizer)
-    layers = _choose_layers(edit, pipeline)
+    chosen = _choose_layers(edit, pipeline, layers)
     positions = tuple(
         tuple(encoder.tokenizer.locate(template, edit.source) for template in edit.templates)
         for encoder in pipeline.encoders
@@ -172,7 +176,7 @@ def build_optimizations(edit: ConceptEdit, pipeline: EditablePipeline, *, index:
             index=index,
             edit=edit,
             share=share,
-            layers=layers,
+            layers=chosen,
             positions=positions,
             destinations=list(prompts),
             compared=tuple(_compare(encoder.tokenizer, edit.templates, prompts, name) for encoder in pipeline.encoders),
@@ -194,11 +198,14 @@ def _compare(
     )
 
 
-def _choose_layers(edit: ConceptEdit, pipeline: EditablePipeline) -> tuple[int, ...]:
-    """Return L of each encoder: the edit's own layer, or the encoder's default. Raises `InvalidEdit`."""
+def _choose_layers(edit: ConceptEdit, pipeline: EditablePipeline, layers: Mapping[str, int]) -> tuple[int, ...]:
+    """Return L of each encoder: the edit's own, that of `layers`, or the default. Raises `InvalidEdit`."""
     layer, encoders = edit.settings.layer, pipeline.encoders
     if layer is None:
-        return tuple(encoder.value_layer for encoder in encoders)
+        for encoder in encoders:
+            if layers.get(encoder.name, 0) > encoder.last_value_layer:
+                raise InvalidEdit(f"the layer of {encoder.name} must be at most {encoder.last_value_layer}")
+        return tuple(layers.get(encoder.name, encoder.value_layer) for encoder in encoders)
     if len(encoders) > 1:
         raise InvalidEdit(
             "one layer cannot fit the several text encoders of this pipeline: leave it out",

@@ -14,8 +14,9 @@ encoder, D the sum of the encoders' widths.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -54,12 +55,14 @@ def optimize_values(
     progress: Callable[[StageOneProgress], None] | None = None,
     cancelled: Callable[[int], bool] | None = None,
     max_batch: int = 32,
+    layers: Mapping[str, int] = MappingProxyType({}),
 ) -> list[EditValue | EditingError]:
     """Optimize the value of every edit and return one outcome per edit, in order.
 
     An edit that is invalid, diverges or is cancelled has its error as its outcome and affects no other edit.
     `cancelled(edit_index)` is called before every step, `progress` after it. `max_batch` is the number of δ that share
-    a batch; a `Balance` has one for each of its prompts and is never split.
+    a batch; a `Balance` has one for each of its prompts and is never split. `layers` has L of encoders by name,
+    where an edit has no layer of its own; other encoders have their default.
 
     The same call on the same platform with the same number of threads gives the same bits. All random numbers come
     from the edit's own seed. Its pictures, targets and value depend on other edits by rounding only, since they share
@@ -69,7 +72,7 @@ def optimize_values(
     groups: list[Group] = []
     for index, edit in enumerate(edits):
         try:
-            groups.append(build_optimizations(edit, pipeline, index=index))
+            groups.append(build_optimizations(edit, pipeline, index=index, layers=layers))
         except EditingError as error:
             outcomes[index] = error
     # The text steps of all edits come first: they need no generator, and hundreds of δ fit into one batch.

@@ -26,8 +26,10 @@ def test_the_engine_reads_as_many_tokens_as_the_demo_draws_with(pipeline: editin
 
 def test_all_three_encoders_are_edited_or_one_alone(pipeline: editing.EditablePipeline) -> None:
     edits = edit.build_edits(pipeline, TASK, SETTINGS)
-    values = editing.optimize_values(pipeline, edits)
+    values = editing.optimize_values(pipeline, edits, layers=SETTINGS.layers)
     updates = edit.compute_updates(pipeline, TASK, edits, values, SETTINGS)
+
+    assert [list(update.layers) for update in updates.values()] == [[0], [0], [0]]
 
     def encode() -> list[torch.Tensor]:
         with torch.no_grad():

@@ -402,6 +402,15 @@ class TestFamilies:
         assert isinstance(outcome, InvalidEdit)
         assert outcome.pointer == "/settings/layer"
 
+    def test_an_encoder_can_have_a_layer_of_its_own(self, sdxl: EditablePipeline) -> None:
+        edit = dataclasses.replace(CAT, settings=TEXT)
+        first, second = sdxl.encoders
+        (value,) = optimize_values(sdxl, [edit], layers={second.name: 0})
+        assert isinstance(value, EditValue)
+        assert [value.encoders[each.name].layer for each in (first, second)] == [first.value_layer, 0]
+        (refused,) = optimize_values(sdxl, [edit], layers={second.name: second.last_value_layer + 1})
+        assert isinstance(refused, InvalidEdit)
+
     def test_every_tokenizer_must_take_the_prompt(self, sdxl: EditablePipeline) -> None:
         second = copy.copy(sdxl.encoders[1])
         second.tokenizer = copy.copy(second.tokenizer)
