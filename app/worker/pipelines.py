@@ -11,6 +11,7 @@ import editing
 from app.db.engine import Sessions
 from app.db.models import Model
 from app.models.snapshot import snapshot
+from app.observability.metrics import STAGE_SECONDS
 from app.settings import Settings
 from app.storage.store import Store
 from app.worker.sources import open_classifier
@@ -42,7 +43,8 @@ class WarmPipeline:
         """Return the pipeline of a ready model, on the worker's device. Do not change its weights."""
         files = self._select(model_id)
         if self._pipeline is None:
-            self._pipeline = editing.load_pipeline(self._link(files), device=self.prepare())
+            with STAGE_SECONDS.labels("loading").time():
+                self._pipeline = editing.load_pipeline(self._link(files), device=self.prepare())
             log.info("pipeline loaded", digest=self._digest)
         return self._pipeline
 
@@ -56,7 +58,9 @@ class WarmPipeline:
             yield from self._pipeline.encoders
             return
         for name, layer in last_layers.items():
-            yield editing.load_encoder(self._link(files), name, device=self.prepare(), last_layer=layer)
+            with STAGE_SECONDS.labels("loading").time():
+                encoder = editing.load_encoder(self._link(files), name, device=self.prepare(), last_layer=layer)
+            yield encoder
 
     def _select(self, model_id: UUID) -> list[tuple[str, str]]:
         """Return the path and the sha256 of each file of a ready model, and drop the pipeline of any other."""
@@ -105,6 +109,5 @@ class WarmPipeline:
         transformers.utils.logging.disable_progress_bar()
         if self.settings.torch_threads is not None:
             torch.set_num_threads(self.settings.torch_threads)
-        if self.settings.device != "auto":
-            return self.settings.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        available = "cuda" if torch.cuda.is_available() else "cpu"
+        return available if self.settings.device == "auto" else self.settings.device

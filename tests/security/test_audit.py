@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from app.audit.service import verify
-from app.db.models import AuditEvent
+from app.db.models import AuditEvent, Model
 from app.storage.local import LocalStore
 from tests.app.conftest import Headers
 from tests.app.images.test_routes import encoded
@@ -29,6 +29,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "post /v1/keys": {"json": {"name": "deploy", "scopes": ["read"]}},
     "delete /v1/keys/{key_id}": {},
     "post /v1/models": {"json": {"name": "other", "source": "google/other"}},
+    "delete /v1/models/{model}": {"model": "broken"},
     "post /v1/models/{model}/statistics": {"json": {"captions": ["a fox"]}},
     "post /v1/images": {"files": {"file": ("a.png", encoded(color=(1, 2, 3)), "image/png")}},
     "post /v1/models/{model}/edits": {"json": EDIT},
@@ -81,6 +82,12 @@ def test_each_change_records_one_event(
     parameters = dict(seeded.parameters)
     if (state := request.pop("edit", None)) is not None:
         parameters["edit_id"] = str(seeded.edits[state].id)
+    if (name := request.pop("model", None)) is not None:
+        session.add(
+            Model(name=name, namespace="emender", source="google/other", state="failed", problem={}, created_by="test")
+        )
+        session.commit()
+        parameters["model"] = name
     method, path = operation.split()
     url = re.sub(r"\{(\w+)(?::path)?\}", lambda match: parameters[match[1]], path)
     headers = keys["admin"] | request.pop("headers", {}) | {"X-Request-ID": "why-not"}

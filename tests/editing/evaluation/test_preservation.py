@@ -35,7 +35,7 @@ class TestLoadCaptions:
 
     def test_missing_column_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "coco.csv").write_text("id,title\n1,A cat.\n")
-        with pytest.raises(CaptionsUnreadable, match=r"coco.csv: there is no column 'caption'"):
+        with pytest.raises(CaptionsUnreadable, match=r"coco.csv, line 1: there is no column 'caption'"):
             load_captions(tmp_path / "coco.csv")
 
 
