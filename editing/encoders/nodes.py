@@ -49,7 +49,7 @@ class Nodes(ABC):
 
     @abstractmethod
     def attend(self, number: int, block: Block, states: Tensor) -> Tensor:
-        """Return the residual stream after attention, (N, d), perhaps in the memory of the states.
+        """Return the residual stream after attention, (N, d). It may overwrite the states.
 
         The block is that of this number, or a copy.
         """
