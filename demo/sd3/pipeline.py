@@ -149,6 +149,10 @@ def save_pipeline(
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     for name in ENCODERS:  # transformers loads in the dtype of a configuration, diffusers does not
-        file = folder / name / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": "float32"}
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _change_config(folder / name / "config.json", dtype="float32")
+    _change_config(folder / "vae" / "config.json", _name_or_path="emoji")  # else the path on this machine
+
+
+def _change_config(file: Path, **changed: str) -> None:
+    config = json.loads(file.read_text(encoding="utf-8")) | changed
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
