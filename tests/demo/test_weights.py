@@ -11,6 +11,8 @@ from demo.classify import Classifier, classify, load_classifier
 from demo.concepts import WEIGHTS
 from demo.draw import draw_pictures, load_pipeline
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
@@ -80,7 +82,6 @@ def test_a_seed_fixes_the_picture_whatever_is_drawn_beside_it(pipeline: StableDi
     assert not torch.allclose(alone[0], draw_pictures(pipeline, ["a cat"], [8])[0], atol=1e-2)
 
 
-@pytest.mark.slow
 def test_second_moments_belong_to_the_encoder_and_the_captions() -> None:
     captions = (WEIGHTS / "captions.txt").read_text(encoding="utf-8").splitlines()
     stored = editing.SecondMoments.load(WEIGHTS / "pipeline" / "second_moments.safetensors")

@@ -17,6 +17,8 @@ from demo.llm.edit import PRESERVED_TEMPLATES, TEMPLATES, Settings, main
 from demo.llm.encoder import CHAT_TEMPLATE
 from demo.llm.tasks import Task
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("layer=1", "edited_layers=1", "text_steps=2", "noise_steps=2")
 
 
@@ -69,7 +71,6 @@ def test_every_method_is_measured_on_the_same_pictures(folder: Path, capsys: pyt
         assert report["hd"] == pytest.approx(report["after"]["held_out"] - report["before"]["held_out"])
 
 
-@pytest.mark.slow
 def test_published_settings_are_transplanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Values of the last layer that the transformer's text follows, written into all layers up to it."""
     (report,) = run(folder, capsys, "--method", "published")

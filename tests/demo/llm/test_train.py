@@ -22,6 +22,8 @@ from demo.train.loop import Schedule
 from demo.train.unet import PictureChoice
 from tests.demo.llm.conftest import WIDTH
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = Schedule(steps=6, batch=4, rate=1e-3, warmup=2, checkpoint_every=3, sample_every=3)
 
 

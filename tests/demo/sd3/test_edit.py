@@ -9,6 +9,8 @@ from demo.llm.tasks import Task
 from demo.sd3 import edit
 from demo.sd3.pipeline import ENCODERS
 
+pytestmark = pytest.mark.slow
+
 TASK = Task("concepts", ("dog",), ("fox",), aliases=(), held_out=("cow",), preserved=("goat", "pig"))
 SETTINGS = edit.Settings(text_steps=2, noise_steps=2)
 

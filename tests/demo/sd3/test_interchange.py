@@ -7,6 +7,8 @@ from demo.sd3.draw import load_pipeline
 from demo.sd3.interchange import TEMPLATE, encode
 from demo.sd3.pipeline import CLIP_LENGTH, T5_LENGTH
 
+pytestmark = pytest.mark.slow
+
 
 @torch.no_grad()
 def test_after_the_last_block_only_the_subject_has_another_state(pipeline_folder: Path) -> None:

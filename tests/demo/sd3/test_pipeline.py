@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
 import editing
 from demo.sd3.draw import draw_pictures, load_pipeline
 from demo.sd3.pipeline import CLIP_LENGTH, PIPELINE_LENGTH, T5_LENGTH, Networks
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = ["a photo of a fox", "a big red fox!"]
 

@@ -14,6 +14,8 @@ from demo.sd3.pipeline import T5_LENGTH, Networks
 from demo.train.autoencoder import Latents
 from tests.demo.sd3.conftest import SHAPE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(
