@@ -88,7 +88,7 @@ def test_workers_with_wrong_clocks_take_no_live_lease(
         site.job_table.await_state(job_id, "succeeded")
         assert site.job_table.job(job_id).attempt == 1
 
-    edit_id = UUID(site.post_edit("dog", settings=SLOW).json()["id"])
+    edit_id = UUID(site.post_edit("old cat", settings=SLOW).json()["id"])
     job_id = site.job_table.latest_job(edit_id)
     site.job_table.await_step(job_id)
     holder = site.job_table.job(job_id).worker or ""

@@ -40,7 +40,7 @@ def test_work_continues_after_postgres_ends(
         key = {"Idempotency-Key": "once"}
         with site.engine.connect() as other, ThreadPoolExecutor(1) as pool:
             other.execute(text("LOCK TABLE edits IN EXCLUSIVE MODE"))  # what is asked now is in the middle for long
-            asked = pool.submit(site.post_edit, "dog", headers=key)
+            asked = pool.submit(site.post_edit, "old cat", headers=key)
             waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'edits'")
             with site.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
                 until(lambda: watcher.scalar(waiting), timeout=30)
@@ -50,7 +50,7 @@ def test_work_continues_after_postgres_ends(
             answers = [asked.result()]
             other.invalidate()
         until(lambda: not postgres.is_running, timeout=30)
-        answers.append(site.post_edit("dog", headers=key))
+        answers.append(site.post_edit("old cat", headers=key))
         answers.append(site.ask("GET", f"/v1/edits/{ids[0]}"))
         answers.append(site.ask("GET", "/readyz"))
         for answer in answers:
@@ -60,11 +60,11 @@ def test_work_continues_after_postgres_ends(
         assert time.monotonic() - gone < LEASE, "too slow a machine: the lease has run out"
         postgres.start()
         back = time.monotonic()
-        until(lambda: site.post_edit("dog", headers=key).status_code == 202, timeout=30)
+        until(lambda: site.post_edit("old cat", headers=key).status_code == 202, timeout=30)
         recovery = time.monotonic() - back
         with site.sessions() as session:
             assert session.scalar(select(func.count()).select_from(Edit)) == BATCH + 1
-            ids.append(session.scalars(select(Edit.id).where(Edit.source == "dog")).one())
+            ids.append(session.scalars(select(Edit.id).where(Edit.source == "old cat")).one())
         for edit_id in ids:
             site.job_table.await_state(site.job_table.latest_job(edit_id), "succeeded")
         assert {site.job_table.job(job_id).attempt for job_id in jobs} == {1}, "a lease did not survive"
