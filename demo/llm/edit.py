@@ -26,13 +26,15 @@ from typing import Any, Literal, get_args
 import torch
 
 import editing
-from demo.classify import Classifier, classify, load_classifier
+from demo.classify import Classifier, load_classifier
 from demo.concepts import Concept
 from demo.llm.captions import sample
 from demo.llm.concepts import CLASSIFIER, read_all_concepts
 from demo.llm.draw import GUIDANCE, STEPS
 from demo.llm.generator import use_fixed_size
-from demo.llm.tasks import TURNS, Task, TaskName, fill_templates
+from demo.llm.judging import draw_pictures, judge_task, measure_confidences
+from demo.llm.settings import parse_settings
+from demo.llm.tasks import TURNS, Task, TaskName, fill_names, fill_templates
 from editing.edits import UPDATE_PRESETS, ConceptEdit, DestinationPrompt, ReferenceImages, StageOneSettings
 from editing.uce.projections import apply_temporarily as apply_projections_temporarily
 from editing.values import EditValue
@@ -43,7 +45,6 @@ UCE on the matrix through which the transformer reads the text."""
 
 TEMPLATES = ("a photo of a {}", "a drawing of a {}", "{}", "a small {}")
 PUBLISHED_TEMPLATES = ("an image of {}", "a photo of {}", "{}")
-PRESERVED_TEMPLATES = ("a photo of a {}", "{}")
 NOISE_POOL = 32
 CAPTIONS = 1500
 REFERENCE_IMAGES = 4
@@ -106,6 +107,10 @@ class Bench:
     def pipeline(self) -> editing.EditablePipeline:
         return use_fixed_size(editing.load_pipeline(self.folder, device=self.device, generator_dtype=torch.float32))
 
+    @property
+    def drawn_at_once(self) -> int:
+        return 256 if self.device == "cuda" else 32
+
     def estimate_moments(self, layers: Sequence[int]) -> editing.FactoredMoments:
         """Estimate the second moments of layers over captions of all concepts, or return those of an earlier run."""
         layers = tuple(layers)
@@ -128,7 +133,11 @@ class Bench:
     def find_misunderstood(self) -> frozenset[str]:
         """Return the names that training never had and whose pictures show something else than the concept."""
         named = [(alias, concept.name) for concept in self.concepts for alias in concept.held_out]
-        confidences = self.measure_confidences(fill_templates(named)).view(TURNS, len(named)).mean(0)
+        prompts, shown = zip(*fill_templates(named), strict=True)
+        pictures = draw_pictures(
+            self.pipeline, prompts, steps=self.steps, guidance_scale=GUIDANCE, batch=self.drawn_at_once
+        )
+        confidences = measure_confidences(pictures, shown, self.classifier).view(TURNS, len(named)).mean(0)
         return frozenset(alias for (alias, _), own in zip(named, confidences.tolist(), strict=True) if own < 0.5)
 
     def measure_before(self, task: Task) -> dict[str, float]:
@@ -139,32 +148,15 @@ class Bench:
 
     def judge(self, task: Task) -> dict[str, float]:
         """Return the mean confidence in the pictures of each of the task's questions."""
-        questions = {name: asked for name, asked in task.questions.items() if name in self.questions}
-        confidences = self.measure_confidences([pair for question in questions.values() for pair in question])
-        parts = confidences.split([len(question) for question in questions.values()])
-        return {name: part.mean().item() for name, part in zip(questions, parts, strict=True) if len(part)}
-
-    def measure_confidences(self, asked: Sequence[tuple[str, str]]) -> torch.Tensor:
-        """Draw a picture for each prompt and return the classifier's confidence of the class beside it, (prompts,)."""
-        pictures = self.draw([prompt for prompt, _ in asked])
-        confidences = classify(pictures, self.classifier).concept.cpu()
-        columns = torch.tensor([self.classifier.names.index(shown) for _, shown in asked])
-        return confidences[torch.arange(len(asked)), columns]
-
-    def draw(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Draw one picture for each prompt, (prompts, 3, 32, 32) in [-1, 1], with the prompt's position as its seed."""
-        parts = []
-        size = 256 if self.device == "cuda" else 32
-        for start in range(0, len(prompts), size):
-            chosen = prompts[start : start + size]
-            latents = self.pipeline.sample(
-                chosen,
-                generators=[torch.Generator().manual_seed(start + row) for row in range(len(chosen))],
-                num_inference_steps=self.steps,
-                guidance_scale=GUIDANCE,
-            )
-            parts.append(self.pipeline.generator.decode(latents).clamp(-1, 1))
-        return torch.cat(parts)
+        return judge_task(
+            self.pipeline,
+            self.classifier,
+            task,
+            names=self.questions,
+            steps=self.steps,
+            guidance_scale=GUIDANCE,
+            batch=self.drawn_at_once,
+        )
 
     def measure_hidden_norm(self, template: str, source: str, layer: int) -> float:
         """Return ‖h‖ at the last token of a source."""
@@ -292,11 +284,6 @@ def run(bench: Bench, task: Task, method: Method, settings: Settings) -> dict[st
     }
 
 
-def fill_names(names: Sequence[str]) -> list[str]:
-    """Return the prompts by which names are preserved."""
-    return [template.format(name) for name in names for template in PRESERVED_TEMPLATES]
-
-
 class Clock:
     """Notes the seconds of stages that follow each other."""
 
@@ -334,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     changes = json.loads(given.settings.read_text(encoding="utf-8")) if given.settings else [{}]
-    own = {name: _read_value(value) for name, value in (pair.split("=") for pair in given.set)}
+    own = parse_settings(given.set)
     classifier = load_classifier(given.classifier).to(given.device)
     concepts = [concept for concept in read_all_concepts() if concept.name in classifier.names]
     bench = Bench(given.folder, given.device, classifier, concepts, steps=given.steps, questions=given.question)
@@ -357,13 +344,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with given.json.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
     sys.exit(failed)
-
-
-def _read_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

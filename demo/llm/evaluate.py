@@ -37,27 +37,26 @@ class Result:
 def evaluate_templates(
     draw: Callable[[Sequence[str], Sequence[int]], Tensor],
     classifier: Classifier,
+    names: Sequence[str],
     templates: Sequence[str],
     *,
     each: int,
-    every: int = 1,
 ) -> Result:
-    """Draw each `every`-th concept in `each` of the templates, the next ones for the next, and judge the pictures.
+    """Draw each concept in `each` of the templates, the next ones for the next concept, and judge the pictures.
 
     `draw` takes prompts and their seeds.
     """
-    names = [concept.name for concept in read_all_concepts()]
-    drawn = range(0, len(names), every)
-    asked = [(index, (row * each + turn) % len(templates)) for row, index in enumerate(drawn) for turn in range(each)]
+    asked = [(index, (index * each + turn) % len(templates)) for index in range(len(names)) for turn in range(each)]
     prompts = [templates[template].format(names[index]) for index, template in asked]
     pictures = draw(prompts, range(len(prompts)))
     confidences = classify(pictures, classifier).concept.cpu()
     rows, columns = (torch.tensor(column) for column in zip(*asked, strict=True))
-    right = (confidences.argmax(1) == rows).float()
-    by_concept = right.view(len(drawn), each).mean(1)
+    wanted = torch.tensor([classifier.names.index(name) for name in names])[rows]
+    right = (confidences.argmax(1) == wanted).float()
+    by_concept = right.view(len(names), each).mean(1)
     return Result(
         pictures=len(prompts),
-        confidence=round(confidences[torch.arange(len(rows)), rows].mean().item(), 4),
+        confidence=round(confidences[torch.arange(len(rows)), wanted].mean().item(), 4),
         top1=round(right.mean().item(), 4),
         by_template={
             template: round(right[columns == index].mean().item(), 3)
@@ -65,9 +64,9 @@ def evaluate_templates(
             if (columns == index).any()
         },
         weakest={
-            names[drawn[row]]: round(by_concept[row].item(), 3)
-            for row in by_concept.argsort()[:10].tolist()
-            if by_concept[row] < 1
+            names[index]: round(by_concept[index].item(), 3)
+            for index in by_concept.argsort()[:10].tolist()
+            if by_concept[index] < 1
         },
     )
 
@@ -95,8 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=given.steps,
         guidance_scale=given.guidance_scale,
     )
+    names = [concept.name for concept in read_all_concepts()][:: given.every]
     results = {
-        name: evaluate_templates(draw, classifier, templates, each=given.each, every=given.every)
+        name: evaluate_templates(draw, classifier, names, templates, each=given.each)
         for name, templates in (("trained", TRAINED), ("held_out", HELD_OUT))
     }
     report = {"steps": given.steps, "guidance_scale": given.guidance_scale}

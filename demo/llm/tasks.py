@@ -11,6 +11,7 @@ from demo.llm.captions import HELD_OUT
 TaskName = Literal["concepts", "names", "images"]
 """`concepts`: each source becomes another concept. `names`: each source is a name that training never had, and becomes
 the concept that it means. `images`: as `concepts`, and pictures show the destination."""
+PRESERVED_TEMPLATES = ("a photo of a {}", "{}")
 TURNS = 2
 """Prompts of each name, each with its own picture."""
 MANY_CONCEPTS = 850
@@ -95,3 +96,8 @@ def fill_templates(named: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         for turn in range(TURNS)
         for row, (name, shown) in enumerate(named)
     ]
+
+
+def fill_names(names: Sequence[str]) -> list[str]:
+    """Return the prompts by which names are preserved."""
+    return [template.format(name) for name in names for template in PRESERVED_TEMPLATES]

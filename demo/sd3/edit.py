@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 import editing
-from demo.classify import Classifier, classify, load_classifier
+from demo.classify import Classifier, load_classifier
 from demo.concepts import read_concepts
-from demo.llm.tasks import Task
+from demo.llm.judging import judge_task
+from demo.llm.settings import parse_settings
+from demo.llm.tasks import Task, fill_names
 from demo.sd3.data import draw_captions, read_drawn
 from demo.sd3.draw import FOLDER, GUIDANCE, STEPS
 from demo.sd3.pipeline import ENCODERS, T5_LENGTH
@@ -30,7 +31,6 @@ from editing.edits import ConceptEdit, DestinationPrompt, StageOneSettings
 from editing.families.layout import choose_default_layers
 
 TEMPLATES = ("a photo of a {}", "an image of a {}", "a drawing of a {}", "{}", "a {}", "a small {}")
-PRESERVED_TEMPLATES = ("a photo of a {}", "{}")
 CAPTIONS = 1500
 HELD_OUT_CONCEPTS = 30
 
@@ -78,22 +78,6 @@ def load_engine(folder: Path, *, device: str, length: int = T5_LENGTH) -> editin
     return pipeline
 
 
-@torch.no_grad()
-def draw(pipeline: editing.EditablePipeline, prompts: Sequence[str], *, batch: int) -> Tensor:
-    """Draw one picture for each prompt, (prompts, 3, 32, 32) in [-1, 1], with the prompt's position as its seed."""
-    parts = []
-    for start in range(0, len(prompts), batch):
-        chosen = prompts[start : start + batch]
-        latents = pipeline.sample(
-            chosen,
-            generators=[torch.Generator().manual_seed(start + row) for row in range(len(chosen))],
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-        )
-        parts.append(pipeline.generator.decode(latents).clamp(-1, 1).cpu())
-    return torch.cat(parts)
-
-
 def judge(
     pipeline: editing.EditablePipeline,
     classifier: Classifier,
@@ -103,13 +87,7 @@ def judge(
     names: Sequence[str] = ("destination", "held_out"),
 ) -> dict[str, float]:
     """Return the mean confidence in the pictures of the task's questions of these names."""
-    questions = {name: task.questions[name] for name in names}
-    asked = [pair for question in questions.values() for pair in question]
-    confidences = classify(draw(pipeline, [prompt for prompt, _ in asked], batch=batch), classifier).concept
-    columns = torch.tensor([classifier.names.index(shown) for _, shown in asked])
-    own = confidences[torch.arange(len(asked)), columns]
-    parts = own.split([len(question) for question in questions.values()])
-    return {name: part.mean().item() for name, part in zip(questions, parts, strict=True) if len(part)}
+    return judge_task(pipeline, classifier, task, names=names, steps=STEPS, guidance_scale=GUIDANCE, batch=batch)
 
 
 def build_edits(pipeline: editing.EditablePipeline, task: Task, settings: Settings) -> list[ConceptEdit]:
@@ -148,7 +126,7 @@ def compute_updates(
 ) -> dict[str, editing.Update]:
     """Run stage II and return the update of each encoder."""
     captions = [caption.text for caption in draw_captions(read_concepts(), count=CAPTIONS)]
-    preserve = [template.format(name) for name in task.preserved for template in PRESERVED_TEMPLATES]
+    preserve = fill_names(task.preserved)
     updates = {}
     for encoder in pipeline.encoders:
         layers = choose_default_layers(encoder.family, encoder.name, last=settings.layers[encoder.name])
@@ -224,9 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [setting.name for setting in fields(Settings)]
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=f"change {', '.join(names)}")
     given = parser.parse_args(arguments)
-    settings = replace(
-        Settings(), **{name: _read_value(value) for name, value in (pair.split("=") for pair in given.set)}
-    )
+    settings = replace(Settings(), **parse_settings(given.set))
     task = draw_task(edits=given.edits, seed=given.seed)
     report = measure(
         load_engine(given.folder, device=given.device, length=given.length),
@@ -238,13 +214,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     made = {"edits": given.edits, "seed": given.seed, "held_out_concepts": len(task.held_out)}
     print(json.dumps({**made, **report, "settings": asdict(settings), "device": given.device}))  # noqa: T201
-
-
-def _read_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

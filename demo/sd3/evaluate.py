@@ -8,57 +8,19 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusion3Pipeline
-from torch import Tensor
-
-from demo.classify import Classifier, classify, load_classifier
+from demo.classify import load_classifier
 from demo.concepts import read_concepts
 from demo.llm.captions import HELD_OUT
+from demo.llm.evaluate import evaluate_templates
 from demo.sd3.data import read_drawn
 from demo.sd3.draw import FOLDER, GUIDANCE, STEPS, draw_pictures, load_pipeline
 from demo.sd3.pipeline import PIPELINE_LENGTH, T5_LENGTH
 
 TRAINED = ("a photo of a {}", "{}", "an image of a {}", "a {} on a white background")
-
-
-def evaluate_templates(
-    pipeline: StableDiffusion3Pipeline,
-    classifier: Classifier,
-    templates: Sequence[str],
-    *,
-    each: int,
-    concepts: int | None = None,
-    **options: int | float,
-) -> dict[str, object]:
-    """Draw concepts in `each` of the templates, the next ones for the next concept, and judge the pictures."""
-    drawn = read_drawn()
-    names = [concept.name for concept in read_concepts() if concept.name in drawn][:concepts]
-    asked = [(index, (index * each + turn) % len(templates)) for index in range(len(names)) for turn in range(each)]
-    prompts = [templates[template].format(names[index]) for index, template in asked]
-    pictures: Tensor = draw_pictures(pipeline, prompts, range(len(prompts)), **options)  # type: ignore[arg-type]
-    confidences = classify(pictures, classifier).concept
-    rows, columns = (torch.tensor(column) for column in zip(*asked, strict=True))
-    shown = torch.tensor([classifier.names.index(name) for name in names])[rows]
-    right = (confidences.argmax(1) == shown).float()
-    by_concept = right.view(len(names), each).mean(1)
-    return {
-        "pictures": len(prompts),
-        "confidence": round(confidences[torch.arange(len(rows)), shown].mean().item(), 4),
-        "top1": round(right.mean().item(), 4),
-        "by_template": {
-            template: round(right[columns == index].mean().item(), 3)
-            for index, template in enumerate(templates)
-            if (columns == index).any()
-        },
-        "weakest": {
-            names[index]: round(by_concept[index].item(), 3)
-            for index in by_concept.argsort()[:10].tolist()
-            if by_concept[index] < 1
-        },
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,15 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     options = {"steps": given.steps, "guidance_scale": given.guidance_scale, "batch": batch}
     report: dict[str, object] = dict(options)
+    drawn = read_drawn()
+    names = [concept.name for concept in read_concepts() if concept.name in drawn][: given.concepts]
     cases = (
         ("trained", TRAINED, given.each, T5_LENGTH),
         ("held_out", HELD_OUT, given.each, T5_LENGTH),
         ("held_out_at_256_tokens", HELD_OUT, 1, PIPELINE_LENGTH),
     )
     for name, templates, each, length in cases:
-        report[name] = evaluate_templates(
-            pipeline, classifier, templates, each=each, concepts=given.concepts, length=length, **options
-        )
+        draw = partial(draw_pictures, pipeline, length=length, **options)
+        report[name] = asdict(evaluate_templates(draw, classifier, names, templates, each=each))
     print(json.dumps(report | {"seconds": time.perf_counter() - started}, indent=1))  # noqa: T201
 
 

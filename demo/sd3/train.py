@@ -153,7 +153,7 @@ def train(
     # Of parameters: the state names T5's embeddings twice.
     trained = dict(networks.named_parameters())
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    # Only checkpoints are its: its loop asks the device for the loss in each step.
+    # Only checkpoints are its: its loop knows one kind of step, and here short and long ones alternate.
     training = Training(folder, NAME, {"model": networks}, Schedule(0, plan.batch, plan.rate), seed=seed, kept=average)
     training.optimizer = torch.optim.AdamW(
         training.parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True

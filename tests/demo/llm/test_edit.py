@@ -13,9 +13,9 @@ from demo.llm import edit, tasks
 from demo.llm.build import load_autoencoder
 from demo.llm.captions import HELD_OUT
 from demo.llm.concepts import read_all_concepts
-from demo.llm.edit import PRESERVED_TEMPLATES, TEMPLATES, Settings, main
+from demo.llm.edit import TEMPLATES, Settings, main
 from demo.llm.encoder import CHAT_TEMPLATE
-from demo.llm.tasks import Task
+from demo.llm.tasks import PRESERVED_TEMPLATES, Task
 
 pytestmark = pytest.mark.slow
 
