@@ -103,7 +103,7 @@ def build_edits(pipeline: editing.EditablePipeline, task: Task, settings: Settin
         objective="hybrid",
         warmup_steps=settings.text_steps,
         optimization_steps=settings.text_steps + settings.noise_steps,
-        text_weight=1e-9,  # after the warm-up, the generator's loss alone
+        text_weight=0.0,  # after the warm-up, the generator's loss alone
         learning_rate=settings.step_length * (squares / width) ** 0.5,
         max_delta_norm=settings.max_delta_norm,
         num_images=len(TEMPLATES),
